@@ -26,7 +26,7 @@ def _sizes(vae_dim: int, decoder_dim: int, heads: int, layers: int, ffn: int, te
             base_dim=vae_dim,
             decoder_base_dim=decoder_dim,
             z_dim=16,
-            dim_mult=[1, 2, 4],
+            dim_mult=[1, 2, 2],
             num_res_blocks=1,
             temperal_downsample=[True, True],
             is_residual=True,
@@ -112,7 +112,10 @@ def build_scheduler() -> Any:
     from diffusers import UniPCMultistepScheduler
 
     return UniPCMultistepScheduler(
-        prediction_type="flow_prediction", use_flow_sigmas=True, num_train_timesteps=1000, flow_shift=FLOW_SHIFT
+        prediction_type="flow_prediction",
+        use_flow_sigmas=True,
+        num_train_timesteps=1000,
+        flow_shift=FLOW_SHIFT,
     )
 
 

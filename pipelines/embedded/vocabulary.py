@@ -38,7 +38,22 @@ MAX_TOKENS = 64
 DEFAULT_PROMPT = "a large red star spinning and a blue circle moving left on a dark checkered background"
 
 _SPECIAL = ("<pad>", "</s>", "<unk>")
-_FILLERS = ("a", "an", "the", "and", "on", "in", "with", "of", "background", "camera", "video", "object", ",", ".")
+_FILLERS = (
+    "a",
+    "an",
+    "the",
+    "and",
+    "on",
+    "in",
+    "with",
+    "of",
+    "background",
+    "camera",
+    "video",
+    "object",
+    ",",
+    ".",
+)
 
 
 @dataclass(frozen=True)

@@ -243,7 +243,9 @@ def _background(scenes: Scenes, x: torch.Tensor, y: torch.Tensor, t: torch.Tenso
     )
     cloudy = 0.5 + 0.16 * cloudy
     kind = scenes.background.view(-1, 1, 1, 1)
-    mix = torch.where(kind == 0, gradient, torch.where(kind == 1, striped, torch.where(kind == 2, checkered, cloudy)))
+    mix = torch.where(
+        kind == 0, gradient, torch.where(kind == 1, striped, torch.where(kind == 2, checkered, cloudy))
+    )
     first, second = tones[:, 0].view(-1, 1, 1, 1, 3), tones[:, 1].view(-1, 1, 1, 1, 3)
     return first * (1 - mix[..., None]) + second * mix[..., None]
 
@@ -295,14 +297,16 @@ def render(
     picture = _background(scenes, x, y, t)
     centre, radius, angle = trajectory(scenes, number, duration, height, width)
     for j in range(int(scenes.count.max())):
-        r = radius[:, :, j, None, None]
-        ox, oy = (x - centre[:, :, j, 0, None, None]) / r, (y - centre[:, :, j, 1, None, None]) / r
-        cos, sin = torch.cos(angle[:, :, j, None, None]), torch.sin(angle[:, :, j, None, None])
-        ox, oy = ox * cos + oy * sin, oy * cos - ox * sin
-        shape = scenes.shape[:, j].view(-1, 1, 1, 1)
-        distance = torch.full_like(ox, 9.0)
         for s in range(len(voc.SHAPES)):
-            distance = torch.where(shape == s, shape_distance(ox, oy, s), distance)
-        cover = (0.5 - distance * r * unit * zoom).clamp(0, 1)[..., None]
-        picture = picture * (1 - cover) + _surface(scenes, j, ox, oy) * cover
+            some = (scenes.shape[:, j] == s).nonzero().flatten()
+            if len(some) == 0:
+                continue
+            near = zoom.expand(len(scenes), -1, -1, -1)[some]
+            r = radius[some, :, j, None, None]
+            ox = (x[some] - centre[some, :, j, 0, None, None]) / r
+            oy = (y[some] - centre[some, :, j, 1, None, None]) / r
+            cos, sin = torch.cos(angle[some, :, j, None, None]), torch.sin(angle[some, :, j, None, None])
+            ox, oy = ox * cos + oy * sin, oy * cos - ox * sin
+            cover = (0.5 - shape_distance(ox, oy, s) * r * unit * near).clamp(0, 1)[..., None]
+            picture[some] = torch.lerp(picture[some], _surface(scenes.select(some), j, ox, oy), cover)
     return picture.clamp(0, 1).permute(0, 4, 1, 2, 3) * 2 - 1
