@@ -1,0 +1,53 @@
+"""The methods by name. A new one is a file here and a line in `METHODS`."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from dittools.methods import auto
+from dittools.methods.base import AttentionCall, Method, Plan
+from dittools.methods.dense import Dense
+from dittools.methods.svg import SVG
+from dittools.naming import unknown
+
+__all__ = ["METHODS", "AttentionCall", "Method", "Plan", "create", "describe", "names", "options"]
+
+METHODS: dict[str, type[Method]] = {cls.name: cls for cls in (Dense, SVG)}
+
+
+def names() -> list[str]:
+    """Every name that `Config.method` takes."""
+    return ["auto", *METHODS]
+
+
+def options(name: str) -> dict[str, tuple[Any, str]]:
+    """Options of a method: name -> (default, help)."""
+    cls = auto.CANDIDATE if name == "auto" else METHODS[name]
+    return {f.name: (f.default, f.metadata.get("help", "")) for f in dataclasses.fields(cls)}
+
+
+def describe() -> list[tuple[str, str, dict[str, tuple[Any, str]]]]:
+    """(name, one line, options) of every method, "auto" first."""
+    lines = {"auto": auto.SUMMARY} | {name: cls.summary for name, cls in METHODS.items()}
+    return [(name, line, options(name)) for name, line in lines.items()]
+
+
+def create(name: str, given: Mapping[str, Any], also_known: Iterable[str] = ()) -> Method:
+    """The method called ``name`` with these options; for "auto", the one it picks when it does not stay
+    dense.
+
+    Args:
+        given: option values by name.
+        also_known: names that are near misses too, when an option is unknown: the settings every method has.
+
+    Raises:
+        ValueError: for an unknown method or option (naming the nearest), or a bad option value.
+    """
+    if name not in names():
+        raise ValueError(unknown("method", name, names()))
+    for option in given:
+        if option not in options(name):
+            raise ValueError(unknown(f"option of method {name}", option, {*options(name), *also_known}))
+    return (auto.CANDIDATE if name == "auto" else METHODS[name])(**given)

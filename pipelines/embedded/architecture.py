@@ -21,7 +21,7 @@ class Sizes:
 
 def _sizes(vae_dim: int, decoder_dim: int, heads: int, layers: int, ffn: int, text_dim: int) -> Sizes:
     return Sizes(
-        # Pixels are first folded 2 x 2 into channels (as in Wan 2.2's VAE), then halved twice: 4 x 8 x 8 in all.
+        # Pixels are first folded 2 x 2 into channels (as in Wan 2.2's VAE), then halved twice.
         vae=dict(
             base_dim=vae_dim,
             decoder_base_dim=decoder_dim,

@@ -14,7 +14,7 @@ from . import architecture
 def export(
     folder: Path, vae: nn.Module, transformer: nn.Module, text_encoder: nn.Module, scale: torch.Tensor
 ) -> None:
-    """Save everything at ``folder``; the denoiser in bf16, the small parts in fp16 (they load in any dtype)."""
+    """Save everything at ``folder``; the denoiser in bf16, the small parts in fp16 (they load in any)."""
     from diffusers import WanPipeline
 
     mean, std = scale.cpu().tolist()

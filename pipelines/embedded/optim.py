@@ -59,7 +59,7 @@ class Muon(torch.optim.Optimizer):
 
 
 def optimisers(transformer: nn.Module, text_encoder: nn.Module, lr: float) -> list[torch.optim.Optimizer]:
-    """Muon on attention and feed-forward matrices, AdamW on embeddings, norms, biases and the text encoder."""
+    """Muon on the blocks' matrices, AdamW on embeddings, norms, biases and the text encoder."""
     matrices, rest = [], []
     for name, p in transformer.named_parameters():
         in_block = name.startswith("blocks.") and p.ndim == 2

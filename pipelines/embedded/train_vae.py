@@ -47,7 +47,7 @@ def _window(step: int, settings: dict, device: torch.device) -> torch.Tensor:
 
 
 def train(work: Path, minutes: float, sizes: architecture.Sizes, device: torch.device, log: Log) -> nn.Module:
-    """Train for ``minutes`` (over all sessions) and leave ``vae.pt`` in ``work``; returns the averaged VAE."""
+    """Train for ``minutes`` (over all sessions) and leave ``vae.pt`` in ``work``; returns the average."""
     torch.manual_seed(0)
     cuda = device.type == "cuda"
     settings = SETTINGS if cuda else SETTINGS | dict(window=64, batch=2)

@@ -143,7 +143,7 @@ def captions(scenes: Scenes, generator: torch.Generator) -> list[str]:
 def trajectory(
     scenes: Scenes, frames: torch.Tensor, duration: int, height: int, width: int
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Centre ``[N, T, 3, 2]`` (x, y), radius ``[N, T, 3]`` and angle ``[N, T, 3]`` at the frame numbers given."""
+    """Centre ``[N, T, 3, 2]`` (x, y), radius ``[N, T, 3]`` and angle ``[N, T, 3]`` at these frame numbers."""
     device = scenes.count.device
     unit = min(height, width)
     half_w, half_h = width / unit / 2, height / unit / 2
@@ -274,8 +274,8 @@ def render(
 ) -> torch.Tensor:
     """Video ``[N, 3, T, h, w]`` in [-1, 1], fp32, of frames ``first .. first + frames - 1``.
 
-    ``crop`` is (top, left, height, width) in pixels of the whole ``height`` x ``width`` frame; ``duration`` is
-    the length in frames of the clip the motion is planned for.
+    ``crop`` is (top, left, height, width) in pixels of the whole ``height`` x ``width`` frame; ``duration``
+    is the length in frames of the clip the motion is planned for.
     """
     device = scenes.count.device
     duration = duration or max(SHORT_CLIP, first + frames)

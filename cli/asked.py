@@ -1,0 +1,84 @@
+"""The flags of `dittools generate` as given, and the checks that need nothing heavy to be imported."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from dittools.pipelines import loading, saving, weights
+from dittools.pipelines.errors import BadInput
+from dittools.pipelines.limits import SizeRule
+
+from dittools.naming import unknown
+
+CACHES = ("none",)
+TEXT_TO_VIDEO = ("WanPipeline",)
+_LARGEST_SEED = 2**63 - 1
+
+
+@dataclass(frozen=True)
+class Asked:
+    """The flags as given; None where one was not and its default depends on something else."""
+
+    model: str
+    prompt: str | None
+    weights: str
+    method: str | None
+    sparsity: float | None
+    dense_steps: str | None
+    dense_layers: int | None
+    refresh: int | None
+    strict: bool
+    cache: str
+    profile: str | None
+    config: str | None
+    steps: int | None
+    height: int | None
+    width: int | None
+    frames: int | None
+    guidance: float | None
+    negative_prompt: str | None
+    seed: int
+    output: str
+    compare_dense: bool
+    device: str
+    dtype: str
+    offload: str
+    compile: bool
+
+    def check(self) -> saving.Output:
+        """Check what needs neither PyTorch nor a model, and give the output. Raises BadInput."""
+        _choices(self)
+        _numbers(self)
+        folder = weights.check_asked(self.weights, TEXT_TO_VIDEO)
+        rule = SizeRule.from_folder(folder) if folder else SizeRule()
+        rule.check(self.frames, self.height, self.width)
+        return saving.plan(self.output, self.frames)
+
+
+def _choices(asked: Asked) -> None:
+    for flag, value, valid in (
+        ("--cache", asked.cache, CACHES),
+        ("--device", asked.device, loading.DEVICES),
+        ("--dtype", asked.dtype, loading.DTYPES),
+        ("--offload", asked.offload, loading.OFFLOADS),
+    ):
+        if value not in valid:
+            raise BadInput(unknown(flag, value, valid))
+    if asked.profile is not None:
+        raise BadInput(f"--profile {asked.profile}: no method takes a profile yet; drop it")
+
+
+def _numbers(asked: Asked) -> None:
+    for flag, value, least in (
+        ("--steps", asked.steps, 1),
+        ("--frames", asked.frames, 1),
+        ("--height", asked.height, 1),
+        ("--width", asked.width, 1),
+    ):
+        if value is not None and value < least:
+            raise BadInput(f"{flag} must be at least {least}, got {value}")
+    if asked.guidance is not None and not (math.isfinite(asked.guidance) and asked.guidance >= 0):
+        raise BadInput(f"--guidance must be a number of at least 0 (1 turns it off), got {asked.guidance:g}")
+    if not 0 <= asked.seed <= _LARGEST_SEED:
+        raise BadInput(f"--seed must be from 0 to {_LARGEST_SEED}, got {asked.seed}")

@@ -1,0 +1,39 @@
+"""The few lines on stderr that end a run: what came out, what was skipped, how long it took, what it cost."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+
+def closing(record: dict[str, Any], record_path: Path) -> list[str]:
+    """The lines, from a run record."""
+    seconds, sparsity, calls, run = (record[key] for key in ("seconds", "sparsity", "calls", "run"))
+    stages = ", ".join(f"{name} {seconds[name]:.1f}" for name in seconds if name != "total")
+    lines = [
+        f"{record['output']}: {run['frames']} frames of {run['height']} x {run['width']}; "
+        f"record {record_path}",
+        _skipped(record["method"], sparsity, calls),
+        f"seconds {seconds['total']:.1f} ({stages})",
+    ]
+    quality = record["quality"]
+    if quality:
+        psnr = "identical" if quality["psnr"] == "inf" else f"PSNR {quality['psnr']:.2f} dB"
+        lines.append(
+            f"against dense: {psnr}, SSIM {quality['ssim']:.4f}; denoising {quality['speedup']:.2f}x as fast "
+            f"({seconds['denoise']:.1f} s, dense {quality['dense_denoise_seconds']:.1f} s)"
+        )
+    lines += [
+        f"fallback: {entry['count']} calls ran dense: {entry['reason']}" for entry in record["fallbacks"]
+    ]
+    return lines + [f"note: {note}" for note in record["notes"]]
+
+
+def _skipped(method: str, sparsity: dict[str, Any], calls: dict[str, int]) -> str:
+    counted = f"{calls['dense']} dense and {calls['sparse']} sparse attention calls"
+    if not calls["sparse"]:
+        return f"method {method}: {counted}, nothing skipped"
+    return (
+        f"method {method}: skipped {sparsity['sparse_calls']:.1%} in sparse calls "
+        f"({sparsity['asked']:.0%} asked), {sparsity['overall']:.1%} overall; {counted}"
+    )

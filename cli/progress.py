@@ -1,0 +1,100 @@
+"""Where a run stands: a live bar on a terminal, plain lines elsewhere. Always on stderr."""
+
+from __future__ import annotations
+
+import sys
+import time
+from contextlib import AbstractContextManager
+from typing import Any
+
+from dittools.cli.output import Output
+
+_PLAIN_SECONDS = 5.0
+
+
+class Progress(AbstractContextManager):
+    """Shows the stage a run is in and, while denoising, its step, pace, skipped share and time.
+
+    Notes printed through `output` while it is open appear above the bar.
+    """
+
+    def __init__(self, output: Output):
+        self._output = output
+        self._bar = _Bar() if sys.stderr.isatty() else None
+        self._started = self._spoken = time.perf_counter()
+        self._stage = ""
+        self._skipped: float | None = None
+
+    def __enter__(self) -> Progress:
+        if self._bar is not None:
+            self._bar.open()
+            self._output.through(self._bar.say)
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        self._output.through(None)
+        if self._bar is not None:
+            self._bar.close()
+
+    def stage(self, name: str, steps: int | None = None) -> None:
+        """A new stage begins; `steps` where it has countable ones."""
+        self._stage, self._skipped = name, None
+        self._started = self._spoken = time.perf_counter()
+        if self._bar is not None:
+            self._bar.start(name, steps)
+        else:
+            self._output.line(f"{name} ...")
+
+    def skipped(self, share: float | None) -> None:
+        """The share of attention skipped so far, shown with the next step."""
+        self._skipped = share
+
+    def step(self, step: int, steps: int) -> None:
+        """`step` of `steps` is done."""
+        now = time.perf_counter()
+        elapsed = now - self._started
+        facts = f"{elapsed / step:.2f} s/step"
+        if self._skipped is not None:
+            facts += f", {self._skipped:.0%} skipped"
+        if self._bar is not None:
+            self._bar.move(step, f"step {step}/{steps}, {facts}")
+        elif now - self._spoken >= _PLAIN_SECONDS or step == steps:
+            self._spoken = now
+            self._output.line(f"{self._stage}: step {step}/{steps}, {facts}, {elapsed:.0f} s")
+
+
+class _Bar:
+    """rich's progress bar, one stage at a time."""
+
+    def __init__(self):
+        from rich.console import Console
+        from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
+        from rich.progress import Progress as RichProgress
+
+        self._console = Console(stderr=True, highlight=False)
+        self._bar = RichProgress(
+            TextColumn("{task.description}", markup=False),
+            BarColumn(bar_width=30),
+            TextColumn("{task.fields[facts]}", markup=False),
+            TimeElapsedColumn(),
+            console=self._console,
+            transient=True,
+        )
+        self._task: Any = None
+
+    def open(self) -> None:
+        self._bar.start()
+
+    def close(self) -> None:
+        self._bar.stop()
+
+    def start(self, name: str, steps: int | None) -> None:
+        if self._task is not None:
+            self._bar.remove_task(self._task)
+        self._task = self._bar.add_task(name, total=steps, facts="")
+
+    def move(self, step: int, facts: str) -> None:
+        self._bar.update(self._task, completed=step, facts=facts)
+
+    def say(self, text: str) -> None:
+        self._console.print(text, markup=False, soft_wrap=True)

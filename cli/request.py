@@ -1,0 +1,127 @@
+"""What `dittools generate` will do: checked flags, and the defaults of the weights once they are chosen."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dittools.cli.asked import Asked
+from dittools.pipelines import saving, stages, weights
+from dittools.pipelines.errors import BadInput, first_line
+from dittools.pipelines.families import Family, find_family
+from dittools.pipelines.limits import SizeRule
+
+from dittools.config import Config
+
+PROMPT = "A ginger cat plays the piano by a tall window, soft morning light, shallow depth of field"
+
+
+@dataclass(frozen=True)
+class Request:
+    """Checked flags. `complete` adds what depends on the weights."""
+
+    asked: Asked
+    family: Family
+    config: Config
+    output: saving.Output
+
+
+@dataclass(frozen=True)
+class Scene:
+    """What is drawn, all defaults filled in. `max_text` is in tokens; None leaves it to the pipeline."""
+
+    prompt: str
+    negative_prompt: str
+    shot: stages.Shot
+    fps: float
+    max_text: int | None
+
+
+def check(asked: Asked, output: saving.Output) -> Request:
+    """What `Asked.check` left: the names and settings that PyTorch is imported to judge. Raises BadInput."""
+    return Request(asked, find_family(asked.model), _config(asked), output)
+
+
+def complete(request: Request, chosen: weights.Weights, folder: Path) -> Scene:
+    """Fill in the defaults of the weights and check the sizes against their own configs."""
+    asked, family = request.asked, request.family
+    defaults = dataclasses.asdict(family) | {
+        "prompt": PROMPT,
+        "negative_prompt": "",
+        "max_sequence_length": None,
+    }
+    if chosen.embedded:
+        from dittools.pipelines import embedded
+
+        defaults |= embedded.DEFAULTS
+
+    def pick(name: str) -> Any:
+        given = getattr(asked, name)
+        return defaults[name] if given is None else given
+
+    shot = stages.Shot(
+        frames=pick("frames"),
+        height=pick("height"),
+        width=pick("width"),
+        steps=pick("steps"),
+        guidance=pick("guidance"),
+        seed=asked.seed,
+    )
+    SizeRule.from_folder(folder).check(shot.frames, shot.height, shot.width)
+    return Scene(
+        prompt=pick("prompt"),
+        negative_prompt=pick("negative_prompt"),
+        shot=shot,
+        fps=defaults["fps"],
+        max_text=defaults["max_sequence_length"],
+    )
+
+
+def _config(asked: Asked) -> Config:
+    """--config's file with the single flags laid over it."""
+    try:
+        base = _read_config(asked.config) if asked.config is not None else Config()
+        given = {
+            "method": asked.method,
+            "sparsity": asked.sparsity,
+            "dense_steps": None if asked.dense_steps is None else _share_or_count(asked.dense_steps),
+            "dense_layers": asked.dense_layers,
+            "refresh": asked.refresh,
+            "strict": asked.strict or None,
+        }
+        return dataclasses.replace(
+            base, **{name: value for name, value in given.items() if value is not None}
+        )
+    except BadInput:
+        raise
+    except (ValueError, TypeError) as error:
+        raise BadInput(first_line(error)) from None
+
+
+def _read_config(name: str) -> Config:
+    try:
+        text = Path(name).expanduser().read_text(encoding="utf-8")
+    except OSError as error:
+        raise BadInput(f"--config {name} cannot be read ({error.strerror}): give a JSON file") from None
+    except UnicodeDecodeError:
+        raise BadInput(f"--config {name} is no text: give a JSON file") from None
+    try:
+        return Config.from_json(text)
+    except ValueError as error:
+        raise BadInput(f"--config {name}: {first_line(error)}") from None
+
+
+def _share_or_count(text: str) -> float | int:
+    """A share of the run ("0.2") or a count of steps ("5")."""
+    try:
+        return int(text)
+    except ValueError:
+        pass
+    try:
+        return float(text)
+    except ValueError:
+        raise BadInput(
+            f"--dense-steps must be a share such as 0.2 or a count such as 5, got {text!r}"
+        ) from None

@@ -1,0 +1,108 @@
+"""`accelerate(pipe)`: the public way in, and the handle it gives back."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+from dittools import summary
+from dittools.config import Config
+from dittools.runtime import Runtime
+
+# How a pipeline is entered is not this package's business: `dittools/__init__.py` puts the way here.
+Attach = Callable[[Any, Config], "tuple[Runtime, Callable[[], None]]"]
+_attach: Attach | None = None
+
+
+def use_attach(attach: Attach) -> None:
+    """Set how `accelerate` enters a pipeline: ``attach(pipe, config) -> (runtime, detach)``."""
+    global _attach
+    _attach = attach
+
+
+def accelerate(
+    pipe: Any,
+    method: str = "auto",
+    sparsity: float = 0.8,
+    dense_steps: float | int = 0.2,
+    dense_layers: int = 1,
+    dense_last_steps: float | int = 0,
+    refresh: int = 1,
+    block_size: str | int = "auto",
+    strict: bool = False,
+    seed: int = 0,
+    config: Config | None = None,
+    **options: Any,
+) -> Acceleration:
+    """Make a diffusers pipeline attend sparsely.
+
+    Only the self-attention modules of its transformer change; `Acceleration.restore` undoes it exactly. A
+    second call on the same pipeline replaces the first.
+
+    Args:
+        pipe: a diffusers pipeline of a known family, before or after offloading, LoRA and compilation.
+        config: all settings at once, in place of the others.
+        options: settings of the method itself, for example ``probe_rows=64``.
+        method, sparsity, dense_steps, dense_layers, dense_last_steps, refresh, block_size, strict, seed: as
+            in `dittools.Config`.
+
+    Raises:
+        ValueError: one line, when a setting is wrong or the pipeline is of no known family.
+    """
+    given = Config(
+        method=method,
+        sparsity=sparsity,
+        dense_steps=dense_steps,
+        dense_layers=dense_layers,
+        dense_last_steps=dense_last_steps,
+        refresh=refresh,
+        block_size=block_size,
+        strict=strict,
+        seed=seed,
+        options=options,
+    )
+    if config is not None:
+        both = [
+            f.name for f in dataclasses.fields(Config) if getattr(given, f.name) != getattr(Config(), f.name)
+        ]
+        if both:
+            raise ValueError(f"give either a config or single settings, got a config and {', '.join(both)}")
+        given = config
+    runtime, detach = _attach(pipe, given)
+    return Acceleration(runtime, detach)
+
+
+class Acceleration:
+    """The handle on an accelerated pipeline; as a context manager it restores the pipeline at the end.
+
+    Attributes:
+        config: the settings.
+        runtime: what decides the calls; ``runtime.listeners`` hears of finished steps.
+    """
+
+    def __init__(self, runtime: Runtime, detach: Callable[[], None]):
+        self.runtime = runtime
+        self._detach = detach
+
+    @property
+    def config(self) -> Config:
+        return self.runtime.config
+
+    def record(self) -> dict[str, Any]:
+        """The latest run in plain values; see `dittools.summary.record`."""
+        return summary.record(self.runtime)
+
+    def summary(self) -> str:
+        """The latest run as text: sparsity by step and layer, calls, fallbacks and why, seconds."""
+        return summary.summary(self.runtime)
+
+    def restore(self) -> None:
+        """Give the pipeline back as it was. Again, or after a later `accelerate` took over: does nothing."""
+        self._detach()
+
+    def __enter__(self) -> Acceleration:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.restore()

@@ -1,0 +1,119 @@
+"""Blocks of positions, and which key blocks each query block visits."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from numbers import Integral
+
+import torch
+
+from dittools.kernels.lists import block_lists
+
+
+@dataclass(frozen=True)
+class Partition:
+    """``length`` positions cut into runs of ``size``; the last run is ragged when they do not divide.
+
+    Raises:
+        ValueError: when length or size is not an integer of at least 1.
+    """
+
+    length: int
+    size: int
+
+    def __post_init__(self):
+        for name in ("length", "size"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
+                raise ValueError(f"Partition.{name} must be an integer of at least 1, got {value!r}")
+            object.__setattr__(self, name, int(value))
+
+    @property
+    def count(self) -> int:
+        """Number of blocks, the ragged one included."""
+        return -(-self.length // self.size)
+
+    @property
+    def tail(self) -> int:
+        """Positions in the last block, between 1 and ``size``."""
+        return self.length - (self.count - 1) * self.size
+
+    def sizes(self, device: torch.device | str | None = None) -> torch.Tensor:
+        """Positions in each block: int64 ``[count]``."""
+        sizes = torch.full((self.count,), self.size, device=device)
+        sizes[-1] = self.tail
+        return sizes
+
+
+@dataclass(frozen=True, eq=False)
+class BlockMask:
+    """Which key blocks each query block visits, over *positions* of an order.
+
+    Args:
+        keep: bool ``[B or 1, H or 1, Mq, Nk]``. Treated as constant from here on: ``lists()`` is cached.
+        query, key: partitions with ``query.count == Mq`` and ``key.count == Nk``.
+
+    Raises:
+        ValueError: when ``keep`` is not 4-D bool, or its blocks do not match the partitions.
+    """
+
+    keep: torch.Tensor
+    query: Partition
+    key: Partition
+    _cache: dict = field(default_factory=dict, init=False, repr=False)
+
+    def __post_init__(self):
+        if self.keep.dtype != torch.bool or self.keep.ndim != 4:
+            raise ValueError(
+                "BlockMask.keep must be bool [B or 1, H or 1, query blocks, key blocks], "
+                f"got {self.keep.dtype} {list(self.keep.shape)}"
+            )
+        want = (self.query.count, self.key.count)
+        if tuple(self.keep.shape[-2:]) != want:
+            raise ValueError(
+                f"BlockMask.keep has {self.keep.shape[-2]} x {self.keep.shape[-1]} blocks, "
+                f"but its partitions have {want[0]} x {want[1]}"
+            )
+
+    @classmethod
+    def full(cls, query: Partition, key: Partition, device: torch.device | str | None = None) -> BlockMask:
+        """The mask that keeps every block, shared by all batches and heads."""
+        return cls(torch.ones(1, 1, query.count, key.count, dtype=torch.bool, device=device), query, key)
+
+    def density(self) -> torch.Tensor:
+        """Kept query-key pairs over all pairs: fp32 ``[B or 1, H or 1]``; ragged tails count as they are."""
+        # Whole numbers until the division, so that the result is exact for any sequence length.
+        keys = self.keep.sum(-1) * self.key.size - self.keep[..., -1].long() * (self.key.size - self.key.tail)
+        pairs = keys.sum(-1) * self.query.size - keys[..., -1] * (self.query.size - self.query.tail)
+        return (pairs.double() / (self.query.length * self.key.length)).float()
+
+    def lists(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """(counts int32 ``[.., Mq]``, indices int32 ``[.., Mq, Nk]``): kept key blocks, ascending.
+
+        Entries of ``indices`` past the count are valid block indices without meaning. Made on the mask's
+        device without a host sync, once.
+        """
+        if "lists" not in self._cache:
+            self._cache["lists"] = block_lists(self.keep)
+        return self._cache["lists"]
+
+    def to_tokens(self, batch: int, head: int, rows: torch.Tensor | Sequence[int]) -> torch.Tensor:
+        """Rows of the position-level mask: bool ``[len(rows), key.length]``.
+
+        ``rows`` are query positions in the order. ``batch`` and ``head`` may exceed a dimension of size 1,
+        which all batches or heads share.
+        """
+        rows = torch.as_tensor(rows, dtype=torch.long, device=self.keep.device)
+        shared_batch, shared_head = self.keep.shape[0] == 1, self.keep.shape[1] == 1
+        blocks = self.keep[0 if shared_batch else batch, 0 if shared_head else head]
+        columns = torch.arange(self.key.length, device=self.keep.device) // self.key.size
+        return blocks[rows // self.query.size][:, columns]
+
+    def to(self, device: torch.device | str) -> BlockMask:
+        """The same mask on another device."""
+        return (
+            self
+            if self.keep.device == torch.device(device)
+            else BlockMask(self.keep.to(device), self.query, self.key)
+        )

@@ -1,0 +1,152 @@
+"""What a user asks for, checked once, with a JSON form that says its version."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from numbers import Integral, Real
+from typing import Any
+
+from dittools import methods
+from dittools.naming import unknown
+
+VERSION = 1
+BLOCK_SIZES = ("auto", 64, 128)
+
+
+@dataclass(frozen=True)
+class Config:
+    """Settings of one acceleration.
+
+    Args:
+        method: a name from `dittools.methods.names()`; "auto" picks one for the model and grid.
+        sparsity: share of query-key pairs to skip in sparse calls, in [0, 1). 0.8 skips 80 %.
+        dense_steps: steps at the start of a run that stay dense: a share of the run as a float in [0, 1]
+            (rounded to whole steps, at least one when above 0), or a count as an int. Mind that 1 is one step
+            and 1.0 is all.
+        dense_last_steps: the same for the end of a run.
+        dense_layers: the first layers of each transformer that stay dense, a count.
+        refresh: for how many steps a selection is used before it is made anew.
+        block_size: tokens in a query or key block, 64 or 128; "auto" is 128 on CUDA and 64 elsewhere.
+        strict: raise when a sparse call gives a non-finite result, where the default is to redo it dense.
+        seed: fixes what a method draws at random, for example which rows are probed.
+        options: settings of the method itself, for example ``{"probe_rows": 64}`` for svg.
+
+    Raises:
+        ValueError: one line that says what was asked and what would be right.
+    """
+
+    method: str = "auto"
+    sparsity: float = 0.8
+    dense_steps: float | int = 0.2
+    dense_last_steps: float | int = 0
+    dense_layers: int = 1
+    refresh: int = 1
+    block_size: str | int = "auto"
+    strict: bool = False
+    seed: int = 0
+    options: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self):
+        if self.method not in methods.names():
+            raise ValueError(unknown("method", self.method, methods.names()))
+        self._set("sparsity", _real("sparsity", self.sparsity))
+        if not 0 <= self.sparsity < 1:
+            raise ValueError(
+                f"sparsity is the share of pairs to skip, at least 0 and below 1, got {self.sparsity:g}"
+                + (f": did you mean {self.sparsity / 100:g}?" if 1 < self.sparsity < 100 else "")
+            )
+        for name in ("dense_steps", "dense_last_steps"):
+            self._set(name, _steps(name, getattr(self, name)))
+        for name, least in (("dense_layers", 0), ("refresh", 1), ("seed", 0)):
+            self._set(name, _count(name, getattr(self, name), least))
+        if isinstance(self.block_size, bool) or self.block_size not in BLOCK_SIZES:
+            raise ValueError(f"block_size must be 'auto', 64 or 128, got {self.block_size!r}")
+        if not isinstance(self.strict, bool):
+            raise ValueError(f"strict must be True or False, got {self.strict!r}")
+        if not isinstance(self.options, Mapping) or not all(isinstance(key, str) for key in self.options):
+            raise ValueError(f"options must map names to values, got {self.options!r}")
+        self._set("options", dict(self.options))
+        # Made to be checked: a misspelt option is an error here and not in the middle of a run.
+        methods.create(self.method, self.options, also_known=_names())
+
+    def _set(self, name: str, value: Any) -> None:
+        object.__setattr__(self, name, value)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values with a "version", as `from_dict` reads them."""
+        return {"version": VERSION, **dataclasses.asdict(self)}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Config:
+        """The settings in ``values``; what is missing takes its default.
+
+        Raises:
+            ValueError: for an unknown key (naming the nearest), a newer version, or a bad value.
+        """
+        if not isinstance(values, Mapping):
+            raise ValueError(f"a config is an object with named settings, got {type(values).__name__}")
+        values = dict(values)
+        version = values.pop("version", VERSION)
+        if version != VERSION:
+            raise ValueError(
+                f"this config has version {version!r}, and this dittools reads version {VERSION}"
+            )
+        for key in values:
+            if key not in _names():
+                raise ValueError(unknown("config key", key, _names()))
+        return cls(**values)
+
+    def to_json(self) -> str:
+        """The config as a JSON object."""
+        return json.dumps(self.to_dict(), indent=2)
+
+    @classmethod
+    def from_json(cls, text: str) -> Config:
+        """The config in a JSON object.
+
+        Raises:
+            ValueError: when the text is not JSON, and as `from_dict`.
+        """
+        try:
+            values = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"this config is not JSON: {error}") from None
+        return cls.from_dict(values)
+
+
+def whole_steps(asked: float | int, steps: int) -> int:
+    """How many of ``steps`` steps a share (float) or count (int) stands for."""
+    if isinstance(asked, int):
+        return min(asked, steps)
+    return min(steps, max(1, int(asked * steps + 0.5))) if asked > 0 else 0
+
+
+def _names() -> list[str]:
+    return [f.name for f in dataclasses.fields(Config)]
+
+
+def _real(name: str, value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise ValueError(f"{name} must be a number, got {value!r}")
+    return float(value)
+
+
+def _count(name: str, value: Any, least: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
+        raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}")
+    return int(value)
+
+
+def _steps(name: str, value: Any) -> float | int:
+    if isinstance(value, Integral):
+        return _count(name, value, 0)
+    value = _real(name, value)
+    if not 0 <= value <= 1:
+        raise ValueError(
+            f"{name} is a share of the run as a float in [0, 1], or a count as an int, got {value:g}"
+            + (f": did you mean {int(value)}?" if value > 1 and value == int(value) else "")
+        )
+    return value

@@ -1,0 +1,119 @@
+"""What a method is asked, and what it answers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+
+from dittools.blocks import BlockMask
+from dittools.selectors.geometric import Pattern
+from dittools.tokens import TokenGrid
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """Which pairs one sparse call computes, and in which token order.
+
+    Args:
+        order: int32 ``[B or 1, H or 1, S]``, position -> token; None is raster.
+        mask: blocks of positions in that order.
+        facts: named scalar tensors for the summary, for example how many heads went temporal. Read only
+            there.
+        notes: what a user should know about this plan, a line each.
+        again: makes this plan again from little; a plan that is kept for later steps is kept in this form.
+    """
+
+    order: torch.Tensor | None
+    mask: BlockMask
+    facts: dict[str, torch.Tensor] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    again: Callable[[], Plan] | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class AttentionCall:
+    """What a method knows of one self-attention call beside q, k and v.
+
+    Args:
+        layer, layers: index of this self-attention layer, and how many there are.
+        branch: name of the guidance lane.
+        step, steps: index of the denoising step, and how many the run has.
+        grid: layout of the S tokens.
+        sparsity: share of pairs to skip.
+        scale: factor on the logits.
+        generator: CPU generator seeded from (seed, step, layer).
+        block_size: tokens in a query or key block.
+        memo: lives as long as the run; `remember` keeps there what is the same for every call.
+    """
+
+    layer: int
+    layers: int
+    branch: str
+    step: int
+    steps: int
+    grid: TokenGrid
+    sparsity: float
+    scale: float
+    generator: torch.Generator
+    block_size: int
+    memo: dict[Hashable, Any] = field(default_factory=dict)
+
+    def remember(self, key: Hashable, make: Callable[[], Any]) -> Any:
+        """``make()``, made once in this run for this key."""
+        if key not in self.memo:
+            self.memo[key] = make()
+        return self.memo[key]
+
+
+class Method:
+    """A recipe: order, selector, budget. Subclasses are frozen dataclasses whose fields are their options.
+
+    They hold settings and no state: what belongs to a run lives in `AttentionCall.memo` and in the runtime.
+    """
+
+    name: ClassVar[str]
+    summary: ClassVar[str]
+
+    def plan(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, call: AttentionCall) -> Plan:
+        """Choose the pairs of one call.
+
+        Args:
+            q, k, v: ``[B, S, H, D]`` after RoPE, S = ``call.grid.tokens``.
+            call: everything else there is to know.
+        """
+        raise NotImplementedError
+
+    def why_not(self, grid: TokenGrid, block_size: int) -> str | None:
+        """None when this method can run on ``grid``, else why it cannot."""
+        blocks = -(-grid.tokens // block_size)
+        if blocks < 4:
+            return (
+                f"{self.name} needs at least 4 blocks of {block_size} tokens ({3 * block_size + 1} tokens), "
+                f"and this run has {grid.tokens} ({grid.frames} x {grid.height} x {grid.width}"
+                + (f" and {grid.text} text)" if grid.text else ")")
+            )
+        return None
+
+
+def pick_per_head(patterns: Sequence[Pattern], second: torch.Tensor, facts: dict[str, torch.Tensor]) -> Plan:
+    """The plan in which each head runs one of two static patterns.
+
+    Args:
+        patterns: the two.
+        second: bool ``[B, H]``, which heads run the second.
+        facts: for the summary.
+
+    Nothing is read back from the device, except on the CPU, where it costs nothing to see that no head needs
+    an order.
+    """
+    one, two = patterns
+    keep = torch.where(second[..., None, None], two.mask.keep, one.mask.keep)  # [B, H, M, M]
+    order = None
+    if second.device.type != "cpu" or second.any():
+        order = torch.where(second[..., None], two.order, one.order)  # [B, H, S]
+    mask = BlockMask(keep, one.mask.query, one.mask.key)
+    notes = tuple(dict.fromkeys(one.notes + two.notes))
+    return Plan(order, mask, facts, notes, again=lambda: pick_per_head(patterns, second, facts))

@@ -1,0 +1,130 @@
+"""What one pipeline run leaves behind: plans to use again, and everything that was counted."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+
+from dittools.methods.base import Method, Plan
+from dittools.stopwatch import Stopwatch
+from dittools.tokens import TokenGrid
+
+
+class Call(NamedTuple):
+    """One self-attention call that ran. ``density`` is None for a dense call, else a scalar tensor."""
+
+    step: int
+    layer: int
+    pairs: float
+    density: torch.Tensor | None
+
+
+class Kept(NamedTuple):
+    """A plan to use again, and the step it was made in. ``plan`` makes it: little is held in between."""
+
+    step: int
+    shape: tuple
+    plan: Callable[[], Plan]
+    density: torch.Tensor
+
+
+class Run:
+    """One run. A new one replaces it, so nothing of an old run can leak into the next.
+
+    Args:
+        grid: token layout of every call in the run; None for a run that never was.
+        steps: number of denoising steps.
+        layers: number of self-attention layers.
+        method: what decides the pairs, or None when the whole run is dense.
+        why_dense: with no method, the reason; None when dense is what was asked for.
+        block_size: tokens in a block.
+    """
+
+    def __init__(
+        self,
+        grid: TokenGrid | None,
+        steps: int,
+        layers: int,
+        method: Method | None,
+        why_dense: str | None,
+        block_size: int,
+    ):
+        self.grid = grid
+        self.steps = steps
+        self.layers = layers
+        self.method = method
+        self.why_dense = why_dense
+        self.block_size = block_size
+        self.plans: dict[tuple[int, str], Kept] = {}
+        self.memo: dict[Any, Any] = {}
+        self.calls: list[Call] = []
+        self.facts: list[tuple[int, dict[str, torch.Tensor]]] = []
+        self.fallbacks: Counter[str] = Counter()
+        self.notes: dict[str, None] = {}  # a set that keeps its order
+        self.plans_reused = 0
+        self.dtype: torch.dtype | None = None  # of the latest attention call
+        self.dense_from: set[tuple[int, int]] = set()  # (step, layer) forced dense after a non-finite result
+        self.forwards: list[tuple[int, Stopwatch]] = []
+        self._bad: torch.Tensor | None = None
+
+    def mark(self) -> tuple[int, int, Counter[str], int]:
+        """Where the counters stand, for `rewind`."""
+        return len(self.calls), len(self.facts), self.fallbacks.copy(), self.plans_reused
+
+    def rewind(self, mark: tuple[int, int, Counter[str], int], branch: str) -> None:
+        """Forget what was counted and planned since ``mark``: that forward is run again."""
+        calls, facts, fallbacks, self.plans_reused = mark
+        self.fallbacks = fallbacks.copy()  # the mark may be needed again
+        for call in self.calls[calls:]:
+            self.plans.pop((call.layer, branch), None)
+        del self.calls[calls:], self.facts[facts:]
+
+    def flag_non_finite(self, layer: int, out: torch.Tensor) -> None:
+        """Remember on the device whether ``out`` holds a NaN or inf."""
+        if self._bad is None:
+            self._bad = torch.zeros(self.layers, dtype=torch.bool, device=out.device)
+        # A sum is finite if and only if its terms are, short of an overflow in fp32; it reads `out` once.
+        self._bad[layer].logical_or_(~out.sum(dtype=torch.float32).isfinite())
+
+    def non_finite_layers(self) -> list[int]:
+        """Layers flagged since the last time this was asked. Waits for the device."""
+        if self._bad is None or not self._bad.any():
+            return []
+        layers = self._bad.nonzero().flatten().tolist()
+        self._bad = None
+        return layers
+
+    def densities(self, calls: list[Call]) -> list[float]:
+        """Kept share of each call. Waits for the device once."""
+        distinct = list({id(c.density): c.density for c in calls if c.density is not None}.values())
+        values = torch.stack(distinct).tolist() if distinct else []
+        known = {id(tensor): value for tensor, value in zip(distinct, values, strict=True)}
+        return [1.0 if c.density is None else known[id(c.density)] for c in calls]
+
+    def skipped(self, calls: list[Call]) -> float | None:
+        """Share of all pairs of these calls that was skipped; None where there are none."""
+        pairs = sum(c.pairs for c in calls)
+        if not pairs:
+            return None
+        return 1 - sum(c.pairs * d for c, d in zip(calls, self.densities(calls), strict=True)) / pairs
+
+    def fact_counts(self) -> list[dict[str, int]]:
+        """Facts of the plans made, summed for each layer."""
+        counts: list[dict[str, int]] = [defaultdict(int) for _ in range(self.layers)]
+        names = [(layer, name) for layer, facts in self.facts for name in facts]
+        values = [value for _, facts in self.facts for value in facts.values()]
+        numbers = torch.stack(values).tolist() if values else []
+        for (layer, name), number in zip(names, numbers, strict=True):
+            counts[layer][name] += number
+        return [dict(c) for c in counts]
+
+    def step_seconds(self) -> list[float | None]:
+        """Transformer seconds of each step; None for a step that did not run. On CUDA it waits."""
+        seconds: list[float | None] = [None] * self.steps
+        for step, watch in self.forwards:
+            if watch.seconds is not None and step < self.steps:
+                seconds[step] = (seconds[step] or 0.0) + watch.seconds
+        return seconds

@@ -1,0 +1,165 @@
+"""Blocks chosen by where tokens are: bands of near coordinates, the first frame, text. Fixed for a grid.
+
+A band keeps the block pairs that hold near tokens, nearest first, until the budget is used. Distances are
+measured in original coordinates, whatever the order of positions: the distance of two blocks is that of their
+nearest two tokens, so a band of width W keeps every token pair up to W apart. Ties are spread evenly over the
+sequence, so that the budget is met to within one block pair.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from dittools.blocks import BlockMask, Partition
+from dittools.tokens import TokenGrid
+
+FAR = 1 << 40
+# How far from the asked sparsity a mask may land without a note.
+TOLERANCE = 0.02
+
+
+@dataclass(frozen=True, eq=False)
+class Pattern:
+    """A static candidate: an order, its mask, and the block of every token.
+
+    Args:
+        order: int32 ``[S]``, position -> token.
+        mask: ``keep`` is ``[1, 1, M, M]``.
+        block_of_token: int64 ``[S]``.
+        notes: what a user should know about it.
+    """
+
+    order: torch.Tensor
+    mask: BlockMask
+    block_of_token: torch.Tensor
+    notes: tuple[str, ...] = ()
+
+    def rows(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Which tokens each query token attends to, both in token coordinates: bool ``[len(tokens), S]``."""
+        return self.mask.keep[0, 0][self.block_of_token[tokens]][:, self.block_of_token]
+
+    def to(self, device: torch.device) -> Pattern:
+        """The same pattern on another device."""
+        return Pattern(
+            self.order.to(device), self.mask.to(device), self.block_of_token.to(device), self.notes
+        )
+
+
+def band_pattern(
+    grid: TokenGrid,
+    order: torch.Tensor,
+    coordinate: torch.Tensor,
+    *,
+    sparsity: float,
+    block_size: int,
+    sink: bool = True,
+) -> Pattern:
+    """Keep text, the diagonal, the first frame, and then the nearest block pairs, to ``1 - sparsity`` of all
+    pairs.
+
+    Args:
+        grid: layout of the S tokens.
+        order: ``[S]``, position -> token.
+        coordinate: integer coordinate of every video token, in raster order: ``[video]``. Pairs are near when
+            their coordinates are.
+        sparsity: share of the S x S pairs to skip. Text, diagonal and sink are paid from the same budget, and
+            kept
+            even where they exceed it, except the sink: it gets at most half, its nearest patches first.
+        block_size: positions in a block.
+        sink: keep first-frame keys for every query.
+
+    Returns:
+        A pattern on the CPU whose kept share is 1 - sparsity to within half a block pair, or what text and
+        diagonal take if that is more.
+    """
+    partition = Partition(grid.tokens, block_size)
+    sizes = partition.sizes().double().numpy()
+    weight = sizes[:, None] * sizes  # pairs in each block pair
+    budget = (1 - sparsity) * grid.tokens**2
+    token = order.long().numpy() - grid.video_start  # raster index, outside [0, video) for text
+    is_video = (token >= 0) & (token < grid.video)
+    safe = np.where(is_video, token, 0)
+    starts = np.arange(0, grid.tokens, block_size)
+
+    text = ~np.logical_and.reduceat(is_video, starts)  # [M], blocks that hold any text
+    keep = text[:, None] | text | np.eye(partition.count, dtype=bool)
+    notes = []
+    if sink:
+        first = np.logical_or.reduceat(is_video & (token < grid.frame), starts)
+        sinks = np.broadcast_to(first, keep.shape) & ~keep
+        patch_gap = _gaps(safe % grid.frame, is_video, starts)
+        allowed = min(budget / 2, budget - weight[keep].sum())
+        if weight[sinks].sum() > allowed:
+            notes.append(
+                f"at sparsity {sparsity:g} the first frame would take more than half of the kept pairs: "
+                "only its patches nearest to each query are always kept"
+            )
+        keep |= _nearest(sinks, patch_gap, weight, allowed)
+    values = coordinate.long().numpy()[safe]
+    keep |= _nearest(~keep, _gaps(values, is_video, starts), weight, budget - weight[keep].sum())
+    kept = weight[keep].sum() / grid.tokens**2
+    if abs(kept - (1 - sparsity)) > TOLERANCE:
+        notes.append(
+            f"blocks of {block_size} on {grid.tokens} tokens cannot skip {sparsity:g} of the pairs: "
+            f"they skip {1 - kept:.2f}"
+        )
+
+    block_of_token = torch.empty(grid.tokens, dtype=torch.long)
+    block_of_token[order.long()] = torch.arange(grid.tokens) // block_size
+    mask = BlockMask(torch.from_numpy(keep)[None, None], partition, partition)
+    return Pattern(order, mask, block_of_token, tuple(notes))
+
+
+def _nearest(candidates: np.ndarray, gap: np.ndarray, weight: np.ndarray, budget: float) -> np.ndarray:
+    """The candidates ``[M, M]`` of smallest gap whose weight comes closest to the budget."""
+    rows, columns = np.nonzero(candidates)
+    # Multiples of the golden ratio fall evenly into [0, 1): cutting a tie anywhere takes pairs from
+    # everywhere. Symmetric in row and column, so a pair and its mirror image enter together.
+    spread = (rows + columns) * 0.6180339887498949 % 1
+    nearest_first = np.lexsort((columns, spread, gap[rows, columns]))
+    rows, columns = rows[nearest_first], columns[nearest_first]
+    total = np.concatenate(([0.0], weight[rows, columns].cumsum()))
+    count = int(np.abs(total - budget).argmin())
+    kept = np.zeros_like(candidates)
+    kept[rows[:count], columns[:count]] = True
+    return kept
+
+
+def _gaps(values: np.ndarray, is_video: np.ndarray, starts: np.ndarray) -> np.ndarray:
+    """Distance of the nearest two tokens of each two blocks, plus a fraction for the distance of their
+    middles.
+
+    Args:
+        values: coordinate at every position ``[S]``; what it says of text is ignored.
+        is_video: bool ``[S]``.
+        starts: first position of each block ``[M]``.
+
+    Returns:
+        ``[M, M]``. The whole part is the distance; blocks without video are far from everything.
+    """
+    blocks = np.arange(len(values)) // (starts[1] if len(starts) > 1 else len(values))
+    # Coordinates run upwards without holes inside a block, except where a frame ends: cut there into
+    # stretches.
+    new = np.ones(len(values), dtype=bool)
+    new[1:] = (blocks[1:] != blocks[:-1]) | (values[1:] < values[:-1]) | (is_video[1:] != is_video[:-1])
+    begin = np.flatnonzero(new)
+    end = np.append(begin[1:], len(values)) - 1
+    stretch = np.arange(len(begin)) - np.searchsorted(blocks[begin], blocks[begin])  # rank within its block
+    low = np.full((len(starts), stretch.max() + 1), FAR)
+    high = np.full_like(low, -FAR)
+    video = is_video[begin]
+    low[blocks[begin][video], stretch[video]] = values[begin][video]
+    high[blocks[begin][video], stretch[video]] = values[end][video]
+
+    gap = np.full((len(starts), len(starts)), FAR, dtype=np.float64)
+    for a in range(low.shape[1]):
+        for b in range(low.shape[1]):
+            apart = np.maximum(low[:, a, None] - high[:, b], low[:, b] - high[:, a, None])
+            np.minimum(gap, np.maximum(apart, 0), out=gap)
+
+    count = np.maximum(np.add.reduceat(is_video, starts, dtype=np.float64), 1)
+    middle = np.add.reduceat(np.where(is_video, values, 0), starts, dtype=np.float64) / count
+    return gap + np.abs(middle[:, None] - middle) / (np.abs(middle).max() * 2 + 1)

@@ -1,0 +1,89 @@
+"""What a run did, as the numbers of a run record and as text."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from dittools.run import Run
+from dittools.runtime import Runtime
+from dittools.tokens import TokenGrid
+
+
+def record(runtime: Runtime) -> dict[str, Any]:
+    """The latest run in plain values, as the run record has them. Waits for the device.
+
+    Skipped shares are measured from the masks that ran: ``sparse_calls`` over sparse calls, all others over
+        every
+    self-attention call. They are None where nothing ran. Seconds are those of transformer forwards.
+    """
+    config = runtime.config
+    run = runtime.run or Run(None, 0, len(runtime.layers), None, None, 0)
+    sparse = [call for call in run.calls if call.density is not None]
+    return {
+        "method": "dense" if run.why_dense else run.method.name if run.method else config.method,
+        "steps": run.steps,
+        "grid": _grid(run.grid),
+        "sparsity": {
+            "asked": config.sparsity,
+            "sparse_calls": run.skipped(sparse),
+            "overall": run.skipped(run.calls),
+            "per_step": _shares(run, "step", run.steps),
+            "per_layer": _shares(run, "layer", run.layers),
+        },
+        "calls": {"dense": len(run.calls) - len(sparse), "sparse": len(sparse), "reused": 0},
+        "cache": {
+            "name": "none",
+            "computed_steps": sorted({step for step, _ in run.forwards}),
+            "reused_steps": [],
+        },
+        "fallbacks": [{"reason": r, "count": n} for r, n in run.fallbacks.most_common()],
+        "heads": run.fact_counts(),
+        "step_seconds": run.step_seconds(),
+        "notes": list(run.notes),
+    }
+
+
+def summary(runtime: Runtime) -> str:
+    """The latest run as text for a terminal."""
+    if runtime.run is None:
+        return "dittools: attached, no run yet"
+    values = record(runtime)
+    sparsity, grid, calls = values["sparsity"], values["grid"], values["calls"]
+    text = f" + {grid['text']} text" if grid["text"] else ""
+    seconds = [s for s in values["step_seconds"] if s is not None]
+    asked = runtime.config.method
+    lines = [
+        f"method    {values['method']}" + (f" (asked: {asked})" if asked != values["method"] else ""),
+        f"grid      {grid['frames']} x {grid['height']} x {grid['width']}{text} = {grid['tokens']} tokens",
+        f"sparsity  asked {sparsity['asked']:.3f}, sparse calls {_share(sparsity['sparse_calls'])}, "
+        f"all calls {_share(sparsity['overall'])}",
+        f"calls     {calls['dense']} dense, {calls['sparse']} sparse, {calls['reused']} reused"
+        + (f"; {runtime.run.plans_reused} plans used again" if runtime.run.plans_reused else ""),
+        f"seconds   {sum(seconds):.2f} in the transformer, {len(seconds)} of {values['steps']} steps",
+    ]
+    lines += [f"fallback  {f['count']} calls dense: {f['reason']}" for f in values["fallbacks"]]
+    lines += [f"note      {note}" for note in values["notes"]]
+    lines += ["", "step   skipped  seconds"]
+    for step, (share, took) in enumerate(zip(sparsity["per_step"], values["step_seconds"], strict=True)):
+        lines.append(f"{step:>4}  {_share(share):>8}  {'-' if took is None else f'{took:.3f}':>7}")
+    lines += ["", "layer  skipped  heads"]
+    for layer, (share, heads) in enumerate(zip(sparsity["per_layer"], values["heads"], strict=True)):
+        counts = ", ".join(f"{count} {name}" for name, count in heads.items())
+        lines.append(f"{layer:>5}  {_share(share):>7}  {counts or '-'}")
+    return "\n".join(lines)
+
+
+def _grid(grid: TokenGrid | None) -> dict[str, int] | None:
+    sizes = ("frames", "height", "width", "text", "tokens")
+    return {name: getattr(grid, name) for name in sizes} if grid else None
+
+
+def _shares(run: Run, by: str, count: int) -> list[float | None]:
+    groups: list[list] = [[] for _ in range(count)]
+    for call in run.calls:
+        groups[getattr(call, by)].append(call)
+    return [run.skipped(group) for group in groups]
+
+
+def _share(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"

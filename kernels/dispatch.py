@@ -1,0 +1,263 @@
+"""The public calls, and the choice among implementations."""
+
+from __future__ import annotations
+
+import importlib.util
+import inspect
+import os
+from collections.abc import Callable
+from contextlib import nullcontext
+
+import torch
+import torch.nn.functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+IMPLEMENTATIONS = ("triton", "portable", "naive")
+TRITON_HEAD_DIMS = (64, 96, 128)
+TRITON_BLOCKS = (64, 128)
+FLOATS = (torch.float16, torch.bfloat16, torch.float32)
+
+
+def block_sparse_attention(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    mask,
+    *,
+    order: torch.Tensor | None = None,
+    scale: float | None = None,
+    key_bias: torch.Tensor | None = None,
+    return_lse: bool = False,
+    implementation: str | None = None,
+) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+    """Attention in which each query block visits only the key blocks that the mask keeps.
+
+    Args:
+        q: ``[B, Sq, H, D]``, fp16, bf16 or fp32, any strides.
+        k, v: ``[B, Sk, H, D]``, same dtype and device.
+        mask: a `dittools.blocks.BlockMask` over positions, on the same device.
+        order: int32 (or int64) ``[B or 1, H or 1, S]``, a permutation: position -> token. Needs Sq == Sk.
+            q, k, v and the results stay in token order; None when positions are tokens.
+        scale: factor on the logits, ``1 / sqrt(D)`` by default.
+        key_bias: fp32 ``[B or 1, H or 1, Nk]``, added to the scaled logits of every key in a key block.
+        return_lse: also return the log-sum-exp of each row's logits.
+        implementation: "triton", "portable" or "naive"; chosen by `choose` when None.
+
+    Returns:
+        out ``[B, Sq, H, D]`` in the dtype of q. With ``return_lse``: (out, lse), lse fp32 ``[B, H, Sq]``, in
+        natural log. A row that keeps no block gives zeros and -inf.
+
+    Raises:
+        ValueError: when shapes, dtypes or devices do not fit together, or ``implementation`` cannot run.
+    """
+    _check(q, k, v, mask, order, key_bias)
+    if scale is None:
+        scale = q.shape[-1] ** -0.5
+    elif not 0 < scale < float("inf"):
+        raise ValueError(f"scale must be a positive number, got {scale}")
+    name = choose(q, k, v, mask, implementation=implementation)
+    call = {"order": order, "scale": float(scale), "key_bias": key_bias}
+    if name == "triton":
+        from dittools.kernels.triton_block_sparse import triton_block_sparse_attention
+
+        out, lse = triton_block_sparse_attention(q, k, v, mask, **call)
+    elif name == "portable":
+        from dittools.kernels.portable import portable_block_sparse_attention
+
+        out, lse = portable_block_sparse_attention(q, k, v, mask, return_lse=return_lse, **call)
+    else:
+        from dittools.kernels.naive import naive_block_sparse_attention
+
+        out, lse = naive_block_sparse_attention(q, k, v, mask, **call)
+    return (out, lse) if return_lse else out
+
+
+def choose(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask, *, implementation: str | None = None
+) -> str:
+    """Name of the implementation for this call: the one asked for, else the fastest that can run.
+
+    Raises:
+        ValueError: when the one asked for is unknown or cannot run, with the reason.
+    """
+    if implementation is not None and implementation not in IMPLEMENTATIONS:
+        raise ValueError(
+            f"unknown implementation {implementation!r}: use one of {', '.join(IMPLEMENTATIONS)}, or None"
+        )
+    blocks = mask.query.size, mask.key.size
+    for name in ("triton", "portable") if implementation is None else (implementation,):
+        reason = REASONS[name](q.device, q.dtype, q.shape[-1], blocks)
+        if name == "triton" and reason is None:
+            reason = _no_gradient(q, k, v)
+        # The interpreter is for checking the kernel, never for speed.
+        if reason is None and (implementation or name != "triton" or q.device.type == "cuda"):
+            return name
+    raise ValueError(f"implementation {name!r} cannot run this call: {reason}")
+
+
+def implementations(
+    device: torch.device | str, dtype: torch.dtype, head_dim: int
+) -> list[tuple[str, str | None]]:
+    """Every implementation with None when it can run there, or the reason why it cannot, fastest first."""
+    device = torch.device(device)
+    return [(name, REASONS[name](device, dtype, head_dim, None)) for name in IMPLEMENTATIONS]
+
+
+def why_not_triton(
+    device: torch.device, dtype: torch.dtype, head_dim: int, blocks: tuple[int, int] | None = None
+) -> str | None:
+    """None when the Triton kernel can run, else why it cannot. ``blocks``: query and key block size."""
+    if importlib.util.find_spec("triton") is None:
+        return "Triton is not installed"
+    if device.type == "cpu":
+        if os.environ.get("TRITON_INTERPRET") != "1":
+            return "on the CPU it runs only in Triton's interpreter (TRITON_INTERPRET=1)"
+    elif device.type != "cuda":
+        return f"needs a CUDA device, got {device.type}"
+    elif torch.version.hip is not None:
+        return "not tested on ROCm"
+    elif not torch.cuda.is_available():
+        return "no CUDA device was found"
+    elif torch.cuda.get_device_capability(device) < (8, 0):
+        major, minor = torch.cuda.get_device_capability(device)
+        return f"needs compute capability 8.0 or newer, got {major}.{minor}"
+    if dtype not in FLOATS:
+        return f"needs fp16, bf16 or fp32, got {dtype}"
+    if head_dim not in TRITON_HEAD_DIMS:
+        return f"needs a head dim of {_any_of(TRITON_HEAD_DIMS)}, got {head_dim}"
+    if blocks is not None and not set(blocks) <= set(TRITON_BLOCKS):
+        return f"needs query and key blocks of {_any_of(TRITON_BLOCKS)}, got {blocks[0]} and {blocks[1]}"
+    return None
+
+
+def why_not_portable(
+    device: torch.device, dtype: torch.dtype, head_dim: int, blocks: tuple[int, int] | None = None
+) -> str | None:
+    """None: plain PyTorch runs on every device, for every head dim and block size."""
+    return None if dtype in FLOATS else f"needs fp16, bf16 or fp32, got {dtype}"
+
+
+def why_not_naive(
+    device: torch.device, dtype: torch.dtype, head_dim: int, blocks: tuple[int, int] | None = None
+) -> str | None:
+    """None: the oracle runs everywhere, and only when it is asked for by name."""
+    return None if dtype.is_floating_point else f"needs a floating-point dtype, got {dtype}"
+
+
+REASONS: dict[str, Callable[..., str | None]] = {
+    "triton": why_not_triton,
+    "portable": why_not_portable,
+    "naive": why_not_naive,
+}
+
+
+def dense_attention(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    *,
+    mask: torch.Tensor | None = None,
+    scale: float | None = None,
+) -> torch.Tensor:
+    """The fastest dense attention of the machine.
+
+    Args:
+        q: ``[B, Sq, H, D]``. k, v: ``[B, Sk, H, D]``.
+        mask: bool (True attends) or additive, broadcastable to ``[B, H, Sq, Sk]``.
+        scale: factor on the logits, ``1 / sqrt(D)`` by default.
+
+    Returns:
+        ``[B, Sq, H, D]``.
+    """
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+    with _prefer_cudnn(q.device, q.dtype):
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
+    return out.transpose(1, 2)
+
+
+def dense_kernel_name(device: torch.device | str, dtype: torch.dtype, head_dim: int) -> str:
+    """The kernel that `dense_attention` uses without a mask, as "sdpa-cudnn", "sdpa-flash" or "sdpa-cpu"."""
+    device = torch.device(device)
+    if device.type != "cuda" or not torch.cuda.is_available():
+        return f"sdpa-{device.type}"
+    x = torch.empty(1, 1, 128, head_dim, device=device, dtype=dtype)
+    params = torch.backends.cuda.SDPAParams(x, x, x, None, 0.0, False, False)
+    if _cudnn_first(device, dtype) and torch.backends.cuda.can_use_cudnn_attention(params):
+        return "sdpa-cudnn"
+    if torch.backends.cuda.can_use_flash_attention(params):
+        return "sdpa-flash"
+    if torch.backends.cuda.can_use_efficient_attention(params):
+        return "sdpa-efficient"
+    return "sdpa-math"
+
+
+def _cudnn_first(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether cuDNN is asked first: from Hopper on it is the fastest that torch brings, before it is not."""
+    return (
+        device.type == "cuda"
+        and dtype in (torch.float16, torch.bfloat16)
+        and torch.version.hip is None
+        and torch.cuda.get_device_capability(device) >= (9, 0)
+        and "set_priority" in inspect.signature(sdpa_kernel).parameters
+    )
+
+
+def _prefer_cudnn(device: torch.device, dtype: torch.dtype):
+    if not _cudnn_first(device, dtype):
+        return nullcontext()
+    order = [
+        SDPBackend.CUDNN_ATTENTION,
+        SDPBackend.FLASH_ATTENTION,
+        SDPBackend.EFFICIENT_ATTENTION,
+        SDPBackend.MATH,
+    ]
+    return sdpa_kernel(order, set_priority=True)
+
+
+def _no_gradient(*tensors: torch.Tensor) -> str | None:
+    if torch.is_grad_enabled() and any(x.requires_grad for x in tensors):
+        return "it has no backward: call it under torch.no_grad()"
+    return None
+
+
+def _any_of(values: tuple[int, ...]) -> str:
+    return f"{', '.join(map(str, values[:-1]))} or {values[-1]}"
+
+
+def _check(q, k, v, mask, order, key_bias) -> None:
+    """Raise a one-line ValueError unless the arguments of a block-sparse call fit together."""
+    for name, x in (("q", q), ("k", k), ("v", v)):
+        if x.ndim != 4:
+            raise ValueError(f"{name} must be [B, S, H, D], got {list(x.shape)}")
+        if x.dtype != q.dtype or x.device != q.device:
+            raise ValueError(f"{name} is {x.dtype} on {x.device}, but q is {q.dtype} on {q.device}")
+    batches, queries, heads, dim = q.shape
+    keys = k.shape[1]
+    if k.shape != v.shape or k.shape != (batches, keys, heads, dim):
+        raise ValueError(f"k {list(k.shape)} and v {list(v.shape)} do not go with q {list(q.shape)}")
+    if (mask.query.length, mask.key.length) != (queries, keys):
+        raise ValueError(
+            f"the mask partitions {mask.query.length} queries and {mask.key.length} keys, "
+            f"but q has {queries} tokens and k has {keys}"
+        )
+    _check_lanes("the mask", mask.keep, (batches, heads, mask.query.count, mask.key.count), q.device)
+    if order is not None:
+        if queries != keys:
+            raise ValueError(f"an order needs as many queries as keys, got {queries} and {keys}")
+        if order.dtype not in (torch.int32, torch.int64):
+            raise ValueError(f"order must be int32, got {order.dtype}")
+        _check_lanes("order", order, (batches, heads, queries), q.device)
+    if key_bias is not None:
+        if key_bias.dtype != torch.float32:
+            raise ValueError(f"key_bias must be torch.float32, got {key_bias.dtype}")
+        _check_lanes("key_bias", key_bias, (batches, heads, mask.key.count), q.device)
+
+
+def _check_lanes(name: str, x: torch.Tensor, shape: tuple[int, ...], device: torch.device) -> None:
+    found = tuple(x.shape)
+    fits = len(found) == len(shape) and found[2:] == shape[2:]
+    if not fits or found[0] not in (1, shape[0]) or found[1] not in (1, shape[1]):
+        want = ", ".join([f"{shape[0]} or 1", f"{shape[1]} or 1", *map(str, shape[2:])])
+        raise ValueError(f"{name} must have shape [{want}], got {list(found)}")
+    if x.device != device:
+        raise ValueError(f"{name} is on {x.device}, but q is on {device}")

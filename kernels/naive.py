@@ -1,0 +1,47 @@
+"""Block-sparse attention as the definition says it, in fp32: the oracle for every other implementation."""
+
+from __future__ import annotations
+
+import torch
+
+
+def naive_block_sparse_attention(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    mask,
+    *,
+    order: torch.Tensor | None = None,
+    scale: float,
+    key_bias: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """One softmax per query block over the keys it keeps, in fp32.
+
+    Args: as `dittools.kernels.block_sparse_attention`, already validated.
+
+    Returns:
+        out ``[B, Sq, H, D]`` in the dtype of q, and lse ``[B, H, Sq]``, fp32, natural log, in token order.
+    """
+    batches, queries, heads, _ = q.shape
+    out = torch.zeros_like(q, dtype=torch.float32)
+    lse = torch.full((batches, heads, queries), -torch.inf, device=q.device)
+    keep = mask.keep.expand(batches, heads, -1, -1)
+    key_block = torch.arange(mask.key.length, device=q.device) // mask.key.size  # [Sk]
+    raster = torch.arange(max(queries, k.shape[1]), device=q.device)
+    for b in range(batches):
+        for h in range(heads):
+            tokens = raster if order is None else order.expand(batches, heads, -1)[b, h].long()  # [S]
+            for m in range(mask.query.count):
+                rows = tokens[:queries][m * mask.query.size : (m + 1) * mask.query.size]  # [bq]
+                kept = keep[b, h, m][key_block]  # [Sk]
+                columns = tokens[: mask.key.length][kept]  # [n]
+                if len(columns) == 0:
+                    continue
+                logits = q[b, rows, h].float() @ k[b, columns, h].float().T * scale  # [bq, n]
+                if key_bias is not None:
+                    logits += key_bias.expand(batches, heads, -1)[b, h][key_block][kept]
+                total = logits.logsumexp(-1, keepdim=True)  # [bq, 1]
+                weights = torch.where(total.isneginf(), 0.0, (logits - total).exp())
+                out[b, rows, h] = weights @ v[b, columns, h].float()  # [bq, D]
+                lse[b, h, rows] = total[:, 0]
+    return out.to(q.dtype), lse

@@ -1,0 +1,208 @@
+"""The way into models that use diffusers' attention dispatcher: a backend of our own, for chosen modules
+only.
+
+A processor asks the dispatcher for attention with the backend it names. Each self-attention module gets a
+copy of its processor that names our backend; the backend hands q, k and v to the runtime. A backend is told
+nothing about the layer, so a wrapper around the processor writes the layer into a small CPU tensor, the
+cursor, first. Both steps are custom operators: a compiled block sees two opaque calls fed with tensors, the
+same in every layer and step.
+"""
+
+from __future__ import annotations
+
+import copy
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from diffusers.models.attention_dispatch import (
+    AttentionBackendName,
+    _AttentionBackendRegistry,
+    dispatch_attention_fn,
+)
+
+from dittools.runtime import Runtime
+
+# CUDA graphs replay kernels and skip the Python that decides them.
+_TAGS = {"tags": (torch.Tag.cudagraph_unsafe,)} if hasattr(torch.Tag, "cudagraph_unsafe") else {}
+_sockets: weakref.WeakValueDictionary[int, Socket] = weakref.WeakValueDictionary()
+_members: dict[int, AttentionBackendName] = {}
+
+
+class Socket:
+    """One acceleration's entry in diffusers' table of backends; in the table until it is closed.
+
+    Args:
+        runtime: what decides the calls.
+    """
+
+    def __init__(self, runtime: Runtime):
+        self.runtime = runtime
+        self.processors: list[SparseProcessor] = []
+        self.detach: Callable[[], None] = lambda: None  # undoes the acceleration; set by `attach`
+        # Numbers are used again: a compiled block then finds the backend it was compiled with.
+        self.number = next(n for n in range(len(_sockets) + 1) if n not in _sockets)
+        with torch.inference_mode(False):
+            self.cursor = torch.zeros(2, dtype=torch.int64, device="cpu")
+        self.backend = _member(self.number)
+        _AttentionBackendRegistry.register(self.backend)(_backend_function(self.cursor))
+        _sockets[self.number] = self
+        _sweep()
+
+    def close(self) -> None:
+        """Leave the table. Wrappers that someone still holds pass everything on to their originals."""
+        for processor in self.processors:
+            processor.socket = None
+        _sockets.pop(self.number, None)
+        _sweep()
+
+    def wrap(self, processor: Any) -> SparseProcessor:
+        """A processor for the next layer, around the original one."""
+        wrapped = SparseProcessor(processor, self, layer=len(self.processors))
+        self.processors.append(wrapped)
+        return wrapped
+
+
+class SparseProcessor:
+    """Stands in for the processor of one self-attention module."""
+
+    def __init__(self, original: Any, socket: Socket, layer: int):
+        self.original = original
+        self.socket: Socket | None = socket
+        # A processor may be shared with cross-attention: the copy alone names our backend.
+        self._inner = copy.copy(original)
+        self._inner._attention_backend = socket.backend
+        self._cursor = socket.cursor
+        with torch.inference_mode(False):
+            self._place = torch.tensor([socket.number, layer], device="cpu")
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if self.socket is None:
+            return self.original(*args, **kwargs)
+        if torch.is_grad_enabled():
+            # The sparse kernels have no backward.
+            torch.ops.dittools.skip_layer(self._cursor, self._place)
+            return self.original(*args, **kwargs)
+        torch.ops.dittools.enter_layer(self._cursor, self._place)
+        return self._inner(*args, **kwargs)
+
+    # The backend and parallel plan a user sets go to the original, where dense calls read them.
+    @property
+    def _attention_backend(self) -> Any:
+        return self.original._attention_backend
+
+    @_attention_backend.setter
+    def _attention_backend(self, backend: Any) -> None:
+        self.original._attention_backend = backend
+
+    @property
+    def _parallel_config(self) -> Any:
+        return getattr(self.original, "_parallel_config", None)
+
+    @_parallel_config.setter
+    def _parallel_config(self, config: Any) -> None:
+        self.original._parallel_config = config
+
+
+@torch.library.custom_op(
+    "dittools::enter_layer", mutates_args=("cursor",), schema="(Tensor(a!) cursor, Tensor place) -> ()"
+)
+def _enter_layer(cursor: torch.Tensor, place: torch.Tensor) -> None:
+    """Write (socket number, layer) into the cursor."""
+    cursor.copy_(place)
+
+
+@_enter_layer.register_fake
+def _(cursor, place):
+    return None
+
+
+@torch.library.custom_op(
+    "dittools::skip_layer", mutates_args=("cursor",), schema="(Tensor(a!) cursor, Tensor place) -> ()"
+)
+def _skip_layer(cursor: torch.Tensor, place: torch.Tensor) -> None:
+    """Count that this layer runs as if nothing were attached."""
+    # Written so that a compiler does not drop the call.
+    cursor.copy_(place)
+    number, layer = place.tolist()
+    _sockets[number].runtime.skip(layer, "gradients are enabled: call the pipeline under torch.no_grad()")
+
+
+@_skip_layer.register_fake
+def _(cursor, place):
+    return None
+
+
+@torch.library.custom_op(
+    "dittools::attend",
+    mutates_args=(),
+    schema="(Tensor q, Tensor k, Tensor v, Tensor? mask, Tensor cursor, float? scale, float dropout, "
+    "bool causal, bool grouped) -> Tensor",
+    **_TAGS,
+)
+def _attend(q, k, v, mask, cursor, scale, dropout, causal, grouped):
+    """Attention of the layer under the cursor: ``[B, S, H, D]``, contiguous as the fake one promises."""
+    number, layer = cursor.tolist()
+    socket = _sockets[number]
+    processor = socket.processors[layer]
+    parallel = processor._parallel_config
+
+    def dense() -> torch.Tensor:
+        call = {"attn_mask": mask, "dropout_p": dropout, "is_causal": causal, "scale": scale}
+        backend = processor._attention_backend
+        return dispatch_attention_fn(
+            q, k, v, **call, enable_gqa=grouped, backend=backend, parallel_config=parallel
+        )
+
+    why_dense = None
+    if mask is not None:
+        why_dense = "the call has an attention mask"
+    elif causal or dropout or grouped:
+        why_dense = "the call is causal, has dropout or grouped heads"
+    elif parallel is not None:
+        why_dense = "context parallelism is on"
+    out = socket.runtime.attend(layer, q, k, v, dense=dense, scale=scale, why_dense=why_dense)
+    return out.contiguous()
+
+
+@_attend.register_fake
+def _(q, k, v, mask, cursor, scale, dropout, causal, grouped):
+    return q.new_empty((*q.shape[:-1], v.shape[-1]))
+
+
+def _backend_function(cursor: torch.Tensor) -> Any:
+    def dittools_attention(
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        attn_mask: torch.Tensor | None = None,
+        dropout_p: float = 0.0,
+        is_causal: bool = False,
+        scale: float | None = None,
+        enable_gqa: bool = False,
+    ) -> torch.Tensor:
+        call = (attn_mask, cursor, scale, dropout_p, is_causal, enable_gqa)
+        return torch.ops.dittools.attend(query, key, value, *call)
+
+    return dittools_attention
+
+
+def _member(number: int) -> AttentionBackendName:
+    """A backend name that dispatch accepts and no listing shows: it is not put into the enum's tables."""
+    if number not in _members:
+        member = str.__new__(AttentionBackendName, f"dittools_{number}")
+        member._name_, member._value_ = f"DITTOOLS_{number}", f"dittools_{number}"
+        _members[number] = member
+    return _members[number]
+
+
+def _sweep() -> None:
+    """Take backends out of the table whose socket was closed, or went away with its pipeline.
+
+    Not done when a socket is collected: that may be in the middle of a compilation that reads the table.
+    """
+    for number, backend in _members.items():
+        if number not in _sockets:
+            for table in ("_backends", "_constraints", "_supported_arg_names"):
+                getattr(_AttentionBackendRegistry, table).pop(backend, None)

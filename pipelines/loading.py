@@ -1,0 +1,122 @@
+"""A checked weights folder to a pipeline on a device. Never the network, never code from the folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dittools.pipelines.errors import BadInput, RunFailed, first_line
+
+if TYPE_CHECKING:
+    import torch
+
+DEVICES = ("auto", "cpu", "cuda")
+OFFLOADS = ("none", "model", "group")
+DTYPES = {
+    "auto": None,
+    "bf16": "bfloat16",
+    "fp16": "float16",
+    "fp32": "float32",
+    "bfloat16": "bfloat16",
+    "float16": "float16",
+    "float32": "float32",
+}
+
+
+def pick_device(asked: str) -> torch.device:
+    """auto: the first CUDA GPU, else the CPU. Raises BadInput for CUDA where there is none."""
+    import torch
+
+    found = torch.cuda.is_available()
+    if asked == "cuda" and not found:
+        built = (
+            "this PyTorch is built without it" if torch.version.cuda is None else "no GPU or driver answers"
+        )
+        raise BadInput(f"--device cuda asked, and {built}: use --device cpu, or a machine with CUDA")
+    return torch.device("cuda" if found and asked != "cpu" else "cpu")
+
+
+def pick_dtype(asked: str, device: torch.device) -> torch.dtype:
+    """auto: bf16 on CUDA from compute capability 8.0, fp16 before it, fp32 on the CPU."""
+    import torch
+
+    name = DTYPES[asked]
+    if name is not None:
+        return getattr(torch, name)
+    if device.type != "cuda":
+        return torch.float32
+    return torch.bfloat16 if torch.cuda.get_device_capability(device) >= (8, 0) else torch.float16
+
+
+def load(folder: Path, *, device: torch.device, dtype: torch.dtype, offload: str = "none") -> Any:
+    """The diffusers pipeline in `folder`, in eval mode on `device`, its VAE in fp32.
+
+    Wan's VAE loses detail in half precision, so it stays in fp32, as diffusers' documentation advises.
+    offload: "model" keeps one component at a time on the GPU, "group" one layer at a time; both need CUDA.
+    Raises BadInput for files that do not fit together, RunFailed (or torch's own error) when memory runs out.
+    """
+    import torch
+    from diffusers import DiffusionPipeline
+
+    if offload != "none" and device.type != "cuda":
+        raise BadInput(
+            f"--offload {offload} moves weights off a CUDA GPU, and this run is on {device.type}: drop it"
+        )
+    quiet_loading()
+    try:
+        pipe = DiffusionPipeline.from_pretrained(
+            folder,
+            dtype={"default": dtype, "vae": torch.float32},
+            use_safetensors=True,
+            local_files_only=True,
+        )
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError) as error:
+        if out_of_memory(error):
+            raise
+        raise BadInput(f"{folder} could not be loaded ({first_line(error)}): get the files again") from error
+    pipe.set_progress_bar_config(disable=True)
+    if offload == "model":
+        pipe.enable_model_cpu_offload(device=device)
+    elif offload == "group":
+        pipe.enable_group_offload(
+            onload_device=device,
+            offload_device=torch.device("cpu"),
+            offload_type="leaf_level",
+            use_stream=True,
+        )
+    else:
+        pipe.to(device)
+    return pipe
+
+
+def compile_blocks(pipe: Any) -> None:
+    """Compile the repeated blocks of every denoiser; the first forward pays for it."""
+    for name in ("transformer", "transformer_2"):
+        model = getattr(pipe, name, None)
+        if model is None:
+            continue
+        if not getattr(model, "_repeated_blocks", None):
+            raise RunFailed(
+                f"--compile: {type(model).__name__} names no repeated blocks to compile: drop --compile"
+            )
+        model.compile_repeated_blocks(fullgraph=True)
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error means that the GPU or the machine ran out of memory."""
+    import torch
+
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    text = str(error)
+    return isinstance(error, RuntimeError) and ("out of memory" in text or "can't allocate memory" in text)
+
+
+def quiet_loading() -> None:
+    """No progress bars and no advice from the libraries below: the run says what matters itself."""
+    import diffusers
+    import transformers
+
+    for logging in (diffusers.utils.logging, transformers.utils.logging):
+        logging.set_verbosity_error()
+        logging.disable_progress_bar()

@@ -1,0 +1,255 @@
+"""Frames to a file: mp4, gif, webp, png, npy or a folder of PNG frames. Whole, or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import errno
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dittools.pipelines.errors import BadInput, RunFailed, first_line
+
+if TYPE_CHECKING:
+    import numpy as np
+
+# suffix: what it makes
+FORMATS = {
+    ".mp4": "H.264 video",
+    ".gif": "animated GIF, 256 colours a frame",
+    ".webp": "animated WebP",
+    ".npy": "uint8 array [frames, height, width, 3]",
+    ".png": "one image, with --frames 1",
+}
+FOLDER = "a folder name (one PNG a frame)"
+
+
+@dataclass(frozen=True)
+class Output:
+    """Where a video goes and as what: `kind` is a key of FORMATS without its dot, or "folder"."""
+
+    path: Path
+    kind: str
+
+    @property
+    def record(self) -> Path:
+        """The run record beside it: out.mp4 -> out.json, frames/ -> frames.json."""
+        return self.path.with_suffix(".json") if self.kind != "folder" else Path(f"{self.path}.json")
+
+
+def plan(name: str, frames: int | None) -> Output:
+    """Read an output name and make sure it can be written, before anything slow starts.
+
+    frames: how many there will be, None where that is left to the model (more than one).
+
+    A name that ends in "/", has no suffix or is an existing folder means a folder of frames. Raises BadInput.
+    """
+    path = Path(name).expanduser()
+    if not name or path.name in ("", ".", ".."):
+        raise BadInput(f"--output {name!r} names no file: use a name such as out.mp4")
+    folder = name.endswith(("/", os.sep)) or path.is_dir() or not path.suffix
+    output = Output(path, "folder" if folder else path.suffix.lower()[1:])
+    if not folder and path.suffix.lower() not in FORMATS:
+        near = difflib.get_close_matches(path.suffix.lower(), FORMATS, n=1)
+        hint = f"did you mean {path.with_suffix(near[0])}? " if near else ""
+        raise BadInput(
+            f"--output {name} ends in {path.suffix}, which is no known format: {hint}"
+            f"use {', '.join(FORMATS)} or {FOLDER}"
+        )
+    if output.kind == "png" and frames != 1:
+        raise BadInput(
+            f"--output {name} holds one image and --frames is {frames or 'not 1'}: "
+            f"use --frames 1, .mp4, or {FOLDER}"
+        )
+    if output.kind == "mp4":
+        _encoder()
+    if output.kind == "folder" and path.exists() and not path.is_dir():
+        raise BadInput(f"--output {name} is a file: a folder of frames needs another name")
+    if output.kind == "folder" and path.is_dir() and any(path.iterdir()):
+        raise BadInput(f"--output {name} is a folder with files in it: use a new or empty folder")
+    for target in (path, output.record):
+        if target.is_dir() and output.kind != "folder":
+            raise BadInput(f"--output {name} would replace the folder {target}: use another name")
+    _writable(path, name)
+    return output
+
+
+def _writable(path: Path, name: str) -> None:
+    """Try the folder for real: permissions, read-only disks and quotas answer alike."""
+    parent = path.parent
+    if not parent.exists():
+        raise BadInput(f"--output {name}: there is no folder {parent}: make it first")
+    probe = _part(path)
+    try:
+        probe.write_bytes(b"\0")
+    except OSError as error:
+        why = error.strerror or first_line(error)
+        raise BadInput(
+            f"--output {name}: {parent} cannot be written ({why}): choose another folder"
+        ) from None
+    finally:
+        with contextlib.suppress(OSError):
+            probe.unlink(missing_ok=True)
+
+
+def _part(path: Path) -> Path:
+    """The unfinished neighbour of a path: in its folder, so that renaming is one step, and of its suffix."""
+    return path.parent / f".{path.stem}.{os.getpid()}.part{path.suffix}"
+
+
+@contextlib.contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """Gives a path to write to; it becomes `path` when the block ends well and vanishes when it does not.
+
+    Raises RunFailed for what the disk says no to.
+    """
+    part = _part(path)
+    try:
+        yield part
+        if part.is_dir() and path.is_dir():
+            path.rmdir()  # empty, as plan() made sure
+        os.replace(part, path)
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            raise RunFailed(
+                f"the disk is full: {path} was not written and nothing was left behind; "
+                "free some space or choose another folder with --output"
+            ) from error
+        why = error.strerror or first_line(error)
+        raise RunFailed(f"{path} could not be written ({why}); nothing was left behind") from error
+    finally:
+        if part.is_dir():
+            shutil.rmtree(part, ignore_errors=True)
+        else:
+            with contextlib.suppress(OSError):
+                part.unlink(missing_ok=True)
+
+
+def to_uint8(frames: np.ndarray) -> np.ndarray:
+    """Float frames in [0, 1] -> uint8, rounded to the nearest of 256 levels."""
+    return (frames.clip(0, 1) * 255).round().astype("uint8")
+
+
+def write(frames: np.ndarray, path: Path, kind: str, fps: float) -> None:
+    """Write uint8 frames `[T, H, W, 3]` to `path` as an Output's `kind`. Stills and arrays ignore `fps`."""
+    _WRITERS[kind](frames, path, fps)
+
+
+def _npy(frames: np.ndarray, path: Path, fps: float) -> None:
+    import numpy as np
+
+    frames = np.ascontiguousarray(frames)
+    with path.open("wb") as file:  # not np.save: its error on a full disk does not say that the disk is full
+        np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(frames))
+        file.write(memoryview(frames).cast("B"))
+
+
+def _png(frames: np.ndarray, path: Path, fps: float) -> None:
+    _images(frames[:1])[0].save(path, format="PNG")
+
+
+def _folder(frames: np.ndarray, path: Path, fps: float) -> None:
+    path.mkdir()
+    for number, image in enumerate(_images(frames)):
+        image.save(path / f"{number:05d}.png", format="PNG", compress_level=3)
+
+
+def _gif(frames: np.ndarray, path: Path, fps: float) -> None:
+    first, *rest = _images(frames)
+    # GIF counts hundredths of a second
+    first.save(
+        path,
+        format="GIF",
+        save_all=True,
+        append_images=rest,
+        duration=_durations(len(frames), fps, 10),
+        loop=0,
+    )
+
+
+def _webp(frames: np.ndarray, path: Path, fps: float) -> None:
+    first, *rest = _images(frames)
+    first.save(
+        path,
+        format="WEBP",
+        save_all=True,
+        append_images=rest,
+        duration=_durations(len(frames), fps, 1),
+        loop=0,
+        quality=90,
+        method=4,
+    )
+
+
+def _mp4(frames: np.ndarray, path: Path, fps: float) -> None:
+    """libx264 in yuv420p, BT.709, crf 12 (visually lossless): every player shows it in the right colours."""
+    import numpy as np
+
+    _, height, width, _ = frames.shape
+    if height % 2 or width % 2:  # yuv420p halves both sides
+        frames = np.pad(frames, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), mode="edge")
+        _, height, width, _ = frames.shape
+    command = [_encoder(), "-y", "-loglevel", "error", "-f", "rawvideo", "-pix_fmt", "rgb24"]
+    command += [
+        "-s",
+        f"{width}x{height}",
+        "-r",
+        f"{fps:g}",
+        "-i",
+        "-",
+        "-an",
+        "-c:v",
+        "libx264",
+        "-crf",
+        "12",
+    ]
+    command += ["-vf", "scale=out_color_matrix=bt709:out_range=tv", "-pix_fmt", "yuv420p"]
+    command += ["-colorspace", "bt709", "-color_primaries", "bt709", "-color_trc", "bt709"]
+    command += ["-movflags", "+faststart", "-f", "mp4", str(path)]
+    raw = memoryview(np.ascontiguousarray(frames)).cast("B")
+    done = subprocess.run(command, input=raw, capture_output=True, check=False)
+    if done.returncode:
+        said = done.stderr.decode(errors="replace").strip()
+        if "No space left" in said:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+        last = said.splitlines()[-1] if said else f"exit code {done.returncode}"
+        raise RunFailed(f"ffmpeg could not encode the video ({last}): try --output with .webp, .gif or .npy")
+
+
+_WRITERS = {"mp4": _mp4, "gif": _gif, "webp": _webp, "npy": _npy, "png": _png, "folder": _folder}
+
+
+def ffmpeg() -> str | None:
+    """The ffmpeg that imageio-ffmpeg brings or finds, or None."""
+    try:
+        import imageio_ffmpeg
+
+        return imageio_ffmpeg.get_ffmpeg_exe()
+    except (ImportError, RuntimeError):
+        return None
+
+
+def _encoder() -> str:
+    path = ffmpeg()
+    if path is None:
+        others = ", ".join(suffix for suffix in FORMATS if suffix != ".mp4")
+        raise BadInput(f"no ffmpeg found for .mp4: pip install imageio-ffmpeg, or use {others} or {FOLDER}")
+    return path
+
+
+def _images(frames: np.ndarray) -> list:
+    from PIL import Image
+
+    return [Image.fromarray(frame) for frame in frames]
+
+
+def _durations(count: int, fps: float, unit: int) -> list[int]:
+    """Milliseconds of each frame in whole `unit`s, so that rounding never adds up along the video."""
+    ends = [round(1000 * number / fps / unit) * unit for number in range(count + 1)]
+    return [end - start for start, end in pairwise(ends)]

@@ -1,0 +1,181 @@
+"""Whatever is asked wrongly: one line with what was asked, what was found and what to do; exit code 2."""
+
+import json
+import shutil
+
+import pytest
+
+
+def one_error(result, code=2):
+    """The text of the one error line."""
+    assert result.code == code, result.err
+    assert result.out == ""
+    lines = [line for line in result.err.splitlines() if not line.endswith("...")]
+    assert len(lines) == 1 and lines[0].startswith("error: "), result.err
+    assert "Traceback" not in result.err
+    return lines[0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--model", "wann"], ["'wann'", "did you mean wan", "wan2.1"]),
+        (["--method", "svgg"], ["'svgg'", "did you mean svg", "auto, dense, svg"]),
+        (["--cache", "teacache"], ["'teacache'", "none"]),
+        (["--sparsty", "0.8"], ["no such option --sparsty", "did you mean --sparsity", "generate --help"]),
+        (["--sparsity", "1"], ["below 1", "got 1"]),
+        (["--sparsity", "-0.1"], ["at least 0", "-0.1"]),
+        (["--sparsity", "80"], ["got 80", "did you mean 0.8"]),
+        (["--sparsity", "nan"], ["nan"]),
+        (["--sparsity", "most"], ["--sparsity must be a number, got 'most'"]),
+        (["--steps", "2.5"], ["--steps must be a whole number, got '2.5'"]),
+        (["--steps", "0"], ["--steps must be at least 1, got 0"]),
+        (["--frames", "16"], ["--frames 16", "4n + 1", "use 13 or 17"]),
+        (["--frames", "0"], ["--frames must be at least 1"]),
+        (["--height", "100"], ["--height 100", "multiple of 16", "use 96 or 112"]),
+        (["--width", "7"], ["--width 7", "use 16"]),
+        (["--frames", "2", "--height", "50", "--width", "50"], ["use 1 or 5", "--height 50", "--width 50"]),
+        (["--guidance", "-1"], ["--guidance", "-1"]),
+        (["--guidance", "inf"], ["--guidance", "inf"]),
+        (["--seed", "-1"], ["--seed", "-1"]),
+        (["--dense-steps", "some"], ["0.2", "5", "'some'"]),
+        (["--dense-steps", "1.5"], ["1.5"]),
+        (["--dense-layers", "-1"], ["dense_layers", "-1"]),
+        (["--refresh", "0"], ["refresh", "at least 1"]),
+        (["--device", "tpu"], ["'tpu'", "auto, cpu, cuda"]),
+        (["--dtype", "bf32"], ["'bf32'", "bf16"]),
+        (["--offload", "disk"], ["'disk'", "group, model, none"]),
+        (["--offload", "model", "--device", "cpu"], ["--offload model", "cpu"]),
+        (["--profile", "p.json"], ["no method takes a profile yet"]),
+        (["--config", "gone.json"], ["--config gone.json", "No such file"]),
+        (["--output", "out.mp5"], [".mp5", "did you mean out.mp4", ".gif, .webp, .npy, .png", "folder"]),
+        (["--output", "out.exe"], [".exe", ".mp4, .gif"]),
+        (["--output", "gone/out.mp4"], ["no folder gone", "make it first"]),
+        (["--output", "out.png"], ["--frames is 5", "--frames 1"]),
+        (["--weights", "./gone"], ["no weights folder at gone"]),
+        (["--weights", "a/b/c"], ["no weights folder at a/b/c"]),
+        (["--weights", ""], ["--weights is empty"]),
+        (["stray"], ["stray"]),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) and value[0].startswith("-") else "",
+)
+def test_a_wrong_flag_is_one_line_with_the_way_out(generate, tmp_path, arguments, said):
+    line = one_error(generate(*arguments))
+    for part in said:
+        assert part in line
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_method_that_cannot_run_on_the_grid_is_bad_input_when_named(generate, tmp_path):
+    line = one_error(generate("--method", "svg"))
+    assert "svg needs at least 4 blocks" in line and "method 'auto'" in line
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("verb", ["genrate", "modles"])
+def test_a_misspelt_verb_is_named_with_the_nearest(cli, verb):
+    line = one_error(cli(verb))
+    assert verb in line and ("generate" if verb == "genrate" else "models") in line
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("{", "not JSON"),
+        ("[]", "object"),
+        ('{"sparsty": 0.5}', "did you mean sparsity"),
+        ('{"sparsity": 2}', "sparsity"),
+        ('{"method": "svg", "options": {"probes": 3}}', "probe_rows"),
+    ],
+)
+def test_a_config_file_is_judged_by_its_keys_and_values(generate, tmp_path, text, said):
+    (tmp_path / "c.json").write_text(text)
+    line = one_error(generate("--config", "c.json"))
+    assert "--config c.json" in line and said in line
+
+
+def test_flags_win_over_the_config_file(generate, tmp_path):
+    settings = {"sparsity": 0.5, "dense_layers": 2, "refresh": 3}
+    (tmp_path / "c.json").write_text(json.dumps(settings))
+    record = generate("--config", "c.json", "--sparsity", 0.7, "--refresh", 2, "-o", "a.npy", "--json").json
+    assert {key: record["config"][key] for key in settings} == {
+        "sparsity": 0.7,
+        "dense_layers": 2,
+        "refresh": 2,
+    }
+
+
+@pytest.fixture
+def broken(tiny_weights, tmp_path):
+    """A copy of the weights to break."""
+    return shutil.copytree(tiny_weights, tmp_path / "broken")
+
+
+def test_a_truncated_safetensors_file_is_named(generate, broken):
+    file = broken / "transformer" / "diffusion_pytorch_model.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+    line = one_error(generate("--weights", broken))
+    assert str(file) in line and "cut short" in line and "get the file again" in line
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"\xff" * 64, b"\x10\0\0\0\0\0\0\0{not json at all", b"\x02\0\0\0\0\0\0\0[]"]
+)
+def test_a_file_that_is_no_safetensors_is_named(generate, broken, content):
+    file = broken / "vae" / "diffusion_pytorch_model.safetensors"
+    file.write_bytes(content)
+    line = one_error(generate("--weights", broken))
+    assert str(file) in line and "corrupt" in line
+
+
+def test_a_folder_that_is_no_pipeline_is_named(generate, broken):
+    (broken / "model_index.json").unlink()
+    assert "has no model_index.json" in one_error(generate("--weights", broken))
+
+
+def test_a_missing_component_is_named(generate, broken):
+    shutil.rmtree(broken / "vae")
+    line = one_error(generate("--weights", broken))
+    assert "lists vae" in line and "missing" in line
+
+
+def test_pickled_weights_are_never_read(generate, broken):
+    file = broken / "text_encoder" / "model.safetensors"
+    file.rename(file.with_name("pytorch_model.bin"))
+    line = one_error(generate("--weights", broken))
+    assert "text_encoder" in line and ".safetensors" in line
+
+
+def test_another_kind_of_pipeline_is_refused_by_name(generate, broken):
+    index = json.loads((broken / "model_index.json").read_text())
+    (broken / "model_index.json").write_text(json.dumps(index | {"_class_name": "FluxPipeline"}))
+    line = one_error(generate("--weights", broken))
+    assert "FluxPipeline" in line and "WanPipeline" in line
+
+
+def test_weights_that_do_not_fit_their_config_are_one_line(generate, broken):
+    path = broken / "transformer" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"num_attention_heads": 3}))
+    line = one_error(generate("--weights", broken))
+    assert "broken" in line and "could not be loaded" in line
+
+
+def test_an_embedded_model_that_is_not_installed_is_one_line(generate, monkeypatch):
+    from dittools.pipelines import embedded
+
+    def absent():
+        raise FileNotFoundError("the embedded model is not installed: reinstall dittools")
+
+    monkeypatch.setattr(embedded, "weights_path", absent, raising=False)
+    assert "reinstall dittools" in one_error(generate("--weights", "embedded"))
+
+
+def test_cuda_is_refused_where_there_is_none(generate, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert "--device cuda" in one_error(generate("--device", "cuda"))
+
+
+def test_debug_adds_the_traceback(generate):
+    result = generate("--steps", 0, "--debug")
+    assert result.code == 2
+    assert "Traceback" in result.err and result.err.splitlines()[-1].startswith("error: --steps")

@@ -1,0 +1,91 @@
+"""Settings: what is accepted, what is refused and how, and the JSON form."""
+
+import json
+
+import pytest
+
+from dittools import Config
+from dittools.config import whole_steps
+
+
+def test_json_round_trip_keeps_every_setting():
+    config = Config("svg", 0.75, 3, 1.0, 2, 4, 64, True, 7, {"probe_rows": 40})
+    again = Config.from_json(config.to_json())
+    assert again == config
+    assert json.loads(config.to_json())["version"] == 1
+
+
+def test_json_round_trip_keeps_the_difference_between_one_step_and_all_steps():
+    for asked in (1, 1.0):
+        assert type(Config.from_json(Config(dense_steps=asked).to_json()).dense_steps) is type(asked)
+
+
+@pytest.mark.parametrize(
+    "asked, steps, whole",
+    [
+        (0.2, 50, 10),
+        (0.2, 4, 1),
+        (0.01, 4, 1),
+        (0.0, 4, 0),
+        (0, 4, 0),
+        (1, 4, 1),
+        (1.0, 4, 4),
+        (9, 4, 4),
+        (0.5, 5, 3),
+    ],
+)
+def test_a_share_is_rounded_to_whole_steps_and_a_count_is_a_count(asked, steps, whole):
+    assert whole_steps(asked, steps) == whole
+
+
+@pytest.mark.parametrize(
+    "bad, says",
+    [
+        ({"sparsity": 1.0}, "below 1, got 1"),
+        ({"sparsity": -0.1}, "at least 0"),
+        ({"sparsity": float("nan")}, "got nan"),
+        ({"sparsity": 80}, "did you mean 0.8"),
+        ({"sparsity": "0.8"}, "must be a number"),
+        ({"sparsity": True}, "must be a number"),
+        ({"dense_steps": 1.5}, "share of the run"),
+        ({"dense_steps": 5.0}, "did you mean 5?"),
+        ({"dense_steps": -1}, "at least 0"),
+        ({"dense_last_steps": "2"}, "must be a number"),
+        ({"dense_layers": 0.5}, "whole number"),
+        ({"refresh": 0}, "at least 1"),
+        ({"block_size": 96}, "64 or 128, got 96"),
+        ({"strict": 1}, "True or False"),
+        ({"method": "sgv"}, "did you mean svg"),
+        ({"method": "svg", "options": {"probe_row": 3}}, "did you mean probe_rows"),
+        ({"method": "svg", "options": {"sparsty": 0.3}}, "did you mean sparsity"),
+        ({"method": "svg", "options": {"probe_rows": 0}}, "probe_rows must be"),
+        ({"method": "svg", "options": {"sink": "no"}}, "sink must be"),
+        ({"options": ["probe_rows"]}, "options must map"),
+    ],
+)
+def test_a_bad_setting_is_refused_in_one_line_that_says_what_is_right(bad, says):
+    with pytest.raises(ValueError) as error:
+        Config(**bad)
+    assert says in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "text, says",
+    [
+        ('{"sparsty": 0.5}', "did you mean sparsity"),
+        ('{"version": 2}', "version 2"),
+        ("[1]", "an object"),
+        ("{", "not JSON"),
+    ],
+)
+def test_a_bad_config_file_is_refused(text, says):
+    with pytest.raises(ValueError, match=says):
+        Config.from_json(text)
+
+
+def test_a_config_does_not_share_its_options_with_the_caller():
+    options = {"probe_rows": 40}
+    config = Config(method="svg", options=options)
+    options["probe_rows"] = -1
+    assert config.options == {"probe_rows": 40}

@@ -1,0 +1,66 @@
+"""Compiled blocks: one graph for all layers, steps and branches, and the result of the eager pipeline."""
+
+import gc
+
+import pytest
+import torch
+from dittools.pipelines import backend
+from torch._dynamo.utils import counters
+
+import dittools
+from tests.tiny import draw, tiny_pipeline
+
+
+@pytest.fixture(autouse=True)
+def fresh_compiler():
+    gc.collect()  # a compiled block looks at the table of backends: no other test's pipeline may be in it
+    backend._sweep()
+    torch._dynamo.reset()
+    counters.clear()
+    yield
+    torch._dynamo.reset()
+
+
+def graphs():
+    return counters["stats"]["unique_graphs"]
+
+
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+@pytest.mark.parametrize("compile_first", [True, False])
+def test_repeated_blocks_compile_once_for_dense_and_sparse_steps_alike(backend, compile_first):
+    pipe = tiny_pipeline()
+    with dittools.accelerate(pipe, method="svg", sparsity=0.7, dense_steps=1):
+        eager = draw(pipe)
+    if compile_first:
+        pipe.transformer.compile_repeated_blocks(fullgraph=True, backend=backend)
+    fast = dittools.accelerate(pipe, method="svg", sparsity=0.7, dense_steps=1)
+    if not compile_first:
+        pipe.transformer.compile_repeated_blocks(fullgraph=True, backend=backend)
+    out = draw(pipe)
+    assert graphs() == 1
+    assert fast.record()["calls"] == {"dense": 12, "sparse": 12, "reused": 0}
+    torch.testing.assert_close(out, eager, rtol=1e-3, atol=1e-4)
+
+
+def test_other_settings_on_the_same_pipeline_use_the_graph_again_and_restore_is_exact():
+    pipe = tiny_pipeline()
+    pipe.transformer.compile_repeated_blocks(fullgraph=True, backend="eager")
+    before = draw(pipe)
+    for sparsity in (0.5, 0.6, 0.7, 0.8):
+        fast = dittools.accelerate(pipe, method="svg", sparsity=sparsity)
+        draw(pipe)
+        assert fast.record()["sparsity"]["sparse_calls"] == pytest.approx(sparsity, abs=0.02)
+    assert graphs() == 2  # the untouched block, and ours
+    fast.restore()
+    assert torch.equal(draw(pipe), before)
+    assert graphs() == 2
+
+
+def test_a_transformer_compiled_whole_runs_with_graph_breaks():
+    pipe = tiny_pipeline()
+    with dittools.accelerate(pipe, method="svg", sparsity=0.7, dense_steps=1):
+        eager = draw(pipe)
+    pipe.transformer = torch.compile(pipe.transformer, backend="eager")
+    fast = dittools.accelerate(pipe, method="svg", sparsity=0.7, dense_steps=1)
+    torch.testing.assert_close(draw(pipe), eager, rtol=1e-3, atol=1e-4)
+    assert fast.record()["calls"] == {"dense": 12, "sparse": 12, "reused": 0}
