@@ -5,11 +5,10 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from dittools.naming import unknown
 from dittools.pipelines import loading, saving, weights
 from dittools.pipelines.errors import BadInput
 from dittools.pipelines.limits import SizeRule
-
-from dittools.naming import unknown
 
 CACHES = ("none",)
 TEXT_TO_VIDEO = ("WanPipeline",)

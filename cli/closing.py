@@ -11,8 +11,7 @@ def closing(record: dict[str, Any], record_path: Path) -> list[str]:
     seconds, sparsity, calls, run = (record[key] for key in ("seconds", "sparsity", "calls", "run"))
     stages = ", ".join(f"{name} {seconds[name]:.1f}" for name in seconds if name != "total")
     lines = [
-        f"{record['output']}: {run['frames']} frames of {run['height']} x {run['width']}; "
-        f"record {record_path}",
+        f"{record['output']}: {run['frames']} frames of {run['height']} x {run['width']}; record {record_path}",
         _skipped(record["method"], sparsity, calls),
         f"seconds {seconds['total']:.1f} ({stages})",
     ]
@@ -23,9 +22,7 @@ def closing(record: dict[str, Any], record_path: Path) -> list[str]:
             f"against dense: {psnr}, SSIM {quality['ssim']:.4f}; denoising {quality['speedup']:.2f}x as fast "
             f"({seconds['denoise']:.1f} s, dense {quality['dense_denoise_seconds']:.1f} s)"
         )
-    lines += [
-        f"fallback: {entry['count']} calls ran dense: {entry['reason']}" for entry in record["fallbacks"]
-    ]
+    lines += [f"fallback: {entry['count']} calls ran dense: {entry['reason']}" for entry in record["fallbacks"]]
     return lines + [f"note: {note}" for note in record["notes"]]
 
 

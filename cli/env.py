@@ -19,9 +19,10 @@ _HEAD_DIM = 128  # Wan's, and most other models'
 
 
 def command(as_json: Json = False, debug: Debug = False) -> None:
-    from dittools.cli.versions import dittools_version, versions
-    from dittools.pipelines.saving import ffmpeg
     from huggingface_hub import constants
+
+    from dittools.pipelines.saving import ffmpeg
+    from dittools.provenance import dittools_version, versions
 
     facts = {
         "dittools": dittools_version(),
@@ -37,16 +38,15 @@ def command(as_json: Json = False, debug: Debug = False) -> None:
 def _devices() -> list[dict[str, Any]]:
     """Every CUDA GPU, then the CPU, each with its kernels."""
     import torch
-    from dittools.cli.record import device_facts
+
     from dittools.pipelines.loading import pick_dtype
+    from dittools.provenance import device_facts
 
     found = [torch.device("cuda", number) for number in range(torch.cuda.device_count())]
     devices = []
     for device in [*found, torch.device("cpu")]:
         dtype = pick_dtype("auto", device)
-        capability = (
-            ".".join(map(str, torch.cuda.get_device_capability(device))) if device.type == "cuda" else None
-        )
+        capability = ".".join(map(str, torch.cuda.get_device_capability(device))) if device.type == "cuda" else None
         devices.append(
             {
                 **device_facts(device),
@@ -75,9 +75,7 @@ def _readable(facts: dict[str, Any]) -> str:
     for device in facts["devices"]:
         memory = f", {device['memory_gb']} GB" if device["memory_gb"] else ""
         capability = f", compute capability {device['capability']}" if device["capability"] else ""
-        lines.append(
-            f"\n{device['type']}: {device['name']}{memory}{capability}, {device['dtype']} by default"
-        )
+        lines.append(f"\n{device['type']}: {device['name']}{memory}{capability}, {device['dtype']} by default")
         lines.append(f"  dense attention: {device['dense_kernel']}")
         for kernel in device["kernels"]:
             state = "can run" if kernel["can_run"] else f"cannot run: {kernel['why_not']}"

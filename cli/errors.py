@@ -6,6 +6,7 @@ import difflib
 from typing import Any
 
 import typer
+
 from dittools.cli.output import one_line
 from dittools.pipelines.errors import BadInput, RunFailed, first_line
 

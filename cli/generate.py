@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Annotated
 
 import typer
+
 from dittools.cli.flags import Debug, Json
 from dittools.cli.output import Output
 
@@ -61,29 +62,17 @@ def command(
     ] = False,
     dense_steps: Annotated[
         str | None,
-        Flag(
-            metavar="SHARE|COUNT", help="Dense steps at the start: 0.2 is a share, 5 a count.  [default: 0.2]"
-        ),
+        Flag(metavar="SHARE|COUNT", help="Dense steps at the start: 0.2 is a share, 5 a count.  [default: 0.2]"),
     ] = None,
     dense_layers: Annotated[int | None, Flag(help="First layers that stay dense.  [default: 1]")] = None,
     refresh: Annotated[int | None, Flag(help="Steps for which a choice is used.  [default: 1]")] = None,
-    config: Annotated[
-        str | None, Flag(metavar="FILE", help="JSON of a dittools.Config; flags win over it.")
-    ] = None,
-    profile: Annotated[
-        str | None, Flag(metavar="FILE", help="Calibrated profile; no method takes one yet.")
-    ] = None,
+    config: Annotated[str | None, Flag(metavar="FILE", help="JSON of a dittools.Config; flags win over it.")] = None,
+    profile: Annotated[str | None, Flag(metavar="FILE", help="Calibrated profile; no method takes one yet.")] = None,
     device: Annotated[str, Flag(help="auto, cpu or cuda.")] = "auto",
-    dtype: Annotated[
-        str, Flag(help="auto, bf16, fp16 or fp32. auto: bf16 on CUDA, fp32 on the CPU.")
-    ] = "auto",
+    dtype: Annotated[str, Flag(help="auto, bf16, fp16 or fp32. auto: bf16 on CUDA, fp32 on the CPU.")] = "auto",
     compile_: Annotated[bool, Flag("--compile", help="torch.compile the repeated blocks first.")] = False,
-    offload: Annotated[
-        str, Flag(help="none, model or group: keep weights off the GPU while unused.")
-    ] = "none",
-    strict: Annotated[
-        bool, Flag("--strict", help="Stop at a non-finite sparse result, not redo it dense.")
-    ] = False,
+    offload: Annotated[str, Flag(help="none, model or group: keep weights off the GPU while unused.")] = "none",
+    strict: Annotated[bool, Flag("--strict", help="Stop at a non-finite sparse result, not redo it dense.")] = False,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:

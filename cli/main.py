@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from typing import Annotated
 
 import typer
+
 from dittools.cli import env, generate, methods, models
 from dittools.cli.errors import INTERRUPTED, explain
 
@@ -33,7 +34,7 @@ for verb in (generate, env, models, methods):
 
 def _print_version(asked: bool) -> None:
     if asked:
-        from dittools.cli.versions import dittools_version
+        from dittools.provenance import dittools_version
 
         print(dittools_version())
         raise typer.Exit()

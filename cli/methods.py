@@ -23,9 +23,7 @@ def command(as_json: Json = False, debug: Debug = False) -> None:
         {
             "name": name,
             "description": line,
-            "options": {
-                option: {"default": default, "help": text} for option, (default, text) in options.items()
-            },
+            "options": {option: {"default": default, "help": text} for option, (default, text) in options.items()},
         }
         for name, line, options in describe()
     ]

@@ -25,9 +25,7 @@ def command(as_json: Json = False, debug: Debug = False) -> None:
             "aliases": list(family.aliases),
             "title": family.title,
             "repo": family.repo,
-            **{
-                key: getattr(family, key) for key in ("frames", "height", "width", "steps", "guidance", "fps")
-            },
+            **{key: getattr(family, key) for key in ("frames", "height", "width", "steps", "guidance", "fps")},
         }
         for family in FAMILIES
     ]

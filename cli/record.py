@@ -3,24 +3,12 @@
 from __future__ import annotations
 
 import math
-import os
-import platform
 from pathlib import Path
 from typing import Any
 
-from dittools.cli.versions import dittools_version, versions
+from dittools.provenance import device_facts, dittools_version, versions
 
 SECONDS = ("load", "text", "denoise", "decode", "save")
-
-
-def device_facts(device: Any) -> dict[str, Any]:
-    """type, name and total memory of a torch device."""
-    if device.type == "cuda":
-        import torch
-
-        found = torch.cuda.get_device_properties(device)
-        return {"type": "cuda", "name": found.name, "memory_gb": round(found.total_memory / 1e9, 1)}
-    return {"type": device.type, "name": _cpu_name(), "memory_gb": _ram_gb()}
 
 
 def number(value: float | None) -> float | str | None:
@@ -86,20 +74,3 @@ def build(
         "heads": acceleration["heads"],
         "notes": acceleration["notes"],
     }
-
-
-def _cpu_name() -> str:
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
-
-
-def _ram_gb() -> float | None:
-    try:
-        return round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9, 1)
-    except (ValueError, OSError, AttributeError):
-        return None

@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from dittools.cli.asked import Asked
+from dittools.config import Config
 from dittools.pipelines import saving, stages, weights
 from dittools.pipelines.errors import BadInput, first_line
 from dittools.pipelines.families import Family, find_family
 from dittools.pipelines.limits import SizeRule
-
-from dittools.config import Config
 
 PROMPT = "A ginger cat plays the piano by a tall window, soft morning light, shallow depth of field"
 
@@ -91,9 +90,7 @@ def _config(asked: Asked) -> Config:
             "refresh": asked.refresh,
             "strict": asked.strict or None,
         }
-        return dataclasses.replace(
-            base, **{name: value for name, value in given.items() if value is not None}
-        )
+        return dataclasses.replace(base, **{name: value for name, value in given.items() if value is not None})
     except BadInput:
         raise
     except (ValueError, TypeError) as error:
@@ -122,6 +119,4 @@ def _share_or_count(text: str) -> float | int:
     try:
         return float(text)
     except ValueError:
-        raise BadInput(
-            f"--dense-steps must be a share such as 0.2 or a count such as 5, got {text!r}"
-        ) from None
+        raise BadInput(f"--dense-steps must be a share such as 0.2 or a count such as 5, got {text!r}") from None

@@ -101,9 +101,7 @@ def _dense_run(pipe: Any, embeds: dict, scene: Scene, request: Request, stages: 
         return _decode(pipe, latents), stages.seconds["dense"]
 
 
-def _sparse_run(
-    pipe: Any, embeds: dict, scene: Scene, request: Request, stages: Stages
-) -> tuple[Any, dict[str, Any]]:
+def _sparse_run(pipe: Any, embeds: dict, scene: Scene, request: Request, stages: Stages) -> tuple[Any, dict[str, Any]]:
     """Latents, and `Acceleration.record()`."""
     import dittools
 
@@ -138,9 +136,7 @@ def _quality(frames: Any, dense: tuple[Any, float], stages: Stages) -> dict[str,
     return records.quality_facts(*scores, dense_seconds, stages.seconds["denoise"])
 
 
-def _save(
-    frames: Any, request: Request, scene: Scene, stages: Stages, begun: float, **facts: Any
-) -> dict[str, Any]:
+def _save(frames: Any, request: Request, scene: Scene, stages: Stages, begun: float, **facts: Any) -> dict[str, Any]:
     """Video and record appear together, or neither does."""
     output = request.output
     with stages("save"), saving.whole(output.record) as record_part, saving.whole(output.path) as part:

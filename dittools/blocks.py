@@ -113,7 +113,5 @@ class BlockMask:
     def to(self, device: torch.device | str) -> BlockMask:
         """The same mask on another device."""
         return (
-            self
-            if self.keep.device == torch.device(device)
-            else BlockMask(self.keep.to(device), self.query, self.key)
+            self if self.keep.device == torch.device(device) else BlockMask(self.keep.to(device), self.query, self.key)
         )

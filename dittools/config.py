@@ -91,9 +91,7 @@ class Config:
         values = dict(values)
         version = values.pop("version", VERSION)
         if version != VERSION:
-            raise ValueError(
-                f"this config has version {version!r}, and this dittools reads version {VERSION}"
-            )
+            raise ValueError(f"this config has version {version!r}, and this dittools reads version {VERSION}")
         for key in values:
             if key not in _names():
                 raise ValueError(unknown("config key", key, _names()))

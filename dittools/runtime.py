@@ -175,9 +175,7 @@ class Runtime:
             problem = f"attention over {q.shape[1]} tokens, where the grid has {run.grid.tokens}"
         if problem and self.config.method != "auto":
             name = self.layers[layer].name
-            raise ValueError(
-                f"method {self.config.method} cannot run in {name}: {problem}; use method 'auto'"
-            )
+            raise ValueError(f"method {self.config.method} cannot run in {name}: {problem}; use method 'auto'")
         return problem
 
     def _no_kernel(self, q: torch.Tensor) -> str | None:

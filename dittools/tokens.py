@@ -40,8 +40,7 @@ class TokenGrid:
             object.__setattr__(self, name, int(value))
         if self.text_position not in TEXT_POSITIONS:
             raise ValueError(
-                f"TokenGrid.text_position must be one of {', '.join(TEXT_POSITIONS)}, "
-                f"got {self.text_position!r}"
+                f"TokenGrid.text_position must be one of {', '.join(TEXT_POSITIONS)}, got {self.text_position!r}"
             )
         if (self.text > 0) != (self.text_position != "none"):
             raise ValueError(

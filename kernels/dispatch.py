@@ -72,18 +72,14 @@ def block_sparse_attention(
     return (out, lse) if return_lse else out
 
 
-def choose(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask, *, implementation: str | None = None
-) -> str:
+def choose(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask, *, implementation: str | None = None) -> str:
     """Name of the implementation for this call: the one asked for, else the fastest that can run.
 
     Raises:
         ValueError: when the one asked for is unknown or cannot run, with the reason.
     """
     if implementation is not None and implementation not in IMPLEMENTATIONS:
-        raise ValueError(
-            f"unknown implementation {implementation!r}: use one of {', '.join(IMPLEMENTATIONS)}, or None"
-        )
+        raise ValueError(f"unknown implementation {implementation!r}: use one of {', '.join(IMPLEMENTATIONS)}, or None")
     blocks = mask.query.size, mask.key.size
     for name in ("triton", "portable") if implementation is None else (implementation,):
         reason = REASONS[name](q.device, q.dtype, q.shape[-1], blocks)
@@ -95,9 +91,7 @@ def choose(
     raise ValueError(f"implementation {name!r} cannot run this call: {reason}")
 
 
-def implementations(
-    device: torch.device | str, dtype: torch.dtype, head_dim: int
-) -> list[tuple[str, str | None]]:
+def implementations(device: torch.device | str, dtype: torch.dtype, head_dim: int) -> list[tuple[str, str | None]]:
     """Every implementation with None when it can run there, or the reason why it cannot, fastest first."""
     device = torch.device(device)
     return [(name, REASONS[name](device, dtype, head_dim, None)) for name in IMPLEMENTATIONS]

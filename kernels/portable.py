@@ -49,9 +49,7 @@ def portable_block_sparse_attention(
     """
     batches, queries, heads, dim = q.shape
     bq, mq = mask.query.size, mask.query.count
-    kept, by_kept = _kept_keys(mask, batches, heads).sort(
-        stable=True
-    )  # [lanes * Mq], a lane: a head of a batch
+    kept, by_kept = _kept_keys(mask, batches, heads).sort(stable=True)  # [lanes * Mq], a lane: a head of a batch
     rows = _token_rows(order, q, mask.query).view(-1, bq)[by_kept]  # [lanes * Mq, bq]
     # One spare row takes what the positions past the end of a ragged query block would write.
     spare = batches * queries * heads
@@ -80,9 +78,7 @@ def portable_block_sparse_attention(
 
 def _kept_keys(mask, batches: int, heads: int) -> torch.Tensor:
     """Keys that each query block keeps, ragged tail counted as it is: int64 ``[lanes * Mq]``."""
-    keys = mask.lists()[0].long() * mask.key.size - mask.keep[..., -1].long() * (
-        mask.key.size - mask.key.tail
-    )
+    keys = mask.lists()[0].long() * mask.key.size - mask.keep[..., -1].long() * (mask.key.size - mask.key.tail)
     return keys.expand(batches, heads, -1).flatten()
 
 
@@ -147,9 +143,7 @@ def _pieces(q, k, v, mask, order, key_bias, kept: torch.Tensor, by_kept: torch.T
                 yield _Piece(part, both[0, :, :keys], both[1, :, :keys], part_bias)
 
 
-def _select_both(
-    k: torch.Tensor, v: torch.Tensor, rows: torch.Tensor, out: torch.Tensor | None
-) -> torch.Tensor:
+def _select_both(k: torch.Tensor, v: torch.Tensor, rows: torch.Tensor, out: torch.Tensor | None) -> torch.Tensor:
     """The same rows of k and v, one after the other."""
     if out is None:
         return torch.stack((k.index_select(0, rows), v.index_select(0, rows)))

@@ -8,12 +8,12 @@ from contextlib import ExitStack
 from typing import Any
 
 import torch
+
+from dittools.config import Config
 from dittools.pipelines.backend import Socket, SparseProcessor
 from dittools.pipelines.errors import BadInput
 from dittools.pipelines.families import family_of, transformers_of
 from dittools.pipelines.root_hook import RootHook
-
-from dittools.config import Config
 from dittools.runtime import Layer, Runtime
 
 
@@ -35,9 +35,7 @@ def attach(pipe: Any, config: Config) -> tuple[Runtime, Callable[[], None]]:
         inside = [(path, module) for path, module in model.named_modules() if family.is_self_attention(path)]
         if not inside:
             raise BadInput(f"{component} has no module {family.self_attention}: is it a {family.name} model?")
-        modules += [
-            (Layer(f"{component}.{path}", depth), module) for depth, (path, module) in enumerate(inside)
-        ]
+        modules += [(Layer(f"{component}.{path}", depth), module) for depth, (path, module) in enumerate(inside)]
     for _, module in modules:
         if isinstance(module.processor, SparseProcessor):
             module.processor.socket.detach()

@@ -151,9 +151,7 @@ def _attend(q, k, v, mask, cursor, scale, dropout, causal, grouped):
     def dense() -> torch.Tensor:
         call = {"attn_mask": mask, "dropout_p": dropout, "is_causal": causal, "scale": scale}
         backend = processor._attention_backend
-        return dispatch_attention_fn(
-            q, k, v, **call, enable_gqa=grouped, backend=backend, parallel_config=parallel
-        )
+        return dispatch_attention_fn(q, k, v, **call, enable_gqa=grouped, backend=backend, parallel_config=parallel)
 
     why_dense = None
     if mask is not None:

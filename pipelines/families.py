@@ -6,9 +6,8 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from dittools.pipelines.errors import BadInput
-
 from dittools.naming import unknown
+from dittools.pipelines.errors import BadInput
 from dittools.tokens import TokenGrid
 
 
@@ -57,9 +56,7 @@ class Family:
     def grid(self, config: Any, latents_shape: tuple[int, ...]) -> TokenGrid:
         """Token grid of latents ``[B, C, F, H, W]``, given the transformer's config."""
         if len(latents_shape) != 5:
-            raise BadInput(
-                f"{self.name} latents are [batch, channels, frames, height, width], got {latents_shape}"
-            )
+            raise BadInput(f"{self.name} latents are [batch, channels, frames, height, width], got {latents_shape}")
         frames, height, width = (n // p for n, p in zip(latents_shape[2:], config.patch_size, strict=True))
         return TokenGrid(frames, height, width)
 

@@ -21,14 +21,10 @@ def check_folder(folder: Path, classes: Collection[str] = ()) -> None:
     it is read, so none is ever used.
     """
     if not folder.is_dir():
-        raise BadInput(
-            f"no weights folder at {folder}: give a diffusers pipeline folder, a repo id, or embedded"
-        )
+        raise BadInput(f"no weights folder at {folder}: give a diffusers pipeline folder, a repo id, or embedded")
     index = folder / INDEX
     if not index.is_file():
-        raise BadInput(
-            f"{folder} has no {INDEX}, so it is no diffusers pipeline folder: point --weights at one"
-        )
+        raise BadInput(f"{folder} has no {INDEX}, so it is no diffusers pipeline folder: point --weights at one")
     found = _json(index)
     name = found.get("_class_name")
     if classes and name not in classes:
@@ -49,9 +45,7 @@ def _check_component(folder: Path, index: Path) -> None:
                 raise BadInput(f"{folder / name} is missing ({shards.name} lists it): get the files again")
     files = sorted(folder.glob("*.safetensors"))
     if not files:
-        raise BadInput(
-            f"{folder} has no .safetensors file, the only kind dittools loads: convert or get them"
-        )
+        raise BadInput(f"{folder} has no .safetensors file, the only kind dittools loads: convert or get them")
     for file in files:
         check_safetensors(file)
 

@@ -29,9 +29,7 @@ def pick_device(asked: str) -> torch.device:
 
     found = torch.cuda.is_available()
     if asked == "cuda" and not found:
-        built = (
-            "this PyTorch is built without it" if torch.version.cuda is None else "no GPU or driver answers"
-        )
+        built = "this PyTorch is built without it" if torch.version.cuda is None else "no GPU or driver answers"
         raise BadInput(f"--device cuda asked, and {built}: use --device cpu, or a machine with CUDA")
     return torch.device("cuda" if found and asked != "cpu" else "cpu")
 
@@ -59,9 +57,7 @@ def load(folder: Path, *, device: torch.device, dtype: torch.dtype, offload: str
     from diffusers import DiffusionPipeline
 
     if offload != "none" and device.type != "cuda":
-        raise BadInput(
-            f"--offload {offload} moves weights off a CUDA GPU, and this run is on {device.type}: drop it"
-        )
+        raise BadInput(f"--offload {offload} moves weights off a CUDA GPU, and this run is on {device.type}: drop it")
     quiet_loading()
     try:
         pipe = DiffusionPipeline.from_pretrained(
@@ -96,9 +92,7 @@ def compile_blocks(pipe: Any) -> None:
         if model is None:
             continue
         if not getattr(model, "_repeated_blocks", None):
-            raise RunFailed(
-                f"--compile: {type(model).__name__} names no repeated blocks to compile: drop --compile"
-            )
+            raise RunFailed(f"--compile: {type(model).__name__} names no repeated blocks to compile: drop --compile")
         model.compile_repeated_blocks(fullgraph=True)
 
 

@@ -13,8 +13,8 @@ from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple
 
 import torch
-from dittools.pipelines.families import Family
 
+from dittools.pipelines.families import Family
 from dittools.runtime import Runtime
 
 

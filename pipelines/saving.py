@@ -64,8 +64,7 @@ def plan(name: str, frames: int | None) -> Output:
         )
     if output.kind == "png" and frames != 1:
         raise BadInput(
-            f"--output {name} holds one image and --frames is {frames or 'not 1'}: "
-            f"use --frames 1, .mp4, or {FOLDER}"
+            f"--output {name} holds one image and --frames is {frames or 'not 1'}: use --frames 1, .mp4, or {FOLDER}"
         )
     if output.kind == "mp4":
         _encoder()
@@ -90,9 +89,7 @@ def _writable(path: Path, name: str) -> None:
         probe.write_bytes(b"\0")
     except OSError as error:
         why = error.strerror or first_line(error)
-        raise BadInput(
-            f"--output {name}: {parent} cannot be written ({why}): choose another folder"
-        ) from None
+        raise BadInput(f"--output {name}: {parent} cannot be written ({why}): choose another folder") from None
     finally:
         with contextlib.suppress(OSError):
             probe.unlink(missing_ok=True)

@@ -27,9 +27,7 @@ class Shot:
     seed: int
 
 
-def encode(
-    pipe: Any, prompt: str, negative_prompt: str, guidance: float, max_length: int
-) -> dict[str, torch.Tensor]:
+def encode(pipe: Any, prompt: str, negative_prompt: str, guidance: float, max_length: int) -> dict[str, torch.Tensor]:
     """Text embeddings as keyword arguments of the pipeline; negative ones only where guidance uses them."""
     import torch
 

@@ -42,9 +42,7 @@ class Unreachable(RunFailed):
 
 def looks_like_folder(asked: str) -> bool:
     """Whether `--weights` names a folder rather than a repo `owner/name`."""
-    return (
-        os.path.isdir(os.path.expanduser(asked)) or not _REPO.fullmatch(asked) or asked.startswith((".", "~"))
-    )
+    return os.path.isdir(os.path.expanduser(asked)) or not _REPO.fullmatch(asked) or asked.startswith((".", "~"))
 
 
 def check_asked(asked: str, classes: Collection[str] = ()) -> Path | None:
@@ -133,9 +131,7 @@ def remote(repo: str) -> Weights:
     try:
         found = HfApi().model_info(repo, files_metadata=True, timeout=_PROBE_SECONDS)
     except GatedRepoError:
-        raise BadInput(
-            f"{repo} asks for its terms to be accepted: do so on its page, then hf auth login"
-        ) from None
+        raise BadInput(f"{repo} asks for its terms to be accepted: do so on its page, then hf auth login") from None
     except (RepositoryNotFoundError, HFValidationError):
         raise BadInput(f"the hub has no model {repo}, or it is private: check --weights") from None
     except Exception as error:  # whatever the HTTP library of the day raises
@@ -144,15 +140,11 @@ def remote(repo: str) -> Weights:
         ) from error
     files = {file.rfilename: file.size or 0 for file in found.siblings or [] if _is_needed(file.rfilename)}
     if INDEX not in files:
-        raise BadInput(
-            f"{repo} has no {INDEX}: it is no diffusers pipeline (look for one ending in -Diffusers)"
-        )
+        raise BadInput(f"{repo} has no {INDEX}: it is no diffusers pipeline (look for one ending in -Diffusers)")
     return Weights(repo, None, tuple(sorted(files)), sum(files.values()))
 
 
-def fetch(
-    weights: Weights, classes: Collection[str] = (), note: Callable[[str], None] = lambda text: None
-) -> Path:
+def fetch(weights: Weights, classes: Collection[str] = (), note: Callable[[str], None] = lambda text: None) -> Path:
     """The weights' folder, downloading what is missing after saying how much it is."""
     if weights.folder is not None:
         return weights.folder

@@ -90,9 +90,7 @@ def tiny_pipeline(*, layers: int = 3, heads: int = 2, head_dim: int = 64, seed: 
         tokenizer=tokenizer,
         text_encoder=text_encoder.eval().requires_grad_(False),
         vae=vae.eval().requires_grad_(False),
-        scheduler=UniPCMultistepScheduler(
-            prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0
-        ),
+        scheduler=UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0),
         transformer=tiny_transformer(seed=seed, **size),
         transformer_2=tiny_transformer(seed=seed + 1, **size) if experts == 2 else None,
         boundary_ratio=0.8 if experts == 2 else None,
@@ -101,9 +99,7 @@ def tiny_pipeline(*, layers: int = 3, heads: int = 2, head_dim: int = 64, seed: 
     return pipe
 
 
-def draw(
-    pipe, *, seed: int = 0, steps: int = 4, frames: int = 17, height: int = 160, width: int = 176, **options
-):
+def draw(pipe, *, seed: int = 0, steps: int = 4, frames: int = 17, height: int = 160, width: int = 176, **options):
     """Latents `[B, 16, F, H, W]` of one run; the default grid is 5 x 10 x 11 = 550 tokens.
 
     Pass `output_type="pt"` or another for decoded frames.

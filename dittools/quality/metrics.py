@@ -71,13 +71,10 @@ def _frames(
         )
     if a.ndim not in (4, 5) or a.numel() == 0:
         raise ValueError(
-            "a video is [frames, height, width, channels], with or without a batch in front, "
-            f"found {_shape(a)}"
+            f"a video is [frames, height, width, channels], with or without a batch in front, found {_shape(a)}"
         )
     if not (a.is_floating_point() and b.is_floating_point()):
-        raise ValueError(
-            f"frames must be float in [0, 1], found {a.dtype} and {b.dtype}: divide by 255 first"
-        )
+        raise ValueError(f"frames must be float in [0, 1], found {a.dtype} and {b.dtype}: divide by 255 first")
     return a.flatten(0, -4), b.flatten(0, -4)
 
 

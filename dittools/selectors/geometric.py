@@ -43,9 +43,7 @@ class Pattern:
 
     def to(self, device: torch.device) -> Pattern:
         """The same pattern on another device."""
-        return Pattern(
-            self.order.to(device), self.mask.to(device), self.block_of_token.to(device), self.notes
-        )
+        return Pattern(self.order.to(device), self.mask.to(device), self.block_of_token.to(device), self.notes)
 
 
 def band_pattern(

@@ -15,7 +15,7 @@ DEFAULTS = dict(
     height=256,
     width=256,
     frames=33,
-    steps=20,
+    steps=16,
     guidance=4.0,
     fps=16,
     prompt=DEFAULT_PROMPT,
@@ -33,7 +33,5 @@ def weights_path() -> Path:
     """
     folder = Path(__file__).parent / "weights"
     if not (folder / "model_index.json").is_file():
-        raise FileNotFoundError(
-            f"the embedded model is missing from this installation: no {folder.name} folder"
-        )
+        raise FileNotFoundError(f"the embedded model is missing from this installation: no {folder.name} folder")
     return folder

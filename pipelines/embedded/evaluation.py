@@ -66,9 +66,7 @@ def evaluation_captions(seed: int = 0, n: int = 64) -> list[tuple[str, list[voc.
     return chosen
 
 
-def _evenly(
-    combinations: list[tuple[int, int, int]], generator: torch.Generator
-) -> Iterator[tuple[int, int, int]]:
+def _evenly(combinations: list[tuple[int, int, int]], generator: torch.Generator) -> Iterator[tuple[int, int, int]]:
     """Endless combinations in random order, always one whose three values were least used so far."""
     used = tuple(Counter() for _ in ATTRIBUTES)
     left: list[tuple[int, int, int]] = []

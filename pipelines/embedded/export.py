@@ -11,9 +11,7 @@ from torch import nn
 from . import architecture
 
 
-def export(
-    folder: Path, vae: nn.Module, transformer: nn.Module, text_encoder: nn.Module, scale: torch.Tensor
-) -> None:
+def export(folder: Path, vae: nn.Module, transformer: nn.Module, text_encoder: nn.Module, scale: torch.Tensor) -> None:
     """Save everything at ``folder``; the denoiser in bf16, the small parts in fp16 (they load in any)."""
     from diffusers import WanPipeline
 

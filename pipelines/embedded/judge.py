@@ -141,13 +141,9 @@ def main() -> None:
 
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--videos", type=int, default=256, help="scenes to render (default 256)")
-    parser.add_argument(
-        "--seed", type=int, default=7, help="seed of the scenes and the degradations (default 7)"
-    )
+    parser.add_argument("--seed", type=int, default=7, help="seed of the scenes and the degradations (default 7)")
     parser.add_argument("--size", type=int, nargs=3, default=(33, 256, 256), metavar=("T", "H", "W"))
-    parser.add_argument(
-        "--kinds", nargs="+", default=list(evaluation.DEGRADATIONS), help="degradations to apply"
-    )
+    parser.add_argument("--kinds", nargs="+", default=list(evaluation.DEGRADATIONS), help="degradations to apply")
     parser.add_argument("--json", help="file to write the full tables to")
     args = parser.parse_args()
     evaluation.report(args.videos, args.seed, tuple(args.size), args.kinds, args.json)

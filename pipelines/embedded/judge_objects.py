@@ -87,9 +87,7 @@ def find(grid: np.ndarray, smooth: bool = False) -> list[Found]:
     if mask.mean() * mask.shape[1] * mask.shape[2] < LEAST_AREA * LEAST_PRESENCE * unit**2:
         return []
     volumes = [
-        volume
-        for group in _hue_groups(angle, strength, mask)
-        for volume in _persistent(group, LEAST_AREA * unit**2)
+        volume for group in _hue_groups(angle, strength, mask) for volume in _persistent(group, LEAST_AREA * unit**2)
     ]
     volumes = _without_fringes(volumes, colour)
     taken = sum(volume.astype(np.uint8) for volume in volumes) if volumes else None

@@ -30,9 +30,7 @@ def _templates() -> tuple[np.ndarray, list[tuple[int, int]]]:
     pictures, kinds = [], []
     for shape, name in enumerate(voc.SHAPES):
         inside = world.shape_distance(fine_x, fine_y, shape) < 0
-        side = math.sqrt(
-            float(inside.float().mean()) * (521 / 520 * 2.6) ** 2
-        )  # sqrt of the area at radius 1
+        side = math.sqrt(float(inside.float().mean()) * (521 / 520 * 2.6) ** 2)  # sqrt of the area at radius 1
         fold = FOLDS[name]
         turns = torch.arange(0, 360 / fold, _TURN_STEP).deg2rad() if fold else torch.zeros(1)
         for variant, (blur, scale) in enumerate((b, s) for b in _BLURS for s in _SCALES):

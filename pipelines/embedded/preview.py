@@ -73,22 +73,16 @@ def reconstructions(vae: nn.Module, device: torch.device) -> np.ndarray:
     scenes = world.sample(6, torch.Generator().manual_seed(5)).to(device)
     video = world.render(scenes, 17, 256, 256)
     back = vae.decode(vae.encode(video).latent_dist.mean).sample
-    lines = [
-        torch.cat(list(torch.cat(list(clip[:, :, j]), -1) for j in (0, 1, 16)), 1) for clip in (video, back)
-    ]
+    lines = [torch.cat(list(torch.cat(list(clip[:, :, j]), -1) for j in (0, 1, 16)), 1) for clip in (video, back)]
     return ((torch.cat(lines, 1).permute(1, 2, 0) + 1) / 2).clamp(0, 1).float().cpu().numpy()
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="dittools.pipelines.embedded.preview", description=__doc__.splitlines()[0]
-    )
+    parser = argparse.ArgumentParser(prog="dittools.pipelines.embedded.preview", description=__doc__.splitlines()[0])
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--name", default="denoiser", help="checkpoint; 'vae' shows reconstructions")
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument(
-        "--size", type=int, nargs=3, default=(33, 256, 256), metavar=("FRAMES", "HEIGHT", "WIDTH")
-    )
+    parser.add_argument("--size", type=int, nargs=3, default=(33, 256, 256), metavar=("FRAMES", "HEIGHT", "WIDTH"))
     parser.add_argument("--steps", type=int, default=15)
     parser.add_argument("--guidance", type=float, default=4.0)
     args = parser.parse_args(argv)

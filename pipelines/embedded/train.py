@@ -25,31 +25,17 @@ STAGES = ("vae", "denoiser")
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="dittools.pipelines.embedded.train", description=__doc__.splitlines()[0]
-    )
-    parser.add_argument(
-        "--work", type=Path, required=True, help="checkpoints and log.jsonl; resumed from if present"
-    )
+    parser = argparse.ArgumentParser(prog="dittools.pipelines.embedded.train", description=__doc__.splitlines()[0])
+    parser.add_argument("--work", type=Path, required=True, help="checkpoints and log.jsonl; resumed from if present")
     parser.add_argument("--out", type=Path, required=True, help="pipeline folder to write")
     parser.add_argument("--minutes", type=float, nargs=2, default=(6.0, 40.0), metavar=("VAE", "DENOISER"))
     parser.add_argument("--stages", nargs="+", choices=STAGES, default=STAGES)
     parser.add_argument("--start", type=Path, help="pipeline folder to go on from instead of random weights")
-    parser.add_argument(
-        "--vae", type=Path, help="folder of a trained autoencoder to use instead of stage vae"
-    )
-    parser.add_argument(
-        "--stop-after", type=float, default=1e9, help="minutes after which the denoiser stage pauses"
-    )
-    parser.add_argument(
-        "--lr", type=float, default=train_denoiser.SETTINGS["lr"], help="of the denoiser stage"
-    )
-    parser.add_argument(
-        "--large", action="store_true", help="train on long and large clips too (go on from --start)"
-    )
-    parser.add_argument(
-        "--tiny", action="store_true", help="tiny networks and clips, to try the path on a CPU"
-    )
+    parser.add_argument("--vae", type=Path, help="folder of a trained autoencoder to use instead of stage vae")
+    parser.add_argument("--stop-after", type=float, default=1e9, help="minutes after which the denoiser stage pauses")
+    parser.add_argument("--lr", type=float, default=train_denoiser.SETTINGS["lr"], help="of the denoiser stage")
+    parser.add_argument("--large", action="store_true", help="train on long and large clips too (go on from --start)")
+    parser.add_argument("--tiny", action="store_true", help="tiny networks and clips, to try the path on a CPU")
     args = parser.parse_args(argv)
 
     args.work.mkdir(parents=True, exist_ok=True)
@@ -58,9 +44,7 @@ def main(argv: list[str] | None = None) -> None:
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
     torch.backends.cudnn.benchmark = True
     sizes = architecture.TINY if args.tiny else architecture.FULL
-    shapes = (
-        train_denoiser.SMALL if args.tiny else train_denoiser.LARGE if args.large else train_denoiser.SHAPES
-    )
+    shapes = train_denoiser.SMALL if args.tiny else train_denoiser.LARGE if args.large else train_denoiser.SHAPES
     log = Log(args.work, quiet=not team.leads)
     settings = dict(
         minutes=list(args.minutes),

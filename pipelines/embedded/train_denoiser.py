@@ -41,9 +41,7 @@ def embed(text_encoder: nn.Module, ids: torch.Tensor) -> torch.Tensor:
     return text_encoder(ids, mask).last_hidden_state * mask[..., None]
 
 
-def flow_loss(
-    transformer: nn.Module, latents: torch.Tensor, prompt: torch.Tensor, shift: float
-) -> torch.Tensor:
+def flow_loss(transformer: nn.Module, latents: torch.Tensor, prompt: torch.Tensor, shift: float) -> torch.Tensor:
     """Squared error ``[B]`` of the predicted velocity (noise minus data) at a random noise level."""
     batch = latents.shape[0]
     # One level from each of B equal slices: less noisy than B independent draws.

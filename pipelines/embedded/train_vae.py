@@ -41,9 +41,7 @@ def _window(step: int, settings: dict, device: torch.device) -> torch.Tensor:
     frames, duration = settings["frames"], world.SHORT_CLIP
     first = rng.randrange(0, duration - frames + 1)
     scenes = world.sample(settings["batch"], torch.Generator().manual_seed(step)).to(device)
-    return world.render(
-        scenes, frames, height, width, first=first, duration=duration, crop=(top, left, side, side)
-    )
+    return world.render(scenes, frames, height, width, first=first, duration=duration, crop=(top, left, side, side))
 
 
 def train(work: Path, minutes: float, sizes: architecture.Sizes, device: torch.device, log: Log) -> nn.Module:
@@ -58,9 +56,7 @@ def train(work: Path, minutes: float, sizes: architecture.Sizes, device: torch.d
             if p.ndim in layouts:
                 p.data = p.data.contiguous(memory_format=layouts[p.ndim])
     average = Average([vae], decay=0.998)
-    optimiser = torch.optim.AdamW(
-        vae.parameters(), lr=settings["lr"], betas=(0.9, 0.99), weight_decay=1e-4, fused=cuda
-    )
+    optimiser = torch.optim.AdamW(vae.parameters(), lr=settings["lr"], betas=(0.9, 0.99), weight_decay=1e-4, fused=cuda)
     path, step, progress = work / "vae.pt", 0, Progress(minutes)
     if path.exists():
         state = torch.load(path, map_location=device, weights_only=True)
@@ -118,9 +114,7 @@ def train(work: Path, minutes: float, sizes: architecture.Sizes, device: torch.d
 
 
 @torch.no_grad()
-def measure(
-    vae: nn.Module, device: torch.device, clips: int = 32, height: int = 256, width: int = 256
-) -> dict:
+def measure(vae: nn.Module, device: torch.device, clips: int = 32, height: int = 256, width: int = 256) -> dict:
     """PSNR of unseen clips through the class's own encode and decode, per frame and the worst clip."""
     scenes = world.sample(clips, torch.Generator().manual_seed(10**6), holdout=False).to(device)
     rows = []

@@ -40,7 +40,5 @@ class Log:
 def rate(share: float, step: int, warm_up: int, decay_from: float, floor: float = 0.0) -> float:
     """Factor on the learning rate: warm-up in steps, constant, linear decay over the end of the budget."""
     ramp = min(1.0, (step + 1) / warm_up)
-    fall = (
-        1.0 if share < decay_from else max(floor, 1 - (1 - floor) * (share - decay_from) / (1 - decay_from))
-    )
+    fall = 1.0 if share < decay_from else max(floor, 1 - (1 - floor) * (share - decay_from) / (1 - decay_from))
     return ramp * fall

@@ -16,9 +16,7 @@ import torch
 from torch import nn
 
 
-def _resample(
-    layer: nn.Module, x: torch.Tensor, feat_cache: object = None, feat_idx: object = None
-) -> torch.Tensor:
+def _resample(layer: nn.Module, x: torch.Tensor, feat_cache: object = None, feat_idx: object = None) -> torch.Tensor:
     """``WanResample.forward`` for a whole clip ``[B, C, T, H, W]`` that starts with its first frame."""
     b, c, t, h, w = x.shape
     if layer.mode == "upsample3d" and t > 1:

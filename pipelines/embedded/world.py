@@ -243,9 +243,7 @@ def _background(scenes: Scenes, x: torch.Tensor, y: torch.Tensor, t: torch.Tenso
     )
     cloudy = 0.5 + 0.16 * cloudy
     kind = scenes.background.view(-1, 1, 1, 1)
-    mix = torch.where(
-        kind == 0, gradient, torch.where(kind == 1, striped, torch.where(kind == 2, checkered, cloudy))
-    )
+    mix = torch.where(kind == 0, gradient, torch.where(kind == 1, striped, torch.where(kind == 2, checkered, cloudy)))
     first, second = tones[:, 0].view(-1, 1, 1, 1, 3), tones[:, 1].view(-1, 1, 1, 1, 3)
     return first * (1 - mix[..., None]) + second * mix[..., None]
 

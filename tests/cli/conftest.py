@@ -4,8 +4,8 @@ import json
 from typing import NamedTuple
 
 import pytest
-from dittools.cli.main import main
 
+from dittools.cli.main import main
 from tests.tiny import tiny_pipeline
 
 

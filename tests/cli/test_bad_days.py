@@ -6,6 +6,7 @@ import signal
 
 import pytest
 import torch
+
 from dittools.pipelines import saving, stages
 
 
@@ -46,9 +47,7 @@ def test_running_out_of_memory_says_what_to_lower(generate, tmp_path, monkeypatc
     result = generate()
     last = result.err.splitlines()[-1]
     assert result.code == 1
-    assert (
-        "out of memory while denoising at 5 x 48 x 64" in last and "--frames" in last and "--offload" in last
-    )
+    assert "out of memory while denoising at 5 x 48 x 64" in last and "--frames" in last and "--offload" in last
     assert list(tmp_path.iterdir()) == []
 
 
@@ -59,10 +58,7 @@ def test_an_unforeseen_error_is_one_line_too(generate, tmp_path, monkeypatch):
     monkeypatch.setattr(stages, "decode", fail)
     result = generate()
     assert result.code == 1 and "Traceback" not in result.err
-    assert (
-        "decoding frames failed (RuntimeError: first line): --debug shows where"
-        in result.err.splitlines()[-1]
-    )
+    assert "decoding frames failed (RuntimeError: first line): --debug shows where" in result.err.splitlines()[-1]
     assert list(tmp_path.iterdir()) == []
 
 

@@ -118,9 +118,7 @@ def test_a_truncated_safetensors_file_is_named(generate, broken):
     assert str(file) in line and "cut short" in line and "get the file again" in line
 
 
-@pytest.mark.parametrize(
-    "content", [b"", b"\xff" * 64, b"\x10\0\0\0\0\0\0\0{not json at all", b"\x02\0\0\0\0\0\0\0[]"]
-)
+@pytest.mark.parametrize("content", [b"", b"\xff" * 64, b"\x10\0\0\0\0\0\0\0{not json at all", b"\x02\0\0\0\0\0\0\0[]"])
 def test_a_file_that_is_no_safetensors_is_named(generate, broken, content):
     file = broken / "vae" / "diffusion_pytorch_model.safetensors"
     file.write_bytes(content)

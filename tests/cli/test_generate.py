@@ -7,8 +7,9 @@ import imageio_ffmpeg
 import numpy as np
 import pytest
 import torch
-from dittools.pipelines.saving import to_uint8
 from PIL import Image
+
+from dittools.pipelines.saving import to_uint8
 
 # DESIGN's contract, then what the acceleration adds
 KEYS = {
@@ -74,10 +75,7 @@ def test_the_record_tells_what_ran(sparse_run, tiny_weights):
     assert record["calls"]["sparse"] > 0 and record["calls"]["dense"] > 0
     assert 0 < record["sparsity"]["overall"] < record["sparsity"]["sparse_calls"] <= 0.82
     seconds = record["seconds"]
-    assert (
-        seconds["total"]
-        >= sum(seconds[stage] for stage in ("load", "text", "denoise", "decode", "save")) - 0.01
-    )
+    assert seconds["total"] >= sum(seconds[stage] for stage in ("load", "text", "denoise", "decode", "save")) - 0.01
 
 
 def test_comparing_tells_quality_and_both_times(sparse_run):
@@ -155,9 +153,7 @@ def test_people_get_the_path_on_stdout_and_the_rest_on_stderr(generate):
         assert any(line.startswith(stage) for line in last)
     assert any("5 frames of 48 x 64; record a.json" in line for line in last)
     assert any(line.startswith("seconds ") for line in last)
-    assert any(
-        line.startswith("fallback: ") and "too few" in line for line in last
-    )  # auto says why it is dense
+    assert any(line.startswith("fallback: ") and "too few" in line for line in last)  # auto says why it is dense
 
 
 def test_every_suffix_holds_every_frame(generate, tmp_path):

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 import typer
-from dittools.cli import env, generate, main, methods, models
 
+from dittools.cli import env, generate, main, methods, models
 from tests.cli.test_generate import KEYS
 
 ROOT = Path(__file__).parents[2]
@@ -40,6 +40,4 @@ def test_ci_takes_its_line_from_the_readme():
 
 def test_every_key_of_the_record_is_explained():
     table = README.split("## The record")[1].split("## Limits")[0]
-    assert set(re.findall(r"`(\w+)`", "".join(re.findall(r"^\| (`[^|]+) \|", table, re.MULTILINE)))) == set(
-        KEYS
-    )
+    assert set(re.findall(r"`(\w+)`", "".join(re.findall(r"^\| (`[^|]+) \|", table, re.MULTILINE)))) == set(KEYS)

@@ -13,9 +13,7 @@ def test_help_answers_fast_and_shows_examples():
     seconds = []
     while not seconds or (seconds[-1] >= 3 and len(seconds) < 3):  # a busy machine gets another try
         begun = time.perf_counter()
-        done = subprocess.run(
-            [sys.executable, "-c", RUN, "generate", "--help"], capture_output=True, text=True
-        )
+        done = subprocess.run([sys.executable, "-c", RUN, "generate", "--help"], capture_output=True, text=True)
         seconds.append(time.perf_counter() - begun)
     assert min(seconds) < 3
     assert done.returncode == 0

@@ -1,23 +1,19 @@
 """Inputs, a plain low-precision reference, and the tolerance that all kernel tests share."""
 
 import torch
-from dittools.kernels import block_sparse_attention
 
 from dittools.blocks import BlockMask, Partition
+from dittools.kernels import block_sparse_attention
 
 
 def inputs(batches, tokens, heads, dim, dtype=torch.float32, keys=None, seed=0, device="cpu"):
     """q, k, v in ``[B, S, H, D]``."""
     generator = torch.Generator().manual_seed(seed)
     sizes = (tokens, keys or tokens, keys or tokens)
-    return [
-        torch.randn(batches, n, heads, dim, generator=generator).to(device=device, dtype=dtype) for n in sizes
-    ]
+    return [torch.randn(batches, n, heads, dim, generator=generator).to(device=device, dtype=dtype) for n in sizes]
 
 
-def random_mask(
-    tokens, query_block, key_block, batches=1, heads=1, density=0.4, keys=None, seed=0, device="cpu"
-):
+def random_mask(tokens, query_block, key_block, batches=1, heads=1, density=0.4, keys=None, seed=0, device="cpu"):
     generator = torch.Generator().manual_seed(seed)
     query, key = Partition(tokens, query_block), Partition(keys or tokens, key_block)
     keep = torch.rand(batches, heads, query.count, key.count, generator=generator) < density
@@ -33,9 +29,7 @@ def random_order(batches, heads, tokens, seed=0, device="cpu"):
 def token_mask(mask, order, batches, heads):
     """The mask between tokens instead of positions: bool ``[B, H, Sq, Sk]``."""
     rows = range(mask.query.length)
-    kept = torch.stack(
-        [torch.stack([mask.to_tokens(b, h, rows) for h in range(heads)]) for b in range(batches)]
-    )
+    kept = torch.stack([torch.stack([mask.to_tokens(b, h, rows) for h in range(heads)]) for b in range(batches)])
     if order is None:
         return kept
     position = order.long().argsort(-1).expand(batches, heads, -1)
@@ -63,9 +57,7 @@ def check(implementation, q, k, v, mask, *, order=None, scale=None, key_bias=Non
     """
     call = {"order": order, "scale": scale, "key_bias": key_bias, "return_lse": True}
     out, lse = block_sparse_attention(q, k, v, mask, implementation=implementation, **call)
-    exact, exact_lse = block_sparse_attention(
-        q.float(), k.float(), v.float(), mask, implementation="naive", **call
-    )
+    exact, exact_lse = block_sparse_attention(q.float(), k.float(), v.float(), mask, implementation="naive", **call)
     assert out.shape == q.shape and out.dtype == q.dtype
     assert lse.shape == (q.shape[0], q.shape[2], q.shape[1]) and lse.dtype == torch.float32
     allowed = 1e-5

@@ -7,11 +7,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from cases import check, inputs, random_mask, random_order
-from dittools.kernels import block_sparse_attention
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from dittools.blocks import BlockMask, Partition
+from dittools.kernels import block_sparse_attention
 
 HALF, BF16, FULL = torch.float16, torch.bfloat16, torch.float32
 
@@ -183,11 +183,7 @@ def test_large_logits_do_not_overflow(implementation):
     ordered=st.booleans(),
     seed=st.integers(0, 1000),
 )
-def test_any_mask_on_any_size(
-    implementation, batches, heads, tokens, query_block, key_block, density, ordered, seed
-):
+def test_any_mask_on_any_size(implementation, batches, heads, tokens, query_block, key_block, density, ordered, seed):
     q, k, v = inputs(batches, tokens, heads, 64, seed=seed)
     mask = random_mask(tokens, query_block, key_block, batches, heads, density, seed=seed)
-    check(
-        implementation, q, k, v, mask, order=random_order(batches, heads, tokens, seed) if ordered else None
-    )
+    check(implementation, q, k, v, mask, order=random_order(batches, heads, tokens, seed) if ordered else None)

@@ -5,6 +5,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from cases import inputs, random_mask, random_order
+
+from dittools.blocks import BlockMask
 from dittools.kernels import (
     block_sparse_attention,
     choose,
@@ -13,8 +15,6 @@ from dittools.kernels import (
     dispatch,
     implementations,
 )
-
-from dittools.blocks import BlockMask
 
 
 def test_importing_the_kernels_imports_no_triton():
@@ -84,9 +84,7 @@ def test_asking_for_what_cannot_run_says_why(monkeypatch):
     mask = random_mask(130, 64, 64)
     with pytest.raises(ValueError, match="'triton' cannot run this call: "):
         block_sparse_attention(q, k, v, mask, implementation="triton")
-    with pytest.raises(
-        ValueError, match="unknown implementation 'cutlass': use one of triton, portable, naive"
-    ):
+    with pytest.raises(ValueError, match="unknown implementation 'cutlass': use one of triton, portable, naive"):
         block_sparse_attention(q, k, v, mask, implementation="cutlass")
     with pytest.raises(ValueError, match=r"got torch\.float64"):
         block_sparse_attention(q.double(), k.double(), v.double(), mask)

@@ -3,9 +3,9 @@
 import pytest
 import torch
 from cases import check, inputs, plain_attention, random_mask, random_order, rms_error, token_mask
-from dittools.kernels import block_sparse_attention, choose, dense_attention, dense_kernel_name
 
 from dittools.blocks import BlockMask, Partition
+from dittools.kernels import block_sparse_attention, choose, dense_attention, dense_kernel_name
 
 pytestmark = [
     pytest.mark.gpu,
@@ -36,9 +36,7 @@ def test_triton_matches_the_oracle_on_sampled_rows(tokens, dim, block, ordered):
         exact = plain_attention(one_q.float(), one_k.float(), one_v.float(), kept)
         plain = plain_attention(one_q, one_k, one_v, kept)
         assert rms_error(out[:, rows, head : head + 1], exact) <= 2 * rms_error(plain, exact) + 1e-5
-        logits = (one_q[0, :, 0].float() @ one_k[0, :, 0].float().T * dim**-0.5).masked_fill(
-            ~kept, -torch.inf
-        )
+        logits = (one_q[0, :, 0].float() @ one_k[0, :, 0].float().T * dim**-0.5).masked_fill(~kept, -torch.inf)
         torch.testing.assert_close(lse[0, head, rows], logits.logsumexp(-1), atol=1e-3, rtol=0)
 
 

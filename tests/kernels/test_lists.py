@@ -1,7 +1,8 @@
 import torch
-from dittools.kernels import block_lists
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from dittools.kernels import block_lists
 
 
 @settings(max_examples=25, deadline=None)

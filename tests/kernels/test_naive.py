@@ -3,6 +3,7 @@
 import pytest
 import torch
 from cases import inputs, plain_attention, random_mask, random_order, token_mask
+
 from dittools.kernels import block_sparse_attention
 
 
@@ -25,6 +26,4 @@ def test_the_bias_of_a_key_block_shifts_the_logits_of_its_keys():
     out = block_sparse_attention(q, k, v, mask, key_bias=bias, implementation="naive")
     logits = torch.einsum("bqhd,bkhd->bhqk", q, k) * 32**-0.5
     logits += bias.repeat_interleave(32, -1)[..., None, :100]
-    torch.testing.assert_close(
-        out, torch.einsum("bhqk,bkhd->bqhd", logits.softmax(-1), v), atol=1e-5, rtol=1e-5
-    )
+    torch.testing.assert_close(out, torch.einsum("bhqk,bkhd->bqhd", logits.softmax(-1), v), atol=1e-5, rtol=1e-5)

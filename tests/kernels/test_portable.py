@@ -2,6 +2,7 @@ import pytest
 import torch
 from cases import check, inputs, random_mask, random_order
 from contract import *  # noqa: F403
+
 from dittools.kernels import block_sparse_attention, portable
 
 

@@ -6,11 +6,11 @@ import pytest
 import torch
 from diffusers.hooks import HookRegistry, ModelHook
 from diffusers.models.attention_dispatch import AttentionBackendName, _AttentionBackendRegistry
+
+import dittools
 from dittools.pipelines import backend
 from dittools.pipelines.errors import BadInput
 from dittools.pipelines.families import FAMILIES, family_of, find_family
-
-import dittools
 from tests.tiny import draw, tiny_pipeline
 
 SPARSE = {"method": "svg", "sparsity": 0.7, "dense_steps": 1}
@@ -39,8 +39,7 @@ def traces(pipe):
         for name, m in pipe.transformer.named_modules()
     }
     tables = [
-        list(getattr(_AttentionBackendRegistry, t))
-        for t in ("_backends", "_constraints", "_supported_arg_names")
+        list(getattr(_AttentionBackendRegistry, t)) for t in ("_backends", "_constraints", "_supported_arg_names")
     ]
     return modules, tables, list(AttentionBackendName.__members__), _AttentionBackendRegistry._active_backend
 

@@ -4,10 +4,10 @@ import gc
 
 import pytest
 import torch
-from dittools.pipelines import backend
 from torch._dynamo.utils import counters
 
 import dittools
+from dittools.pipelines import backend
 from tests.tiny import draw, tiny_pipeline
 
 

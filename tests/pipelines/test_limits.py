@@ -3,6 +3,7 @@
 import json
 
 import pytest
+
 from dittools.pipelines.errors import BadInput
 from dittools.pipelines.limits import SizeRule, nearest
 
@@ -27,9 +28,7 @@ def test_what_fits_or_is_left_open_passes():
 
 
 def test_everything_wrong_is_named_at_once():
-    with pytest.raises(
-        BadInput, match=r"--frames 80 .*77 or 81; --height 481 .*480 or 496; --width 9 .*use 16$"
-    ):
+    with pytest.raises(BadInput, match=r"--frames 80 .*77 or 81; --height 481 .*480 or 496; --width 9 .*use 16$"):
         SizeRule().check(80, 481, 9)
 
 

@@ -8,10 +8,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+
 from dittools.pipelines import embedded, loading, stages, weights
 from dittools.pipelines.errors import BadInput, RunFailed
 from dittools.pipelines.folder import check_folder
-
 from tests.tiny import tiny_pipeline
 
 REPO = "someone/Tiny-Wan-Diffusers"
@@ -157,9 +157,7 @@ def test_a_download_that_does_not_fit_the_disk_is_not_started(cache, monkeypatch
         weights.fetch(weights.Weights(REPO, None, ("model_index.json",), 2_600_000_000))
 
 
-def test_a_hub_that_does_not_answer_means_embedded_for_auto_and_an_error_when_named(
-    cache, hub, tiny_embedded
-):
+def test_a_hub_that_does_not_answer_means_embedded_for_auto_and_an_error_when_named(cache, hub, tiny_embedded):
     hub.error = TimeoutError("4 s")
     notes = []
     assert weights.choose("auto", REPO, cuda=True, note=notes.append).embedded

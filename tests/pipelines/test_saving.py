@@ -6,9 +6,10 @@ import os
 import imageio_ffmpeg
 import numpy as np
 import pytest
+from PIL import Image
+
 from dittools.pipelines import saving
 from dittools.pipelines.errors import BadInput, RunFailed
-from PIL import Image
 
 
 @pytest.fixture(scope="module")

@@ -63,9 +63,7 @@ def accelerate(
         options=options,
     )
     if config is not None:
-        both = [
-            f.name for f in dataclasses.fields(Config) if getattr(given, f.name) != getattr(Config(), f.name)
-        ]
+        both = [f.name for f in dataclasses.fields(Config) if getattr(given, f.name) != getattr(Config(), f.name)]
         if both:
             raise ValueError(f"give either a config or single settings, got a config and {', '.join(both)}")
         given = config

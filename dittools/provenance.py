@@ -1,0 +1,54 @@
+"""What a result stands on: versions and device. Read without importing anything heavy."""
+
+from __future__ import annotations
+
+import os
+import platform
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+PACKAGES = ("torch", "triton", "diffusers", "transformers")
+
+
+def version_of(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def dittools_version() -> str:
+    return version_of("dittools") or "unknown"
+
+
+def versions() -> dict[str, str | None]:
+    """Python and the packages a result depends on; None for what is not installed."""
+    return {"python": platform.python_version(), **{name: version_of(name) for name in PACKAGES}}
+
+
+def device_facts(device: Any) -> dict[str, Any]:
+    """type, name and total memory of a torch device."""
+    if device.type == "cuda":
+        import torch
+
+        found = torch.cuda.get_device_properties(device)
+        return {"type": "cuda", "name": found.name, "memory_gb": round(found.total_memory / 1e9, 1)}
+    return {"type": device.type, "name": _cpu_name(), "memory_gb": _ram_gb()}
+
+
+def _cpu_name() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def _ram_gb() -> float | None:
+    try:
+        return round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9, 1)
+    except (ValueError, OSError, AttributeError):
+        return None
