@@ -1,0 +1,125 @@
+"""Fill the tables of docs/performance.md from docs/measured/*.json.
+
+python docs/figures.py            write them
+python docs/figures.py --check    exit with 1 where a table and its JSON disagree
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import statistics
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).parent
+
+
+def where(result: dict) -> str:
+    """Device and versions of a result, in one line."""
+    versions = ", ".join(f"{name} {value}" for name, value in result["versions"].items() if value)
+    return f"On {result['device']['name']} ({result['device']['type']}); dittools {result['dittools']}, {versions}."
+
+
+def how(result: dict) -> str:
+    return "Command: `" + " ".join(result["command"]) + "`"
+
+
+def table(head: list[str], rows: list[list]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines)
+
+
+def embedded_model(result: dict) -> str:
+    judged, vae, drawn = result["judge"], result["vae"], result["summary"]
+    frames, height, width = result["asked"]["size"]
+    rows = [
+        [f"judge on {judged['videos']} ground-truth videos", *(f"{100 * judged[n]:.1f} %" for n in ATTRIBUTES)],
+        [
+            f"{drawn['captions']} held-out captions, {drawn['objects']} objects, dense, {result['asked']['steps']} steps",
+            *(f"{100 * drawn[n]:.1f} %" for n in ATTRIBUTES),
+        ],
+    ]
+    return "\n\n".join((
+        table([f"{frames} x {height} x {width}", "colour", "shape", "motion"], rows),
+        f"Autoencoder on {vae['clips']} unseen clips: {vae['psnr']:.1f} dB PSNR (worst clip "
+        f"{vae['psnr_worst_clip']:.1f} dB, first frame {vae['psnr_per_frame'][0]:.1f} dB, last "
+        f"{vae['psnr_per_frame'][-1]:.1f} dB).",
+        where(result),
+        how(result),
+    ))  # fmt: skip
+
+
+ATTRIBUTES = ("colour", "shape", "motion")
+
+
+def sweep(result: dict) -> str:
+    runs: dict = {}
+    for run in result["runs"]:
+        runs.setdefault(run["setting"], []).append(run)
+    rows = []
+    for setting, some in runs.items():
+        seconds = statistics.median(s for run in some for s in run["seconds"])
+        if setting == "dense":
+            rows.append(["dense", f"{seconds:.2f}", "", "", "", "", ""])
+            continue
+        rows.append([
+            setting,
+            f"{seconds:.2f}",
+            f"{statistics.mean(run['speedup'] for run in some):.2f}x",
+            f"{statistics.mean(run['psnr'] for run in some):.2f}",
+            f"{statistics.mean(run['ssim'] for run in some):.4f}",
+            f"{statistics.mean(run['sparsity']['sparse_calls'] for run in some):.3f}",
+            f"{statistics.mean(run['sparsity']['overall'] for run in some):.3f}",
+        ])  # fmt: skip
+    head = ["sparsity asked", "denoise s", "speed-up", "PSNR dB", "SSIM", "skipped, sparse calls", "skipped, all calls"]
+    parts = [table(head, rows)]
+    mass = result.get("attention_mass")
+    if mass:
+        last = next(run for run in reversed(result["runs"]) if run["setting"] != "dense")
+        lines = []
+        for row in mass:
+            heads = last["heads"][row["layer"]] if row["layer"] < len(last["heads"]) else {}
+            shares = [
+                f"{row[k]['mean']:.2f} ({row[k]['least']:.2f} to {row[k]['most']:.2f})" for k in row if k != "layer"
+            ]
+            lines.append([row["layer"], *shares, heads.get("spatial", "dense"), heads.get("temporal", "")])
+        head = ["layer", *(f"top {k[4:]} %" for k in mass[0] if k != "layer"), "spatial", "temporal"]
+        parts.append(
+            "Share of attention mass in the heaviest blocks, mean over heads (least to most); and how many times a head went each way:"
+        )  # noqa: E501
+        parts.append(table(head, lines))
+    size = " x ".join(map(str, result["size"]))
+    prompts = len(runs["dense"])
+    parts.append(
+        f"{size}, {result['steps']} steps, {prompts} prompt{'s' * (prompts > 1)}, {result['dtype']}, dense kernel "
+        f"{result['dense_kernel']}, sparse kernel {result['sparse_kernel']}. {where(result)}"
+    )
+    parts.append(how(result))
+    return "\n\n".join(parts)
+
+
+RENDER = {"embedded_model": embedded_model, "svg_480p": sweep, "svg_cpu": sweep}
+
+
+def filled(text: str) -> str:
+    """The page with every block between ``<!-- NAME -->`` and ``<!-- end -->`` made anew."""
+
+    def block(match: re.Match) -> str:
+        path = HERE / "measured" / f"{match[1]}.json"
+        body = RENDER[match[1]](json.loads(path.read_text())) if path.exists() else "Not measured yet."
+        return f"<!-- {match[1]} -->\n{body}\n<!-- end -->"
+
+    return re.sub(r"<!-- (\w+) -->\n.*?<!-- end -->", block, text, flags=re.S)
+
+
+def main() -> None:
+    page = HERE / "performance.md"
+    text = page.read_text()
+    if "--check" in sys.argv:
+        sys.exit(filled(text) != text and "docs/performance.md differs from its JSON: run python docs/figures.py")
+    page.write_text(filled(text))
+
+
+if __name__ == "__main__":
+    main()
