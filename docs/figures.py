@@ -36,7 +36,7 @@ def embedded_model(result: dict) -> str:
     rows = [
         [f"judge on {judged['videos']} ground-truth videos", *(f"{100 * judged[n]:.1f} %" for n in ATTRIBUTES)],
         [
-            f"{drawn['captions']} held-out captions, {drawn['objects']} objects, {result['asked']['steps']} dense steps",
+            f"{drawn['captions']} held-out captions, {drawn['objects']} objects, {result['asked']['steps']} steps",
             *(f"{100 * drawn[n]:.1f} %" for n in ATTRIBUTES),
         ],
     ]
@@ -86,7 +86,8 @@ def sweep(result: dict) -> str:
             lines.append([row["layer"], *shares, heads.get("spatial", "dense"), heads.get("temporal", "")])
         head = ["layer", *(f"top {k[4:]} %" for k in mass[0] if k != "layer"), "spatial", "temporal"]
         parts.append(
-            "Share of attention mass in the heaviest blocks, mean over heads (least to most); and how many times a head went each way:"
+            "Share of attention mass in the heaviest blocks, mean over heads (least to most), and how often a head "
+            "went each way at the highest sparsity:"
         )
         parts.append(table(head, lines))
     size = " x ".join(map(str, result["size"]))
