@@ -57,7 +57,7 @@ def test_the_tokenizer_and_the_list_of_known_words_agree():
     assert [i != tokenizer.unk_token_id for i in ids[:-1]] == known
 
 
-def test_training_runs_resumes_and_exports(tmp_path):
+def test_training_runs_resumes_exports_and_goes_on_from_what_it_exported(tmp_path):
     def run(*minutes):
         train.main([
             "--tiny", "--work", str(tmp_path / "work"), "--out", str(tmp_path / "out"), "--minutes", *minutes,
@@ -70,10 +70,15 @@ def test_training_runs_resumes_and_exports(tmp_path):
     assert last > 0
     again = run("0.02", "0.1")
     assert [line["step"] for line in again if line.get("done")][-1] > last
+    more = ["--start", str(tmp_path / "out"), "--stages", "denoiser", "--minutes", "0", "0.03"]
+    train.main(["--tiny", "--work", str(tmp_path / "more"), "--out", str(tmp_path / "better"), *more])
     from diffusers import DiffusionPipeline
 
-    pipe = DiffusionPipeline.from_pretrained(tmp_path / "out")
-    frames = pipe(
+    first, better = (DiffusionPipeline.from_pretrained(tmp_path / name) for name in ("out", "better"))
+    assert first.vae.config.latents_std == better.vae.config.latents_std
+    moved = (better.transformer.proj_out.weight - first.transformer.proj_out.weight).float().abs().max()
+    assert 0 < moved < 0.2
+    frames = better(
         "a red circle", height=32, width=48, num_frames=5, num_inference_steps=1, max_sequence_length=16
     ).frames
     assert frames.shape == (1, 5, 32, 48, 3)
