@@ -8,7 +8,7 @@ from numbers import Integral
 
 import torch
 
-from dittools.kernels.lists import block_lists
+from dittools.kernels.lists import from_keep, to_keep
 
 
 @dataclass(frozen=True)
@@ -81,6 +81,50 @@ class BlockMask:
         """The mask that keeps every block, shared by all batches and heads."""
         return cls(torch.ones(1, 1, query.count, key.count, dtype=torch.bool, device=device), query, key)
 
+    @classmethod
+    def from_lists(cls, counts: torch.Tensor, indices: torch.Tensor, query: Partition, key: Partition) -> BlockMask:
+        """The mask of ready lists, for selectors that find lists and kernels that read nothing else.
+
+        ``keep`` is drawn from the lists when somebody first asks for it.
+
+        Args:
+            counts: int32 ``[B or 1, H or 1, Mq]``.
+            indices: int32 ``[B or 1, H or 1, Mq, L]`` with L at most Nk. Each row ascends up to its count, and
+                what stands after the count is a valid block; neither is checked, which would wait for the device.
+            query, key: partitions with ``query.count == Mq`` and ``key.count == Nk``.
+
+        Raises:
+            ValueError: when dtypes, shapes or devices do not fit together.
+        """
+        blocks = query.count, key.count
+        if counts.dtype != torch.int32 or indices.dtype != torch.int32:
+            raise ValueError(f"lists must be torch.int32, got counts {counts.dtype} and indices {indices.dtype}")
+        if counts.ndim != 3 or indices.ndim != 4 or counts.shape != indices.shape[:3]:
+            raise ValueError(
+                "lists must be counts [B or 1, H or 1, query blocks] and indices of the same with a list each, "
+                f"got {list(counts.shape)} and {list(indices.shape)}"
+            )
+        if counts.shape[-1] != blocks[0] or indices.shape[-1] > blocks[1]:
+            raise ValueError(
+                f"lists have {counts.shape[-1]} rows of {indices.shape[-1]} blocks, "
+                f"but their partitions have {blocks[0]} x {blocks[1]}"
+            )
+        if counts.device != indices.device:
+            raise ValueError(f"counts are on {counts.device}, but indices on {indices.device}")
+        # Kernels step from row to row by Nk.
+        indices = torch.nn.functional.pad(indices, (0, blocks[1] - indices.shape[-1])).contiguous()
+        mask = cls.__new__(cls)
+        lists = {"lists": (counts.contiguous(), indices)}
+        for name, value in (("query", query), ("key", key), ("_cache", lists)):
+            object.__setattr__(mask, name, value)
+        return mask
+
+    def __getattr__(self, name: str) -> torch.Tensor:
+        if name != "keep" or "_cache" not in self.__dict__:
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        object.__setattr__(self, "keep", to_keep(*self.lists(), self.key.count))
+        return self.keep
+
     def density(self) -> torch.Tensor:
         """Kept query-key pairs over all pairs: fp32 ``[B or 1, H or 1]``; ragged tails count as they are."""
         # Whole numbers until the division, so that the result is exact for any sequence length.
@@ -95,7 +139,7 @@ class BlockMask:
         device without a host sync, once.
         """
         if "lists" not in self._cache:
-            self._cache["lists"] = block_lists(self.keep)
+            self._cache["lists"] = from_keep(self.keep)
         return self._cache["lists"]
 
     def to_tokens(self, batch: int, head: int, rows: torch.Tensor | Sequence[int]) -> torch.Tensor:

@@ -5,12 +5,29 @@ from __future__ import annotations
 import importlib
 
 _HOME = {
+    "Clusters": "kmeans",
     "block_lists": "lists",
     "block_sparse_attention": "dispatch",
+    "block_sparse_attention_op": "custom_op",
     "choose": "dispatch",
+    "cluster_tokens": "kmeans",
     "dense_attention": "dispatch",
     "dense_kernel_name": "dispatch",
+    "from_keep": "lists",
+    "from_mass": "lists",
+    "from_top_k": "lists",
+    "gather_tokens": "permute",
     "implementations": "dispatch",
+    "keep_mass": "lists",
+    "keep_top_k": "lists",
+    "measure_block_mass": "block_mass",
+    "nearest_centroids": "kmeans",
+    "pool_blocks": "pooling",
+    "scatter_tokens": "permute",
+    "schedule": "lists",
+    "sort_by_label": "counting_sort",
+    "stratified_start": "kmeans",
+    "to_keep": "lists",
 }
 
 __all__ = sorted(_HOME)

@@ -234,7 +234,8 @@ def _check(q, k, v, mask, order, key_bias) -> None:
             f"the mask partitions {mask.query.length} queries and {mask.key.length} keys, "
             f"but q has {queries} tokens and k has {keys}"
         )
-    _check_lanes("the mask", mask.keep, (batches, heads, mask.query.count, mask.key.count), q.device)
+    # Lists have the shape of the mask, and a mask made from lists need not draw its boolean form for a check.
+    _check_lanes("the mask", mask.lists()[1], (batches, heads, mask.query.count, mask.key.count), q.device)
     if order is not None:
         if queries != keys:
             raise ValueError(f"an order needs as many queries as keys, got {queries} and {keys}")

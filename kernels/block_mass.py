@@ -1,0 +1,104 @@
+"""Measured block mass: how much of the softmax each block of key positions holds, exactly."""
+
+from __future__ import annotations
+
+import torch
+
+from dittools.kernels.choice import picks_triton
+from dittools.kernels.pooling import reduce_blocks
+
+TRITON_BLOCKS = (16, 32, 64, 128)
+# One query block of the Triton path; the tiles of three stages fit beside it.
+TRITON_TILE_BYTES = 32 << 10
+# Logits of a chunk of query rows against all keys. A CPU wants them in its cache.
+CHUNK_BYTES = 256 << 20
+CPU_CHUNK_BYTES = 2 << 20
+
+
+def measure_block_mass(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    query,
+    key,
+    *,
+    scale: float | None = None,
+    lse: torch.Tensor | None = None,
+    implementation: str | None = None,
+) -> torch.Tensor:
+    """Sums of softmax weights over each (query block, key block), without ever holding an S x S tensor.
+
+    Args:
+        q: ``[B, Sq, H, D]``. k: ``[B, Sk, H, D]``, same dtype and device. Any strides.
+        query, key: `dittools.blocks.Partition` of Sq and of Sk.
+        scale: factor on the logits, ``1 / sqrt(D)`` by default.
+        lse: fp32 ``[B, H, Sq]``, log-sum-exp of each row's scaled logits in natural log, as
+            `dittools.kernels.block_sparse_attention` returns it. Saves one of two passes. Of a part of the
+            keys, it gives masses relative to that part; rows at -inf count nothing.
+        implementation: "triton" or "portable"; chosen when None.
+
+    Returns:
+        fp32 ``[B, H, Mq, Nk]``. Without ``lse`` each row of blocks sums to the number of queries in its query
+        block, so that a head sums to Sq: divide by `query.sizes()` for the mean over queries.
+
+    Raises:
+        ValueError: when shapes, dtypes or devices do not fit together, or ``implementation`` cannot run.
+    """
+    _check(q, k, query, key, lse)
+    scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
+    reason = None
+    if not {query.size, key.size} <= set(TRITON_BLOCKS):
+        reason = f"needs blocks of 16, 32, 64 or 128, got {query.size} and {key.size}"
+    elif query.size * q.shape[-1] * q.element_size() > TRITON_TILE_BYTES:
+        found = f"{query.size} x {q.shape[-1]} of {q.dtype}"
+        reason = f"needs query blocks of at most {TRITON_TILE_BYTES >> 10} KiB, got {found}"
+    if picks_triton(implementation, q, k, reason=reason):
+        from dittools.kernels.block_mass_triton import triton_block_mass
+
+        return triton_block_mass(q, k, query, key, scale, lse)
+
+    batches, _, heads, _ = q.shape
+    budget = CPU_CHUNK_BYTES if q.device.type == "cpu" else CHUNK_BYTES
+    blocks = max(1, budget // (4 * key.length * query.size))
+    mass = torch.empty(batches, heads, query.count, key.count, device=q.device)
+    for b in range(batches):
+        for h in range(heads):
+            keys = k[b, :, h].float().T  # [D, Sk]
+            for i in range(0, query.count, blocks):
+                rows = slice(i * query.size, min((i + blocks) * query.size, query.length))
+                logits = (q[b, rows, h].float() * scale) @ keys  # [rows, Sk]
+                if lse is None:
+                    weights = logits.softmax(-1)
+                else:
+                    known = lse[b, h, rows, None]
+                    weights = logits.sub_(known.masked_fill(known.isneginf(), torch.inf)).exp_()
+                part = type(query)(rows.stop - rows.start, query.size)
+                of_rows = reduce_blocks(weights, part, 0, torch.sum)  # [query blocks, Sk]
+                mass[b, h, i : i + blocks] = reduce_blocks(of_rows, key, 1, torch.sum)
+    return mass
+
+
+def _check(q: torch.Tensor, k: torch.Tensor, query, key, lse: torch.Tensor | None) -> None:
+    if q.ndim != 4 or k.ndim != 4:
+        raise ValueError(f"q and k must be [B, S, H, D], got {list(q.shape)} and {list(k.shape)}")
+    if k.dtype != q.dtype or k.device != q.device:
+        raise ValueError(f"k is {k.dtype} on {k.device}, but q is {q.dtype} on {q.device}")
+    if (q.shape[0], *q.shape[2:]) != (k.shape[0], *k.shape[2:]):
+        raise ValueError(f"k {list(k.shape)} does not go with q {list(q.shape)}")
+    if (query.length, key.length) != (q.shape[1], k.shape[1]):
+        raise ValueError(
+            f"the partitions are of {query.length} queries and {key.length} keys, "
+            f"but q has {q.shape[1]} tokens and k has {k.shape[1]}"
+        )
+    want = (q.shape[0], q.shape[2], q.shape[1])
+    if lse is not None and (tuple(lse.shape) != want or lse.dtype != torch.float32 or lse.device != q.device):
+        raise ValueError(
+            f"lse must be torch.float32 {list(want)} on {q.device}, got {lse.dtype} {list(lse.shape)} on {lse.device}"
+        )
+
+
+def naive_block_mass(q: torch.Tensor, k: torch.Tensor, query, key, *, scale: float | None = None) -> torch.Tensor:
+    """The oracle: the softmax written out, and sums over its blocks."""
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    weights = (torch.einsum("bqhd,bkhd->bhqk", q.double(), k.double()) * scale).softmax(-1)
+    rows = torch.stack([block.sum(-2) for block in weights.split(query.size, -2)], -2)
+    return torch.stack([block.sum(-1) for block in rows.split(key.size, -1)], -1).float()

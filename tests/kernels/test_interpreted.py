@@ -1,0 +1,25 @@
+"""Runs the tests of operations with a Triton path in its interpreter: it is chosen when Triton is imported."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+FILES = ("test_block_mass.py", "test_counting_sort.py", "test_kmeans.py", "test_lists.py", "test_permute.py")
+
+
+def test_the_triton_paths_pass_the_same_tests_in_the_interpreter():
+    pytest.importorskip("triton")
+    here = Path(__file__).parent
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-x", "-k", "interpreted", *FILES]
+    done = subprocess.run(
+        command,
+        cwd=here,
+        env={**os.environ, "TRITON_INTERPRET": "1", "PYTEST_ADDOPTS": ""},
+        capture_output=True,
+        text=True,
+        timeout=500,
+    )
+    assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]

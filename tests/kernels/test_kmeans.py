@@ -1,0 +1,206 @@
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from places import GPU, INTERPRETED, everywhere, no_sync
+
+from dittools.kernels import cluster_tokens, kmeans, nearest_centroids, sort_by_label, stratified_start
+from dittools.kernels.kmeans import naive_kmeans
+
+MANY = 4 if INTERPRETED else 20
+
+
+def points(lanes, count, dim, seed=0, groups=6, dtype=torch.float32, device="cpu"):
+    """Points around a few centres, neighbours in the sequence often of one group."""
+    generator = torch.Generator().manual_seed(seed)
+    centres = 3 * torch.randn(lanes, groups, dim, generator=generator)
+    group = torch.randint(groups, (lanes, -(-count // 5)), generator=generator).repeat_interleave(5, 1)[:, :count]
+    x = centres.gather(1, group[..., None].expand(-1, -1, dim)) + torch.randn(lanes, count, dim, generator=generator)
+    return x.to(device=device, dtype=dtype)
+
+
+def inertia(x, centroids):
+    """Mean squared distance to the nearest centroid, of all lanes."""
+    return torch.cdist(x.double(), centroids.double()).amin(-1).square().mean().item()
+
+
+def consistent(x, found):
+    """Labels, sizes and centroids belong together, and empty clusters are legal."""
+    clusters = found.centroids.shape[1]
+    assert found.labels.dtype == found.sizes.dtype == torch.int32 and found.centroids.dtype == torch.float32
+    mine = found.labels[:, None].long() == torch.arange(clusters, device=x.device)[:, None]  # [N, C, S]
+    assert torch.equal(found.sizes.long(), mine.sum(-1))
+    means = mine.float() @ x.float() / found.sizes.clamp_min(1)[..., None]
+    filled = found.sizes > 0
+    torch.testing.assert_close(found.centroids[filled], means[filled], atol=1e-4, rtol=1e-4)
+
+
+@everywhere
+@settings(
+    max_examples=4 if INTERPRETED else 20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(
+    lanes=st.integers(1, 2),
+    count=st.integers(1, 60),
+    dim=st.integers(1, 20),
+    clusters=st.integers(1, 40),
+    seed=st.integers(0, 99),
+)
+def test_iterations_are_those_of_lloyd(place, lanes, count, dim, clusters, seed):
+    implementation, device = place
+    x = points(lanes, count, dim, seed, device=device)
+    start = stratified_start(x, min(clusters, count))
+    found = cluster_tokens(x, centroids=start, iterations=2, implementation=implementation)
+    want = naive_kmeans(x, start, 2)
+    assert torch.equal(found.labels, want.labels) and torch.equal(found.sizes, want.sizes)
+    torch.testing.assert_close(found.centroids, want.centroids, atol=1e-4, rtol=1e-4)
+
+
+@everywhere
+@pytest.mark.parametrize("dim", [64, 128])
+def test_low_precision_points(place, dim):
+    implementation, device = place
+    x = points(1, 150, dim, dtype=torch.bfloat16, device=device)
+    start = stratified_start(x, 12)
+    found = cluster_tokens(x, centroids=start, implementation=implementation)
+    consistent(x, found)
+    want = naive_kmeans(x, start, 2)
+    assert inertia(x, found.centroids) <= 1.01 * inertia(x, want.centroids)
+
+
+@everywhere
+def test_more_points_than_a_tile_and_more_clusters_than_a_tile(place):
+    implementation, device = place
+    x = points(1, 130, 8, groups=70, device=device)
+    start = stratified_start(x, 70)
+    found = cluster_tokens(x, centroids=start, iterations=1, implementation=implementation)
+    want = naive_kmeans(x, start, 1)
+    assert torch.equal(found.labels, want.labels)
+    torch.testing.assert_close(found.centroids, want.centroids, atol=1e-4, rtol=1e-4)
+
+
+@everywhere
+def test_duplicates_go_to_the_lowest_centroid_and_leave_empty_clusters_as_they_were(place):
+    implementation, device = place
+    x = torch.tensor([[[1.0, 0.0]] * 30 + [[0.0, 1.0]] * 10], device=device)
+    start = torch.tensor([[[5.0, 5.0], [1.0, 0.0], [0.0, 1.0], [1.0, 0.0], [9.0, 9.0]]], device=device)
+    found = cluster_tokens(x, centroids=start, iterations=3, implementation=implementation)
+    assert found.sizes.tolist() == [[0, 30, 10, 0, 0]]
+    assert found.labels.tolist() == [[1] * 30 + [2] * 10]
+    assert torch.equal(found.centroids, start)
+
+
+@everywhere
+def test_points_that_are_all_alike(place):
+    implementation, device = place
+    x = torch.full((1, 40, 16), 0.25, device=device)
+    found = cluster_tokens(x, 40, implementation=implementation)
+    assert (found.labels == 0).all() and found.sizes[0, 0] == found.sizes.sum() == 40
+    assert (found.centroids == 0.25).all()
+
+
+@everywhere
+def test_points_that_are_not_numbers_do_not_leave_the_range(place):
+    implementation, device = place
+    x = points(1, 40, 16, device=device)
+    x[0, 7] = torch.nan
+    labels = nearest_centroids(x, stratified_start(points(1, 40, 16, device=device), 9), implementation=implementation)
+    assert ((labels >= 0) & (labels < 9)).all()
+
+
+@everywhere
+def test_heads_are_read_by_strides(place):
+    implementation, device = place
+    x = points(2, 40, 16, device=device)
+    tokens_first = x.transpose(0, 1).contiguous().transpose(0, 1)
+    dim_first = x.transpose(1, 2).contiguous().transpose(1, 2)
+    call = {"clusters": 7, "iterations": 1, "implementation": implementation}
+    want = cluster_tokens(x, **call)
+    for strided in (tokens_first, dim_first):
+        for found, wanted in zip(cluster_tokens(strided, **call), want, strict=True):
+            torch.testing.assert_close(found, wanted)
+
+
+@everywhere
+def test_a_warm_start_goes_on_where_the_last_call_ended(place):
+    implementation, device = place
+    x = points(1, 60, 8, device=device)
+    first = cluster_tokens(x, 9, iterations=2, implementation=implementation)
+    second = cluster_tokens(x, centroids=first.centroids, iterations=1, implementation=implementation)
+    want = cluster_tokens(x, 9, iterations=3, implementation=implementation)
+    assert torch.equal(second.labels, want.labels)
+    torch.testing.assert_close(second.centroids, want.centroids)
+    nearest = nearest_centroids(x, first.centroids, implementation=implementation)
+    assert torch.equal(nearest, second.labels)
+
+
+# Starts from which no cluster loses all its points: scikit-learn moves such a cluster, where ours stays.
+@pytest.mark.parametrize(("clusters", "seed"), [(8, 0), (8, 1), (60, 0), (60, 1), (60, 3)])
+def test_inertia_is_that_of_scikit_learn_from_the_same_start(clusters, seed):
+    cluster = pytest.importorskip("sklearn.cluster")
+    x = points(1, 1500, 16, seed, groups=40)
+    start = stratified_start(x, clusters, torch.Generator().manual_seed(seed))
+    found = cluster_tokens(x, centroids=start, iterations=25)
+    theirs = cluster.KMeans(clusters, init=start[0].numpy(), n_init=1, max_iter=25, tol=0, algorithm="lloyd")
+    wanted = theirs.fit(x[0].numpy()).inertia_ / 1500
+    assert inertia(x, found.centroids) == pytest.approx(wanted, rel=0.01)
+    assert found.sizes.min() > 0 and found.sizes.sum() == 1500
+
+
+def test_a_fresh_start_takes_one_point_of_each_stretch():
+    x = torch.arange(10.0)[None, :, None].expand(2, -1, 3)
+    assert stratified_start(x, 5)[0, :, 0].tolist() == [1, 3, 5, 7, 9]
+    assert stratified_start(x, 10)[1, :, 2].tolist() == list(range(10))
+    drawn = [stratified_start(x, 3, torch.Generator().manual_seed(4)) for _ in range(2)]
+    assert torch.equal(*drawn)
+    for i, value in enumerate(drawn[0][0, :, 0].tolist()):
+        assert 10 * i // 3 <= value < 10 * (i + 1) // 3
+
+
+def test_memory_is_bounded(monkeypatch):
+    x = points(3, 50, 6)
+    want = cluster_tokens(x, 9)
+    largest, nearest = [], kmeans._nearest
+
+    def watched(chunk, centroids):
+        largest.append(chunk.shape[0] * chunk.shape[1])
+        return nearest(chunk, centroids)
+
+    monkeypatch.setattr(kmeans, "_nearest", watched)
+    for rows in (1, 20, 100):
+        largest.clear()
+        monkeypatch.setattr(kmeans, "CPU_CHUNK_BYTES", rows * 4 * (9 + 6))
+        found = cluster_tokens(x, 9)
+        assert max(largest) <= rows
+        assert torch.equal(found.labels, want.labels)
+        torch.testing.assert_close(found.centroids, want.centroids)
+
+
+@pytest.mark.parametrize(
+    ("x", "kwargs", "message"),
+    [
+        (torch.zeros(5, 2), {"clusters": 2}, r"x must be \[N, S, D\], got \[5, 2\]"),
+        (torch.zeros(1, 5, 2), {}, "give either clusters, for a fresh start, or centroids, for a warm one"),
+        (torch.zeros(1, 5, 2), {"clusters": 2, "centroids": torch.zeros(1, 2, 2)}, "give either clusters"),
+        (torch.zeros(1, 5, 2), {"clusters": 6}, "between 1 and the 5 points, got 6"),
+        (torch.zeros(1, 5, 2), {"clusters": 2, "iterations": 0}, "iterations must be at least 1, got 0"),
+        (torch.zeros(1, 5, 2), {"centroids": torch.zeros(1, 3, 4)}, r"must be \[1, C, 2\], got \[1, 3, 4\]"),
+        (torch.zeros(1, 5, 2), {"centroids": torch.zeros(1, 3, 2, device="meta")}, "centroids are on meta"),
+    ],
+)
+def test_a_wrong_call_is_refused(x, kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        cluster_tokens(x, **kwargs)
+
+
+@pytest.mark.parametrize("dtype", [pytest.param(dtype, marks=GPU) for dtype in (torch.bfloat16, torch.float32)])
+def test_long_sequences_on_the_gpu_without_a_host_sync(dtype):
+    x = points(4, 20_011, 128, groups=200, dtype=dtype, device="cuda")
+    start = stratified_start(x, 300)
+    cluster_tokens(x, centroids=start)
+    with no_sync():
+        found = cluster_tokens(x, centroids=start)
+        sort_by_label(found.labels, 300)
+    consistent(x, found)
+    want = cluster_tokens(x, centroids=start, implementation="portable")
+    assert inertia(x, found.centroids) <= 1.01 * inertia(x, want.centroids)
