@@ -1,0 +1,392 @@
+"""Block-sparse attention forward for Hopper, in Gluon: TMA, async wgmma, one producer and two consumers.
+
+A tile is 128 query rows of one head. The producer warp walks the tile's list of key blocks and copies K and V into
+rings of shared memory; two consumer warpgroups of 64 rows each attend them. A ring slot holds BN = 128 keys: one key
+block of 128 or two of 64. Lists are walked from their end: the slot that may hold fewer than BN live keys (ragged
+tail, odd number of 64-blocks, empty list) is then the first, where the pipeline has a step of its own anyway, and the
+loop masks nothing. A missing block has the index ``key_blocks``, past the end: TMA fills it with zeros.
+
+The softmax is the streaming one in base 2 (see README). With OVERLAP, the softmax of a slot runs while the tensor
+cores multiply the weights of the slot before with its V.
+"""
+
+from __future__ import annotations
+
+from triton.experimental import gluon
+from triton.experimental.gluon import language as gl
+from triton.experimental.gluon.language.nvidia.hopper import (
+    fence_async_shared,
+    mbarrier,
+    tma,
+    warpgroup_mma,
+    warpgroup_mma_wait,
+)
+
+LOG2_E = gl.constexpr(1.4426950408889634)
+LN_2 = gl.constexpr(0.6931471805599453)
+WG_ROWS = gl.constexpr(64)
+CONSUMERS = gl.constexpr(2)
+
+
+@gluon.jit
+def _advance(stage, phase, STAGES: gl.constexpr):
+    """The next ring slot; the phase flips when the ring wraps."""
+    wraps = stage == STAGES - 1
+    return gl.where(wraps, 0, stage + 1), gl.where(wraps, phase ^ 1, phase)
+
+
+@gluon.jit
+def _place(i_tile, tiles, heads):
+    """Batch, head and query block of a tile."""
+    # Query blocks run fastest: tiles in flight share one head's K and V in L2.
+    i_lane = i_tile // tiles
+    return i_lane // heads, i_lane % heads, i_tile % tiles
+
+
+@gluon.jit
+def _list(i_tile, tiles, heads, key_blocks, p_counts, p_indices, strides):
+    """Length of a tile's list, and its address."""
+    i_b, i_h, i_m = _place(i_tile, tiles, heads)
+    o_b, o_h = i_b.to(gl.int64), i_h.to(gl.int64)
+    count = gl.load(p_counts + o_b * strides[0] + o_h * strides[1] + i_m)
+    return count, p_indices + o_b * strides[2] + o_h * strides[3] + i_m.to(gl.int64) * key_blocks
+
+
+@gluon.jit
+def _slot(p_list, i_slot, count, key_blocks, PARTS: gl.constexpr):
+    """The key blocks of a slot of the list; in place of those outside the list, the block that does not exist."""
+    i_0 = i_slot * PARTS
+    live = (i_0 >= 0) & (i_0 < count)
+    i_first = gl.load(p_list + i_0, mask=live, other=key_blocks)
+    i_second = i_first
+    if PARTS == 2:
+        i_second = gl.load(p_list + i_0 + 1, mask=live & (i_0 + 1 < count), other=key_blocks)
+    return i_first, i_second
+
+
+@gluon.jit
+def _copy_slot(
+    desc, s_ring, full, i_b, i_h, i_0, i_1, stage,
+    D: gl.constexpr, BN: gl.constexpr, KEY_BLOCK: gl.constexpr,
+):  # fmt: skip
+    """Issue the copies of one slot of K or V: key block ``i_0``, and ``i_1`` when a slot holds two."""
+    bar = full.index(stage)
+    mbarrier.expect(bar, BN * D * 2)
+    if KEY_BLOCK == BN:
+        tma.async_copy_global_to_shared(desc, [i_b, i_h, i_0 * KEY_BLOCK, 0], bar, s_ring.index(stage))
+    else:
+        # Swizzled tiles lie in shared memory as columns of 64, so a part of the rows is loaded column by column.
+        COLUMNS: gl.constexpr = D // 64
+        PARTS: gl.constexpr = BN // KEY_BLOCK
+        for c in gl.static_range(COLUMNS):
+            o_part = (stage * COLUMNS + c) * PARTS
+            tma.async_copy_global_to_shared(desc, [i_b, i_h, i_0 * KEY_BLOCK, c * 64], bar, s_ring.index(o_part))
+            tma.async_copy_global_to_shared(desc, [i_b, i_h, i_1 * KEY_BLOCK, c * 64], bar, s_ring.index(o_part + 1))
+
+
+@gluon.jit
+def _announce(s_tile, t_full, i_tile, count, i_0, i_1):
+    """Tell the consumers the next tile, the length of its list, and its first slot."""
+    LANES: gl.constexpr = gl.BlockedLayout([1], [32], [1], [0])
+    o = gl.arange(0, 4, LANES)
+    s_tile.store(gl.where(o < 2, gl.where(o == 0, i_tile, count), gl.where(o == 2, i_0, i_1)))
+    mbarrier.arrive(t_full)
+
+
+@gluon.jit
+def _copy_queries(d_q, s_q, q_full, q_empty, q_phase, i_b, i_h, i_m, D: gl.constexpr):
+    """Copy the Q of a tile, once the tile before is done with its own."""
+    for w in gl.static_range(CONSUMERS):
+        mbarrier.wait(q_empty.index(w), q_phase ^ 1)
+        mbarrier.expect(q_full.index(w), WG_ROWS * D * 2)
+        o_q = (i_m * CONSUMERS + w) * WG_ROWS
+        tma.async_copy_global_to_shared(d_q, [i_b, i_h, o_q, 0], q_full.index(w), s_q.index(w))
+
+
+@gluon.jit
+def _produce(
+    d_q, d_k, d_v, s_q, s_k, s_v, s_tile, bars, p_counts, p_indices, p_queue, tiles, all_tiles, heads, key_blocks,
+    strides, D: gl.constexpr, BN: gl.constexpr, KEY_BLOCK: gl.constexpr, STAGES: gl.constexpr,
+    PERSISTENT: gl.constexpr,
+):  # fmt: skip
+    """The producer warp: Q of each tile, and K and V in the order in which they are used: K0 K1 V0 K2 V1 ..."""
+    t_full, q_full, q_empty, k_full, k_empty, v_full, v_empty = bars
+    PARTS: gl.constexpr = BN // KEY_BLOCK
+    k_stage, k_phase = gl.to_tensor(0), gl.to_tensor(0)
+    v_stage, v_phase = gl.to_tensor(0), gl.to_tensor(0)
+    q_phase = gl.to_tensor(0)
+    i_tile = gl.program_id(0)
+    count, p_list = _list(i_tile, tiles, heads, key_blocks, p_counts, p_indices, strides)
+    while i_tile < all_tiles:
+        i_b, i_h, i_m = _place(i_tile, tiles, heads)
+        if not PERSISTENT:
+            # Q needs no list: it is on its way while the list is read.
+            _copy_queries(d_q, s_q, q_full, q_empty, q_phase, i_b, i_h, i_m, D)
+        slots = gl.maximum((count + PARTS - 1) // PARTS, 1)
+        i_0, i_1 = _slot(p_list, slots - 1, count, key_blocks, PARTS)
+        mbarrier.wait(k_empty.index(k_stage), k_phase ^ 1)
+        _copy_slot(d_k, s_k, k_full, i_b, i_h, i_0, i_1, k_stage, D, BN, KEY_BLOCK)
+        k_stage, k_phase = _advance(k_stage, k_phase, STAGES)
+        if PERSISTENT:
+            # The ring has room for K before the tile before is done with its Q.
+            _copy_queries(d_q, s_q, q_full, q_empty, q_phase, i_b, i_h, i_m, D)
+        _announce(s_tile, t_full.index(0), i_tile, count, i_0, i_1)
+        q_phase ^= 1
+
+        n_0, n_1 = _slot(p_list, slots - 2, count, key_blocks, PARTS)
+        for j in range(1, slots):
+            # The slot after is looked up now, so that its indices are there when its copy is due.
+            m_0, m_1 = _slot(p_list, slots - 2 - j, count, key_blocks, PARTS)
+            mbarrier.wait(k_empty.index(k_stage), k_phase ^ 1)
+            _copy_slot(d_k, s_k, k_full, i_b, i_h, n_0, n_1, k_stage, D, BN, KEY_BLOCK)
+            k_stage, k_phase = _advance(k_stage, k_phase, STAGES)
+            mbarrier.wait(v_empty.index(v_stage), v_phase ^ 1)
+            _copy_slot(d_v, s_v, v_full, i_b, i_h, i_0, i_1, v_stage, D, BN, KEY_BLOCK)
+            v_stage, v_phase = _advance(v_stage, v_phase, STAGES)
+            i_0, i_1, n_0, n_1 = n_0, n_1, m_0, m_1
+
+        # The next tile is drawn while the rings still hold work.
+        i_tile = all_tiles
+        if PERSISTENT:
+            i_tile = gl.num_programs(0) + gl.atomic_add(p_queue, 1)
+            count, p_list = _list(
+                gl.minimum(i_tile, all_tiles - 1), tiles, heads, key_blocks, p_counts, p_indices, strides
+            )
+        mbarrier.wait(v_empty.index(v_stage), v_phase ^ 1)
+        _copy_slot(d_v, s_v, v_full, i_b, i_h, i_0, i_1, v_stage, D, BN, KEY_BLOCK)
+        v_stage, v_phase = _advance(v_stage, v_phase, STAGES)
+    if PERSISTENT:
+        for w in gl.static_range(CONSUMERS):
+            mbarrier.wait(q_empty.index(w), q_phase ^ 1)
+        _announce(s_tile, t_full.index(0), i_tile, 0, 0, 0)
+
+
+@gluon.jit
+def _block_bias(p_bias, i_0, i_1, o_n, key_blocks, KEY_BLOCK: gl.constexpr, BN: gl.constexpr):
+    """Bias of each key of a slot, base 2: ``[BN]``."""
+    b_0 = gl.load(p_bias + i_0, mask=i_0 < key_blocks, other=0.0) * LOG2_E
+    if KEY_BLOCK == BN:
+        return gl.where(o_n < BN, b_0, 0.0)
+    b_1 = gl.load(p_bias + i_1, mask=i_1 < key_blocks, other=0.0) * LOG2_E
+    return gl.where(o_n < KEY_BLOCK, b_0, b_1)
+
+
+@gluon.jit
+def _partial_sums(b_p, BN: gl.constexpr, SUMS: gl.constexpr):
+    """Sums over the keys that one thread holds, ``[64, 8]``: lanes are added up once, at the end of a tile."""
+    b_parts = b_p.reshape([WG_ROWS, BN // 8, 8])
+    return gl.convert_layout(gl.sum(b_parts, 1), SUMS, assert_trivial=True)
+
+
+@gluon.jit
+def _hear(s_tile, full, phase):
+    """What `_announce` said: tile, length of its list, first slot."""
+    ALL: gl.constexpr = gl.BlockedLayout([4], [32], [4], [0])
+    mbarrier.wait(full, phase)
+    said = s_tile.load(ALL)
+    o = gl.arange(0, 4, ALL)
+    i_tile = gl.sum(gl.where(o == 0, said, 0), 0)
+    count = gl.sum(gl.where(o == 1, said, 0), 0)
+    i_0 = gl.sum(gl.where(o == 2, said, 0), 0)
+    return i_tile, count, i_0, gl.sum(gl.where(o == 3, said, 0), 0)
+
+
+@gluon.jit
+def _consume(
+    half: gl.constexpr, d_out, p_lse, s_q, s_k, s_v, s_o, s_tile, bars, p_counts, p_indices, p_bias, tiles, all_tiles,
+    heads, key_blocks, strides, queries, keys, scale,
+    D: gl.constexpr, BN: gl.constexpr, KEY_BLOCK: gl.constexpr, STAGES: gl.constexpr, HAS_BIAS: gl.constexpr,
+    OVERLAP: gl.constexpr, PIN: gl.constexpr, PERSISTENT: gl.constexpr,
+):  # fmt: skip
+    """One consumer warpgroup: rows ``half * 64 ...`` of each tile."""
+    t_full, q_full, q_empty, k_full, k_empty, v_full, v_empty = bars
+    PARTS: gl.constexpr = BN // KEY_BLOCK
+    S_LAYOUT: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, BN, 16])
+    O_LAYOUT: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, D, 16])
+    P_LAYOUT: gl.constexpr = gl.DotOperandLayout(0, O_LAYOUT, 2)
+    SUMS: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, 8, 16])
+    S_ROWS: gl.constexpr = gl.SliceLayout(1, S_LAYOUT)
+    O_ROWS: gl.constexpr = gl.SliceLayout(1, O_LAYOUT)
+    SUM_ROWS: gl.constexpr = gl.SliceLayout(1, SUMS)
+    DTYPE: gl.constexpr = s_q.dtype
+
+    o_n = gl.arange(0, BN, gl.SliceLayout(0, S_LAYOUT))
+    o_row = gl.arange(0, WG_ROWS, S_ROWS)
+    s_mine = s_q.index(half)
+    scale = scale * LOG2_E
+    stage, phase = gl.to_tensor(0), gl.to_tensor(0)  # of K; V is one slot behind
+    v_stage, v_phase = gl.to_tensor(0), gl.to_tensor(0)
+    q_phase = gl.to_tensor(0)
+    i_tile, count, i_0, i_1 = _hear(s_tile, t_full.index(0), q_phase)
+    while i_tile < all_tiles:
+        i_b, i_h, i_m = _place(i_tile, tiles, heads)
+        slots = gl.maximum((count + PARTS - 1) // PARTS, 1)
+        p_list, p_head_bias = p_indices, p_bias
+        if HAS_BIAS:
+            _, p_list = _list(i_tile, tiles, heads, key_blocks, p_counts, p_indices, strides)
+            p_head_bias = p_bias + i_b.to(gl.int64) * strides[4] + i_h.to(gl.int64) * strides[5]
+
+        mbarrier.wait(q_full.index(half), q_phase)
+        q_phase ^= 1
+        mbarrier.wait(k_full.index(stage), phase)
+        b_s = gl.zeros([WG_ROWS, BN], gl.float32, S_LAYOUT)
+        b_s = warpgroup_mma(s_mine, s_k.index(stage).permute((1, 0)), b_s, use_acc=False, is_async=True)
+        b_s = warpgroup_mma_wait(0, deps=[b_s])  # [64, BN]
+        mbarrier.arrive(k_empty.index(stage))
+        stage, phase = _advance(stage, phase, STAGES)
+
+        if gl.maximum(i_0, i_1) * KEY_BLOCK + KEY_BLOCK > keys:
+            o_key = gl.where(o_n < KEY_BLOCK, i_0 * KEY_BLOCK, (i_1 - 1) * KEY_BLOCK) + o_n
+            b_s = gl.where((o_key < keys)[None, :], b_s, float("-inf"))
+        factor = scale
+        if HAS_BIAS:
+            b_s = b_s * scale + _block_bias(p_head_bias, i_0, i_1, o_n, key_blocks, KEY_BLOCK, BN)[None, :]
+            factor = 1.0
+        b_max = gl.max(b_s, 1) * factor  # [64]
+        # An empty list or a bias of -inf leaves no live key, and -inf minus -inf is not a number.
+        b_base = gl.where(b_max == float("-inf"), 0.0, b_max)
+        b_p = gl.exp2(b_s * factor - b_base[:, None])  # [64, BN]
+        b_sum = _partial_sums(b_p, BN, SUMS)  # [64, 8]
+        b_w = gl.convert_layout(b_p.to(DTYPE), P_LAYOUT, assert_trivial=True)  # [64, BN]
+        b_acc = gl.zeros([WG_ROWS, D], gl.float32, O_LAYOUT)
+
+        for j in range(1, slots):
+            if HAS_BIAS:
+                i_0, i_1 = _slot(p_list, slots - 1 - j, count, key_blocks, PARTS)
+                b_bias = _block_bias(p_head_bias, i_0, i_1, o_n, key_blocks, KEY_BLOCK, BN)
+            mbarrier.wait(k_full.index(stage), phase)
+            b_s = gl.zeros([WG_ROWS, BN], gl.float32, S_LAYOUT)
+            if OVERLAP:
+                b_s = warpgroup_mma(s_mine, s_k.index(stage).permute((1, 0)), b_s, use_acc=False, is_async=True)
+                mbarrier.wait(v_full.index(v_stage), v_phase)
+                b_acc = warpgroup_mma(b_w, s_v.index(v_stage), b_acc, is_async=True)
+                b_s = warpgroup_mma_wait(1, deps=[b_s])  # [64, BN]
+            else:
+                mbarrier.wait(v_full.index(v_stage), v_phase)
+                b_acc = warpgroup_mma(b_w, s_v.index(v_stage), b_acc, is_async=True)
+                b_s = warpgroup_mma(s_mine, s_k.index(stage).permute((1, 0)), b_s, use_acc=False, is_async=True)
+                b_s, b_acc = warpgroup_mma_wait(0, deps=[b_s, b_acc])
+                mbarrier.arrive(v_empty.index(v_stage))
+            mbarrier.arrive(k_empty.index(stage))
+            stage, phase = _advance(stage, phase, STAGES)
+
+            if HAS_BIAS:
+                b_s = b_s * scale + b_bias[None, :]
+            b_new = gl.maximum(b_max, gl.max(b_s, 1) * factor)  # [64]
+            b_base = b_new
+            if HAS_BIAS:
+                b_base = gl.where(b_new == float("-inf"), 0.0, b_new)
+            b_p = gl.exp2(b_s * factor - b_base[:, None])  # [64, BN]
+            b_alpha = gl.exp2(b_max - b_base)  # [64]
+            b_sum = b_sum * gl.convert_layout(b_alpha, SUM_ROWS, assert_trivial=True)[:, None]
+            b_sum += _partial_sums(b_p, BN, SUMS)
+            b_max = b_new
+            if OVERLAP:
+                if PIN:
+                    # Passes at once: V arrived before its product was issued. The branch in it keeps ptxas, which
+                    # moves waits freely within a basic block, from waiting for the product before the softmax.
+                    mbarrier.wait(v_full.index(v_stage), v_phase)
+                b_acc = warpgroup_mma_wait(0, deps=[b_acc])
+                mbarrier.arrive(v_empty.index(v_stage))
+            v_stage, v_phase = _advance(v_stage, v_phase, STAGES)
+            b_w = gl.convert_layout(b_p.to(DTYPE), P_LAYOUT, assert_trivial=True)
+            b_acc = b_acc * gl.convert_layout(b_alpha, O_ROWS, assert_trivial=True)[:, None]  # [64, D]
+
+        mbarrier.wait(v_full.index(v_stage), v_phase)
+        b_acc = warpgroup_mma(b_w, s_v.index(v_stage), b_acc, is_async=True)
+        if PERSISTENT:
+            # All QK products of this tile have retired: its Q may be replaced.
+            mbarrier.arrive(q_empty.index(half))
+        b_total = gl.convert_layout(gl.sum(b_sum, 1), S_ROWS)  # [64]
+        b_total = gl.where(b_total > 0, b_total, 1.0)
+        b_lse = (b_max + gl.log2(b_total)) * LN_2
+        o_m = (i_m * CONSUMERS + half) * WG_ROWS + o_row
+        p_lane = p_lse + (i_b * heads + i_h).to(gl.int64) * queries
+        gl.store(p_lane + o_m, b_lse, mask=o_m < queries)
+        b_acc = warpgroup_mma_wait(0, deps=[b_acc])
+        mbarrier.arrive(v_empty.index(v_stage))
+        v_stage, v_phase = _advance(v_stage, v_phase, STAGES)
+
+        b_out = b_acc * gl.convert_layout(1.0 / b_total, O_ROWS, assert_trivial=True)[:, None]
+        if PERSISTENT:
+            tma.store_wait(0)  # the copy out of the tile before
+        s_o.index(half).store(b_out.to(DTYPE))
+        fence_async_shared()
+        tma.async_copy_shared_to_global(d_out, [i_b, i_h, (i_m * CONSUMERS + half) * WG_ROWS, 0], s_o.index(half))
+        i_tile = all_tiles
+        if PERSISTENT:
+            i_tile, count, i_0, i_1 = _hear(s_tile, t_full.index(0), q_phase)
+    tma.store_wait(0)
+
+
+# Whether a number is 1 or divides by 16 helps nowhere here, and would only compile the kernel again.
+NUMBERS = [
+    "queries", "keys", "heads", "tiles", "all_tiles", "key_blocks",
+    "stride_cb", "stride_ch", "stride_ib", "stride_ih", "stride_bb", "stride_bh",
+]  # fmt: skip
+
+
+@gluon.jit(do_not_specialize=NUMBERS)
+def block_sparse_forward(
+    d_q, d_k, d_v, d_out, p_lse, p_counts, p_indices, p_bias, p_queue, scale, queries, keys, heads, tiles, all_tiles,
+    key_blocks, stride_cb, stride_ch, stride_ib, stride_ih, stride_bb, stride_bh,
+    D: gl.constexpr, BN: gl.constexpr, KEY_BLOCK: gl.constexpr, STAGES: gl.constexpr, HAS_BIAS: gl.constexpr,
+    OVERLAP: gl.constexpr, PIN: gl.constexpr, PERSISTENT: gl.constexpr,
+):  # fmt: skip
+    """Grid: one program a tile; if PERSISTENT any number, which draw tiles from ``p_queue``, int32 and zero before."""
+    DTYPE: gl.constexpr = d_q.dtype
+    RING: gl.constexpr = gl.NVMMASharedLayout(128, 16, rank=2)
+    BAR: gl.constexpr = mbarrier.MBarrierLayout()
+    s_q = gl.allocate_shared_memory(DTYPE, [CONSUMERS, WG_ROWS, D], RING)
+    s_k = gl.allocate_shared_memory(DTYPE, [STAGES, BN, D], RING)
+    s_v = gl.allocate_shared_memory(DTYPE, [STAGES, BN, D], RING)
+    s_o = s_q
+    if PERSISTENT:
+        s_o = gl.allocate_shared_memory(DTYPE, [CONSUMERS, WG_ROWS, D], RING)
+    s_tile = gl.allocate_shared_memory(gl.int32, [4], gl.SwizzledSharedLayout(1, 1, 1, [0]))
+    t_full = gl.allocate_shared_memory(gl.int64, [1, 1], BAR)
+    q_full = gl.allocate_shared_memory(gl.int64, [CONSUMERS, 1], BAR)
+    q_empty = gl.allocate_shared_memory(gl.int64, [CONSUMERS, 1], BAR)
+    k_full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], BAR)
+    k_empty = gl.allocate_shared_memory(gl.int64, [STAGES, 1], BAR)
+    v_full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], BAR)
+    v_empty = gl.allocate_shared_memory(gl.int64, [STAGES, 1], BAR)
+    mbarrier.init(t_full.index(0), 1)
+    for i in gl.static_range(CONSUMERS):
+        mbarrier.init(q_full.index(i), 1)
+        mbarrier.init(q_empty.index(i), 1)
+    for i in gl.static_range(STAGES):
+        mbarrier.init(k_full.index(i), 1)
+        mbarrier.init(k_empty.index(i), CONSUMERS)
+        mbarrier.init(v_full.index(i), 1)
+        mbarrier.init(v_empty.index(i), CONSUMERS)
+    fence_async_shared()
+
+    bars = (t_full, q_full, q_empty, k_full, k_empty, v_full, v_empty)
+    strides = (stride_cb, stride_ch, stride_ib, stride_ih, stride_bb, stride_bh)
+    # The rings as the producer sees them: pieces of one copy each.
+    l_k = s_k
+    l_v = s_v
+    if KEY_BLOCK != BN:
+        l_k = s_k._reinterpret(DTYPE, [STAGES * BN // KEY_BLOCK * (D // 64), KEY_BLOCK, 64], RING)
+        l_v = s_v._reinterpret(DTYPE, [STAGES * BN // KEY_BLOCK * (D // 64), KEY_BLOCK, 64], RING)
+    gl.warp_specialize(
+        [
+            (_consume, (
+                0, d_out, p_lse, s_q, s_k, s_v, s_o, s_tile, bars, p_counts, p_indices, p_bias, tiles,
+                all_tiles, heads, key_blocks, strides, queries, keys, scale,
+                D, BN, KEY_BLOCK, STAGES, HAS_BIAS, OVERLAP, PIN, PERSISTENT,
+            )),
+            (_consume, (
+                1, d_out, p_lse, s_q, s_k, s_v, s_o, s_tile, bars, p_counts, p_indices, p_bias, tiles,
+                all_tiles, heads, key_blocks, strides, queries, keys, scale,
+                D, BN, KEY_BLOCK, STAGES, HAS_BIAS, OVERLAP, PIN, PERSISTENT,
+            )),
+            (_produce, (
+                d_q, d_k, d_v, s_q, l_k, l_v, s_tile, bars, p_counts, p_indices, p_queue, tiles, all_tiles, heads,
+                key_blocks, strides, D, BN, KEY_BLOCK, STAGES, PERSISTENT,
+            )),
+        ],
+        [4, 1],
+        [240, 24],
+    )  # fmt: skip

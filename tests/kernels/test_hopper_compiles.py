@@ -1,0 +1,139 @@
+"""The Hopper kernel, compiled ahead of time for sm_90a: no card needed. What the machine code must and must not hold.
+
+Run as a script it compiles every variant and prints a JSON line for each; the tests run it in a process of its own,
+because it tells Triton that a Hopper card is the active device.
+"""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from dittools.kernels.hopper import Variant, why_no_gluon
+
+pytestmark = pytest.mark.skipif(why_no_gluon() is not None, reason=str(why_no_gluon()))
+
+# name: head dim, key block, dtype, with a bias, variant
+BUILDS = {
+    "hd128": (128, 128, "bfloat16", False, Variant()),
+    "hd128-keys64": (128, 64, "bfloat16", False, Variant()),
+    "hd128-stages3": (128, 128, "bfloat16", False, Variant(stages=3)),
+    "hd128-persistent": (128, 128, "bfloat16", False, Variant(persistent=True)),
+    "hd128-biased": (128, 64, "bfloat16", True, Variant(persistent=True)),
+    "hd64": (64, 128, "bfloat16", False, Variant(stages=3)),
+    "hd64-keys64-persistent": (64, 64, "float16", False, Variant(stages=3, persistent=True)),
+}
+SHARED_MEMORY = 232448  # what one program may use on compute capability 9.0, in bytes
+
+
+def build(head_dim, key_block, dtype, biased, variant):
+    """Compile one variant from the arguments of a real call; return its resources and SASS."""
+    import torch
+    import triton
+
+    from dittools.blocks import BlockMask, Partition
+    from dittools.kernels.hopper import launch_arguments
+    from dittools.kernels.hopper_forward import block_sparse_forward
+
+    q = torch.empty(2, 1000, 3, head_dim, dtype=getattr(torch, dtype))
+    mask = BlockMask.full(Partition(1000, 128), Partition(1000, key_block))
+    bias = torch.zeros(1, 3, mask.key.count) if biased else None
+    _, _, _, arguments, options = launch_arguments(q, q, q, mask, 0.1, bias, variant)
+    kernel = block_sparse_forward.warmup(*arguments, **options, grid=(1,))
+    tools = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+    cubin = Path(os.environ["TRITON_CACHE_DIR"]) / "kernel.cubin"
+    cubin.write_bytes(kernel.asm["cubin"])
+
+    def dump(what):
+        return subprocess.run([tools / "cuobjdump", what, cubin], capture_output=True, text=True, check=True).stdout
+
+    resources = re.findall(r"(REG|STACK|LOCAL):(\d+)", dump("--dump-resource-usage"))
+    sass = re.findall(r"^\s*/\*[0-9a-f]{4,}\*/\s+(.*?);", dump("-sass"), re.MULTILINE)
+    return {
+        "warps": kernel.metadata.num_warps,
+        "shared": kernel.metadata.shared,
+        "resources": {name: int(value) for name, value in resources},
+        "sass": sass,
+    }
+
+
+def main():
+    import triton
+    from triton.backends.compiler import GPUTarget
+
+    class Card:
+        def get_current_target(self):
+            return GPUTarget("cuda", 90, 32)
+
+        def get_current_device(self):
+            return 0
+
+        def get_current_stream(self, device):
+            return 0
+
+    triton.runtime.driver.set_active(Card())
+    for name, (*what, variant) in BUILDS.items():
+        print(json.dumps({"name": name, **build(*what, variant)}), flush=True)
+
+
+@pytest.fixture(scope="module")
+def builds(tmp_path_factory):
+    environment = {**os.environ, "TRITON_CACHE_DIR": str(tmp_path_factory.mktemp("cache")), "TRITON_INTERPRET": "0"}
+    environment["TRITON_DUMP_PTXAS_LOG"] = "1"
+    done = subprocess.run(
+        [sys.executable, __file__], env=environment, capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    # ptxas says so when it cannot leave wgmmas in flight.
+    assert "wgmma" not in done.stderr and "erializ" not in done.stdout + done.stderr
+    found = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    return {build["name"]: build for build in found}
+
+
+def instructions(build, name):
+    return [i for i, line in enumerate(build["sass"]) if re.match(rf"(@!?U?P\d+ )?{name}\b", line)]
+
+
+@pytest.mark.parametrize("name", BUILDS)
+def test_nothing_spills_and_it_fits(builds, name):
+    build = builds[name]
+    assert build["warps"] == 12
+    assert build["resources"]["REG"] == 168 and build["shared"] <= SHARED_MEMORY
+    # With a bias two pointers wait in memory while the kernel starts.
+    spills = instructions(build, "LDL") + instructions(build, "STL")
+    assert len(spills) <= (4 if BUILDS[name][3] else 0)
+    # 240 registers for each consumer and 24 for the producer.
+    limits = {int(x, 16) for line in build["sass"] for x in re.findall(r"USETMAXREG.* (0x\w+)", line)}
+    assert {240, 24} <= limits
+
+
+@pytest.mark.parametrize("name", BUILDS)
+def test_products_run_on_the_tensor_cores_and_copies_on_tma(builds, name):
+    head_dim = BUILDS[name][0]
+    products = [builds[name]["sass"][i] for i in instructions(builds[name], "HGMMA")]
+    # Two consumers, each QK and PV in the loop, and the first QK and the last PV outside it.
+    assert len(products) == 2 * 2 * (head_dim // 16 + 128 // 16)
+    # Weights come from registers: their A operand is no descriptor.
+    assert sum("tnspB" in x and re.search(r"R\d+, R\d+, gdesc", x) is not None for x in products) == 2 * 2 * 8
+    assert instructions(builds[name], "UTMALDG") and len(instructions(builds[name], "UTMASTG")) == 2
+    assert not instructions(builds[name], "HMMA")
+
+
+@pytest.mark.parametrize("name", BUILDS)
+def test_the_softmax_runs_between_the_two_waits(builds, name):
+    build = builds[name]
+    early = [i for i in instructions(build, "WARPGROUP.DEPBAR.LE") if "0x1" in build["sass"][i]]
+    late = [i for i in instructions(build, "WARPGROUP.DEPBAR.LE") if "0x0" in build["sass"][i]]
+    assert len(early) == 2
+    exponentials = instructions(build, "MUFU.EX2")
+    for start in early:
+        end = min(i for i in late if i > start)
+        assert sum(start < i < end for i in exponentials) >= 64
+
+
+if __name__ == "__main__":
+    main()

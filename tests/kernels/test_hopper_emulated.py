@@ -1,0 +1,94 @@
+"""The Hopper kernel's source, run in `gluon_emulator` against the oracle."""
+
+import pytest
+import torch
+from cases import inputs, random_mask, rms_error
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dittools.kernels.hopper import Variant, launch_arguments, why_no_gluon
+from dittools.kernels.naive import naive_block_sparse_attention
+
+pytestmark = pytest.mark.skipif(why_no_gluon() is not None, reason=str(why_no_gluon()))
+
+
+def run(q, k, v, mask, *, scale=0.1, key_bias=None, variant=None, programs=None, seed=0):
+    from gluon_emulator import emulate
+
+    from dittools.kernels.hopper_forward import block_sparse_forward
+
+    out, lse, tiles, arguments, options = launch_arguments(q, k, v, mask, scale, key_bias, variant)
+    out.fill_(torch.nan)
+    lse.fill_(torch.nan)
+    emulate(block_sparse_forward, programs or tiles, arguments, options, seed)
+    exact, exact_lse = naive_block_sparse_attention(
+        q.float(), k.float(), v.float(), mask, scale=scale, key_bias=key_bias
+    )
+    assert rms_error(out, exact) < 2.0**-7, rms_error(out, exact)
+    empty = exact_lse.isneginf()
+    assert torch.equal(lse.isneginf(), empty)
+    assert (out.transpose(1, 2)[empty] == 0).all()
+    torch.testing.assert_close(lse[~empty], exact_lse[~empty], atol=1e-4, rtol=1e-5)
+    return out, lse
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    queries=st.integers(1, 400),
+    keys=st.integers(1, 700),
+    dim=st.sampled_from([64, 128]),
+    key_block=st.sampled_from([64, 128]),
+    density=st.sampled_from([0.0, 0.15, 0.5, 1.0]),
+    biased=st.booleans(),
+    stages=st.integers(2, 3),
+    overlap=st.booleans(),
+    programs=st.sampled_from([None, 1, 2, 5]),
+    seed=st.integers(0, 99),
+)
+def test_any_shape_in_any_variant(queries, keys, dim, key_block, density, biased, stages, overlap, programs, seed):
+    q, k, v = inputs(1, queries, 2, dim, torch.bfloat16, keys=keys, seed=seed)
+    mask = random_mask(queries, 128, key_block, heads=2, density=density, keys=keys, seed=seed)
+    bias = torch.randn(1, 2, mask.key.count) if biased else None
+    variant = Variant(stages, overlap, persistent=programs is not None)
+    run(q, k, v, mask, key_bias=bias, variant=variant, programs=programs, seed=seed)
+
+
+@pytest.mark.parametrize("key_block", [64, 128])
+@pytest.mark.parametrize("layout", ["packed", "heads first", "odd offset", "expanded"])
+def test_strides_are_read_as_they_are_or_copied(layout, key_block):
+    q, k, v = inputs(2, 200, 2, 64, torch.float16)
+    if layout == "packed":
+        q, k, v = torch.stack((q, k, v), 2).unbind(2)
+    elif layout == "heads first":
+        q, k, v = (x.transpose(1, 2).contiguous().transpose(1, 2) for x in (q, k, v))
+    elif layout == "odd offset":
+        q = torch.cat((q[..., :1], q), -1)[..., 1:]
+    else:
+        k, v = (x[:, :, :1].expand(-1, -1, 2, -1) for x in (k, v))
+    run(q, k, v, random_mask(200, 128, key_block, 2, 2, density=0.6))
+
+
+def test_a_bias_of_minus_infinity_counts_as_skipped():
+    q, k, v = inputs(1, 150, 1, 64, torch.bfloat16)
+    mask = random_mask(150, 128, 64, density=1.0)
+    mask.keep[0, 0, 1] = torch.tensor([0, 1, 1])
+    bias = torch.tensor([0.0, -torch.inf, -torch.inf]).view(1, 1, 3)
+    _, lse = run(q, k, v, mask, key_bias=bias)
+    assert lse[0, 0, 128:].isneginf().all()
+
+
+def test_masks_and_biases_are_shared_or_belong_to_a_batch_and_a_head():
+    q, k, v = inputs(2, 300, 3, 64, torch.bfloat16)
+    for batches, heads in ((1, 3), (2, 1), (2, 3)):
+        bias = torch.randn(batches, heads, 5)
+        run(q, k, v, random_mask(300, 128, 64, batches, heads, density=0.5), key_bias=bias)
+
+
+def test_skipped_keys_have_no_influence():
+    q, k, v = inputs(1, 300, 1, 64, torch.bfloat16)
+    mask = random_mask(300, 128, 64, density=0.6)
+    mask.keep[..., 1] = False
+    want, _ = run(q, k, v, mask)
+    k[:, 64:128], v[:, 64:128] = 1e4, -1e30
+    found, _ = run(q, k, v, mask)
+    assert torch.equal(found, want)
