@@ -100,7 +100,37 @@ def sweep(result: dict) -> str:
     return "\n\n".join(parts)
 
 
-RENDER = {"embedded_model": embedded_model, "svg_480p": sweep, "svg_cpu": sweep}
+def report(result: dict) -> str:
+    """A report's summary, as `dittools report --json` prints it."""
+
+    def cell(line: dict, name: str, digits: int) -> str:
+        value, spread = line[name], line[f"{name}_std"]
+        if value is None or value == "inf":
+            return "identical" if value == "inf" else ""
+        return f"{value:.{digits}f}" + (f" ± {spread:.{digits}f}" if spread is not None else "")
+
+    head = ["setting", "denoise s", "speed-up", "whole", "PSNR dB", "SSIM", "skipped, sparse calls", "judge"]
+    rows = [
+        [
+            line["setting"],
+            "" if line["denoise_seconds"] is None else f"{line['denoise_seconds']:.2f}",
+            *(cell(line, name, digits) for name, digits in (("speedup", 2), ("whole_speedup", 2))),
+            *(cell(line, name, digits) for name, digits in (("psnr", 2), ("ssim", 4))),
+            "" if line["skipped_sparse_calls"] is None else f"{line['skipped_sparse_calls']:.3f}",
+            cell(line, "judge", 2),
+        ]
+        for line in result["summary"]
+    ]
+    manifest, plan = result["manifest"], result["manifest"]["plan"]
+    size = f"{plan['frames']} x {plan['height']} x {plan['width']}"
+    facts = (
+        f"{size}, {plan['steps']} steps, {len(plan['prompts'])} prompts x {len(plan['seeds'])} seeds, {plan['dtype']}, dense kernel {result['yardsticks']['dense_kernel']}, "
+        f"{len(result['failures'])} failed. {where(manifest)}"
+    )
+    return "\n\n".join((table(head, rows), facts, how(manifest)))
+
+
+RENDER = {"embedded_model": embedded_model, "svg_480p": sweep, "svg_cpu": sweep, "report_svg_480p": report}
 
 
 def filled(text: str) -> str:
