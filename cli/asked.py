@@ -1,4 +1,4 @@
-"""The flags of `dittools generate` as given, and the checks that need nothing heavy to be imported."""
+"""The flags of a verb that draws as given, and the checks that need nothing heavy to be imported."""
 
 from __future__ import annotations
 
@@ -47,12 +47,16 @@ class Asked:
 
     def check(self) -> saving.Output:
         """Check what needs neither PyTorch nor a model, and give the output. Raises BadInput."""
+        self.check_settings()
+        return saving.plan(self.output, self.frames)
+
+    def check_settings(self) -> None:
+        """The same without the output, for a verb that has its own."""
         _choices(self)
         _numbers(self)
         folder = weights.check_asked(self.weights, TEXT_TO_VIDEO)
         rule = SizeRule.from_folder(folder) if folder else SizeRule()
         rule.check(self.frames, self.height, self.width)
-        return saving.plan(self.output, self.frames)
 
 
 def _choices(asked: Asked) -> None:
@@ -79,5 +83,10 @@ def _numbers(asked: Asked) -> None:
             raise BadInput(f"{flag} must be at least {least}, got {value}")
     if asked.guidance is not None and not (math.isfinite(asked.guidance) and asked.guidance >= 0):
         raise BadInput(f"--guidance must be a number of at least 0 (1 turns it off), got {asked.guidance:g}")
-    if not 0 <= asked.seed <= _LARGEST_SEED:
-        raise BadInput(f"--seed must be from 0 to {_LARGEST_SEED}, got {asked.seed}")
+    check_seed("--seed", asked.seed)
+
+
+def check_seed(flag: str, seed: int) -> None:
+    """Raises BadInput for a seed that no generator takes."""
+    if not 0 <= seed <= _LARGEST_SEED:
+        raise BadInput(f"{flag} must be from 0 to {_LARGEST_SEED}, got {seed}")

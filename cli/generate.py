@@ -22,7 +22,7 @@ Examples:
   dittools generate --weights ./my-pipeline --method dense --output frames/ --json
 
 \b
-Output, by the name's ending: .mp4, .gif, .webp, .npy (uint8 array), .png (with
+Output, by the name's ending: .mp4, .gif, .webp, .mkv (lossless), .npy (uint8 array), .png (with
 --frames 1), or a folder of PNG frames. The record lies beside it: out.mp4, out.json."""
 
 Flag = typer.Option

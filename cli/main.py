@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from dittools.cli import env, generate, methods, models
+from dittools.cli import compare, env, generate, methods, models, report
 from dittools.cli.errors import INTERRUPTED, explain
 
 app = typer.Typer(
@@ -25,10 +25,11 @@ app = typer.Typer(
     epilog="""\b
 Examples:
   dittools generate --model wan --sparsity 0.8 --weights embedded --output out.mp4
+  dittools report --weights embedded --out report
   dittools generate --help
   dittools env""",
 )
-for verb in (generate, env, models, methods):
+for verb in (generate, report, compare, env, models, methods):
     app.command(verb.NAME, help=verb.HELP, short_help=verb.SHORT, epilog=verb.EXAMPLES)(verb.command)
 
 
@@ -59,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         with _ended_in_order():
             code = command.main(
-                arguments,
+                report.spread(arguments) if arguments[0] == report.NAME else arguments,
                 prog_name="dittools",
                 standalone_mode=False,
                 obj={"command": ["dittools", *arguments]},

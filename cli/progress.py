@@ -15,11 +15,17 @@ _PLAIN_SECONDS = 5.0
 class Progress(AbstractContextManager):
     """Shows the stage a run is in and, while denoising, its step, pace, skipped share and time.
 
-    Notes printed through `output` while it is open appear above the bar.
+    Notes printed through `output` while it is open appear above the bar. With `terse`, plain lines tell no stages
+    and only slow steps: for many short runs that have a line of their own each.
+
+    Attributes:
+        title: what is shown in front of the stage, for one run among many.
     """
 
-    def __init__(self, output: Output):
+    def __init__(self, output: Output, terse: bool = False):
+        self.title = ""
         self._output = output
+        self._terse = terse
         self._bar = _Bar() if sys.stderr.isatty() else None
         self._started = self._spoken = time.perf_counter()
         self._stage = ""
@@ -41,8 +47,8 @@ class Progress(AbstractContextManager):
         self._stage, self._skipped = name, None
         self._started = self._spoken = time.perf_counter()
         if self._bar is not None:
-            self._bar.start(name, steps)
-        else:
+            self._bar.start(f"{self.title}{name}", steps)
+        elif not self._terse:
             self._output.line(f"{name} ...")
 
     def skipped(self, share: float | None) -> None:
@@ -58,7 +64,7 @@ class Progress(AbstractContextManager):
             facts += f", {self._skipped:.0%} skipped"
         if self._bar is not None:
             self._bar.move(step, f"step {step}/{steps}, {facts}")
-        elif now - self._spoken >= _PLAIN_SECONDS or step == steps:
+        elif now - self._spoken >= _PLAIN_SECONDS * (6 if self._terse else 1) or (step == steps and not self._terse):
             self._spoken = now
             self._output.line(f"{self._stage}: step {step}/{steps}, {facts}, {elapsed:.0f} s")
 

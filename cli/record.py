@@ -2,20 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Any
 
+from dittools.numbers import number
 from dittools.provenance import device_facts, dittools_version, versions
 
 SECONDS = ("load", "text", "denoise", "decode", "save")
-
-
-def number(value: float | None) -> float | str | None:
-    """A number that JSON can hold: "inf" for the PSNR of equal frames."""
-    if value is None or math.isfinite(value):
-        return value
-    return "inf" if value > 0 else None
 
 
 def quality_facts(psnr: Any, ssim: Any, dense_seconds: float, sparse_seconds: float) -> dict[str, Any]:

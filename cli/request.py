@@ -19,12 +19,12 @@ PROMPT = "A ginger cat plays the piano by a tall window, soft morning light, sha
 
 @dataclass(frozen=True)
 class Request:
-    """Checked flags. `complete` adds what depends on the weights."""
+    """Checked flags. `complete` adds what depends on the weights. `output` is None for a verb that has its own."""
 
     asked: Asked
     family: Family
     config: Config
-    output: saving.Output
+    output: saving.Output | None
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Scene:
     max_text: int | None
 
 
-def check(asked: Asked, output: saving.Output) -> Request:
+def check(asked: Asked, output: saving.Output | None) -> Request:
     """What `Asked.check` left: the names and settings that PyTorch is imported to judge. Raises BadInput."""
     return Request(asked, find_family(asked.model), _config(asked), output)
 

@@ -18,6 +18,9 @@ NAMES = {
     "warm-up": "warming up",
     "dense": "denoising densely, to compare",
     "quality": "comparing with dense",
+    "measure": "measuring",
+    "judge": "judging",
+    "render": "making the page",
 }
 
 

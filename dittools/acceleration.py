@@ -91,6 +91,10 @@ class Acceleration:
         """The latest run in plain values; see `dittools.summary.record`."""
         return summary.record(self.runtime)
 
+    def by_step_and_layer(self) -> list[list[float | None]]:
+        """Skipped share of the latest run, a list of layers for each step."""
+        return summary.by_step_and_layer(self.runtime)
+
     def summary(self) -> str:
         """The latest run as text: sparsity by step and layer, calls, fallbacks and why, seconds."""
         return summary.summary(self.runtime)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import subprocess
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,38 @@ def device_facts(device: Any) -> dict[str, Any]:
         found = torch.cuda.get_device_properties(device)
         return {"type": "cuda", "name": found.name, "memory_gb": round(found.total_memory / 1e9, 1)}
     return {"type": device.type, "name": _cpu_name(), "memory_gb": _ram_gb()}
+
+
+def power_limit_watts(device: Any) -> float | None:
+    """The power limit of a CUDA device as nvidia-smi tells it; None where it does not."""
+    if device.type != "cuda":
+        return None
+    import torch
+
+    asked = ["nvidia-smi", "--query-gpu=uuid,power.limit", "--format=csv,noheader,nounits"]
+    try:
+        uuid = str(torch.cuda.get_device_properties(device).uuid)
+        lines = subprocess.run(asked, capture_output=True, text=True, timeout=10, check=True).stdout.splitlines()
+        return next(float(line.split(",")[1]) for line in lines if uuid in line)
+    except (OSError, ValueError, AttributeError, StopIteration, IndexError, subprocess.SubprocessError):
+        return None
+
+
+def commit() -> str | None:
+    """The commit of the checkout dittools runs from, with "+" where files differ from it; None without one."""
+    folder = Path(__file__).parent
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(folder), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+
+    try:
+        if Path(git("rev-parse", "--show-toplevel")) != folder.resolve().parent:
+            return None  # installed somewhere inside another project's checkout
+        changed = git("status", "--porcelain", "--untracked-files=no")
+        return git("rev-parse", "HEAD") + ("+" if changed else "")
+    except (OSError, subprocess.SubprocessError):
+        return None
 
 
 def _cpu_name() -> str:

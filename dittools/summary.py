@@ -43,6 +43,17 @@ def record(runtime: Runtime) -> dict[str, Any]:
     }
 
 
+def by_step_and_layer(runtime: Runtime) -> list[list[float | None]]:
+    """Skipped share of the latest run, a list of layers for each step; None where no call ran. Waits for the device."""
+    run = runtime.run
+    if run is None:
+        return []
+    cells: dict[tuple[int, int], list] = {}
+    for call in run.calls:
+        cells.setdefault((call.step, call.layer), []).append(call)
+    return [[run.skipped(cells.get((step, layer), [])) for layer in range(run.layers)] for step in range(run.steps)]
+
+
 def summary(runtime: Runtime) -> str:
     """The latest run as text for a terminal."""
     if runtime.run is None:

@@ -124,8 +124,8 @@ def report(result: dict) -> str:
     manifest, plan = result["manifest"], result["manifest"]["plan"]
     size = f"{plan['frames']} x {plan['height']} x {plan['width']}"
     facts = (
-        f"{size}, {plan['steps']} steps, {len(plan['prompts'])} prompts x {len(plan['seeds'])} seeds, {plan['dtype']}, dense kernel {result['yardsticks']['dense_kernel']}, "
-        f"{len(result['failures'])} failed. {where(manifest)}"
+        f"{size}, {plan['steps']} steps, {len(plan['prompts'])} prompts x {len(plan['seeds'])} seeds, {plan['dtype']}, "
+        f"dense kernel {result['yardsticks']['dense_kernel']}, {len(result['failures'])} failed. {where(manifest)}"
     )
     return "\n\n".join((table(head, rows), facts, how(manifest)))
 

@@ -11,6 +11,10 @@ class RunFailed(RuntimeError):
     """What was asked was fine, and the run failed: memory, disk, network, a broken download."""
 
 
+class DiskFull(RunFailed):
+    """There is no room left: whatever is written next fails as well."""
+
+
 def first_line(error: BaseException) -> str:
     """The first line of an error's text that says something, or its type's name."""
     lines = (line.strip() for line in str(error).splitlines())

@@ -1,4 +1,4 @@
-"""Frames to a file: mp4, gif, webp, png, npy or a folder of PNG frames. Whole, or not at all."""
+"""Frames to a file: mp4, mkv, gif, webp, png, npy or a folder of PNG frames. Whole, or not at all."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import contextlib
 import difflib
 import errno
 import os
-import shutil
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,7 +13,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dittools.pipelines.errors import BadInput, RunFailed, first_line
+from dittools import files
+from dittools.pipelines.errors import BadInput, DiskFull, RunFailed, first_line
 
 if TYPE_CHECKING:
     import numpy as np
@@ -26,8 +26,11 @@ FORMATS = {
     ".webp": "animated WebP",
     ".npy": "uint8 array [frames, height, width, 3]",
     ".png": "one image, with --frames 1",
+    ".mkv": "lossless FFV1 video, for measuring",
 }
 FOLDER = "a folder name (one PNG a frame)"
+NEEDS_FFMPEG = ("mp4", "mkv")
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 @dataclass(frozen=True)
@@ -66,7 +69,7 @@ def plan(name: str, frames: int | None) -> Output:
         raise BadInput(
             f"--output {name} holds one image and --frames is {frames or 'not 1'}: use --frames 1, .mp4, or {FOLDER}"
         )
-    if output.kind == "mp4":
+    if output.kind in NEEDS_FFMPEG:
         _encoder()
     if output.kind == "folder" and path.exists() and not path.is_dir():
         raise BadInput(f"--output {name} is a file: a folder of frames needs another name")
@@ -84,48 +87,36 @@ def _writable(path: Path, name: str) -> None:
     parent = path.parent
     if not parent.exists():
         raise BadInput(f"--output {name}: there is no folder {parent}: make it first")
-    probe = _part(path)
+    probe = files.part_of(path)
     try:
         probe.write_bytes(b"\0")
     except OSError as error:
         why = error.strerror or first_line(error)
         raise BadInput(f"--output {name}: {parent} cannot be written ({why}): choose another folder") from None
     finally:
-        with contextlib.suppress(OSError):
-            probe.unlink(missing_ok=True)
-
-
-def _part(path: Path) -> Path:
-    """The unfinished neighbour of a path: in its folder, so that renaming is one step, and of its suffix."""
-    return path.parent / f".{path.stem}.{os.getpid()}.part{path.suffix}"
+        files.remove(probe)
 
 
 @contextlib.contextmanager
 def whole(path: Path) -> Iterator[Path]:
-    """Gives a path to write to; it becomes `path` when the block ends well and vanishes when it does not.
-
-    Raises RunFailed for what the disk says no to.
-    """
-    part = _part(path)
-    try:
+    """`dittools.files.whole`, with what the disk says no to as RunFailed; DiskFull where it is full."""
+    with told(path), files.whole(path) as part:
         yield part
-        if part.is_dir() and path.is_dir():
-            path.rmdir()  # empty, as plan() made sure
-        os.replace(part, path)
+
+
+@contextlib.contextmanager
+def told(path: Path) -> Iterator[None]:
+    """Turns an OSError while `path` is written into RunFailed, or DiskFull."""
+    try:
+        yield
     except OSError as error:
-        if error.errno == errno.ENOSPC:
-            raise RunFailed(
+        if error.errno in _FULL:
+            raise DiskFull(
                 f"the disk is full: {path} was not written and nothing was left behind; "
-                "free some space or choose another folder with --output"
+                "free some space or choose another folder"
             ) from error
         why = error.strerror or first_line(error)
         raise RunFailed(f"{path} could not be written ({why}); nothing was left behind") from error
-    finally:
-        if part.is_dir():
-            shutil.rmtree(part, ignore_errors=True)
-        else:
-            with contextlib.suppress(OSError):
-                part.unlink(missing_ok=True)
 
 
 def to_uint8(frames: np.ndarray) -> np.ndarray:
@@ -191,24 +182,28 @@ def _mp4(frames: np.ndarray, path: Path, fps: float) -> None:
     _, height, width, _ = frames.shape
     if height % 2 or width % 2:  # yuv420p halves both sides
         frames = np.pad(frames, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), mode="edge")
-        _, height, width, _ = frames.shape
+    _encode(frames, path, fps, [
+        *("-c:v", "libx264", "-crf", "12", "-vf", "scale=out_color_matrix=bt709:out_range=tv"),
+        *("-pix_fmt", "yuv420p", "-colorspace", "bt709", "-color_primaries", "bt709", "-color_trc", "bt709"),
+        *("-movflags", "+faststart", "-f", "mp4"),
+    ])  # fmt: skip
+
+
+def _mkv(frames: np.ndarray, path: Path, fps: float) -> None:
+    """FFV1 in RGB: every frame comes back as it was. The same frames give the same file."""
+    _encode(frames, path, fps, [
+        *("-c:v", "ffv1", "-level", "3", "-g", "1", "-slices", "4", "-slicecrc", "1", "-pix_fmt", "gbrp"),
+        *("-fflags", "+bitexact", "-flags:v", "+bitexact", "-f", "matroska"),
+    ])  # fmt: skip
+
+
+def _encode(frames: np.ndarray, path: Path, fps: float, codec: list[str]) -> None:
+    """Hand uint8 frames to ffmpeg. Raises OSError for a full disk, RunFailed for what else it says."""
+    import numpy as np
+
+    _, height, width, _ = frames.shape
     command = [_encoder(), "-y", "-loglevel", "error", "-f", "rawvideo", "-pix_fmt", "rgb24"]
-    command += [
-        "-s",
-        f"{width}x{height}",
-        "-r",
-        f"{fps:g}",
-        "-i",
-        "-",
-        "-an",
-        "-c:v",
-        "libx264",
-        "-crf",
-        "12",
-    ]
-    command += ["-vf", "scale=out_color_matrix=bt709:out_range=tv", "-pix_fmt", "yuv420p"]
-    command += ["-colorspace", "bt709", "-color_primaries", "bt709", "-color_trc", "bt709"]
-    command += ["-movflags", "+faststart", "-f", "mp4", str(path)]
+    command += ["-s", f"{width}x{height}", "-r", f"{fps:g}", "-i", "-", "-an", *codec, str(path)]
     raw = memoryview(np.ascontiguousarray(frames)).cast("B")
     done = subprocess.run(command, input=raw, capture_output=True, check=False)
     if done.returncode:
@@ -219,7 +214,7 @@ def _mp4(frames: np.ndarray, path: Path, fps: float) -> None:
         raise RunFailed(f"ffmpeg could not encode the video ({last}): try --output with .webp, .gif or .npy")
 
 
-_WRITERS = {"mp4": _mp4, "gif": _gif, "webp": _webp, "npy": _npy, "png": _png, "folder": _folder}
+_WRITERS = {"mp4": _mp4, "gif": _gif, "webp": _webp, "npy": _npy, "png": _png, "mkv": _mkv, "folder": _folder}
 
 
 def ffmpeg() -> str | None:
@@ -235,8 +230,8 @@ def ffmpeg() -> str | None:
 def _encoder() -> str:
     path = ffmpeg()
     if path is None:
-        others = ", ".join(suffix for suffix in FORMATS if suffix != ".mp4")
-        raise BadInput(f"no ffmpeg found for .mp4: pip install imageio-ffmpeg, or use {others} or {FOLDER}")
+        others = ", ".join(suffix for suffix in FORMATS if suffix[1:] not in NEEDS_FFMPEG)
+        raise BadInput(f"no ffmpeg found for .mp4 and .mkv: pip install imageio-ffmpeg, or use {others} or {FOLDER}")
     return path
 
 

@@ -1,4 +1,4 @@
-"""PSNR and SSIM of decoded frames against a reference, frame by frame.
+"""PSNR, SSIM and MS-SSIM of decoded frames against a reference, frame by frame.
 
 Fidelity to another run of the same model, not beauty: both say how much the frames changed. Frames are in
 [0, 1], so the peak is 1.
@@ -7,13 +7,19 @@ Fidelity to another run of the same model, not beauty: both say how much the fra
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
-# SSIM slides an 11 x 11 Gaussian window, padded by reflection, over each frame.
-_SSIM_WINDOW = 11
+SSIM_WINDOW = 11
+_SSIM_SIGMA = 1.5
+_C1, _C2 = 0.01**2, 0.03**2
+_MS_SSIM_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
+MS_SSIM_SIDE = SSIM_WINDOW * 2 ** (len(_MS_SSIM_WEIGHTS) - 1)
+"""The window must still fit after four halvings."""
 
 
 class Score(NamedTuple):
@@ -32,38 +38,92 @@ def psnr(video: np.ndarray | torch.Tensor, reference: np.ndarray | torch.Tensor)
 
     Raises ValueError for shapes that differ or are no videos, and for integer frames.
     """
-    a, b = _frames(video, reference)
-    errors = [(x.double() - y.double()).square().mean().item() for x, y in zip(a, b, strict=True)]
-    values = [math.inf if error == 0 else -10 * math.log10(error) for error in errors]
-    finite = [value for value in values if value != math.inf]
-    return Score(math.fsum(finite) / len(finite) if finite else math.inf, values)
+    a, b = pair(video, reference)
+    return _psnr(a, b)
+
+
+def temporal_psnr(video: np.ndarray | torch.Tensor, reference: np.ndarray | torch.Tensor) -> Score:
+    """PSNR in dB, peak 1, of the differences between neighbouring frames: does it move as the reference does?
+
+    Flicker lowers it, a change that stands still does not. One value for each frame after the first. Shapes and
+    errors as in `psnr`; a video needs at least two frames.
+    """
+    a, b = pair(video, reference)
+    if len(a) < 2:
+        raise ValueError("temporal PSNR asked of one frame: it compares changes, and needs at least two")
+    return _psnr(a.diff(dim=0), b.diff(dim=0))
 
 
 def ssim(video: np.ndarray | torch.Tensor, reference: np.ndarray | torch.Tensor) -> Score:
     """Structural similarity (Wang et al. 2004): 11 x 11 Gaussian window of sigma 1.5, data range 1.
 
-    Shapes and errors as in `psnr`; frames must be at least 11 x 11 pixels.
+    The mean over channels and over every place where the whole window fits, as in the paper. Shapes and errors as in
+    `psnr`; frames must be at least 11 x 11 pixels.
     """
-    from torchmetrics.functional.image import structural_similarity_index_measure as measure
+    return _by_frame(lambda x, y: _structure(x, y)[0], "SSIM", SSIM_WINDOW, video, reference)
 
-    a, b = _frames(video, reference)
-    if min(a.shape[1:3]) < _SSIM_WINDOW:
+
+def ms_ssim(video: np.ndarray | torch.Tensor, reference: np.ndarray | torch.Tensor) -> Score:
+    """SSIM over five scales, each half the one before (Wang, Simoncelli and Bovik 2003), window as in `ssim`.
+
+    Shapes and errors as in `psnr`; frames must be at least 176 x 176 pixels.
+    """
+    return _by_frame(_multi_scale, "MS-SSIM", MS_SSIM_SIDE, video, reference)
+
+
+def _multi_scale(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    value = x.new_ones(())
+    for scale, weight in enumerate(_MS_SSIM_WEIGHTS):
+        similarity, contrast = _structure(x, y)
+        last = scale == len(_MS_SSIM_WEIGHTS) - 1
+        value = value * (similarity if last else contrast).clamp(min=0) ** weight
+        x, y = (F.avg_pool2d(v, 2) for v in (x, y))
+    return value
+
+
+def _structure(x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """SSIM of two frames `[C, H, W]` and its contrast-and-structure part, means over where the window fits."""
+    offsets = torch.arange(SSIM_WINDOW, dtype=x.dtype, device=x.device) - SSIM_WINDOW // 2
+    window = (-(offsets**2) / (2 * _SSIM_SIGMA**2)).exp()
+    window = window / window.sum()
+
+    planes = torch.stack((x, y, x * x, y * y, x * y)).flatten(0, 1)[:, None]  # [5 C, 1, H, W]
+    planes = F.conv2d(F.conv2d(planes, window.view(1, 1, -1, 1)), window.view(1, 1, 1, -1))
+    mean_x, mean_y, xx, yy, xy = planes.unflatten(0, (5, -1))
+    contrast = (2 * (xy - mean_x * mean_y) + _C2) / (xx - mean_x**2 + yy - mean_y**2 + _C2)
+    light = (2 * mean_x * mean_y + _C1) / (mean_x**2 + mean_y**2 + _C1)
+    return (light * contrast).mean(), contrast.mean()
+
+
+def _psnr(a: torch.Tensor, b: torch.Tensor) -> Score:
+    errors = [(x.double() - y.double()).square().mean().item() for x, y in zip(a, b, strict=True)]
+    values = [math.inf if error == 0 else -10 * math.log10(error) for error in errors]
+    return Score(mean_psnr(values), values)
+
+
+def mean_psnr(values: Iterable[float]) -> float:
+    """Mean of PSNRs over those that are finite; inf when none is."""
+    finite = [value for value in values if value != math.inf]
+    return math.fsum(finite) / len(finite) if finite else math.inf
+
+
+def _by_frame(measure: Callable, name: str, least: int, video: Any, reference: Any) -> Score:
+    a, b = pair(video, reference)
+    if min(a.shape[1:3]) < least:
         raise ValueError(
-            f"SSIM asked of frames of {a.shape[1]} x {a.shape[2]} pixels: its window needs at least "
-            f"{_SSIM_WINDOW} x {_SSIM_WINDOW}"
+            f"{name} asked of frames of {a.shape[1]} x {a.shape[2]} pixels: its window needs at least {least} x {least}"
         )
     values = []
     for x, y in zip(a, b, strict=True):  # one frame at a time: the windowed copies are large
-        x, y = (frame.float().permute(2, 0, 1)[None] for frame in (x, y))  # [1, C, H, W]
-        values.append(float(measure(x, y, data_range=1.0)))
+        x, y = (frame.double().permute(2, 0, 1) for frame in (x, y))  # [C, H, W]
+        values.append(float(measure(x, y)))
     return Score(math.fsum(values) / len(values), values)
 
 
-def _frames(
-    video: np.ndarray | torch.Tensor, reference: np.ndarray | torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Both as CPU tensors `[T, H, W, C]`, batches laid end to end."""
-    a, b = (torch.as_tensor(x).detach().cpu() for x in (video, reference))
+def pair(video: np.ndarray | torch.Tensor, reference: np.ndarray | torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Both as tensors `[T, H, W, C]` on the device of `video`, batches laid end to end."""
+    a = torch.as_tensor(video).detach()
+    b = torch.as_tensor(reference).detach().to(a.device)
     if a.shape != b.shape:
         raise ValueError(
             f"two videos of one shape are needed, found {_shape(a)} against the reference's {_shape(b)}: "

@@ -101,7 +101,7 @@ def test_suffixes_are_read_in_any_case(tmp_path):
     ("name", "said"),
     [
         ("out.mp5", "did you mean .*out.mp4"),
-        ("out.json", "no known format.*.mp4, .gif, .webp, .npy, .png or a folder"),
+        ("out.json", "no known format.*.mp4, .gif, .webp, .npy, .png, .mkv or a folder"),
         ("out.png", "--frames is 5: use --frames 1"),
         ("gone/out.mp4", "there is no folder .*gone: make it first"),
         ("", "names no file"),

@@ -1,0 +1,161 @@
+"""What the verbs that draw have in common: open a model, encode, denoise densely or sparsely, decode."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dittools.cli.asked import TEXT_TO_VIDEO
+from dittools.cli.output import Output
+from dittools.cli.request import Request, Scene, complete
+from dittools.cli.stages import Stages
+from dittools.config import Config
+from dittools.pipelines import loading, weights
+from dittools.pipelines import stages as pipeline
+from dittools.pipelines.errors import RunFailed
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """What a request comes to on this machine, before anything is loaded."""
+
+    device: Any
+    dtype: Any
+    weights: weights.Weights
+    folder: Path
+    scene: Scene
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A loaded pipeline and what it draws by default. `limit`: how many prompt tokens it reads."""
+
+    pipe: Any
+    device: Any
+    dtype: str
+    weights: weights.Weights
+    scene: Scene
+    limit: int
+
+
+def choose(request: Request, output: Output) -> Chosen:
+    """Choose and fetch the weights, and complete the request by their defaults."""
+    asked = request.asked
+    device = loading.pick_device(asked.device)
+    chosen = weights.choose(
+        asked.weights, request.family.repo, cuda=device.type == "cuda", classes=TEXT_TO_VIDEO, note=output.note
+    )
+    folder = weights.fetch(chosen, classes=TEXT_TO_VIDEO, note=output.note)
+    dtype = loading.pick_dtype(asked.dtype, device)
+    return Chosen(device, dtype, chosen, folder, complete(request, chosen, folder))
+
+
+def open_model(request: Request, stages: Stages, output: Output, chosen: Chosen | None = None) -> Opened:
+    """Load what was chosen; without `chosen`, choose first."""
+    asked = request.asked
+    with stages("load"):
+        chosen = chosen or choose(request, output)
+        stages.cuda = chosen.device.type == "cuda"
+        stages.size = size_of(chosen.scene)
+        pipe = loading.load(chosen.folder, device=chosen.device, dtype=chosen.dtype, offload=asked.offload)
+        if asked.compile:
+            loading.compile_blocks(pipe)
+    limit = chosen.scene.max_text or pipeline.longest_text(pipe)
+    dtype = dtype_name(chosen.dtype)
+    return Opened(pipe, chosen.device, dtype, chosen.weights, chosen.scene, limit)
+
+
+def dtype_name(dtype: Any) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def size_of(scene: Scene) -> str:
+    """For people: frames x height x width."""
+    return f"{scene.shot.frames} x {scene.shot.height} x {scene.shot.width}"
+
+
+def run_facts(request: Request, opened: Opened, scene: Scene) -> dict[str, Any]:
+    """The `run` entry of a record."""
+    shot = scene.shot
+    return {
+        "frames": shot.frames,
+        "height": shot.height,
+        "width": shot.width,
+        "fps": scene.fps,
+        "guidance": shot.guidance,
+        "dtype": opened.dtype,
+        "offload": request.asked.offload,
+        "compile": request.asked.compile,
+    }
+
+
+def prompt_notes(opened: Opened, scene: Scene) -> list[str]:
+    """What the model will not read as it was meant."""
+    notes = []
+    if not scene.prompt.strip():
+        notes.append("the prompt is empty: the model draws what it likes")
+    if opened.weights.embedded:
+        from dittools.pipelines import embedded
+
+        unknown = embedded.unknown_words(scene.prompt)
+        if unknown:
+            named = ", ".join(unknown[:10]) + (f" and {len(unknown) - 10} more" if len(unknown) > 10 else "")
+            notes.append(f"the embedded model does not know: {named}")
+    for flag, text in (("--prompt", scene.prompt), ("--negative-prompt", scene.negative_prompt)):
+        count = pipeline.prompt_tokens(opened.pipe, text)
+        if count > opened.limit:
+            notes.append(f"{flag} has {count} tokens and the model reads {opened.limit}: the end is cut off")
+    return notes
+
+
+def encode(opened: Opened, scene: Scene, stages: Stages) -> dict[str, Any]:
+    """Text embeddings as the pipeline takes them."""
+    with stages("text"):
+        return pipeline.encode(opened.pipe, scene.prompt, scene.negative_prompt, scene.shot.guidance, opened.limit)
+
+
+def warm_up(opened: Opened, embeds: dict, scene: Scene, config: Config | None) -> None:
+    """One untimed step, with every step sparse; None: the untouched pipeline."""
+    import dittools
+
+    once = dataclasses.replace(scene.shot, steps=1)
+    if config is None:
+        pipeline.denoise(opened.pipe, embeds, once)
+        return
+    with dittools.accelerate(opened.pipe, config=dataclasses.replace(config, dense_steps=0, dense_last_steps=0)):
+        pipeline.denoise(opened.pipe, embeds, once)
+
+
+def denoise_dense(opened: Opened, embeds: dict, scene: Scene, stages: Stages, stage: str = "dense") -> Any:
+    """Latents of the untouched pipeline."""
+    with stages(stage, scene.shot.steps):
+        return pipeline.denoise(opened.pipe, embeds, scene.shot, stages.progress.step)
+
+
+def denoise_sparse(opened: Opened, embeds: dict, scene: Scene, config: Config, stages: Stages) -> tuple[Any, Any]:
+    """Latents, and the `Acceleration`, its pipeline restored, to be asked what it did."""
+    import dittools
+
+    with stages("denoise", scene.shot.steps), dittools.accelerate(opened.pipe, config=config) as fast:
+        shares: list[float] = []
+
+        def heard(step: int, steps: int, share: float | None, seconds: float | None) -> None:
+            if share is not None:
+                shares.append(share)
+                stages.progress.skipped(sum(shares) / len(shares))
+
+        fast.runtime.listeners.append(heard)
+        latents = pipeline.denoise(opened.pipe, embeds, scene.shot, stages.progress.step)
+    return latents, fast
+
+
+def decode(opened: Opened, latents: Any) -> Any:
+    """Frames `[T, H, W, 3]`, float32 in [0, 1]. Raises RunFailed when they are no numbers."""
+    import numpy as np
+
+    frames = pipeline.decode(opened.pipe, latents)
+    if not np.isfinite(frames).all():
+        raise RunFailed("the model's frames are not finite numbers: try --dtype fp32; nothing was written")
+    return frames

@@ -1,0 +1,179 @@
+"""The flags of `dittools report` and its YAML, laid over each other and checked."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dittools.cli.asked import Asked, check_seed
+from dittools.naming import unknown
+from dittools.pipelines.errors import BadInput, first_line
+from dittools.report.folder import LOCK, MANIFEST
+
+PHASES = ("run", "quality", "render", "all")
+BUILTIN = "builtin"
+SWEEP = {"sparsity": [0.5, 0.8, 0.9]}
+DEFAULTS = {
+    "model": "wan",
+    "weights": "auto",
+    "prompts": BUILTIN,
+    "seeds": [0],
+    "sweep": SWEEP,
+    "repeats": 1,
+    "device": "auto",
+    "dtype": "auto",
+    "offload": "none",
+    "compile": False,
+}
+_TEXTS = ("model", "weights", "method", "negative_prompt", "config", "device", "dtype", "offload")
+_WHOLE = ("repeats", "fewer_steps", "steps", "height", "width", "frames", "dense_layers", "refresh")
+_NUMBERS = ("sparsity", "guidance")
+_LONGEST_PROMPT = 100_000
+
+
+@dataclass(frozen=True)
+class ReportAsked:
+    """What a report was asked for. `count` is N of builtin:N, None where it is left to the machine."""
+
+    asked: Asked
+    prompts: tuple[str, ...] | None
+    count: int | None
+    seeds: tuple[int, ...]
+    sweep: dict[str, list]
+    repeats: int
+    fewer_steps: int | None
+
+    @classmethod
+    def read(cls, plan: str | None, given: Mapping[str, Any]) -> ReportAsked:
+        """Flags over the YAML over the defaults. Raises BadInput."""
+        from dittools.report.plan import read_sweeps
+
+        flags = {name: value for name, value in given.items() if value not in (None, [])}
+        if "sweep" in flags:
+            try:
+                flags["sweep"] = read_sweeps(flags["sweep"])
+            except ValueError as error:
+                raise BadInput(first_line(error)) from None
+        found = {**DEFAULTS, **(_read_yaml(plan, given) if plan is not None else {}), **flags}
+        _types(found)
+        prompts, count = _prompts(found["prompts"])
+        asked = Asked(
+            prompt=None,
+            seed=0,
+            output="",
+            compare_dense=False,
+            cache="none",
+            profile=None,
+            strict=False,
+            dense_steps=None if found.get("dense_steps") is None else str(found["dense_steps"]),
+            **{name: found.get(name) for name in (*_TEXTS, "sparsity", "steps", "height", "width", "frames")},
+            **{name: found.get(name) for name in ("guidance", "dense_layers", "refresh", "compile")},
+        )
+        asked.check_settings()
+        for seed in found["seeds"]:
+            check_seed("--seeds", seed)
+        for flag, value in (("--repeats", found["repeats"]), ("--fewer-steps", found.get("fewer_steps"))):
+            if value is not None and value < 1:
+                raise BadInput(f"{flag} must be at least 1, got {value}")
+        seeds = tuple(dict.fromkeys(found["seeds"]))
+        return cls(asked, prompts, count, seeds, found["sweep"], found["repeats"], found.get("fewer_steps"))
+
+
+def check_out(out: str, phase: str) -> Path:
+    """The report's folder, after what can be checked at once. Raises BadInput."""
+    if phase not in PHASES:
+        raise BadInput(unknown("--phase", phase, PHASES))
+    path = Path(out).expanduser()
+    if not out or path.name in ("", ".."):
+        raise BadInput(f"--out {out!r} names no folder: use a name such as report")
+    if path.exists() and not path.is_dir():
+        raise BadInput(f"--out {out} is a file: a report needs a folder")
+    ours = (path / MANIFEST).exists()
+    if phase in ("quality", "render") and not ours:
+        raise BadInput(f"--out {out} holds no report: draw one first with --phase run")
+    if path.is_dir() and not ours and any(not file.name.startswith(LOCK[0]) for file in path.iterdir()):
+        raise BadInput(f"--out {out} is a folder with other files in it: use a new or empty folder")
+    return path
+
+
+def _read_yaml(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    import yaml
+
+    try:
+        found = yaml.safe_load(Path(name).expanduser().read_text(encoding="utf-8"))
+    except OSError as error:
+        raise BadInput(f"--plan {name} cannot be read ({error.strerror}): give a YAML file") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise BadInput(f"--plan {name} is no YAML: {' '.join(str(error).split())[:200]}") from None
+    if not isinstance(found, dict):
+        raise BadInput(f"--plan {name} must hold names and values, such as `seeds: [0, 1]`")
+    found = {str(key).replace("-", "_"): value for key, value in found.items()}
+    for key in found:
+        if key not in given:
+            raise BadInput(f"--plan {name}: {unknown('key', key, given)}")
+    return {key: value for key, value in found.items() if value is not None}
+
+
+def _types(found: dict[str, Any]) -> None:
+    """Make lists of what may be one or many, and refuse what a flag could not be."""
+    if not isinstance(found["seeds"], list):
+        found["seeds"] = [found["seeds"]]
+    sweep = found["sweep"]
+    if not isinstance(sweep, dict) or not sweep:
+        raise BadInput(f"sweep must hold settings and their values, such as {{sparsity: [0.5, 0.8]}}, got {sweep!r}")
+    found["sweep"] = {str(key): value if isinstance(value, list) else [value] for key, value in sweep.items()}
+    for key, values in found["sweep"].items():
+        if not values or any(isinstance(value, (list, dict, type(None))) for value in values):
+            raise BadInput(f"sweep {key} must be a list of values, got {values!r}")
+    for names, kinds, what in (
+        (_TEXTS, str, "a text"),
+        (_WHOLE, int, "a whole number"),
+        (_NUMBERS, (int, float), "a number"),
+        (("compile",), bool, "true or false"),
+    ):
+        for name in names:
+            value = found.get(name)
+            if value is not None and (not isinstance(value, kinds) or (isinstance(value, bool) and kinds is not bool)):
+                raise BadInput(f"{name} must be {what}, got {value!r}")
+    for seed in found["seeds"]:
+        if not isinstance(seed, int) or isinstance(seed, bool):
+            raise BadInput(f"seeds must be whole numbers, got {seed!r}")
+    if not found["seeds"]:
+        raise BadInput("seeds is empty: give at least one")
+
+
+def _prompts(asked: Any) -> tuple[tuple[str, ...] | None, int | None]:
+    """Prompts, each once; or None and how many of the builtin ones."""
+    if isinstance(asked, str):
+        builtin = re.fullmatch(rf"{BUILTIN}(?::(\d+))?", asked)
+        if builtin:
+            count = int(builtin[1]) if builtin[1] else None
+            if count == 0:
+                raise BadInput("--prompts builtin:0 asks for none: give at least 1")
+            return None, count
+        asked = _prompt_file(asked)
+    if not isinstance(asked, list) or not all(isinstance(text, str) for text in asked):
+        raise BadInput(
+            "prompts must be texts, a file name, or builtin; in YAML put quotes around a prompt that is a number"
+        )
+    prompts = tuple(dict.fromkeys(asked))
+    if not prompts:
+        raise BadInput("there are no prompts: give at least one")
+    long = next((text for text in prompts if len(text) > _LONGEST_PROMPT), None)
+    if long is not None:
+        raise BadInput(f"a prompt has {len(long)} characters, and at most {_LONGEST_PROMPT} make sense")
+    return prompts, None
+
+
+def _prompt_file(name: str) -> list[str]:
+    try:
+        text = Path(name).expanduser().read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        why = getattr(error, "strerror", None) or "it is no UTF-8 text"
+        raise BadInput(
+            f"--prompts {name} cannot be read ({why}): give a text file, one prompt a line, or builtin"
+        ) from None
+    return [line.strip() for line in text.splitlines() if line.strip()]

@@ -1,0 +1,192 @@
+"""The phases of a report in order: draw, measure, make the page."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from dittools import provenance
+from dittools.cli import drawing, request
+from dittools.cli.output import Output
+from dittools.cli.report_asked import ReportAsked
+from dittools.cli.report_run import Drawer
+from dittools.pipelines import saving
+from dittools.pipelines.errors import BadInput, RunFailed, first_line
+from dittools.report.folder import MANIFEST, Folder, InUse, Unreadable
+from dittools.report.plan import Plan, swept
+from dittools.report.results import gather, summary
+
+CPU_PROMPTS, GPU_PROMPTS, CPU_STEPS = 2, 8, 8
+"""Of the builtin report: small enough to be done on two CPU cores while one waits."""
+
+PROMPTS = (
+    "A ginger cat plays the piano by a tall window, soft morning light, shallow depth of field",
+    "A red bus crosses a stone bridge in the rain, reflections on wet asphalt, seen from above",
+    "Waves break over black rocks at dusk, spray in the wind, slow motion",
+    "A potter shapes a bowl on a turning wheel, close-up of wet hands and clay",
+    "A flock of starlings turns over a field of barley, wide shot, evening sun",
+    "A paper boat drifts down a gutter past fallen leaves, low camera",
+    "A chef tosses vegetables in a pan, flames, steam, handheld camera",
+    "Snow falls on a small wooden station while a green train pulls in",
+)
+"""The builtin prompts of models that are not the embedded one."""
+
+
+def run_phases(path: Path, phase: str, asked: ReportAsked | None, command: list[str], output: Output) -> None:
+    """Do what the phase says; raises RunFailed at the end when cases failed."""
+    folder = Folder(path)
+    made, notes = _checked(asked) if asked is not None else (None, [])
+    try:
+        with saving.told(path), folder.held() as before:
+            if before is not None:
+                output.note(f"process {before} did not finish this report: going on where it stopped")
+            if asked is not None:
+                _draw(folder, asked, made, notes, command, output)
+            if phase in ("quality", "all"):
+                from dittools.cli.report_quality import measure_all
+
+                measure_all(folder, gather(folder).plan, output)
+            if phase in ("render", "all"):
+                from dittools.cli.report_render import render
+
+                render(folder, output)
+            _close(folder, phase, output)
+    except (InUse, Unreadable) as error:
+        raise BadInput(str(error)) from None
+
+
+def _checked(asked: ReportAsked) -> tuple[request.Request, list[str]]:
+    """The request, and notes on its sweeps, before anything is fetched or written."""
+    made = request.check(asked.asked, None)
+    try:
+        found, notes = swept(made.config.to_dict(), asked.sweep, 1)
+    except (ValueError, TypeError) as error:
+        raise BadInput(first_line(error)) from None
+    if not found:
+        raise BadInput("there is nothing to compare with dense: give a --sweep of another method or sparsity")
+    return made, notes
+
+
+def _draw(
+    folder: Folder, asked: ReportAsked, made: request.Request, notes: list[str], command: list[str], output: Output
+) -> None:
+    chosen = drawing.choose(made, output)
+    plan = _plan(made, asked, chosen)
+    manifest = folder.manifest()
+    if manifest is not None:
+        _same(manifest, plan, chosen.device, folder)
+    drawer = Drawer(made, chosen, plan, folder, command, output)
+
+    def begin(opened: Any) -> None:
+        """Write the manifest once, and say what the model will not read."""
+        if folder.manifest() is not None:
+            return
+        found = list(notes)
+        for number, prompt in enumerate(plan.prompts, 1):
+            scene = dataclasses.replace(opened.scene, prompt=prompt)
+            found += [f"prompt {number}: {note}" for note in drawing.prompt_notes(opened, scene)]
+        for note in found:
+            output.note(note)
+        with saving.told(folder.path / MANIFEST):
+            folder.write_manifest(_manifest(plan, chosen.device, command, found))
+
+    drawer.run(begin)
+
+
+def _plan(made: request.Request, asked: ReportAsked, chosen: drawing.Chosen) -> Plan:
+    """Every default filled in."""
+    cpu, builtin = chosen.device.type == "cpu", asked.prompts is None
+    shot, scene = chosen.scene.shot, chosen.scene
+    prompts = asked.prompts
+    if builtin:
+        prompts = PROMPTS
+        if chosen.weights.embedded:
+            from dittools.pipelines.embedded.captions import BUILTIN
+
+            prompts = BUILTIN
+        prompts = prompts[: asked.count or (CPU_PROMPTS if cpu else GPU_PROMPTS)]
+    steps = CPU_STEPS if builtin and cpu and asked.asked.steps is None else shot.steps
+    steps = min(steps, shot.steps)
+    if asked.fewer_steps is not None and asked.fewer_steps >= steps:
+        raise BadInput(f"--fewer-steps {asked.fewer_steps} is not fewer than the {steps} steps of a run: lower it")
+    return Plan(
+        model=made.family.name,
+        weights=chosen.weights.name,
+        prompts=tuple(prompts),
+        negative_prompt=scene.negative_prompt,
+        seeds=asked.seeds,
+        base=made.config.to_dict(),
+        sweep=asked.sweep,
+        frames=shot.frames,
+        height=shot.height,
+        width=shot.width,
+        steps=steps,
+        guidance=shot.guidance,
+        fps=scene.fps,
+        dtype=drawing.dtype_name(chosen.dtype),
+        device=chosen.device.type,
+        offload=asked.asked.offload,
+        compile=asked.asked.compile,
+        repeats=asked.repeats,
+        fewer_steps=asked.fewer_steps,
+    )
+
+
+def _ground(device: Any) -> dict[str, Any]:
+    """What timings stand on; one report stands on one of it."""
+    return {
+        "dittools": provenance.dittools_version(),
+        "commit": provenance.commit(),
+        "versions": provenance.versions(),
+        "device": {**provenance.device_facts(device), "power_limit_watts": provenance.power_limit_watts(device)},
+    }
+
+
+def _manifest(plan: Plan, device: Any, command: list[str], notes: list[str]) -> dict[str, Any]:
+    return {"command": command, **_ground(device), "plan": plan.to_dict(), "notes": notes}
+
+
+def _same(manifest: dict[str, Any], plan: Plan, device: Any, folder: Folder) -> None:
+    """Refuse to mix two plans, or two machines, in one report."""
+    before = Plan.from_dict(manifest["plan"])
+    changed = plan.difference(before)
+    if changed:
+        told = ", ".join(
+            f"{name} {_short(getattr(before, name))}, now {_short(getattr(plan, name))}" for name in changed
+        )
+        raise BadInput(f"{folder.path} holds a report with other settings ({told}): give them again, or another --out")
+    now = _ground(device)
+    for name in ("dittools", "commit", "versions", "device"):
+        if now[name] != manifest[name]:
+            raise BadInput(
+                f"{folder.path} was begun with another {name} ({_short(manifest[name])}, now {_short(now[name])}): "
+                "one report needs one machine and one set of versions; give another --out"
+            )
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def _close(folder: Folder, phase: str, output: Output) -> None:
+    """The result on stdout, and what failed as an error."""
+    found = gather(folder)
+    page = folder.path / ("report.html" if phase in ("render", "all") else "")
+    output.data(
+        {
+            "out": str(folder.path),
+            "manifest": found.manifest,
+            "yardsticks": found.decided._asdict(),
+            "summary": summary(found),
+            "failures": found.failures,
+        },
+        lambda: str(page),
+    )
+    if found.failures and phase != "render":
+        first = found.failures[0]
+        raise RunFailed(
+            f"{len(found.failures)} of the cases failed and are in {folder.path / 'failures.json'} "
+            f"(the first: {first['setting']}: {first['error']}); the same command tries them again"
+        )

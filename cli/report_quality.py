@@ -1,0 +1,117 @@
+"""The quality phase of a report: measure every drawn case against its reference, and let the judge look."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from dittools.cli.output import Output
+from dittools.cli.report_run import Failures
+from dittools.numbers import number
+from dittools.pipelines import reading, saving, weights
+from dittools.pipelines.errors import BadInput
+from dittools.report.folder import FRAMES, Folder
+from dittools.report.plan import Plan, Row, rows, settings
+from dittools.report.results import decided, gather, quality_csv, summary_csv
+from dittools.report.schedule import spoken
+
+_MOTION_FRAMES = 17
+_DIGITS = 6
+
+
+def measure_all(folder: Folder, plan: Plan, output: Output) -> None:
+    """Measure what is not measured yet, and write the tables."""
+    failures, frames = Failures(folder), _Frames(folder)
+    work = sorted(
+        (row for row in rows(plan, settings(plan, decided(folder))) if folder.done(row.case.id)),
+        key=lambda row: (row.prompt, plan.seeds.index(row.seed)),  # each reference is read once
+    )
+    work = [row for row in work if _wanted(folder, row)]
+    begun = time.perf_counter()
+    for number_, row in enumerate(work, 1):
+        what = f"[{number_}/{len(work)}] measuring {row.setting.name}; prompt {row.prompt + 1}, seed {row.seed}"
+        try:
+            _judge(folder, plan, row, frames)
+            _measure(folder, row, frames)
+        except BadInput as error:
+            where = {"setting": row.setting.name, "prompt": row.prompt + 1, "seed": row.seed}
+            failures.add("quality", row.case.id, 0, str(error), **where)
+            output.line(f"{what}: failed: {error}")
+            continue
+        failures.clear("quality", row.case.id)
+        left = (time.perf_counter() - begun) / number_ * (len(work) - number_)
+        output.line(what + (f"; about {spoken(left)} of measuring left" if left else ""))
+    results = gather(folder)
+    for name, text in (("quality.csv", quality_csv(results)), ("summary.csv", summary_csv(results))):
+        with saving.told(folder.path / name):
+            folder.write(name, text)
+
+
+class _Frames:
+    """Frames of the cases read last: a reference serves many rows."""
+
+    def __init__(self, folder: Folder):
+        self._folder = folder
+        self._kept: dict[str, Any] = {}
+
+    def __call__(self, case_id: str) -> Any:
+        if case_id not in self._kept:
+            while len(self._kept) > 1:
+                self._kept.pop(next(iter(self._kept)))
+            self._kept[case_id] = reading.read(self._folder.case(case_id) / FRAMES).frames
+        self._kept[case_id] = self._kept.pop(case_id)  # the latest goes last
+        return self._kept[case_id]
+
+
+def _compared(folder: Folder, row: Row) -> bool:
+    return row.case.id != row.reference.id and folder.done(row.reference.id)
+
+
+def _wanted(folder: Folder, row: Row) -> bool:
+    judged = folder.judged(row.case.id) is not None
+    return not judged or (_compared(folder, row) and folder.scores(row.case.id, row.reference.id) is None)
+
+
+def _measure(folder: Folder, row: Row, frames: _Frames) -> None:
+    if not _compared(folder, row) or folder.scores(row.case.id, row.reference.id) is not None:
+        return
+    import torch
+
+    from dittools.quality import measure
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    found = measure(frames(row.case.id), frames(row.reference.id), device)
+    scores = {
+        name: {"mean": _rounded(score.mean), "per_frame": [_rounded(value) for value in score.per_frame]}
+        for name, score in found.scores.items()
+    }
+    with saving.told(folder.case(row.case.id)):
+        folder.write_scores(row.case.id, row.reference.id, {"scores": scores, "left_out": found.left_out})
+
+
+def _judge(folder: Folder, plan: Plan, row: Row, frames: _Frames) -> None:
+    """Is the right thing drawn? Only the embedded model's world has a judge."""
+    if folder.judged(row.case.id) is None:
+        verdict = _verdict(plan, row, frames)
+        with saving.told(folder.case(row.case.id)):
+            folder.write_judged(row.case.id, verdict)
+
+
+def _verdict(plan: Plan, row: Row, frames: _Frames) -> dict[str, Any]:
+    if plan.weights != weights.EMBEDDED:
+        return {"why_not": "the judge knows only the embedded model's world"}
+    if plan.frames < _MOTION_FRAMES:
+        return {"why_not": f"{plan.frames} frames are too few to see every motion (at least {_MOTION_FRAMES})"}
+    from dittools.pipelines.embedded import captions, judge
+
+    things = captions.parse(plan.prompts[row.prompt])
+    if things is None:
+        return {"why_not": "it is no caption of the embedded world"}
+    found = judge.score(frames(row.case.id), things)
+    right = [value for verdict in found["objects"] for value in verdict.values()]
+    return {"right": sum(right) / len(right), "objects": found["objects"], "extra": found["extra"]}
+
+
+def _rounded(value: float) -> float | str | None:
+    value = number(value)
+    return round(value, _DIGITS) if isinstance(value, float) else value

@@ -1,0 +1,49 @@
+"""The render phase of a report: gather what the folder says, pick the pictures, write Markdown and the page."""
+
+from __future__ import annotations
+
+from dittools.cli.output import Output
+from dittools.pipelines import reading, saving
+from dittools.pipelines.errors import BadInput
+from dittools.report import markdown, page
+from dittools.report.folder import FRAMES, VIDEO, Folder
+from dittools.report.pictures import Shown, clip, strips
+from dittools.report.results import Results, gather
+
+PAIRS = 2
+"""Prompts and seeds whose pictures lie in the page; the rest stay in the folder."""
+CLIP_BYTES, CLIPS_BYTES = 1_000_000, 10_000_000
+
+
+def render(folder: Folder, output: Output) -> None:
+    """Write report.md and report.html."""
+    output.line("making the page ...")
+    results = gather(folder)
+    pages = {"report.md": markdown.page(results), "report.html": page.page(results, _pictures(folder, results, output))}
+    for name, text in pages.items():
+        with saving.told(folder.path / name):
+            folder.write(name, text)
+
+
+def _pictures(folder: Folder, results: Results, output: Output) -> page.Pictures:
+    found: dict[tuple[str, int, int], Shown] = {}
+    plan, room = results.plan, CLIPS_BYTES
+    chosen = [(prompt, seed) for seed in plan.seeds for prompt in range(len(plan.prompts))][:PAIRS]
+    for outcome in results.outcomes:
+        row = outcome.row
+        if (row.prompt, row.seed) not in chosen or outcome.record is None:
+            continue
+        place = folder.case(row.case.id)
+        uri = clip(place / VIDEO, min(CLIP_BYTES, room))
+        room -= len(uri) if uri else 0
+        pictures = []
+        if row.case.id != row.reference.id and folder.done(row.reference.id):
+            try:
+                frames, reference = (
+                    reading.read(folder.case(case.id) / FRAMES).frames for case in (row.case, row.reference)
+                )
+                pictures = strips(frames, reference, outcome.per_frame.get("psnr", []))
+            except BadInput as error:
+                output.note(f"no pictures of {row.setting.name}: {error}")
+        found[row.setting.key, row.prompt, row.seed] = Shown(pictures, uri, f"cases/{row.case.id}/{VIDEO}")
+    return found

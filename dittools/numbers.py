@@ -1,0 +1,17 @@
+"""Numbers in JSON files, which know no infinity."""
+
+from __future__ import annotations
+
+import math
+
+
+def number(value: float | None) -> float | str | None:
+    """A number that JSON can hold: "inf" for the PSNR of equal frames, null for what is no number."""
+    if value is None or math.isfinite(value):
+        return value
+    return "inf" if value > 0 else None
+
+
+def read_number(value: float | str | None) -> float | None:
+    """What `number` wrote."""
+    return math.inf if value == "inf" else value

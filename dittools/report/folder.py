@@ -1,0 +1,171 @@
+"""A report's folder: who may write to it, what is finished, and files that appear whole or not at all.
+
+manifest.json                 what was asked, on what it ran
+yardsticks.json               what was decided on the way: kernels, steps of the equal-time yardstick
+cases/<id>/frames.mkv         the frames, lossless; video.mp4 to play; record.json, repeat-<n>.json
+cases/<id>/against-<id>.json  measures against a reference; judge.json where there is a judge
+failures.json                 what did not work, and why
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, TextIO
+
+from dittools import files
+
+VERSION = 1
+MANIFEST, YARDSTICKS, FAILURES, LOCK = "manifest.json", "yardsticks.json", "failures.json", ".lock"
+FRAMES, VIDEO, RECORD = "frames.mkv", "video.mp4", "record.json"
+
+
+class InUse(ValueError):
+    """Another process writes to the folder."""
+
+
+class Unreadable(ValueError):
+    """The folder holds no report, or one that this version cannot read."""
+
+
+class Folder:
+    """Reads and writes a report's folder. OSErrors of the disk pass through."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.cases = path / "cases"
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[int | None]:
+        """Keep every other process out, and clear what a killed one left unfinished.
+
+        Gives the process number of a run that ended without saying so, or None. The system itself frees the lock
+        of a process that dies, so no lock is ever stale. Raises InUse.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        with open(self.path / LOCK, "a+", encoding="utf-8") as file:
+            _lock(file, self.path)
+            file.seek(0)
+            before = _pid(file.read())
+            _say(file, json.dumps({"pid": os.getpid(), "host": socket.gethostname()}))
+            files.sweep(self.path)
+            if self.cases.is_dir():
+                files.sweep(self.cases)
+                for case in self.cases.iterdir():
+                    files.sweep(case)
+            try:
+                yield before
+            finally:
+                _say(file, "")
+
+    def manifest(self) -> dict[str, Any] | None:
+        """The manifest, or None in a folder without one. Raises Unreadable for one that is not ours."""
+        found = read_json(self.path / MANIFEST)
+        if found is not None and found.get("report") != VERSION:
+            raise Unreadable(
+                f"{self.path / MANIFEST} has version {found.get('report')!r}, and this dittools reads {VERSION}: "
+                "use another folder"
+            )
+        return found
+
+    def write_manifest(self, manifest: dict[str, Any]) -> None:
+        files.write_json(self.path / MANIFEST, {"report": VERSION, **manifest})
+
+    def yardsticks(self) -> dict[str, Any]:
+        return read_json(self.path / YARDSTICKS) or {}
+
+    def write_yardsticks(self, values: dict[str, Any]) -> None:
+        files.write_json(self.path / YARDSTICKS, values)
+
+    def case(self, case_id: str) -> Path:
+        return self.cases / case_id
+
+    def done(self, case_id: str, repeat: int = 0) -> bool:
+        """Whether this repeat of a case is finished."""
+        return self._timed(case_id, repeat).is_file()
+
+    def record(self, case_id: str, repeat: int = 0) -> dict[str, Any] | None:
+        """The record of a case (repeat 0) or of timing it again, or None."""
+        return read_json(self._timed(case_id, repeat))
+
+    def write_repeat(self, case_id: str, repeat: int, record: dict[str, Any]) -> None:
+        files.write_json(self._timed(case_id, repeat), record)
+
+    @contextlib.contextmanager
+    def new_case(self, case_id: str) -> Iterator[Path]:
+        """A folder to fill; it becomes the case when the block ends well."""
+        self.cases.mkdir(exist_ok=True)
+        with files.whole(self.case(case_id)) as part:
+            part.mkdir()
+            yield part
+
+    def scores(self, case_id: str, reference_id: str) -> dict[str, Any] | None:
+        return read_json(self._against(case_id, reference_id))
+
+    def write_scores(self, case_id: str, reference_id: str, values: dict[str, Any]) -> None:
+        files.write_json(self._against(case_id, reference_id), values)
+
+    def judged(self, case_id: str) -> dict[str, Any] | None:
+        return read_json(self.case(case_id) / "judge.json")
+
+    def write_judged(self, case_id: str, values: dict[str, Any]) -> None:
+        files.write_json(self.case(case_id) / "judge.json", values)
+
+    def failures(self) -> list[dict[str, Any]]:
+        return read_json(self.path / FAILURES) or []
+
+    def write_failures(self, failures: list[dict[str, Any]]) -> None:
+        files.write_json(self.path / FAILURES, failures)
+
+    def write(self, name: str, text: str) -> None:
+        files.write_text(self.path / name, text)
+
+    def _timed(self, case_id: str, repeat: int) -> Path:
+        return self.case(case_id) / (f"repeat-{repeat}.json" if repeat else RECORD)
+
+    def _against(self, case_id: str, reference_id: str) -> Path:
+        return self.case(case_id) / f"against-{reference_id}.json"
+
+
+def read_json(path: Path) -> Any:
+    """The JSON in a file, or None where there is no file. Raises Unreadable, naming the file, for no JSON."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except ValueError:
+        raise Unreadable(f"{path} is no JSON: remove it to have it made again") from None
+
+
+def _lock(file: TextIO, path: Path) -> None:
+    try:
+        import fcntl
+    except ImportError:  # no such locks on this system: two reports at once are then the user's to avoid
+        return
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.seek(0)
+        holder = _pid(file.read())
+        who = f"process {holder}" if holder else "another process"
+        raise InUse(f"{path} is in use by {who}: wait for it, end it, or give another --out") from None
+
+
+def _say(file: TextIO, text: str) -> None:
+    """Who holds the lock, for those who find it; a full disk must not stop a report for that."""
+    with contextlib.suppress(OSError):
+        file.seek(0)
+        file.truncate()
+        file.write(text)
+        file.flush()
+
+
+def _pid(text: str) -> int | None:
+    try:
+        return int(json.loads(text)["pid"])
+    except (ValueError, KeyError, TypeError):
+        return None

@@ -1,0 +1,250 @@
+"""Which videos a report draws: settings from sweeps, the yardsticks beside them, and cases of prompts and seeds."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import itertools
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from dittools import methods
+from dittools.config import Config
+from dittools.naming import unknown
+
+DENSE, SWEEP, KERNEL, STEPS, SEED = "dense", "sweep", "kernel", "steps", "seed"
+KINDS = {
+    DENSE: "the reference",
+    SWEEP: "a setting under test",
+    KERNEL: "yardstick: the noise floor",
+    STEPS: "yardstick: equal time",
+    SEED: "yardstick: another video, equally good",
+}
+CACHES = ("none",)
+_NOT_SWEPT = ("options", "seed", "strict")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a report asks for, every default filled in; the same plan gives the same cases.
+
+    Args:
+        model, weights: as the run record names them.
+        prompts, negative_prompt, seeds: every prompt is drawn with every seed.
+        base: the `Config` that the sweeps start from, as its `to_dict`.
+        sweep: setting or option of a method -> its values; the product is taken.
+        frames, height, width, steps, guidance, fps: of every video.
+        dtype, device, offload, compile: how the model runs; device is its type.
+        repeats: how often every case is timed.
+        fewer_steps: steps of the equal-time yardstick; None takes the time of the fastest setting.
+    """
+
+    model: str
+    weights: str
+    prompts: tuple[str, ...]
+    negative_prompt: str
+    seeds: tuple[int, ...]
+    base: dict[str, Any]
+    sweep: dict[str, list]
+    frames: int
+    height: int
+    width: int
+    steps: int
+    guidance: float
+    fps: float
+    dtype: str
+    device: str
+    offload: str = "none"
+    compile: bool = False
+    repeats: int = 1
+    fewer_steps: int | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        return json.loads(json.dumps(dataclasses.asdict(self)))
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Plan:
+        """The plan in ``values``. Raises ValueError for keys that do not belong there."""
+        names = {field.name for field in dataclasses.fields(cls)}
+        for key in values:
+            if key not in names:
+                raise ValueError(unknown("key of a report's plan", key, names))
+        return cls(**{**values, "prompts": tuple(values["prompts"]), "seeds": tuple(values["seeds"])})
+
+    def difference(self, other: Plan) -> list[str]:
+        """Names of the fields in which two plans differ."""
+        mine, theirs = self.to_dict(), other.to_dict()
+        return [name for name in mine if mine[name] != theirs[name]]
+
+    def other_seed(self, seed: int) -> int:
+        """The seed whose dense video shows how far apart two equally good videos are: the next one asked for."""
+        if len(self.seeds) == 1:
+            return seed - 1 if seed == 2**63 - 1 else seed + 1
+        return self.seeds[(self.seeds.index(seed) + 1) % len(self.seeds)]
+
+
+class Decided(NamedTuple):
+    """What is known only once a report runs: kernels by name, the equal-time yardstick's steps, and why not more."""
+
+    dense_kernel: str
+    other_kernel: str | None = None
+    fewer_steps: int | None = None
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One way to draw. `config` is None for the untouched pipeline; `key` is its name in files."""
+
+    key: str
+    name: str
+    kind: str
+    steps: int
+    config: dict[str, Any] | None = None
+    kernel: str | None = None
+
+
+class Case(NamedTuple):
+    """One video to draw. Its id is a hash of all that decides its frames, so equal cases are drawn once."""
+
+    id: str
+    prompt: int
+    seed: int
+    setting: Setting
+
+
+class Row(NamedTuple):
+    """A case as one setting's answer to a prompt and seed, and the dense case it is compared with."""
+
+    setting: Setting
+    prompt: int
+    seed: int
+    case: Case
+    reference: Case
+
+
+def swept(base: Mapping[str, Any], sweep: Mapping[str, list], steps: int) -> tuple[list[Setting], list[str]]:
+    """The settings under test, and notes on what was left out. Raises ValueError for an impossible one."""
+    names = [base["method"], *sweep.get("method", [])]
+    options = {option for name in names if name in methods.names() for option in methods.options(name)}
+    fields = {field.name for field in dataclasses.fields(Config)} - set(_NOT_SWEPT)
+    for key, values in sweep.items():
+        if key not in fields | options | {"cache"}:
+            raise ValueError(unknown("setting to sweep", key, fields | options | {"cache"}))
+        for value in values if key == "cache" else ():
+            if value not in CACHES:
+                raise ValueError(unknown("cache", value, CACHES))
+    found: dict[str, Setting] = {}
+    notes: dict[str, None] = {}
+    keys = [key for key in sweep if key != "cache"]
+    for values in itertools.product(*(sweep[key] for key in keys)):
+        chosen = dict(zip(keys, values, strict=True))
+        config = _config(base, chosen)
+        if config.method == "dense":
+            notes["method dense is in every report as its reference: not drawn a second time"] = None
+            continue
+        asked = config.to_dict()
+        content = _hash(asked)
+        if content not in found:
+            found[content] = Setting(f"sweep-{len(found) + 1}", _name(config, chosen), SWEEP, steps, asked)
+    return list(found.values()), list(notes)
+
+
+def _config(base: Mapping[str, Any], chosen: Mapping[str, Any]) -> Config:
+    """The base with chosen settings; an option goes only to a method that has it."""
+    method = chosen.get("method", base["method"])
+    if method not in methods.names():
+        raise ValueError(unknown("method", method, methods.names()))
+    known = methods.options(method)
+    fields = {field.name for field in dataclasses.fields(Config)}
+    single = {key: value for key, value in chosen.items() if key in fields}
+    options = {key: value for key, value in {**base["options"], **chosen}.items() if key in known}
+    return Config.from_dict({**base, **single, "options": options})
+
+
+def _name(config: Config, chosen: Mapping[str, Any]) -> str:
+    """For people: the method, its sparsity, and what else was swept."""
+    parts = [config.method, f"sparsity {config.sparsity:g}"]
+    known = methods.options(config.method)
+    for key, value in chosen.items():
+        if key not in ("method", "sparsity") and (key not in known or key in config.options):
+            parts.append(f"{key.replace('_', ' ')} {value:g}" if isinstance(value, float) else f"{key} {value}")
+    return ", ".join(parts)
+
+
+def settings(plan: Plan, decided: Decided) -> list[Setting]:
+    """All settings: dense, those under test, and the yardsticks that are known by now."""
+    found = [Setting("dense", "dense", DENSE, plan.steps), *swept(plan.base, plan.sweep, plan.steps)[0]]
+    if decided.other_kernel is not None:
+        name = f"dense, {decided.other_kernel} kernel"
+        found.append(Setting("kernel", name, KERNEL, plan.steps, kernel=decided.other_kernel))
+    found.append(Setting("seed", "dense, another seed", SEED, plan.steps))
+    if decided.fewer_steps is not None:
+        name = f"dense, {decided.fewer_steps} step{'s' if decided.fewer_steps > 1 else ''}"
+        found.append(Setting("steps", name, STEPS, decided.fewer_steps))
+    return found
+
+
+def case_of(plan: Plan, setting: Setting, prompt: int, seed: int) -> Case:
+    """The case that answers a prompt (by number) and seed in a setting."""
+    drawn = plan.other_seed(seed) if setting.kind == SEED else seed
+    content = {
+        "prompt": plan.prompts[prompt],
+        "negative_prompt": plan.negative_prompt,
+        "seed": drawn,
+        "size": [plan.frames, plan.height, plan.width],
+        "guidance": plan.guidance,
+        "steps": setting.steps,
+        "config": setting.config,
+        "kernel": setting.kernel,
+    }
+    return Case(_hash(content), prompt, drawn, setting)
+
+
+def rows(plan: Plan, found: Iterable[Setting]) -> list[Row]:
+    """Every prompt and seed in every setting, in the order of the tables."""
+    found = list(found)
+    dense = next(setting for setting in found if setting.kind == DENSE)
+    return [
+        Row(setting, prompt, seed, case_of(plan, setting, prompt, seed), case_of(plan, dense, prompt, seed))
+        for setting in found
+        for prompt in range(len(plan.prompts))
+        for seed in plan.seeds
+    ]
+
+
+def equal_time_steps(steps: int, dense_seconds: float, fastest_seconds: float) -> int | None:
+    """How many dense steps fit into the time of the fastest setting; None when a run has only one step.
+
+    At most one step less than the full run: what is no faster than dense is compared with the nearest there is.
+    """
+    if steps < 2 or dense_seconds <= 0:
+        return None
+    return max(1, min(steps - 1, round(steps * fastest_seconds / dense_seconds)))
+
+
+def read_sweeps(texts: Sequence[str]) -> dict[str, list]:
+    """``["sparsity=0.5,0.8", "method=svg"]`` -> values by name. Raises ValueError."""
+    found: dict[str, list] = {}
+    for text in texts:
+        name, equals, values = text.partition("=")
+        parts = [part.strip() for part in values.split(",")]
+        if not (name.strip() and equals and all(parts)):
+            raise ValueError(f"--sweep must be name=value,value,... such as sparsity=0.5,0.8, got {text!r}")
+        found.setdefault(name.strip().replace("-", "_"), []).extend(_value(part) for part in parts)
+    return found
+
+
+def _value(text: str) -> Any:
+    """A number or true/false where the text is one, else the text."""
+    try:
+        value = json.loads(text)
+    except ValueError:
+        return text
+    return value if isinstance(value, (int, float, bool)) else text
+
+
+def _hash(content: Any) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]

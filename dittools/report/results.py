@@ -1,0 +1,259 @@
+"""What a report's folder says: every row with its times and measures, a summary by setting, and the CSV files."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+import statistics
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from dittools.numbers import number, read_number
+from dittools.quality import METRICS, mean_psnr
+from dittools.report.folder import Folder, Unreadable
+from dittools.report.plan import DENSE, SWEEP, Decided, Plan, Row, Setting, rows, settings
+
+WHOLE = ("text", "denoise", "decode")
+"""Stages that a user waits for, loading and saving apart."""
+
+
+@dataclass
+class Outcome:
+    """A row and what was found. Seconds are medians over the repeats; `speedup` is of denoising."""
+
+    row: Row
+    record: dict[str, Any] | None = None
+    seconds: list[float] = field(default_factory=list)
+    denoise: float | None = None
+    whole: float | None = None
+    speedup: float | None = None
+    whole_speedup: float | None = None
+    means: dict[str, float] = field(default_factory=dict)
+    per_frame: dict[str, list[float]] = field(default_factory=dict)
+    left_out: dict[str, str] = field(default_factory=dict)
+    judge: dict[str, Any] | None = None
+
+
+@dataclass
+class Spread:
+    """Mean and standard deviation over the rows of a setting; `infinite` counts rows of infinite PSNR."""
+
+    mean: float | None
+    std: float | None
+    count: int
+    infinite: int = 0
+
+
+@dataclass
+class Line:
+    """A setting over all prompts and seeds."""
+
+    setting: Setting
+    outcomes: list[Outcome]
+    asked: int
+    denoise: float | None
+    speedup: Spread
+    whole_speedup: Spread
+    metrics: dict[str, Spread]
+    sparse_calls: float | None
+    overall: float | None
+    judge: Spread
+    front: bool = False
+
+
+@dataclass
+class Results:
+    """Everything a page shows."""
+
+    manifest: dict[str, Any]
+    plan: Plan
+    decided: Decided
+    lines: list[Line]
+    failures: list[dict[str, Any]]
+
+    @property
+    def outcomes(self) -> list[Outcome]:
+        return [outcome for line in self.lines for outcome in line.outcomes]
+
+    def left_out(self) -> list[str]:
+        """What is not in the figures, and why, each said once."""
+        found: dict[str, None] = dict.fromkeys([*self.manifest["notes"], *self.decided.notes])
+        titles = {metric.name: metric.title for metric in METRICS}
+        for outcome in self.outcomes:
+            for name, why in outcome.left_out.items():
+                found[f"{titles.get(name, name)} was not measured: {why}"] = None
+            if outcome.judge and "why_not" in outcome.judge:
+                found[f"prompt {outcome.row.prompt + 1} was not judged: {outcome.judge['why_not']}"] = None
+        reasons: Counter[tuple[str, str]] = Counter()
+        for outcome in self.outcomes:
+            for entry in (outcome.record or {}).get("fallbacks", []):
+                reasons[outcome.row.setting.name, entry["reason"]] += entry["count"]
+        for (name, reason), count in reasons.items():
+            found[f"{name}: {count} calls ran dense: {reason}"] = None
+        return list(found)
+
+
+def decided(folder: Folder) -> Decided:
+    """What the folder's report has decided so far."""
+    found = {"dense_kernel": "", **folder.yardsticks()}
+    return Decided(**{**found, "notes": tuple(found.get("notes", ()))})
+
+
+def gather(folder: Folder) -> Results:
+    """Read a folder. Raises Unreadable where there is no report in it."""
+    manifest = folder.manifest()
+    if manifest is None:
+        raise Unreadable(f"there is no report in {folder.path}: run `dittools report --phase run --out ...` first")
+    plan, known = Plan.from_dict(manifest["plan"]), decided(folder)
+    dense: dict[str, Outcome] = {}
+    outcomes: dict[str, list[Outcome]] = {}
+    found = settings(plan, known)
+    for row in rows(plan, found):
+        outcome = _outcome(folder, row, plan.repeats)
+        if row.setting.kind == DENSE:
+            dense[row.case.id] = outcome
+        base = dense.get(row.reference.id)
+        if base is not None:
+            outcome.speedup = _ratio(base.denoise, outcome.denoise)
+            outcome.whole_speedup = _ratio(base.whole, outcome.whole)
+        outcomes.setdefault(row.setting.key, []).append(outcome)
+    lines = [_line(setting, outcomes[setting.key]) for setting in found]
+    _mark_front(lines)
+    return Results(manifest, plan, known, lines, folder.failures())
+
+
+def _outcome(folder: Folder, row: Row, repeats: int) -> Outcome:
+    record = folder.record(row.case.id)
+    outcome = Outcome(row, record)
+    if record is None:
+        return outcome
+    records = [found for n in range(repeats) if (found := folder.record(row.case.id, n)) is not None]
+    outcome.seconds = [found["seconds"]["denoise"] for found in records]
+    outcome.denoise = statistics.median(outcome.seconds)
+    outcome.whole = outcome.denoise + sum(record["seconds"][name] for name in WHOLE if name != "denoise")
+    outcome.judge = folder.judged(row.case.id)
+    if row.case.id != row.reference.id:
+        scores = folder.scores(row.case.id, row.reference.id) or {"scores": {}, "left_out": {}}
+        for name, score in scores["scores"].items():
+            outcome.means[name] = read_number(score["mean"])
+            outcome.per_frame[name] = [read_number(value) for value in score["per_frame"]]
+        outcome.left_out = scores["left_out"]
+    return outcome
+
+
+def _line(setting: Setting, outcomes: list[Outcome]) -> Line:
+    drawn = [outcome for outcome in outcomes if outcome.record is not None]
+    return Line(
+        setting=setting,
+        outcomes=outcomes,
+        asked=len(outcomes),
+        denoise=statistics.median(outcome.denoise for outcome in drawn) if drawn else None,
+        speedup=_geometric(outcome.speedup for outcome in drawn),
+        whole_speedup=_geometric(outcome.whole_speedup for outcome in drawn),
+        metrics={metric.name: spread(outcome.means.get(metric.name) for outcome in drawn) for metric in METRICS},
+        sparse_calls=_mean(outcome.record["sparsity"]["sparse_calls"] for outcome in drawn),
+        overall=_mean(outcome.record["sparsity"]["overall"] for outcome in drawn),
+        judge=spread((outcome.judge or {}).get("right") for outcome in drawn),
+    )
+
+
+def spread(values: Iterable[float | None]) -> Spread:
+    """Mean and sample deviation; infinite values are counted, and the mean is infinite only when all are."""
+    known = [value for value in values if value is not None and not math.isnan(value)]
+    finite = [value for value in known if value != math.inf]
+    mean = mean_psnr(known) if known else None
+    return Spread(mean, statistics.stdev(finite) if len(finite) > 1 else None, len(known), len(known) - len(finite))
+
+
+def _geometric(values: Iterable[float | None]) -> Spread:
+    """As `spread`, with the geometric mean: the right one for ratios, which a slow spell would bias otherwise."""
+    known = [value for value in values if value]
+    found = spread(known)
+    if known:
+        found.mean = statistics.geometric_mean(known)
+    return found
+
+
+def _mark_front(lines: Sequence[Line]) -> None:
+    """Mark the settings under test that no other beats in both speed and PSNR."""
+    points = [
+        (line, line.speedup.mean, line.metrics["psnr"].mean)
+        for line in lines
+        if line.setting.kind == SWEEP and line.speedup.mean is not None and line.metrics["psnr"].mean is not None
+    ]
+    for line, fast, near in points:
+        line.front = not any(a >= fast and b >= near and (a > fast or b > near) for _, a, b in points)
+
+
+def quality_csv(results: Results) -> str:
+    """One line a row: a setting's answer to one prompt and seed."""
+    names = [metric.name for metric in METRICS]
+    head = ["setting", "kind", "prompt", "seed", "case", "reference", "denoise_seconds", "speedup", *names, "judge"]
+    lines = []
+    for outcome in results.outcomes:
+        row = outcome.row
+        lines.append([
+            *(row.setting.name, row.setting.kind, row.prompt + 1, row.seed, row.case.id),
+            "" if row.case.id == row.reference.id else row.reference.id,
+            *(_cell(outcome.denoise), _cell(outcome.speedup)),
+            *(_cell(outcome.means.get(name)) for name in names),
+            _cell((outcome.judge or {}).get("right")),
+        ])  # fmt: skip
+    return _csv(head, lines)
+
+
+def summary(results: Results) -> list[dict[str, Any]]:
+    """A setting a line, in plain values."""
+    return [
+        {
+            "setting": line.setting.name,
+            "kind": line.setting.kind,
+            "steps": line.setting.steps,
+            "cases": line.asked,
+            "drawn": sum(outcome.record is not None for outcome in line.outcomes),
+            "pareto": line.front,
+            "denoise_seconds": number(line.denoise),
+            **_plain("speedup", line.speedup),
+            **_plain("whole_speedup", line.whole_speedup),
+            "skipped_sparse_calls": line.sparse_calls,
+            "skipped_overall": line.overall,
+            **{key: value for name, spread in line.metrics.items() for key, value in _plain(name, spread).items()},
+            "psnr_identical": line.metrics["psnr"].infinite,
+            **_plain("judge", line.judge),
+        }
+        for line in results.lines
+    ]
+
+
+def summary_csv(results: Results) -> str:
+    """`summary` as CSV."""
+    lines = summary(results)
+    return _csv(list(lines[0]), [[_cell(value) for value in line.values()] for line in lines])
+
+
+def _plain(name: str, found: Spread) -> dict[str, Any]:
+    return {name: number(found.mean), f"{name}_std": number(found.std)}
+
+
+def _csv(head: list[str], lines: list[list]) -> str:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([head, *lines])
+    return text.getvalue()
+
+
+def _cell(value: Any) -> Any:
+    if isinstance(value, float):
+        return "inf" if value == math.inf else f"{value:.6g}"
+    return "" if value is None else value
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return statistics.fmean(known) if known else None
+
+
+def _ratio(base: float | None, value: float | None) -> float | None:
+    return base / value if base and value else None

@@ -1,0 +1,174 @@
+"""The sentences of a report, the same in Markdown and on the page."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from dittools.quality import METRICS
+from dittools.quality.suite import by_name, shown
+from dittools.report.plan import DENSE, KERNEL, SEED, STEPS, SWEEP
+from dittools.report.results import Line, Results, Spread
+
+COLUMNS = ("#", "setting", "denoise s", "speed-up", "whole", "skipped, sparse calls", "skipped, all")
+
+
+def metric_columns(results: Results) -> list[str]:
+    """Names of the measures that some row has."""
+    return [m.name for m in METRICS if any(line.metrics[m.name].count for line in results.lines)]
+
+
+def judged(results: Results) -> bool:
+    return any(line.judge.count for line in results.lines)
+
+
+def headline(results: Results) -> list[str]:
+    """What came out, in a few sentences."""
+    sweep = [line for line in results.lines if line.setting.kind == SWEEP and line.speedup.mean is not None]
+    if not sweep:
+        return ["No setting under test was drawn: see what failed below."]
+    fastest = max(sweep, key=lambda line: line.speedup.mean)
+    said = [
+        f"The fastest setting, {fastest.setting.name}, denoises {fastest.speedup.mean:.2f} times as fast as dense"
+        + _near(fastest)
+        + "."
+    ]
+    if fastest.speedup.mean < 1:
+        said.append("It is slower than dense: nothing here pays on this machine at this size.")
+    for kind, text in (
+        (
+            STEPS,
+            "In about that time dense makes {name}, {speed} times as fast{near}: what saving steps gives instead.",
+        ),
+        (SEED, "Another seed, as good a video, is{near}: below that, settings draw another video."),
+        (KERNEL, "Another dense kernel is{near}: differences as small as that are rounding."),
+    ):
+        line = next((line for line in results.lines if line.setting.kind == kind), None)
+        if line is not None and line.metrics["psnr"].mean is not None:
+            speed = "-" if line.speedup.mean is None else f"{line.speedup.mean:.2f}"
+            near = _near(line) if kind == STEPS else _near(line).removeprefix(", ").join((" ", ""))
+            said.append(text.format(name=f"{line.setting.steps} of {results.plan.steps} steps", speed=speed, near=near))
+    return said
+
+
+def _near(line: Line) -> str:
+    mean = line.metrics["psnr"].mean
+    if mean is None:
+        return ""
+    return ", identical to dense" if mean == math.inf else f", at {mean:.1f} dB PSNR from dense"
+
+
+def cells(line: Line, number: int, names: list[str], with_judge: bool) -> list[tuple[str, float | None]]:
+    """A row of the table: each cell as text and as a number to sort by."""
+    found: list[tuple[str, float | None]] = [
+        (str(number), number),
+        (line.setting.name + (" *" if line.front else ""), None),
+        ("-" if line.denoise is None else f"{line.denoise:.2f}", line.denoise),
+        *(
+            _spread(found, lambda value: f"{value:.2f}x") if line.setting.kind != DENSE else ("1", 1.0)
+            for found in (line.speedup, line.whole_speedup)
+        ),
+        _share(line.sparse_calls),
+        _share(line.overall if line.setting.kind == SWEEP else None),
+    ]
+    for name in names:
+        metric = by_name()[name]
+        text, value = _spread(line.metrics[name], lambda value, m=metric: shown(m, value).removesuffix(" dB"))
+        infinite = line.metrics[name].infinite
+        if infinite and infinite < line.metrics[name].count:
+            text += f" ({infinite} identical)"
+        found.append((text, value))
+    if with_judge:
+        found.append(_spread(line.judge, lambda value: f"{100 * value:.0f} %"))
+    return found
+
+
+def heads(results: Results) -> list[str]:
+    names = [by_name()[name] for name in metric_columns(results)]
+    units = [metric.title + (f", {metric.unit}" if metric.unit else "") for metric in names]
+    return [*COLUMNS, *units, *(["judge"] if judged(results) else [])]
+
+
+def _spread(found: Spread, text: Any) -> tuple[str, float | None]:
+    if found.mean is None:
+        return "-", None
+    deviation = f" ± {text(found.std).removesuffix('x').removesuffix(' %')}" if found.std is not None else ""
+    return text(found.mean) + deviation, found.mean
+
+
+def _share(value: float | None) -> tuple[str, float | None]:
+    return ("-", None) if value is None else (f"{100 * value:.1f} %", value)
+
+
+def subject(results: Results) -> str:
+    """What was drawn, on what."""
+    plan, device = results.plan, results.manifest["device"]
+    limit = device.get("power_limit_watts")
+    return (
+        f"{plan.model}, weights {plan.weights}; {plan.frames} x {plan.height} x {plan.width}, {plan.steps} steps, "
+        f"guidance {plan.guidance:g}, {plan.dtype}; {_many(len(plan.prompts), 'prompt')} x "
+        f"{_many(len(plan.seeds), 'seed')}, timed {_many(plan.repeats, 'time')}; on {device['name']} ({device['type']}"
+        + (f", {limit:g} W" if limit else "")
+        + f"); dense kernel {results.decided.dense_kernel or 'not chosen yet'}"
+    )
+
+
+def _many(count: int, what: str) -> str:
+    return f"{count} {what}" if count == 1 else f"{count} {what}s"
+
+
+def ground(results: Results) -> str:
+    """Versions and command."""
+    manifest = results.manifest
+    versions = ", ".join(f"{name} {value}" for name, value in manifest["versions"].items() if value)
+    commit = manifest.get("commit")
+    return (
+        f"dittools {manifest['dittools']}"
+        + (f" ({commit[:12]}{'+' if commit.endswith('+') else ''})" if commit else "")
+        + f"; {versions}"
+    )
+
+
+def explained(results: Results) -> list[str]:
+    """What the figures say and what they do not."""
+    plan = results.plan
+    rows = len(plan.prompts) * len(plan.seeds)
+    said = [
+        "Speed-up compares denoising of the same prompt and seed, median over repeats, then the geometric "
+        "mean; cases took turns, and the first "
+        'use of each kernel and method ran before the clock. "Whole" adds the text encoder and the decoder; loading '
+        "and saving are in neither.",
+        "PSNR and the other measures say how close a video is to the dense one of the same prompt and seed, on the "
+        "8-bit frames that are kept. They do not say how good it is: another seed is just as good a video, and far "
+        "from dense.",
+        "Equal time is the fair rival: if dense with fewer steps is as close to dense and as fast, the setting gains "
+        "nothing.",
+        "Skipped shares are measured from the masks that ran. An asterisk marks settings that no other setting beats "
+        "in both speed and PSNR.",
+        f"± is the standard deviation over {rows} pairs of prompt and seed."
+        if rows > 1
+        else "There is one pair of prompt and seed: nothing is said of how much these figures scatter.",
+    ]
+    if rows < 10 and rows > 1:
+        said.append(f"{rows} pairs are few: differences smaller than ± mean nothing.")
+    if plan.repeats == 1:
+        said.append(
+            "Each case was timed once: small differences in seconds may be the machine's own. --repeats 3 tells."
+        )
+    chosen = {
+        outcome.record["method"]
+        for outcome in results.outcomes
+        if outcome.record and (outcome.row.setting.config or {}).get("method") == "auto"
+    }
+    if chosen:
+        said.append(f"Method auto stood for {' and '.join(sorted(chosen))} here.")
+    if judged(results):
+        said.append(
+            "The judge reads shape, colour and motion of every object from the frames, without the model: the share "
+            "of them that are as the prompt asked."
+        )
+    for name in metric_columns(results):
+        metric = by_name()[name]
+        better = "higher" if metric.higher_is_better else "lower"
+        said.append(f"{metric.title}: {metric.meaning}; {better} is closer.")
+    return said

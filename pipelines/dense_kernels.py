@@ -1,0 +1,45 @@
+"""PyTorch's dense attention kernels by name: which can run here, and a stretch of work under one of them."""
+
+from __future__ import annotations
+
+import inspect
+from contextlib import AbstractContextManager
+from typing import Any
+
+# fastest first where nothing is measured; on the CPU "flash" is what PyTorch takes by itself
+_NAMES = {"cpu": ("flash", "math"), "cuda": ("cudnn", "flash", "efficient")}
+_BACKENDS = {"cudnn": "CUDNN_ATTENTION", "flash": "FLASH_ATTENTION", "efficient": "EFFICIENT_ATTENTION", "math": "MATH"}
+
+
+def names(device: Any, dtype: str, head_dim: int) -> list[str]:
+    """Kernels that can run, in the order of `_NAMES`. On CUDA each is tried on a small call."""
+    import torch
+    import torch.nn.functional as F
+
+    found = []
+    for name in _NAMES.get(device.type, ("math",)):
+        x = torch.zeros(1, 1, 128, head_dim, device=device, dtype=getattr(torch, dtype))
+        try:
+            with torch.no_grad(), only(name):
+                F.scaled_dot_product_attention(x, x, x)
+        except RuntimeError:
+            continue
+        found.append(name)
+    return found
+
+
+def only(name: str) -> AbstractContextManager:
+    """Dense attention by this kernel and no other."""
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    return sdpa_kernel([getattr(SDPBackend, _BACKENDS[name])])
+
+
+def using(name: str) -> AbstractContextManager:
+    """Dense attention by this kernel wherever it can run; calls it cannot take go to the others."""
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    if name == "math" or "set_priority" not in inspect.signature(sdpa_kernel).parameters:
+        return sdpa_kernel([getattr(SDPBackend, _BACKENDS[kernel]) for kernel in dict.fromkeys((name, "math"))])
+    order = [name, *(kernel for kernel in _BACKENDS if kernel != name)]
+    return sdpa_kernel([getattr(SDPBackend, _BACKENDS[kernel]) for kernel in order], set_priority=True)

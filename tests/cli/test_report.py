@@ -1,0 +1,336 @@
+"""`dittools report` on a tiny model: what it leaves, and what happens when it is killed, full, or asked wrongly."""
+
+import csv
+import errno
+import json
+import multiprocessing
+import os
+import random
+import shlex
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dittools.cli.main import main
+from dittools.cli.report import spread
+from dittools.pipelines import reading, saving, stages
+from dittools.report.folder import Folder
+from tests.cli.test_bad_input import one_error
+
+SMALL = ("--frames", 17, "--height", 96, "--width", 112, "--steps", 2, "--fewer-steps", 1)
+PROMPT = "a red circle moves left"
+TIMES = {"seconds", "step_seconds"}
+TIMED_COLUMNS = {
+    *("denoise_seconds", "speedup", "speedup_std", "whole_speedup", "whole_speedup_std", "pareto"),
+}
+
+
+@pytest.fixture
+def report(cli, tiny_weights, tmp_path):
+    """`dittools report` on the tiny weights, as small as it goes, with a method that runs sparse."""
+    (tmp_path / "prompts.txt").write_text(PROMPT)
+
+    def run(*arguments):
+        flags = ["--weights", tiny_weights, "--out", "report", *SMALL, "--prompts", "prompts.txt"]
+        return cli("report", *flags, "--sweep", "sparsity=0.5", "--method", "svg", *arguments)
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, tiny_weights):
+    """A finished report; its folder."""
+    folder = tmp_path_factory.mktemp("whole")
+    assert main(arguments(folder, tiny_weights)) == 0
+    return folder / "report"
+
+
+def arguments(folder, weights):
+    """The command for a small report with everything in it: two prompts, every case timed twice."""
+    prompts = folder / "prompts.txt"
+    prompts.write_text(f"{PROMPT}\na <b>blue</b> square / ../up 'quoted' \"twice\" {'long ' * 800}\n")
+    flags = ["report", "--weights", weights, "--out", folder / "report", *SMALL, "--prompts", prompts]
+    flags += ["--sweep", "sparsity=0.8", "--method", "svg", "--repeats", 2]
+    return [str(flag) for flag in flags]
+
+
+def tree(folder):
+    """Every file but the lock, timings taken out."""
+    found = {}
+    for path in sorted(Path(folder).rglob("*")):
+        name = str(path.relative_to(folder))
+        if path.is_dir() or name == ".lock":
+            continue
+        if path.suffix == ".json":
+            found[name] = without_times(json.loads(path.read_text()))
+        elif path.suffix == ".csv":
+            lines = list(csv.DictReader(path.open()))
+            found[name] = [{k: v for k, v in line.items() if k not in TIMED_COLUMNS} for line in lines]
+        elif path.suffix in (".html", ".md"):
+            found[name] = None  # shows times
+        else:
+            found[name] = path.read_bytes()
+    return found
+
+
+def without_times(value):
+    if isinstance(value, dict):
+        return {key: without_times(inner) for key, inner in value.items() if key not in TIMES | {"command"}}
+    return [without_times(inner) for inner in value] if isinstance(value, list) else value
+
+
+def test_the_folder_has_everything(whole):
+    assert {path.name for path in whole.iterdir()} == {
+        *("manifest.json", "yardsticks.json", "failures.json", "cases", "quality.csv", "summary.csv"),
+        *("report.md", "report.html", ".lock"),
+    }
+    manifest = json.loads((whole / "manifest.json").read_text())
+    assert {"versions", "device", "commit", "plan", "command"} <= set(manifest)
+    assert "power_limit_watts" in manifest["device"]
+    assert any("tokens and the model reads" in note for note in manifest["notes"])
+    cases = list((whole / "cases").iterdir())
+    assert len(cases) == 5 * 2
+    for case in cases:
+        assert {"frames.mkv", "video.mp4", "record.json", "repeat-1.json", "judge.json"} <= {
+            p.name for p in case.iterdir()
+        }
+        assert json.loads((case / "repeat-1.json").read_text())["same_latents"] is True
+
+
+def test_records_keep_the_contract_and_frames_are_the_models_own(whole):
+    from tests.cli.test_generate import KEYS
+
+    summary = {line["setting"]: line for line in csv.DictReader((whole / "summary.csv").open())}
+    assert list(summary) == [
+        *("dense", "svg, sparsity 0.8"),
+        *("dense, math kernel", "dense, another seed", "dense, 1 step"),
+    ]
+    assert abs(float(summary["svg, sparsity 0.8"]["skipped_sparse_calls"]) - 0.8) < 0.1
+    for path in (whole / "cases").glob("*/record.json"):
+        record = json.loads(path.read_text())
+        assert set(record) == {*KEYS, "case"}
+        frames = reading.read(path.parent / "frames.mkv").frames
+        assert frames.shape == (17, 96, 112, 3)
+        assert record["seconds"]["total"] >= record["seconds"]["denoise"] > 0
+
+
+def test_generate_draws_the_same_frames(whole, generate, tmp_path):
+    quality = list(csv.DictReader((whole / "quality.csv").open()))
+    case = next(q["case"] for q in quality if q["setting"] == "svg, sparsity 0.8" and q["prompt"] == "1")
+    flags = (*SMALL[:-2], "--method", "svg", "--sparsity", 0.8)
+    assert generate(*flags, "--prompt", PROMPT, "--output", "out.npy").code == 0
+    assert np.array_equal(np.load(tmp_path / "out.npy"), reading.read(whole / "cases" / case / "frames.mkv").frames)
+
+
+def test_quality_is_what_compare_says(whole, cli):
+    quality = list(csv.DictReader((whole / "quality.csv").open()))
+    row = next(q for q in quality if q["setting"] == "svg, sparsity 0.8")
+    a, b = (whole / "cases" / row[name] / "frames.mkv" for name in ("case", "reference"))
+    scores = cli("compare", a, b, "--json").json["scores"]
+    assert scores["psnr"]["mean"] == pytest.approx(float(row["psnr"]), abs=1e-3)
+    assert scores["ssim"]["mean"] == pytest.approx(float(row["ssim"]), abs=1e-5)
+
+
+def test_the_same_command_again_draws_nothing(whole, cli, tiny_weights, monkeypatch):
+    monkeypatch.setattr(stages, "denoise", lambda *a: pytest.fail("drew again"))
+    before = tree(whole)
+    result = cli(*arguments(whole.parent, tiny_weights), "--json")
+    assert result.code == 0 and len(result.json["summary"]) == 5
+    assert tree(whole) == before
+
+
+def test_a_prompt_of_4000_characters_and_html_is_in_the_page_as_text(whole):
+    page = (whole / "report.html").read_text()
+    assert "a &lt;b&gt;blue&lt;/b&gt; square" in page and "<b>blue" not in page
+    assert all(len(path.name) < 40 for path in whole.rglob("*"))
+
+
+def start(command, log):
+    """Run a command in a process that is already warm, silently."""
+    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+    raise SystemExit(main(command))
+
+
+def test_killed_ten_times_and_gone_on_with_it_is_the_folder_of_an_unbroken_run(whole, tmp_path, tiny_weights):
+    context = multiprocessing.get_context("forkserver")
+    modules = [
+        "diffusers.pipelines.wan.pipeline_wan",
+        "transformers.models.umt5.modeling_umt5",
+        "dittools.cli.report_run",
+    ]
+    context.set_forkserver_preload([__name__, "dittools.cli.report_phases", "dittools.cli.report_quality", *modules])
+    command = arguments(tmp_path, tiny_weights)
+    chance, kills, folder = random.Random(4), 0, tmp_path / "report"
+    while True:
+        process = context.Process(target=start, args=(command, tmp_path / "log.txt"))
+        process.start()
+        if kills < 10:
+            wait_for_life(process, folder)
+            process.join(chance.uniform(0.0, 1.2))
+            kills += process.exitcode is None
+            process.kill()
+            process.join()
+            assert process.exitcode in (0, -9), (tmp_path / "log.txt").read_text()
+        else:
+            process.join(120)
+            assert process.exitcode == 0, (tmp_path / "log.txt").read_text()
+            break
+    assert tree(folder) == tree(whole)
+
+
+def wait_for_life(process, folder):
+    """Until this process has begun to write: what comes before needs no care."""
+    deadline = time.monotonic() + 60
+    while process.exitcode is None and time.monotonic() < deadline:
+        lock = folder / ".lock"
+        if lock.exists() and str(process.pid) in lock.read_text():
+            return
+        time.sleep(0.01)
+
+
+def test_a_case_that_fails_is_recorded_and_the_rest_go_on(report, tmp_path, monkeypatch):
+    denoise = stages.denoise
+
+    def fail(pipe, embeds, shot, on_step=None):
+        if shot.steps == 2 and shot.seed == 1:
+            raise RuntimeError("the GPU is <tired>")
+        return denoise(pipe, embeds, shot, on_step)
+
+    monkeypatch.setattr(stages, "denoise", fail)
+    result = report()
+    assert result.code == 1 and "1 of the cases failed" in result.err.splitlines()[-1]
+    failures = json.loads((tmp_path / "report" / "failures.json").read_text())
+    assert [(f["setting"], f["phase"]) for f in failures] == [("dense, another seed", "run")]
+    assert "the GPU is &lt;tired&gt;" in (tmp_path / "report" / "report.html").read_text()
+    assert len(list((tmp_path / "report" / "cases").iterdir())) == 4
+    monkeypatch.setattr(stages, "denoise", denoise)
+    assert report().code == 0
+    assert json.loads((tmp_path / "report" / "failures.json").read_text()) == []
+
+
+def test_a_method_that_cannot_run_is_a_failed_case_not_a_failed_report(report, tmp_path):
+    result = report("--frames", 1)
+    assert result.code == 1
+    failures = json.loads((tmp_path / "report" / "failures.json").read_text())
+    assert len(failures) == 1 and "svg needs a video" in failures[0]["error"]
+    assert (tmp_path / "report" / "report.html").exists()
+
+
+def test_a_full_disk_stops_the_report_and_loses_nothing_finished(report, tmp_path, monkeypatch):
+    write, calls = saving.write, []
+
+    def fill(frames, path, kind, fps):
+        calls.append(path)
+        if len(calls) > 3:
+            path.write_bytes(b"half")
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        write(frames, path, kind, fps)
+
+    monkeypatch.setattr(saving, "write", fill)
+    result = report()
+    assert result.code == 1 and "the disk is full" in result.err.splitlines()[-1]
+    assert len(calls) == 4, "it went on after the disk was full"
+    done = tree(tmp_path / "report")
+    assert sum(name.endswith("record.json") for name in done) == 1
+    assert not any(".part" in name for name in done)
+    monkeypatch.setattr(saving, "write", write)
+    assert report().code == 0
+    again = tree(tmp_path / "report")
+    assert {name: again[name] for name in done if "cases" in name} == {n: v for n, v in done.items() if "cases" in n}
+
+
+def test_two_reports_in_one_folder_are_refused(report, tmp_path):
+    with Folder(tmp_path / "report").held():
+        line = one_error(report())
+    assert f"in use by process {os.getpid()}" in line and "--out" in line
+
+
+def test_other_settings_in_the_same_folder_are_refused_with_both(report):
+    assert report("--phase", "run").code == 0
+    line = one_error(report("--sweep", "sparsity=0.9"))
+    assert "other settings (sweep" in line and "0.5" in line and "0.9" in line
+    assert "seeds (0,), now (1, 2)" in one_error(report("--seeds", 1, 2))
+
+
+def test_phases_can_be_done_one_by_one(report, cli, tmp_path):
+    folder = tmp_path / "report"
+    assert report("--phase", "run").code == 0
+    assert not (folder / "quality.csv").exists() and len(list((folder / "cases").iterdir())) == 5
+    assert cli("report", "--out", "report", "--phase", "quality").code == 0
+    assert (folder / "quality.csv").exists() and not (folder / "report.html").exists()
+    result = cli("report", "--out", "report", "--phase", "render")
+    assert result.code == 0 and result.out == "report/report.html\n"
+    assert (folder / "report.html").exists() and (folder / "report.md").exists()
+
+
+def test_a_yaml_plan_is_read_and_flags_win(cli, tiny_weights, tmp_path):
+    (tmp_path / "plan.yaml").write_text(
+        f"weights: {tiny_weights}\nprompts: [a red circle, 'a: \"blue\" {{square}}']\nseeds: [3]\nsteps: 3\n"
+        "fewer-steps: 1\nframes: 5\nheight: 48\nwidth: 64\nsweep: {method: auto, sparsity: [0.8]}\n"
+    )
+    result = cli("report", "--plan", "plan.yaml", "--steps", 2, "--out", "report", "--phase", "run", "--json")
+    assert result.code == 0
+    plan = result.json["manifest"]["plan"]
+    assert plan["prompts"] == ["a red circle", 'a: "blue" {square}'] and plan["seeds"] == [3]
+    assert plan["steps"] == 2 and plan["sweep"] == {"method": ["auto"], "sparsity": [0.8]}
+
+
+def test_builtin_is_small_on_a_cpu(cli, embedded_model, tmp_path):
+    from dittools.pipelines.embedded.captions import BUILTIN
+
+    result = cli("report", "--weights", "embedded", "--out", "report", "--phase", "run", "--json", "--device", "cpu")
+    assert result.code == 0
+    plan = result.json["manifest"]["plan"]
+    assert plan["prompts"] == list(BUILTIN[:2]) and plan["seeds"] == [0]
+    assert plan["sweep"] == {"sparsity": [0.5, 0.8, 0.9]}
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--phase", "runn"], ["'runn'", "did you mean run"]),
+        (["--phase", "render"], ["holds no report", "--phase run"]),
+        (["--prompts", "gone.txt"], ["--prompts gone.txt", "No such file"]),
+        (["--prompts", "empty.txt"], ["no prompts"]),
+        (["--prompts", "builtin:0"], ["builtin:0"]),
+        (["--sweep", "sparsity"], ["--sweep must be name=value"]),
+        (["--sweep", "sparsty=0.5"], ["did you mean sparsity"]),
+        (["--sweep", "sparsity=2"], ["below 1"]),
+        (["--method", "dense"], ["nothing to compare", "--sweep"]),
+        (["--seeds", "-1"], ["--seeds", "-1"]),
+        (["--repeats", "0"], ["--repeats must be at least 1"]),
+        (["--fewer-steps", "2"], ["--fewer-steps 2", "2 steps"]),
+        (["--frames", "16"], ["--frames 16", "13 or 17"]),
+        (["--plan", "gone.yaml"], ["--plan gone.yaml", "No such file"]),
+        (["--plan", "bad.yaml"], ["bad.yaml", "no YAML"]),
+        (["--plan", "list.yaml"], ["names and values"]),
+        (["--plan", "key.yaml"], ["'sweeps'", "did you mean sweep"]),
+        (["--plan", "type.yaml"], ["guidance must be a number, got 'firm'"]),
+        (["--out", "prompts.txt"], ["is a file"]),
+        (["--out", "other"], ["other files in it"]),
+        (["--out", ""], ["names no folder"]),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) and value[0].startswith("-") else "",
+)
+def test_a_wrong_flag_is_one_line_with_the_way_out(report, tmp_path, flags, said):
+    (tmp_path / "empty.txt").write_text("\n \n")
+    (tmp_path / "bad.yaml").write_text("a: [1")
+    (tmp_path / "list.yaml").write_text("- 1")
+    (tmp_path / "key.yaml").write_text("sweeps: {sparsity: [0.5]}")
+    (tmp_path / "type.yaml").write_text("guidance: firm")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "thesis.txt").write_text("mine")
+    line = one_error(report(*flags))
+    for part in said:
+        assert part in line
+    assert not (tmp_path / "report").exists() or not (tmp_path / "report" / "cases").exists()
+
+
+def test_flags_that_take_many_values_are_spread():
+    line = shlex.split("report --seeds 0 1 2 --sweep a=1 b=2 --json --out x")
+    expected = shlex.split("report --seeds 0 --seeds 1 --seeds 2 --sweep a=1 --sweep b=2 --json --out x")
+    assert spread(line) == expected
