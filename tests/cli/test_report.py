@@ -21,6 +21,7 @@ from tests.cli.test_bad_input import one_error
 
 SMALL = ("--frames", 17, "--height", 96, "--width", 112, "--steps", 2, "--fewer-steps", 1)
 PROMPT = "a red circle moves left"
+HOSTILE = f"a <b>blue</b> square / ../up 'quoted' \"twice\" {'long ' * 800}".strip()
 TIMES = {"seconds", "step_seconds"}
 TIMED_COLUMNS = {
     *("denoise_seconds", "speedup", "speedup_std", "whole_speedup", "whole_speedup_std", "pareto"),
@@ -48,9 +49,9 @@ def whole(tmp_path_factory, tiny_weights):
 
 
 def arguments(folder, weights):
-    """The command for a small report with everything in it: two prompts, every case timed twice."""
+    """The command for a small report with everything in it: a hostile prompt, every case timed twice."""
     prompts = folder / "prompts.txt"
-    prompts.write_text(f"{PROMPT}\na <b>blue</b> square / ../up 'quoted' \"twice\" {'long ' * 800}\n")
+    prompts.write_text(f"\n{HOSTILE}\n")
     flags = ["report", "--weights", weights, "--out", folder / "report", *SMALL, "--prompts", prompts]
     flags += ["--sweep", "sparsity=0.8", "--method", "svg", "--repeats", 2]
     return [str(flag) for flag in flags]
@@ -91,7 +92,7 @@ def test_the_folder_has_everything(whole):
     assert "power_limit_watts" in manifest["device"]
     assert any("tokens and the model reads" in note for note in manifest["notes"])
     cases = list((whole / "cases").iterdir())
-    assert len(cases) == 5 * 2
+    assert len(cases) == 5
     for case in cases:
         assert {"frames.mkv", "video.mp4", "record.json", "repeat-1.json", "judge.json"} <= {
             p.name for p in case.iterdir()
@@ -120,7 +121,7 @@ def test_generate_draws_the_same_frames(whole, generate, tmp_path):
     quality = list(csv.DictReader((whole / "quality.csv").open()))
     case = next(q["case"] for q in quality if q["setting"] == "svg, sparsity 0.8" and q["prompt"] == "1")
     flags = (*SMALL[:-2], "--method", "svg", "--sparsity", 0.8)
-    assert generate(*flags, "--prompt", PROMPT, "--output", "out.npy").code == 0
+    assert generate(*flags, "--prompt", HOSTILE, "--output", "out.npy").code == 0
     assert np.array_equal(np.load(tmp_path / "out.npy"), reading.read(whole / "cases" / case / "frames.mkv").frames)
 
 
