@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from dittools import provenance
+from dittools import files, provenance
 from dittools.pipelines import embedded
 
 from . import evaluation, judge, train_vae
@@ -83,9 +83,7 @@ def main(argv: list[str] | None = None) -> None:
 
     def keep() -> None:
         args.json.parent.mkdir(parents=True, exist_ok=True)
-        part = args.json.with_suffix(".part")
-        part.write_text(json.dumps(result, indent=1) + "\n")
-        part.replace(args.json)
+        files.write_json(args.json, result)
 
     if args.videos and "judge" not in result:
         result["judge"] = evaluation.judge_accuracy(args.videos, 7, kinds=["clean"])["clean"]

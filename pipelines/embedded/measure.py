@@ -20,21 +20,22 @@ import numpy as np
 import torch
 
 import dittools
-from dittools import provenance
+from dittools import files, provenance
 from dittools.kernels.dispatch import dense_kernel_name, implementations
+from dittools.numbers import number
 from dittools.pipelines import embedded, stages
 from dittools.quality import psnr, ssim
 from dittools.quality.attention_mass import block_mass, top_share
 
-from . import judge
+from . import captions, judge
 from . import vocabulary as voc
 from .evaluate import load
 
-PROMPTS = {
-    voc.DEFAULT_PROMPT: [voc.Thing(3, 0, 2, 0, 6), voc.Thing(0, 5, 1, 0, 0)],
-    "a large yellow ring orbiting on a slate striped background": [voc.Thing(4, 2, 2, 0, 5)],
-    "a green triangle growing on a pale cloudy background": [voc.Thing(2, 3, 1, 0, 7)],
-}
+PROMPTS = (
+    voc.DEFAULT_PROMPT,
+    "a large yellow ring orbiting on a slate striped background",
+    "a green triangle growing on a pale cloudy background",
+)
 SHARES = (0.2, 0.1, 0.05)
 
 
@@ -122,13 +123,13 @@ def main(argv: list[str] | None = None) -> None:
 
     def keep() -> None:
         args.json.parent.mkdir(parents=True, exist_ok=True)
-        args.json.write_text(json.dumps(result, indent=1) + "\n")
+        files.write_json(args.json, result)
 
     settings = ["dense", *args.sparsity]
-    for number, (prompt, things) in enumerate(list(PROMPTS.items())[: args.prompts]):
+    for seed, prompt in enumerate(PROMPTS[: args.prompts]):
         embeds = stages.encode(pipe, prompt, "", embedded.DEFAULTS["guidance"], voc.MAX_TOKENS)
-        shot = stages.Shot(*args.size, args.steps, embedded.DEFAULTS["guidance"], seed=number)
-        if number == 0:  # kernels compile and caches fill outside the clock
+        shot = stages.Shot(*args.size, args.steps, embedded.DEFAULTS["guidance"], seed=seed)
+        if seed == 0:  # kernels compile and caches fill outside the clock
             few = stages.Shot(*args.size, 3, shot.guidance, 0)
             stages.denoise(pipe, embeds, few)
             for sparsity in args.sparsity:
@@ -150,11 +151,11 @@ def main(argv: list[str] | None = None) -> None:
         videos = {setting: stages.decode(pipe, latents) for setting, latents in kept.items()}
         dense_seconds = statistics.median(seconds["dense"])
         for setting in settings:
-            row: dict[str, Any] = dict(prompt=prompt, seed=number, setting=setting, seconds=seconds[setting])
-            row["judge"] = judge.score(videos[setting], things)["objects"]
+            row: dict[str, Any] = dict(prompt=prompt, seed=seed, setting=setting, seconds=seconds[setting])
+            row["judge"] = judge.score(videos[setting], captions.parse(prompt))["objects"]
             if setting != "dense":
                 row |= {key: records[setting][key] for key in ("sparsity", "calls", "heads", "fallbacks", "notes")}
-                row["psnr"] = psnr(videos[setting], videos["dense"]).mean
+                row["psnr"] = number(psnr(videos[setting], videos["dense"]).mean)
                 row["ssim"] = ssim(videos[setting], videos["dense"]).mean
                 row["speedup"] = dense_seconds / statistics.median(seconds[setting])
             result["runs"].append(row)
@@ -168,7 +169,7 @@ def main(argv: list[str] | None = None) -> None:
             rows = np.concatenate([strip(videos[s]) for s in settings])
             picture = Image.fromarray((rows * 255).round().astype(np.uint8))
             picture.thumbnail((1600, 1600))
-            picture.save(args.pictures / f"{number}.png")
+            picture.save(args.pictures / f"{seed}.png")
 
 
 if __name__ == "__main__":

@@ -27,9 +27,9 @@ def reconstruction_loss(decoded: torch.Tensor, video: torch.Tensor) -> torch.Ten
 
 
 def psnr(decoded: torch.Tensor, video: torch.Tensor) -> torch.Tensor:
-    """Per frame ``[T]``, in dB, of clips in [-1, 1], mean over the batch."""
+    """Of each frame of each clip ``[N, T]``, in dB, for clips ``[N, 3, T, H, W]`` in [-1, 1]."""
     error = ((decoded.float().clamp(-1, 1) - video) / 2).square().mean((1, 3, 4))
-    return (-10 * error.log10()).mean(0)
+    return -10 * error.log10()
 
 
 def _window(step: int, settings: dict, device: torch.device) -> torch.Tensor:
@@ -92,7 +92,7 @@ def train(work: Path, minutes: float, sizes: architecture.Sizes, device: torch.d
             optimiser.zero_grad(set_to_none=True)
             average.update()
             if step % 100 == 0:
-                quality = psnr(decoded.detach(), video)
+                quality = psnr(decoded.detach(), video).mean(0)
                 log(
                     stage="vae",
                     step=step,
@@ -121,9 +121,7 @@ def measure(vae: nn.Module, device: torch.device, clips: int = 32, height: int =
     for i in range(0, clips, 4):
         video = world.render(scenes.select(slice(i, i + 4)), 33, height, width)
         latents = vae.encode(video.to(vae.dtype)).latent_dist.mean
-        decoded = vae.decode(latents).sample
-        error = ((decoded.float().clamp(-1, 1) - video) / 2).square().mean((1, 3, 4))
-        rows.append(-10 * error.log10())
+        rows.append(psnr(vae.decode(latents).sample, video))
     per_clip = torch.cat(rows)
     return dict(
         clips=clips,
