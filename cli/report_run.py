@@ -36,7 +36,10 @@ class Failures:
     def __init__(self, folder: Folder):
         self._folder = folder
         self.entries = folder.failures()
-        if not (folder.path / FAILURES).exists():
+
+    def begin(self) -> None:
+        """Write the file, were it empty. The manifest comes first: without one a folder is not known as a report."""
+        if not (self._folder.path / FAILURES).exists():
             self._keep()
 
     def add(self, phase: str, case_id: str, repeat: int, error: str, **facts: Any) -> None:
@@ -85,6 +88,7 @@ class Drawer:
             self.opened = drawing.open_model(self.request, stages, self.output, self.chosen)
             self.load_seconds, self.progress = stages.seconds["load"], progress
             begin(self.opened)
+            self.failures.begin()
             grid = self._grid()
             self.yardsticks.choose_kernels(self._kernels(), grid["tokens"], self._model().config.num_attention_heads)
             total = schedule.count(self.plan, self.yardsticks.decided())

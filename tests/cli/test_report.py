@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from dittools import files
 from dittools.cli.main import main
 from dittools.cli.report import spread
 from dittools.pipelines import reading, saving, stages
@@ -181,6 +182,32 @@ def test_killed_ten_times_and_gone_on_with_it_is_the_folder_of_an_unbroken_run(w
             assert process.exitcode == 0, (tmp_path / "log.txt").read_text()
             break
     assert tree(folder) == tree(whole)
+
+
+class Died(BaseException):
+    """What a killed process does: nothing more."""
+
+
+def test_dying_after_any_one_file_leaves_a_report_to_go_on_with(whole, tmp_path, tiny_weights, monkeypatch):
+    command, replace = arguments(tmp_path, tiny_weights), os.replace
+
+    def die(source, target):
+        replace(source, target)
+        if tmp_path in Path(target).parents and target not in written:
+            written.append(target)
+            raise Died
+
+    monkeypatch.setattr(files.os, "replace", die)
+    written, deaths = [], 0
+    while True:
+        try:
+            assert main(command) == 0
+            break
+        except Died:
+            deaths += 1
+        assert len(written) == deaths
+    assert written[0].name == "manifest.json" and deaths > 20
+    assert tree(tmp_path / "report") == tree(whole)
 
 
 def wait_for_life(process, folder):
