@@ -60,6 +60,7 @@ class Run:
         self.block_size = block_size
         self.plans: dict[tuple[int, str], Kept] = {}
         self.memo: dict[Any, Any] = {}
+        self.states: dict[tuple[int, str], dict[Any, Any]] = defaultdict(dict)  # of a method, by (layer, branch)
         self.calls: list[Call] = []
         self.facts: list[tuple[int, dict[str, torch.Tensor]]] = []
         self.fallbacks: Counter[str] = Counter()
@@ -80,6 +81,7 @@ class Run:
         self.fallbacks = fallbacks.copy()  # the mark may be needed again
         for call in self.calls[calls:]:
             self.plans.pop((call.layer, branch), None)
+            self.states.pop((call.layer, branch), None)
         del self.calls[calls:], self.facts[facts:]
 
     def flag_non_finite(self, layer: int, out: torch.Tensor) -> None:

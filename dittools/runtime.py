@@ -13,7 +13,7 @@ from dittools.clock import StepClock, Tick
 from dittools.config import Config
 from dittools.kernels.dispatch import implementations
 from dittools.methods import auto
-from dittools.methods.base import AttentionCall, Plan
+from dittools.methods.base import AttentionCall, Plan, StayDense
 from dittools.progress import OnStep, StepReports
 from dittools.run import Call, Kept, Run
 from dittools.stopwatch import Stopwatch
@@ -146,6 +146,10 @@ class Runtime:
             return dense()
         scale = q.shape[-1] ** -0.5 if scale is None else scale
         plan, density = self._plan(layer, q, k, v, scale)
+        if isinstance(plan, StayDense):
+            self.run.fallbacks[plan.reason] += 1
+            self._count(layer, q, k, None)
+            return dense()
         out, _ = attend(q, k, v, plan, scale)
         self._count(layer, q, k, density)
         self.run.flag_non_finite(layer, out)
@@ -186,7 +190,7 @@ class Runtime:
         name = "triton" if q.device.type == "cuda" and self.config.method == "auto" else "portable"
         return f"no sparse kernel: {able[name]}" if able[name] else None
 
-    def _plan(self, layer: int, q, k, v, scale: float) -> tuple[Plan, torch.Tensor]:
+    def _plan(self, layer: int, q, k, v, scale: float) -> tuple[Plan | StayDense, torch.Tensor | None]:
         run, tick, shape = self.run, self._tick, (q.shape, q.dtype, q.device)
         kept = run.plans.get((layer, tick.branch))
         if kept and kept.shape == shape and tick.step - kept.step < self.config.refresh:
@@ -204,8 +208,11 @@ class Runtime:
             generator=self._generator(tick.step, layer),
             block_size=run.block_size,
             memo=run.memo,
+            state=run.states[layer, tick.branch],
         )
         plan = run.method.plan(q, k, v, call)
+        if isinstance(plan, StayDense):
+            return plan, None
         density = plan.mask.density().mean()
         if self.config.refresh > 1:
             run.plans[layer, tick.branch] = Kept(tick.step, shape, plan.again or (lambda: plan), density)

@@ -7,12 +7,12 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from dittools.methods import auto
-from dittools.methods.base import AttentionCall, Method, Plan
+from dittools.methods.base import AttentionCall, Method, Plan, StayDense
 from dittools.methods.dense import Dense
 from dittools.methods.svg import SVG
 from dittools.naming import unknown
 
-__all__ = ["METHODS", "AttentionCall", "Method", "Plan", "create", "describe", "names", "options"]
+__all__ = ["METHODS", "AttentionCall", "Method", "Plan", "StayDense", "create", "describe", "names", "options"]
 
 METHODS: dict[str, type[Method]] = {cls.name: cls for cls in (Dense, SVG)}
 

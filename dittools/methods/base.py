@@ -33,6 +33,13 @@ class Plan:
     again: Callable[[], Plan] | None = None
 
 
+@dataclass(frozen=True)
+class StayDense:
+    """A method's answer when this one call is better dense; ``reason`` is counted in the summary."""
+
+    reason: str
+
+
 @dataclass(frozen=True, eq=False)
 class AttentionCall:
     """What a method knows of one self-attention call beside q, k and v.
@@ -47,6 +54,8 @@ class AttentionCall:
         generator: CPU generator seeded from (seed, step, layer).
         block_size: tokens in a query or key block.
         memo: lives as long as the run; `remember` keeps there what is the same for every call.
+        state: lives as long as the run and belongs to this (layer, branch) alone: what a method carries from step
+            to step. It is emptied when a forward is run again after a non-finite result.
     """
 
     layer: int
@@ -60,6 +69,12 @@ class AttentionCall:
     generator: torch.Generator
     block_size: int
     memo: dict[Hashable, Any] = field(default_factory=dict)
+    state: dict[Hashable, Any] = field(default_factory=dict)
+
+    @property
+    def density(self) -> float:
+        """Share of pairs to keep."""
+        return 1 - self.sparsity
 
     def remember(self, key: Hashable, make: Callable[[], Any]) -> Any:
         """``make()``, made once in this run for this key."""
@@ -77,8 +92,8 @@ class Method:
     name: ClassVar[str]
     summary: ClassVar[str]
 
-    def plan(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, call: AttentionCall) -> Plan:
-        """Choose the pairs of one call.
+    def plan(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, call: AttentionCall) -> Plan | StayDense:
+        """Choose the pairs of one call, or say why it stays dense.
 
         Args:
             q, k, v: ``[B, S, H, D]`` after RoPE, S = ``call.grid.tokens``.

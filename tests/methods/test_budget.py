@@ -1,0 +1,111 @@
+"""Spending a budget of pairs on scored blocks: what it comes to, and what is kept for it."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dittools.blocks import Partition
+from dittools.selectors.budget import spend
+
+SHAPES = {"even": (1024, 64), "ragged": (1000, 64), "long": (4099, 128)}
+
+
+def pairs(keep, query, key):
+    return (keep * query[..., :, None] * key[..., None, :]).sum((-1, -2)) / (query.sum(-1) * key.sum(-1))
+
+
+def drawn(lanes, query, key, seed=0):
+    return torch.rand(*lanes, query, key, generator=torch.Generator().manual_seed(seed)) ** 4
+
+
+@pytest.mark.parametrize("ranking", ["score", "cumulative"])
+@pytest.mark.parametrize("scope", ["row", "head", "layer"])
+@pytest.mark.parametrize("density", [0.1, 0.2, 0.5, 0.8])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_the_asked_share_of_pairs_is_kept(shape, density, scope, ranking):
+    sizes = Partition(*SHAPES[shape]).sizes()
+    keep = spend(drawn((2, 3), len(sizes), len(sizes)), sizes, sizes, density, scope=scope, ranking=ranking)
+    kept = pairs(keep, sizes, sizes)
+    # Below one key block a row nothing can be skipped any more.
+    least = max(density, 1 / len(sizes))
+    found = kept if scope != "layer" else kept.mean()
+    assert (found - least).abs().max() < 0.02
+    assert keep.any(-1).all()
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    rows=st.integers(1, 12),
+    columns=st.integers(1, 12),
+    density=st.floats(0.01, 1),
+    scope=st.sampled_from(["row", "head", "layer"]),
+    seed=st.integers(0, 99),
+)
+def test_what_is_kept_scores_no_less_than_what_is_not(rows, columns, density, scope, seed):
+    made = torch.Generator().manual_seed(seed)
+    query, key = torch.randint(0, 9, (rows,), generator=made), torch.randint(0, 9, (columns,), generator=made)
+    query[0] += 1
+    key[0] += 1
+    scores = torch.randint(0, 5, (1, 2, rows, columns), generator=made).float()
+    keep = spend(scores, query, key, density, scope=scope)
+    assert keep.any(-1).all()
+    best = torch.zeros_like(keep).scatter_(-1, scores.argmax(-1, keepdim=True), True)
+    for b, h in ((0, 0), (0, 1)):
+        groups = [(m, slice(m, m + 1)) for m in range(rows)] if scope == "row" else [(None, slice(None))]
+        for _, part in groups:
+            mine, kept = scores[b, h, part], keep[b, h, part]
+            free = kept & ~best[b, h, part]
+            if free.any() and (~kept).any():
+                assert mine[free].min() >= mine[~kept].max()
+
+
+def test_variable_sizes_of_every_head_count_what_they_hold():
+    made = torch.Generator().manual_seed(1)
+    query, key = (torch.randint(0, 60, (2, 3, n), generator=made) for n in (40, 90))
+    for scope in ("row", "head", "layer"):
+        keep = spend(torch.rand(2, 3, 40, 90, generator=made), query, key, 0.3, scope=scope)
+        kept = pairs(keep, query.double(), key.double())
+        assert ((kept if scope != "layer" else kept.mean()) - 0.3).abs().max() < 0.02, scope
+
+
+def test_forced_blocks_are_kept_and_the_rest_pay_for_them():
+    sizes = Partition(2000, 50).sizes()
+    force = torch.zeros(1, 1, 40, 40, dtype=torch.bool)
+    force[..., :3, :] = True  # three rows stay dense
+    force[..., :, 0] = True
+    for scope in ("row", "head", "layer"):
+        keep = spend(drawn((1, 2), 40, 40), sizes, sizes, 0.3, scope=scope, force=force)
+        assert (keep | ~force).all()
+        assert (pairs(keep, sizes, sizes) - 0.3).abs().max() < 0.02, scope
+
+
+def test_a_head_with_more_to_gain_gets_more_of_a_layers_budget():
+    scores = drawn((1, 2), 30, 30)
+    scores[:, 1] *= 0.1
+    sizes = torch.full((30,), 64)
+    kept = pairs(spend(scores, sizes, sizes, 0.2, scope="layer"), sizes, sizes)[0]
+    assert kept[0] > 2 * kept[1] and kept.mean() == pytest.approx(0.2, abs=0.02)
+
+
+def test_cumulative_ranking_gives_every_row_the_nucleus_of_one_p():
+    made = torch.Generator().manual_seed(3)
+    flat = torch.rand(1, 1, 20, 50, generator=made) * torch.linspace(0, 8, 20)[:, None]
+    scores = flat.softmax(-1)
+    sizes = torch.full((50,), 64)
+    keep = spend(scores, torch.full((20,), 64), sizes, 0.4, scope="head", ranking="cumulative")
+    held = (scores * keep).sum(-1).flatten()
+    last = torch.where(keep, scores, torch.inf).amin(-1).flatten()
+    assert (held - last).max() <= held.min() + 1e-5, "one row stopped short of the others"
+    assert keep.sum(-1).flatten()[0] > 2 * keep.sum(-1).flatten()[-1], "flat rows need more blocks"
+
+
+def test_wrong_settings_are_said():
+    scores, sizes = torch.rand(1, 1, 4, 4), torch.ones(4)
+    for options, word in (
+        ({"density": 0.0}, "density"),
+        ({"density": 0.5, "scope": "all"}, "row, head, layer"),
+        ({"density": 0.5, "ranking": "best"}, "score, cumulative"),
+    ):
+        with pytest.raises(ValueError, match=word):
+            spend(scores, sizes, sizes, **options)
