@@ -10,7 +10,7 @@ from dittools.cli.report_run import Failures
 from dittools.numbers import number
 from dittools.pipelines import reading, saving, weights
 from dittools.pipelines.errors import BadInput
-from dittools.report.folder import FRAMES, Folder
+from dittools.report.folder import Folder
 from dittools.report.plan import Plan, Row, rows, settings
 from dittools.report.results import decided, gather, quality_csv, summary_csv
 from dittools.report.schedule import spoken
@@ -58,7 +58,7 @@ class _Frames:
         if case_id not in self._kept:
             while len(self._kept) > 1:
                 self._kept.pop(next(iter(self._kept)))
-            self._kept[case_id] = reading.read(self._folder.case(case_id) / FRAMES).frames
+            self._kept[case_id] = reading.read(self._folder.frames(case_id)).frames
         self._kept[case_id] = self._kept.pop(case_id)  # the latest goes last
         return self._kept[case_id]
 

@@ -6,7 +6,7 @@ from dittools.cli.output import Output
 from dittools.pipelines import reading, saving
 from dittools.pipelines.errors import BadInput
 from dittools.report import markdown, page
-from dittools.report.folder import FRAMES, VIDEO, Folder
+from dittools.report.folder import Folder
 from dittools.report.pictures import Shown, clip, strips
 from dittools.report.results import Results, gather
 
@@ -33,17 +33,16 @@ def _pictures(folder: Folder, results: Results, output: Output) -> page.Pictures
         row = outcome.row
         if (row.prompt, row.seed) not in chosen or outcome.record is None:
             continue
-        place = folder.case(row.case.id)
-        uri = clip(place / VIDEO, min(CLIP_BYTES, room))
+        video = folder.video(row.case.id)
+        uri = clip(video, min(CLIP_BYTES, room)) if video else None
         room -= len(uri) if uri else 0
+        link = f"cases/{row.case.id}/{video.name}" if video else None
         pictures = []
         if row.case.id != row.reference.id and folder.done(row.reference.id):
             try:
-                frames, reference = (
-                    reading.read(folder.case(case.id) / FRAMES).frames for case in (row.case, row.reference)
-                )
+                frames, reference = (reading.read(folder.frames(case.id)).frames for case in (row.case, row.reference))
                 pictures = strips(frames, reference, outcome.per_frame.get("psnr", []))
             except BadInput as error:
                 output.note(f"no pictures of {row.setting.name}: {error}")
-        found[row.setting.key, row.prompt, row.seed] = Shown(pictures, uri, f"cases/{row.case.id}/{VIDEO}")
+        found[row.setting.key, row.prompt, row.seed] = Shown(pictures, uri, link)
     return found

@@ -74,6 +74,7 @@ class Drawer:
         self.failures = Failures(folder)
         self.yardsticks = Yardsticks(plan, folder)
         self._warm: set[str] = set()
+        self._told_no_ffmpeg = False
 
     def run(self, begin: Write) -> None:
         """Draw everything that is not finished; `begin` is told once the model is loaded, before the first case.
@@ -175,8 +176,7 @@ class Drawer:
         with stages("save"), saving.told(place), self.folder.new_case(case.id) as part:
             begun = time.perf_counter()
             pixels = saving.to_uint8(frames)
-            saving.write(pixels, part / FRAMES, "mkv", scene.fps)
-            saving.write(pixels, part / VIDEO, "mp4", scene.fps)
+            frames_file = self._write(pixels, part, scene.fps)
             seconds = {**stages.seconds, "load": self.load_seconds, "save": time.perf_counter() - begun}
             seconds["total"] = sum(seconds[name] for name in records.SECONDS)
             record = records.build(
@@ -190,9 +190,24 @@ class Drawer:
                 seconds=seconds,
                 acceleration=facts,
                 quality=None,
-                output=Path("cases") / case.id / FRAMES,
+                output=Path("cases") / case.id / frames_file,
             )
             files.write_json(part / RECORD, {**record, "case": extra})
+
+    def _write(self, pixels: Any, place: Path, fps: float) -> str:
+        """Frames and clip into a case's folder; the name of the frames' file."""
+        encoded, plain = FRAMES
+        if saving.ffmpeg() is None:
+            if not self._told_no_ffmpeg:
+                self.output.note(
+                    "no ffmpeg found: frames are kept as arrays, and the page has no clips; pip install imageio-ffmpeg"
+                )
+                self._told_no_ffmpeg = True
+            saving.write(pixels, place / plain, "npy", fps)
+            return plain
+        saving.write(pixels, place / encoded, "mkv", fps)
+        saving.write(pixels, place / VIDEO, "mp4", fps)
+        return encoded
 
     def _keep_repeat(self, unit: Unit, stages: Stages, facts: dict, extra: dict) -> None:
         first = self.folder.record(unit.case.id)

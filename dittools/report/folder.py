@@ -2,7 +2,8 @@
 
 manifest.json                 what was asked, on what it ran
 yardsticks.json               what was decided on the way: kernels, steps of the equal-time yardstick
-cases/<id>/frames.mkv         the frames, lossless; video.mp4 to play; record.json, repeat-<n>.json
+cases/<id>/frames.mkv         the frames, lossless; video.mp4 to play; record.json, repeat-<n>.json. Drawn where there
+                              is no ffmpeg: frames.npy, and nothing to play
 cases/<id>/against-<id>.json  measures against a reference; judge.json where there is a judge
 failures.json                 what did not work, and why
 """
@@ -21,7 +22,7 @@ from dittools import files
 
 VERSION = 1
 MANIFEST, YARDSTICKS, FAILURES, LOCK = "manifest.json", "yardsticks.json", "failures.json", ".lock"
-FRAMES, VIDEO, RECORD = "frames.mkv", "video.mp4", "record.json"
+FRAMES, VIDEO, RECORD = ("frames.mkv", "frames.npy"), "video.mp4", "record.json"
 
 
 class InUse(ValueError):
@@ -83,6 +84,16 @@ class Folder:
 
     def case(self, case_id: str) -> Path:
         return self.cases / case_id
+
+    def frames(self, case_id: str) -> Path:
+        """The file with a finished case's frames."""
+        encoded, plain = (self.case(case_id) / name for name in FRAMES)
+        return plain if plain.is_file() else encoded
+
+    def video(self, case_id: str) -> Path | None:
+        """The clip of a case, or None where none could be made."""
+        path = self.case(case_id) / VIDEO
+        return path if path.is_file() else None
 
     def done(self, case_id: str, repeat: int = 0) -> bool:
         """Whether this repeat of a case is finished."""

@@ -205,7 +205,7 @@ def _picture(outcome: Outcome, found: Shown) -> str:
     clip = (
         f"<video src='{found.clip}' controls loop muted playsinline preload='metadata'></video>" if found.clip else ""
     )
-    link = f"<p><a href='{text(found.link)}'>{text(found.link)}</a></p>"
+    link = f"<p><a href='{text(found.link)}'>{text(found.link)}</a></p>" if found.link else ""
     head = f"<h3>{text(outcome.row.setting.name + fact)}</h3>"
     return f"{head}<div class='case'><div>{''.join(parts)}</div><div>{clip}{link}</div></div>"
 

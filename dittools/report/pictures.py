@@ -22,11 +22,13 @@ class Strip(NamedTuple):
 
 
 class Shown(NamedTuple):
-    """What a page shows of a case. `clip` is a data URI, or None where the file is too large; `link` is the file."""
+    """What a page shows of a case. `clip` is a data URI, or None where the file is too large; `link` is the
+    file, or None where there is none.
+    """
 
     strips: list[Strip]
     clip: str | None
-    link: str
+    link: str | None
 
 
 def strips(frames: np.ndarray, reference: np.ndarray, psnr_per_frame: list[float]) -> list[Strip]:

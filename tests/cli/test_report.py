@@ -271,6 +271,22 @@ def test_a_full_disk_stops_the_report_and_loses_nothing_finished(report, tmp_pat
     assert {name: again[name] for name in done if "cases" in name} == {n: v for n, v in done.items() if "cases" in n}
 
 
+def test_without_ffmpeg_frames_are_arrays_and_the_page_says_no_more_than_it_has(report, whole, tmp_path, monkeypatch):
+    monkeypatch.setattr(saving, "ffmpeg", lambda: None)
+    result = report()
+    assert result.code == 0 and result.err.count("no ffmpeg found: frames are kept as arrays") == 1
+    cases = list((tmp_path / "report" / "cases").iterdir())
+    assert len(cases) == 5
+    for case in cases:
+        frames = np.load(case / "frames.npy")
+        assert frames.shape == (17, 96, 112, 3) and not list(case.glob("*.mkv")) and not list(case.glob("*.mp4"))
+        assert json.loads((case / "record.json").read_text())["output"].endswith("frames.npy")
+    rows = csv.DictReader((tmp_path / "report" / "quality.csv").open())
+    assert all(float(row["psnr"]) > 5 for row in rows if row["psnr"])
+    page = (tmp_path / "report" / "report.html").read_text()
+    assert "video.mp4" not in page and "frames.mkv" not in page and "<img" in page
+
+
 def test_two_reports_in_one_folder_are_refused(report, tmp_path):
     with Folder(tmp_path / "report").held():
         line = one_error(report())
