@@ -78,7 +78,7 @@ def _readable(facts: dict[str, Any]) -> str:
         lines.append(f"\n{device['type']}: {device['name']}{memory}{capability}, {device['dtype']} by default")
         lines.append(f"  dense attention: {device['dense_kernel']}")
         for kernel in device["kernels"]:
-            state = "can run" if kernel["can_run"] else f"cannot run: {kernel['why_not']}"
+            state = "can run" if kernel["can_run"] else f"not used: {kernel['why_not']}"
             chosen = " (chosen)" if kernel["name"] == device["sparse_kernel"] else ""
             lines.append(f"  sparse attention, {kernel['name']}: {state}{chosen}")
     lines.append(f"\nffmpeg: {facts['ffmpeg'] or 'not found, so no .mp4: pip install imageio-ffmpeg'}")

@@ -14,12 +14,14 @@ from dittools.tokens import TokenGrid
 
 
 class Call(NamedTuple):
-    """One self-attention call that ran. ``density`` is None for a dense call, else a scalar tensor."""
+    """One self-attention call that ran. ``density`` is None for a dense call, else a scalar tensor; so is ``kernel``,
+    the name of the sparse kernel."""
 
     step: int
     layer: int
     pairs: float
     density: torch.Tensor | None
+    kernel: str | None = None
 
 
 class Kept(NamedTuple):

@@ -11,9 +11,10 @@ from dittools import methods
 from dittools.attention import attend
 from dittools.clock import StepClock, Tick
 from dittools.config import Config
-from dittools.kernels.dispatch import implementations
+from dittools.kernels.dispatch import choose, implementations, why_not
 from dittools.methods import auto
 from dittools.methods.base import AttentionCall, Plan, StayDense
+from dittools.observer import Observer
 from dittools.progress import OnStep, StepReports
 from dittools.run import Call, Kept, Run
 from dittools.stopwatch import Stopwatch
@@ -40,6 +41,7 @@ class Runtime:
     Attributes:
         listeners: called once for every finished step with (step, steps, skipped share of its pairs, seconds
             of its transformer forwards); steps count from 0. On CUDA a report waits for the device.
+        observer: told of the parts of every sparse call; watches nothing unless a bench puts another there.
         run: the latest `Run`, or None before the first.
     """
 
@@ -47,6 +49,7 @@ class Runtime:
         self.config = config
         self.layers = list(layers)
         self.listeners: list[OnStep] = []
+        self.observer = Observer()
         self.run: Run | None = None
         self._clock = StepClock(config.dense_steps, config.dense_last_steps)
         self._reports: StepReports | None = None
@@ -145,15 +148,22 @@ class Runtime:
             self._count(layer, q, k, None)
             return dense()
         scale = q.shape[-1] ** -0.5 if scale is None else scale
-        plan, density = self._plan(layer, q, k, v, scale)
+        with self.observer.part("select"):
+            plan, density = self._plan(layer, q, k, v, scale)
         if isinstance(plan, StayDense):
             self.run.fallbacks[plan.reason] += 1
             self._count(layer, q, k, None)
             return dense()
-        out, _ = attend(q, k, v, plan, scale)
-        self._count(layer, q, k, density)
-        self.run.flag_non_finite(layer, out)
+        kernel = self._kernel(q, k, v, plan)
+        with self.observer.part("lists"):
+            plan.mask.lists()
+        with self.observer.part("attention"):
+            out, _ = attend(q, k, v, plan, scale, kernel)
+        self._count(layer, q, k, density, kernel)
+        with self.observer.part("check"):
+            self.run.flag_non_finite(layer, out)
         self._sparse_in_call = True
+        self.observer.attended(layer, q, k, v, plan, scale, out)
         return out
 
     def skip(self, layer: int, reason: str) -> None:
@@ -189,6 +199,13 @@ class Runtime:
         # On a GPU the portable kernel is for those who ask: it has not been seen to beat dense there.
         name = "triton" if q.device.type == "cuda" and self.config.method == "auto" else "portable"
         return f"no sparse kernel: {able[name]}" if able[name] else None
+
+    def _kernel(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, plan: Plan) -> str:
+        """The kernel for a sparse call; plain PyTorch on a GPU is noted with the reason."""
+        name = choose(q, k, v, plan.mask, order=plan.order)
+        if name == "portable" and q.device.type == "cuda":
+            self.run.notes[f"plain PyTorch kernel on the GPU: {why_not('triton', q, k, v, plan.mask)}"] = None
+        return name
 
     def _plan(self, layer: int, q, k, v, scale: float) -> tuple[Plan | StayDense, torch.Tensor | None]:
         run, tick, shape = self.run, self._tick, (q.shape, q.dtype, q.device)
@@ -237,9 +254,11 @@ class Runtime:
             run.notes[f"dense_layers {config.dense_layers} leaves no layer to run sparse"] = None
         return run
 
-    def _count(self, layer: int, q: torch.Tensor, k: torch.Tensor, density: torch.Tensor | None) -> None:
+    def _count(
+        self, layer: int, q: torch.Tensor, k: torch.Tensor, density: torch.Tensor | None, kernel: str | None = None
+    ) -> None:
         pairs = float(q.shape[0] * q.shape[2] * q.shape[1] * k.shape[1])
-        self.run.calls.append(Call(self._tick.step, layer, pairs, density))
+        self.run.calls.append(Call(self._tick.step, layer, pairs, density, kernel))
         self.run.dtype = q.dtype
 
     def _force_dense(self, bad: list[int]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 from dittools.run import Run
@@ -31,6 +32,7 @@ def record(runtime: Runtime) -> dict[str, Any]:
             "per_layer": _shares(run, "layer", run.layers),
         },
         "calls": {"dense": len(run.calls) - len(sparse), "sparse": len(sparse), "reused": 0},
+        "kernels": dict(Counter(call.kernel for call in sparse)),
         "cache": {
             "name": "none",
             "computed_steps": sorted({step for step, _ in run.forwards}),
@@ -70,6 +72,7 @@ def summary(runtime: Runtime) -> str:
         f"all calls {_share(sparsity['overall'])}",
         f"calls     {calls['dense']} dense, {calls['sparse']} sparse, {calls['reused']} reused"
         + (f"; {runtime.run.plans_reused} plans used again" if runtime.run.plans_reused else ""),
+        f"kernels   {', '.join(f'{name} {count}' for name, count in values['kernels'].items()) or '-'}",
         f"seconds   {sum(seconds):.2f} in the transformer, {len(seconds)} of {values['steps']} steps",
     ]
     lines += [f"fallback  {f['count']} calls dense: {f['reason']}" for f in values["fallbacks"]]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import inspect
 import os
+import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
 
@@ -12,7 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-IMPLEMENTATIONS = ("triton", "portable", "naive")
+from dittools.kernels.checked import why_unchecked
+from dittools.kernels.hopper import why_not_hopper
+
+IMPLEMENTATIONS = ("hopper", "triton", "portable", "naive")
 TRITON_HEAD_DIMS = (64, 96, 128)
 TRITON_BLOCKS = (64, 128)
 FLOATS = (torch.float16, torch.bfloat16, torch.float32)
@@ -41,7 +45,7 @@ def block_sparse_attention(
         scale: factor on the logits, ``1 / sqrt(D)`` by default.
         key_bias: fp32 ``[B or 1, H or 1, Nk]``, added to the scaled logits of every key in a key block.
         return_lse: also return the log-sum-exp of each row's logits.
-        implementation: "triton", "portable" or "naive"; chosen by `choose` when None.
+        implementation: "hopper", "triton", "portable" or "naive"; chosen by `choose` when None.
 
     Returns:
         out ``[B, Sq, H, D]`` in the dtype of q. With ``return_lse``: (out, lse), lse fp32 ``[B, H, Sq]``, in
@@ -55,9 +59,13 @@ def block_sparse_attention(
         scale = q.shape[-1] ** -0.5
     elif not 0 < scale < float("inf"):
         raise ValueError(f"scale must be a positive number, got {scale}")
-    name = choose(q, k, v, mask, implementation=implementation)
+    name = choose(q, k, v, mask, order=order, implementation=implementation)
     call = {"order": order, "scale": float(scale), "key_bias": key_bias}
-    if name == "triton":
+    if name == "hopper":
+        from dittools.kernels.hopper import hopper_block_sparse_attention
+
+        out, lse = hopper_block_sparse_attention(q, k, v, mask, **call)
+    elif name == "triton":
         from dittools.kernels.triton_block_sparse import triton_block_sparse_attention
 
         out, lse = triton_block_sparse_attention(q, k, v, mask, **call)
@@ -72,29 +80,64 @@ def block_sparse_attention(
     return (out, lse) if return_lse else out
 
 
-def choose(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask, *, implementation: str | None = None) -> str:
+def choose(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    mask,
+    *,
+    order: torch.Tensor | None = None,
+    implementation: str | None = None,
+) -> str:
     """Name of the implementation for this call: the one asked for, else the fastest that can run.
+
+    Warns when a CUDA call goes to plain PyTorch, with the reason.
 
     Raises:
         ValueError: when the one asked for is unknown or cannot run, with the reason.
     """
     if implementation is not None and implementation not in IMPLEMENTATIONS:
         raise ValueError(f"unknown implementation {implementation!r}: use one of {', '.join(IMPLEMENTATIONS)}, or None")
-    blocks = mask.query.size, mask.key.size
-    for name in ("triton", "portable") if implementation is None else (implementation,):
-        reason = REASONS[name](q.device, q.dtype, q.shape[-1], blocks)
-        if name == "triton" and reason is None:
-            reason = _no_gradient(q, k, v)
-        # The interpreter is for checking the kernel, never for speed.
-        if reason is None and (implementation or name != "triton" or q.device.type == "cuda"):
+    passed_over = ""
+    for name in IMPLEMENTATIONS[:-1] if implementation is None else (implementation,):
+        reason = why_not(name, q, k, v, mask)
+        if reason is None and implementation is None:
+            reason = _why_not_by_itself(name, q.device, ordered=order is not None)
+        if reason is None:
+            if name == "portable" and q.device.type == "cuda" and implementation is None:
+                warnings.warn(f"plain PyTorch attends on {q.device}, because triton cannot: {passed_over}", stacklevel=3)
             return name
+        passed_over = reason
     raise ValueError(f"implementation {name!r} cannot run this call: {reason}")
 
 
+def why_not(name: str, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask) -> str | None:
+    """None when this implementation can run this call, else why it cannot."""
+    reason = REASONS[name](q.device, q.dtype, q.shape[-1], (mask.query.size, mask.key.size))
+    if reason is None and name in ("hopper", "triton"):
+        reason = _no_gradient(q, k, v)
+    return reason
+
+
+def _why_not_by_itself(name: str, device: torch.device, ordered: bool | None) -> str | None:
+    """Why an implementation that can run is taken only when it is asked for by name; None when it is not so."""
+    if name == "hopper":
+        return why_unchecked(name, ".".join(map(str, torch.cuda.get_device_capability(device))), ordered)
+    if name == "triton" and device.type != "cuda":
+        return "Triton's interpreter is for checking the kernel, never for speed"
+    return None
+
+
 def implementations(device: torch.device | str, dtype: torch.dtype, head_dim: int) -> list[tuple[str, str | None]]:
-    """Every implementation with None when it can run there, or the reason why it cannot, fastest first."""
+    """Every implementation with None when it can run there by itself, or the reason why not, fastest first."""
     device = torch.device(device)
-    return [(name, REASONS[name](device, dtype, head_dim, None)) for name in IMPLEMENTATIONS]
+    found = []
+    for name in IMPLEMENTATIONS:
+        reason = REASONS[name](device, dtype, head_dim, None)
+        if reason is None and name == "hopper":
+            reason = _why_not_by_itself(name, device, None)
+        found.append((name, reason))
+    return found
 
 
 def why_not_triton(
@@ -139,6 +182,7 @@ def why_not_naive(
 
 
 REASONS: dict[str, Callable[..., str | None]] = {
+    "hopper": why_not_hopper,
     "triton": why_not_triton,
     "portable": why_not_portable,
     "naive": why_not_naive,

@@ -18,6 +18,8 @@ SLOT = 128
 OLDEST_TRITON = (3, 6)
 # 384 threads at 168 registers; the kernel deals them out again as 240 to each consumer and 24 to the producer.
 REGISTERS = 168
+# Copies of q, k, v and the output that a call with an order may hold at a time; Wan 14B at 720p takes 3.1 GB.
+COPY_BYTES = 4 << 30
 
 
 @dataclass(frozen=True)
@@ -99,8 +101,9 @@ def hopper_block_sparse_attention(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Launch the forward kernel.
 
-    The kernel walks positions. With an ``order``, q, k and v are first copied into it and the output is copied
-    back: four passes over memory that the Triton kernel, which gathers on the fly, does without.
+    The kernel walks positions. With an ``order``, q, k and v are first copied into it in one pass and the output is
+    copied back, heads at a time where the copies of all would be large; the Triton kernel, which gathers on the fly,
+    does without.
 
     Args: as `dittools.kernels.block_sparse_attention`, already validated, with D in {64, 128}, fp16 or bf16, query
         blocks of 128 and key blocks in {64, 128}. ``variant``: how to run, `default_variant` when None.
@@ -110,14 +113,48 @@ def hopper_block_sparse_attention(
     """
     if order is None:
         return _launch(q, k, v, mask, scale, key_bias, variant)
-    index = order.long()  # [B or 1, H or 1, S]
-    q, k, v = (_gather(x, index) for x in (q, k, v))
-    found, found_lse = _launch(q, k, v, mask, scale, key_bias, variant)
-    out, lse = torch.empty_like(found), torch.empty_like(found_lse)
-    batches, _, heads, dim = out.shape
-    index = index.expand(batches, heads, -1)
-    out.scatter_(1, index.transpose(1, 2)[..., None].expand(-1, -1, -1, dim), found)
-    return out, lse.scatter_(2, index, found_lse)
+    groups = head_groups(q)
+    call = (mask, order, scale, key_bias, variant)
+    parts = [_in_order(*(_heads(x, 2, part) for x in (q, k, v)), *call, part) for part in groups]
+    if len(groups) == 1:
+        return parts[0]
+    return torch.cat([out for out, _ in parts], 2), torch.cat([lse for _, lse in parts], 1)
+
+
+def head_groups(q: torch.Tensor) -> list[slice]:
+    """Heads whose ordered q, k, v and output fit into `COPY_BYTES` together."""
+    heads = q.shape[2]
+    most = max(1, COPY_BYTES * heads // (4 * q.numel() * q.element_size()))
+    return [slice(i, min(i + most, heads)) for i in range(0, heads, most)]
+
+
+def _in_order(q, k, v, mask, order, scale, key_bias, variant, part: slice):
+    """One group of heads: copied into the order, attended, copied back."""
+    # The permutes choose by dispatch, which imports this file.
+    from dittools.kernels.permute import gather_tokens, scatter_tokens
+
+    order = _heads(order, 1, part)
+    key_bias = None if key_bias is None else _heads(key_bias, 1, part)
+    found, found_lse = _launch(*gather_tokens((q, k, v), order), _HeadsOf(mask, part), scale, key_bias, variant)
+    (out,) = scatter_tokens((found,), order)
+    index = order.expand(out.shape[0], out.shape[2], -1).long()
+    return out, torch.empty_like(found_lse).scatter_(2, index, found_lse)
+
+
+def _heads(x: torch.Tensor, dim: int, part: slice) -> torch.Tensor:
+    """These heads of a tensor; all of it where the heads share one entry."""
+    return x if x.shape[dim] == 1 else x.narrow(dim, part.start, part.stop - part.start)
+
+
+class _HeadsOf:
+    """Some heads of a mask, as far as a launch reads it."""
+
+    def __init__(self, mask, part: slice):
+        self.query, self.key = mask.query, mask.key
+        self._lists = tuple(_heads(x, 1, part) for x in mask.lists())
+
+    def lists(self) -> tuple[torch.Tensor, torch.Tensor]:
+        return self._lists
 
 
 def _launch(q, k, v, mask, scale, key_bias, variant):
@@ -189,14 +226,6 @@ def _readable(x: torch.Tensor) -> tuple[torch.Tensor, list[int]]:
     # The stride of a dimension of size 1 may be anything, and is checked all the same.
     b, s, h = (step if size > 1 else x.shape[3] for size, step in zip(x.shape[:3], x.stride()[:3], strict=True))
     return x, [b, h, s, 1]
-
-
-def _gather(x: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
-    """Rows of ``x`` ``[B, S, H, D]`` by position; ``index`` ``[B or 1, H or 1, S]``."""
-    if index.shape[:2] == (1, 1):
-        return x.index_select(1, index[0, 0])
-    index = index.expand(x.shape[0], x.shape[2], -1).transpose(1, 2)[..., None]  # [B, S, H, 1]
-    return x.gather(1, index.expand(-1, -1, -1, x.shape[3]))
 
 
 def _lane_strides(x: torch.Tensor | None) -> tuple[int, int]:

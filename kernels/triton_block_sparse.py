@@ -86,6 +86,7 @@ def _block_sparse_forward(
     p_indices,
     p_order,
     p_bias,
+    p_schedule,
     scale,
     queries,
     keys,
@@ -111,6 +112,8 @@ def _block_sparse_forward(
     stride_ph,
     stride_bb,
     stride_bh,
+    stride_sb,
+    stride_sh,
     D: tl.constexpr,
     BD: tl.constexpr,
     QUERY_BLOCK: tl.constexpr,
@@ -120,6 +123,7 @@ def _block_sparse_forward(
     RAGGED_KEYS: tl.constexpr,
     HAS_ORDER: tl.constexpr,
     HAS_BIAS: tl.constexpr,
+    HAS_SCHEDULE: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     """Grid: (query tiles, lanes), tiles fastest: programs in flight share one head's K and V in L2."""
@@ -128,6 +132,9 @@ def _block_sparse_forward(
     i_b = (i_lane // heads).to(tl.int64)
     i_h = (i_lane % heads).to(tl.int64)
     i_m = i_tile * BM // QUERY_BLOCK
+    if HAS_SCHEDULE:
+        i_m = tl.load(p_schedule + i_b * stride_sb + i_h * stride_sh + i_m)
+        i_tile = i_m * (QUERY_BLOCK // BM) + i_tile % (QUERY_BLOCK // BM)
     SPLIT: tl.constexpr = KEY_BLOCK // BN
 
     p_q += i_b * stride_qb + i_h * stride_qh
@@ -213,11 +220,13 @@ def triton_block_sparse_attention(
     order: torch.Tensor | None = None,
     scale: float,
     key_bias: torch.Tensor | None = None,
+    schedule: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Launch the forward kernel.
 
     Args: as `dittools.kernels.block_sparse_attention`, already validated, with D in {64, 96, 128} and block
-        sizes in {64, 128}.
+        sizes in {64, 128}. ``schedule``: int32 ``[B or 1, H or 1, Mq]``, the order in which the query blocks of each
+        head start, as `dittools.kernels.schedule` makes it; first to last when None. Results are the same.
 
     Returns:
         out ``[B, Sq, H, D]`` in the dtype of q, and lse ``[B, H, Sq]``, fp32, natural log, in token order.
@@ -232,16 +241,22 @@ def triton_block_sparse_attention(
         order = order.contiguous()
     if key_bias is not None and key_bias.stride(-1) != 1:
         key_bias = key_bias.contiguous()
+    if schedule is not None and schedule.stride(-1) != 1:
+        schedule = schedule.contiguous()
     tile = tile_shape(q.device, q.dtype, dim, mask.query.size, mask.key.size)
-    grid = (triton.cdiv(queries, tile["BM"]), batches * heads)
+    # With a schedule every query block has all its tiles: which one is ragged is not known here.
+    tiles = triton.cdiv(queries, tile["BM"]) if schedule is None else mask.query.count * (mask.query.size // tile["BM"])
+    grid = (tiles, batches * heads)
     _block_sparse_forward[grid](
         q, k, v, out, lse, counts, indices,
         counts if order is None else order, lse if key_bias is None else key_bias,
-        scale, queries, keys, heads, mask.key.count,
+        counts if schedule is None else schedule, scale, queries, keys, heads, mask.key.count,
         *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *out.stride()[:3],
         *_lane_strides(counts), *_lane_strides(indices), *_lane_strides(order), *_lane_strides(key_bias),
+        *_lane_strides(schedule),
         D=dim, BD=triton.next_power_of_2(dim), QUERY_BLOCK=mask.query.size, KEY_BLOCK=mask.key.size,
         RAGGED_KEYS=keys % mask.key.size != 0, HAS_ORDER=order is not None, HAS_BIAS=key_bias is not None,
+        HAS_SCHEDULE=schedule is not None,
         # Three tf32 products keep the digits that a caller with fp32 asked for, still on the tensor cores.
         PRECISION="tf32x3" if q.dtype == torch.float32 else "tf32",
         **tile,

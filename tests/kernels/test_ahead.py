@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from dittools.blocks import Partition
+from dittools.blocks import BlockMask, Partition
 
 pytest.importorskip("triton")
 if torch.cuda.is_available():
@@ -11,7 +11,15 @@ if torch.cuda.is_available():
 
 from ahead import compiling
 
-from dittools.kernels import block_mass_triton, counting_sort_triton, kmeans_triton, lists_triton, permute_triton
+from dittools.kernels import (
+    block_mass_triton,
+    counting_sort_triton,
+    kmeans_triton,
+    lists_triton,
+    permute_triton,
+    schedule,
+    triton_block_sparse,
+)
 
 SM90, SM86 = (90, 227 << 10), (86, 99 << 10)  # compute capability, shared memory of one program
 BF16, FULL = torch.bfloat16, torch.float32
@@ -73,3 +81,14 @@ def test_lists():
         lists_triton.triton_lists("top-k", scores, 60)
         lists_triton.triton_lists("mass", scores, 0.5, force, 1)
     check(compiled, ["_lists"] * 3, SM90)
+
+
+@pytest.mark.parametrize("card", [SM90, SM86], ids=name)
+def test_attention_with_a_schedule(monkeypatch, card):
+    monkeypatch.setattr(triton_block_sparse, "_shared_memory", lambda device: card[1])
+    q = torch.empty(1, 1000, 2, 128, dtype=torch.bfloat16)
+    mask = BlockMask.full(Partition(1000, 128), Partition(1000, 128))
+    starts = schedule(mask.lists()[0])
+    with compiling(card[0]) as compiled:
+        triton_block_sparse.triton_block_sparse_attention(q, q, q, mask, scale=0.1, schedule=starts)
+    check(compiled, ["_block_sparse_forward"], card)

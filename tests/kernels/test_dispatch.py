@@ -57,7 +57,8 @@ def test_lse_is_returned_only_when_asked_for():
 def test_every_implementation_is_listed_with_a_reason_or_none(monkeypatch):
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     found = dict(implementations("cpu", torch.float32, 64))
-    assert list(found) == ["triton", "portable", "naive"]
+    assert list(found) == ["hopper", "triton", "portable", "naive"]
+    assert found["hopper"] == "needs a CUDA device, got cpu"
     assert found["portable"] is None and found["naive"] is None
     assert found["triton"]
     assert "got torch.float64" in dict(implementations("cpu", torch.float64, 64))["portable"]
@@ -84,7 +85,7 @@ def test_asking_for_what_cannot_run_says_why(monkeypatch):
     mask = random_mask(130, 64, 64)
     with pytest.raises(ValueError, match="'triton' cannot run this call: "):
         block_sparse_attention(q, k, v, mask, implementation="triton")
-    with pytest.raises(ValueError, match="unknown implementation 'cutlass': use one of triton, portable, naive"):
+    with pytest.raises(ValueError, match="unknown implementation 'cutlass': use one of hopper, triton, portable, naive"):
         block_sparse_attention(q, k, v, mask, implementation="cutlass")
     with pytest.raises(ValueError, match=r"got torch\.float64"):
         block_sparse_attention(q.double(), k.double(), v.double(), mask)

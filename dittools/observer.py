@@ -1,0 +1,57 @@
+"""What may watch the runtime at work: nothing by default, or a bench that times parts and checks results."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+
+from dittools.methods.base import Plan
+from dittools.stopwatch import Stopwatch
+
+
+class Observer:
+    """Watches nothing. The runtime tells it of every part of a sparse call."""
+
+    def part(self, name: str) -> AbstractContextManager:
+        """Surrounds one part of a sparse call: "select", "lists", "attention" or "check"."""
+        return nullcontext(name)
+
+    def attended(
+        self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, plan: Plan, scale: float, out: torch.Tensor
+    ) -> None:
+        """A sparse call is done; tensors are ``[B, S, H, D]``."""
+
+
+class PartTimes(Observer):
+    """Times the parts on the device, without waiting for it until the times are read.
+
+    Args:
+        device: where the work is done.
+    """
+
+    def __init__(self, device: torch.device):
+        self._device = device
+        self._watches: list[tuple[str, Stopwatch]] = []
+
+    def part(self, name: str) -> AbstractContextManager:
+        return _Part(name, self._device, self._watches)
+
+    def seconds(self) -> dict[str, float]:
+        """Sum of each part over all calls so far."""
+        found: dict[str, float] = {}
+        for name, watch in self._watches:
+            found[name] = found.get(name, 0.0) + watch.seconds
+        return found
+
+
+class _Part:
+    def __init__(self, name: str, device: torch.device, watches: list[tuple[str, Stopwatch]]):
+        self._name, self._device, self._watches = name, device, watches
+
+    def __enter__(self) -> None:
+        self._watches.append((self._name, Stopwatch(self._device)))
+        self._mine = self._watches[-1][1]
+
+    def __exit__(self, *error: object) -> None:
+        self._mine.stop()

@@ -1,0 +1,88 @@
+"""Which kernels have proved themselves on which cards: a kernel that never ran on a card is not chosen there.
+
+The table, ``checked.json``, is written by ``dittools bench kernel --check`` and shipped with the package. An entry
+counts for one compute capability, one minor version of Triton and the very source that was checked.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+TABLE = Path(__file__).with_name("checked.json")
+CHECK = "dittools bench kernel --check"
+# What decides the machine code and the launch of each kernel that has to prove itself.
+SOURCES = {"hopper": ("hopper.py", "hopper_forward.py")}
+
+
+def why_unchecked(implementation: str, capability: str, ordered: bool | None = None) -> str | None:
+    """None when a kernel was found right on this type of card and faster than what runs otherwise; else the reason.
+
+    Args:
+        implementation: a key of `SOURCES`.
+        capability: compute capability, as "9.0".
+        ordered: whether the call has an order; None asks whether the kernel pays for either.
+    """
+    known = [e for e in entries(TABLE) if (e["implementation"], e["capability"]) == (implementation, capability)]
+    if not known:
+        return f"not yet checked on this card type ({capability}): run {CHECK}"
+    known = [e for e in known if e["source"] == fingerprint(implementation)]
+    if not known:
+        return f"changed since it was checked on this card type ({capability}): run {CHECK}"
+    triton = triton_minor()
+    known = [e for e in known if e["triton"] == triton]
+    if not known:
+        return f"not yet checked with Triton {triton} on this card type ({capability}): run {CHECK}"
+    gain = known[-1]["speedup_over_triton"]
+    kinds = ("raster", "ordered") if ordered is None else ("ordered" if ordered else "raster",)
+    if max(gain[kind] for kind in kinds) > 1:
+        return None
+    found = " and ".join(f"{gain[kind]:.2f}x {'with' if kind == 'ordered' else 'without'} an order" for kind in kinds)
+    return f"not faster than triton on this card type ({capability}): {found}"
+
+
+def enter(entry: dict[str, Any], table: Path | None = None) -> None:
+    """Put an entry into the table, in place of those of the same kernel, card type and Triton.
+
+    Args:
+        entry: "implementation", "capability", "source", "triton", and "speedup_over_triton" with the numbers
+            "raster" and "ordered"; what else it has says where it comes from.
+
+    Raises:
+        OSError: when the table cannot be written.
+    """
+    table = table or TABLE
+    same = ("implementation", "capability", "triton")
+    kept = [e for e in entries(table) if any(e[name] != entry[name] for name in same)]
+    part = table.with_name(f".{table.name}.part")
+    part.write_text(json.dumps({"entries": [*kept, entry]}, indent=1) + "\n")
+    part.replace(table)
+    entries.cache_clear()
+
+
+@cache
+def entries(table: Path) -> list[dict[str, Any]]:
+    """What the table holds."""
+    return json.loads(table.read_text())["entries"] if table.exists() else []
+
+
+@cache
+def fingerprint(implementation: str) -> str:
+    """A hash of a kernel's source."""
+    found = hashlib.sha256()
+    for name in SOURCES[implementation]:
+        found.update(Path(__file__).with_name(name).read_bytes())
+    return found.hexdigest()[:16]
+
+
+@cache
+def triton_minor() -> str:
+    """Triton's version as "3.6"; "none" where it is not installed."""
+    try:
+        return ".".join(importlib.metadata.version("triton").split(".")[:2])
+    except importlib.metadata.PackageNotFoundError:
+        return "none"

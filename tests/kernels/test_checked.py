@@ -1,0 +1,118 @@
+"""A kernel that has not proved itself on a type of card is not chosen there."""
+
+import json
+
+import pytest
+import torch
+from cases import inputs, random_mask, random_order
+
+from dittools.blocks import BlockMask
+from dittools.kernels import checked, dispatch, hopper, implementations
+from dittools.kernels.naive import naive_block_sparse_attention
+
+ENTRY = {
+    "implementation": "hopper",
+    "capability": "9.0",
+    "triton": "3.6",
+    "speedup_over_triton": {"raster": 1.4, "ordered": 0.9},
+}
+
+
+@pytest.fixture
+def table(tmp_path, monkeypatch):
+    """An empty table of its own, on a machine with Triton 3.6."""
+    monkeypatch.setattr(checked, "TABLE", tmp_path / "checked.json")
+    monkeypatch.setattr(checked, "triton_minor", lambda: "3.6")
+    yield tmp_path / "checked.json"
+    checked.entries.cache_clear()
+
+
+@pytest.fixture
+def on_hopper(monkeypatch):
+    """CPU tensors that say they are on a Hopper card; every kernel can run there."""
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (9, 0))
+    able = {name: lambda *_: None for name in dispatch.REASONS}
+    monkeypatch.setattr(dispatch, "REASONS", able)
+    monkeypatch.setattr(torch.Tensor, "device", torch.device("cuda"))
+
+
+def entry(**changes):
+    return {**ENTRY, "source": checked.fingerprint("hopper"), **changes}
+
+
+def test_without_an_entry_the_reason_says_what_to_run(table):
+    assert checked.why_unchecked("hopper", "9.0") == (
+        "not yet checked on this card type (9.0): run dittools bench kernel --check"
+    )
+
+
+def test_an_entry_counts_for_its_card_type_triton_and_source(table, monkeypatch):
+    checked.enter(entry())
+    assert checked.why_unchecked("hopper", "9.0") is None
+    assert "card type (9.1)" in checked.why_unchecked("hopper", "9.1")
+    monkeypatch.setattr(checked, "triton_minor", lambda: "3.7")
+    assert "not yet checked with Triton 3.7" in checked.why_unchecked("hopper", "9.0")
+    monkeypatch.setattr(checked, "triton_minor", lambda: "3.6")
+    checked.enter(entry(source="of another day"))
+    assert "changed since it was checked" in checked.why_unchecked("hopper", "9.0")
+
+
+def test_a_slower_kernel_is_not_taken(table):
+    checked.enter(entry())
+    assert checked.why_unchecked("hopper", "9.0", ordered=False) is None
+    assert "0.90x with an order" in checked.why_unchecked("hopper", "9.0", ordered=True)
+
+
+def test_a_new_entry_replaces_the_old_one_of_the_same_kernel_and_card(table):
+    checked.enter(entry(source="old"))
+    checked.enter(entry(capability="9.1"))
+    checked.enter(entry())
+    found = json.loads(table.read_text())["entries"]
+    assert [(e["capability"], e["source"]) for e in found] == [
+        ("9.1", entry()["source"]),
+        ("9.0", entry()["source"]),
+    ]
+
+
+def test_hopper_is_chosen_once_it_is_checked_and_then_only_where_it_pays(table, on_hopper):
+    q, k, v = inputs(1, 300, 1, 64)
+    mask = random_mask(300, 128, 64)
+    order = random_order(1, 1, 300)
+    assert dispatch.choose(q, k, v, mask) == "triton"
+    assert dispatch.choose(q, k, v, mask, implementation="hopper") == "hopper"
+    assert "not yet checked" in dict(implementations("cuda", torch.bfloat16, 128))["hopper"]
+    checked.enter(entry())
+    assert dict(implementations("cuda", torch.bfloat16, 128))["hopper"] is None
+    assert dispatch.choose(q, k, v, mask) == "hopper"
+    assert dispatch.choose(q, k, v, mask, order=order) == "triton"
+
+
+def test_plain_pytorch_on_a_gpu_is_warned_about_with_the_reason(table, on_hopper):
+    q, k, v = inputs(1, 130, 1, 64)
+    q.requires_grad_()
+    with pytest.warns(UserWarning, match="because triton cannot: it has no backward: call it under torch.no_grad"):
+        assert dispatch.choose(q, k, v, random_mask(130, 64, 64)) == "portable"
+    with pytest.raises(ValueError, match="'hopper' cannot run this call: it has no backward"):
+        dispatch.choose(q, k, v, random_mask(130, 64, 64), implementation="hopper")
+
+
+@pytest.mark.parametrize("lanes", [1, 3])
+@pytest.mark.parametrize("heads_at_a_time", [1, 2, 3])
+def test_an_order_runs_hopper_on_copies_some_heads_at_a_time(monkeypatch, lanes, heads_at_a_time):
+    q, k, v = inputs(2, 300, 3, 64)
+    mask = random_mask(300, 128, 64, 1, lanes, density=0.5)
+    order, bias = random_order(1, lanes, 300), torch.randn(2, lanes, mask.key.count)
+    launched = []
+
+    def launch(q, k, v, some, scale, bias, variant):
+        launched.append(q.shape[2])
+        mask = BlockMask.from_lists(*some.lists(), some.query, some.key)
+        return naive_block_sparse_attention(q, k, v, mask, scale=scale, key_bias=bias)
+
+    monkeypatch.setattr(hopper, "_launch", launch)
+    monkeypatch.setattr(hopper, "COPY_BYTES", 4 * q.numel() * 4 * heads_at_a_time // 3)
+    out, lse = hopper.hopper_block_sparse_attention(q, k, v, mask, order=order, scale=0.125, key_bias=bias)
+    wanted = naive_block_sparse_attention(q, k, v, mask, order=order, scale=0.125, key_bias=bias)
+    assert launched == {1: [1, 1, 1], 2: [2, 1], 3: [3]}[heads_at_a_time]
+    torch.testing.assert_close(out, wanted[0])
+    torch.testing.assert_close(lse, wanted[1])
