@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from dittools.cli import compare, env, generate, methods, models, report
+from dittools.cli import bench, compare, env, generate, methods, models, report
 from dittools.cli.errors import INTERRUPTED, explain
 
 app = typer.Typer(
@@ -31,6 +31,7 @@ Examples:
 )
 for verb in (generate, report, compare, env, models, methods):
     app.command(verb.NAME, help=verb.HELP, short_help=verb.SHORT, epilog=verb.EXAMPLES)(verb.command)
+bench.add_to(app)
 
 
 def _print_version(asked: bool) -> None:

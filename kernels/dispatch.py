@@ -105,7 +105,9 @@ def choose(
             reason = _why_not_by_itself(name, q.device, ordered=order is not None)
         if reason is None:
             if name == "portable" and q.device.type == "cuda" and implementation is None:
-                warnings.warn(f"plain PyTorch attends on {q.device}, because triton cannot: {passed_over}", stacklevel=3)
+                warnings.warn(
+                    f"plain PyTorch attends on {q.device}, because triton cannot: {passed_over}", stacklevel=3
+                )
             return name
         passed_over = reason
     raise ValueError(f"implementation {name!r} cannot run this call: {reason}")

@@ -85,7 +85,9 @@ def test_asking_for_what_cannot_run_says_why(monkeypatch):
     mask = random_mask(130, 64, 64)
     with pytest.raises(ValueError, match="'triton' cannot run this call: "):
         block_sparse_attention(q, k, v, mask, implementation="triton")
-    with pytest.raises(ValueError, match="unknown implementation 'cutlass': use one of hopper, triton, portable, naive"):
+    with pytest.raises(
+        ValueError, match="unknown implementation 'cutlass': use one of hopper, triton, portable, naive"
+    ):
         block_sparse_attention(q, k, v, mask, implementation="cutlass")
     with pytest.raises(ValueError, match=r"got torch\.float64"):
         block_sparse_attention(q.double(), k.double(), v.double(), mask)

@@ -25,7 +25,9 @@ def test_tiles_smaller_than_blocks(monkeypatch, dtype, tokens):
     check("triton", q, k, v, mask, order=random_order(1, 1, tokens))
 
 
-@pytest.mark.parametrize(("tokens", "dtype"), [(290, torch.float32), (330, torch.float32), (330, torch.bfloat16)], ids=str)
+@pytest.mark.parametrize(
+    ("tokens", "dtype"), [(290, torch.float32), (330, torch.float32), (330, torch.bfloat16)], ids=str
+)
 def test_a_schedule_changes_when_rows_start_and_nothing_else(tokens, dtype):
     q, k, v = inputs(2, tokens, 2, 64, dtype)
     # fp32 tiles are half of these blocks, and the ragged last block starts first where its list is the longest.

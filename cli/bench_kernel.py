@@ -1,0 +1,249 @@
+"""`dittools bench kernel` from flags to rows, a table and an exit code."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dittools.cli.output import Output, table
+from dittools.naming import unknown
+from dittools.pipelines import loading
+from dittools.pipelines.errors import BadInput
+
+IMPLEMENTATIONS = ("hopper", "triton", "portable")
+SECONDS = {"cuda": 8.0, "cpu": 2.0}
+
+
+@dataclass(frozen=True)
+class Asked:
+    """The flags as given; None where one was not and its default depends on something else."""
+
+    rows: str | None
+    shape: str | None
+    head_dim: int | None
+    density: str | None
+    implementation: str | None
+    dtype: str
+    device: str
+    peers: bool
+    burst: bool
+    sustained: bool
+    seconds: float | None
+    limit: float
+    path: Path | None
+    command: list[str]
+
+    def check(self) -> None:
+        """Raise BadInput for flags that make no sense."""
+        for flag, value, valid in (
+            ("--device", self.device, loading.DEVICES),
+            ("--dtype", self.dtype, loading.DTYPES),
+            ("--implementation", self.implementation or IMPLEMENTATIONS[0], IMPLEMENTATIONS),
+        ):
+            if value not in valid:
+                raise BadInput(unknown(flag, value, valid))
+        if not (self.burst or self.sustained):
+            raise BadInput("--no-burst and --no-sustained leave nothing to time: drop one of them")
+        for flag, value in (("--seconds", self.seconds), ("--limit", self.limit), ("--head-dim", self.head_dim)):
+            if value is not None and value <= 0:
+                raise BadInput(f"{flag} must be above 0, got {value:g}")
+
+    def jobs(self, device: Any) -> list[dict[str, Any]]:
+        """What to measure. Raises BadInput for an unknown row, or a shape or density that is none."""
+        from dittools.bench import rows
+
+        try:
+            chosen = rows.select(self.rows.split(",") if self.rows else None)
+        except ValueError as error:
+            raise BadInput(f"--rows: {error}") from None
+        dtype = str(loading.pick_dtype(self.dtype, device)).removeprefix("torch.")
+        return rows.jobs(
+            chosen, device=device.type, dtype=dtype, shapes=shapes_of(self.shape), head_dim=self.head_dim,
+            densities=densities_of(self.density), implementation=self.implementation, peers=self.peers,
+            burst=self.burst, sustained=self.sustained, seconds=self.seconds or SECONDS[device.type],
+        )  # fmt: skip
+
+
+def shapes_of(text: str | None) -> list[tuple[int, int]] | None:
+    """``12x32768,40x75648`` as numbers."""
+    if text is None:
+        return None
+    found = [re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", part) for part in text.split(",")]
+    if not all(found):
+        raise BadInput(f"--shape takes heads x tokens as 12x32768, separated by commas, got {text!r}")
+    return [(int(match[1]), int(match[2])) for match in found]
+
+
+def densities_of(text: str | None) -> list[float] | None:
+    """``0.1,0.2`` as numbers."""
+    if text is None:
+        return None
+    try:
+        found = [float(part) for part in text.split(",")]
+    except ValueError:
+        found = [-1.0]
+    if not all(0 < value <= 1 for value in found):
+        raise BadInput(f"--density takes kept shares above 0 and up to 1, separated by commas, got {text!r}")
+    return found
+
+
+def measure(asked: Asked, out: Output) -> bool:
+    """Measure, print, and say whether all that is ours was right."""
+    from dittools.bench.kernel import run
+    from dittools.bench.results import failed
+
+    asked.check()
+    device = loading.pick_device(asked.device)
+    jobs = asked.jobs(device)
+    results = open_results(asked, "kernels", device)
+    if device.type == "cpu":
+        out.note("on a CPU: small shapes, plain PyTorch kernels; this says little about cards")
+    shown: list[dict[str, Any]] = []
+
+    def told(row: dict[str, Any]) -> None:
+        shown.append(row)
+        out.line(line_of(row))
+
+    left = run(jobs, results, told, limit=asked.limit)
+    order = [job["id"] for job in jobs]
+    shown.sort(key=lambda row: order.index(row["id"]))
+    print(table(COLUMNS, [cells for row in shown for cells in cells_of(row)]), flush=True)
+    if left:
+        more = "give the same command again" if asked.path else "give --json FILE and go on from it"
+        out.note(f"{len(left)} rows are left, from {left[0]['id']}: {more}")
+    return not any(failed(row) for row in shown)
+
+
+def prove(asked: Asked, out: Output) -> bool:
+    """Check the kernel that has to prove itself here, and enter it into the table when it did."""
+    import torch
+
+    from dittools.bench import proof
+    from dittools.bench.check import Wrong
+    from dittools.bench.kernel import run
+    from dittools.kernels import checked
+    from dittools.kernels.hopper import why_not_hopper
+    from dittools.provenance import commit
+
+    asked.check()
+    device = loading.pick_device(asked.device)
+    reason = why_not_hopper(device, torch.bfloat16, 128)
+    if reason is not None:
+        raise BadInput(f"nothing to check here: the kernel {proof.KERNEL} {reason}")
+    results = open_results(asked, "check", device)
+    done: dict[str, dict[str, Any]] = {}
+
+    def told(row: dict[str, Any]) -> None:
+        done[row["id"]] = row
+        found = row.get("error") or (f"{row['speedup']:.2f}x as fast as triton" if "speedup" in row else "right")
+        out.line(f"{row['id']}: {found}")
+
+    run(proof.jobs(), results, told, limit=asked.limit)
+    facts = results.head["device"]
+    try:
+        entry = proof.entry(
+            done,
+            {"capability": facts["capability"], "device": facts["name"], "versions": results.head["versions"],
+             "commit": commit(), "command": " ".join(asked.command)},
+        )  # fmt: skip
+    except Wrong as error:
+        print(f"{proof.KERNEL} is not chosen on this card type: {error}", flush=True)
+        return False
+    try:
+        checked.enter(entry)
+    except OSError as error:
+        print(f"{proof.KERNEL} is right, but {checked.TABLE.name} cannot be written: {error}", flush=True)
+        return False
+    gain = entry["speedup_over_triton"]
+    print(
+        f"{proof.KERNEL} is right in {entry['cases']} cases on compute capability {entry['capability']}; against triton "
+        f"{gain['raster']:.2f}x without an order, {gain['ordered']:.2f}x with one. Entered into {checked.TABLE.name}; "
+        "it is chosen where it is the faster.",
+        flush=True,
+    )
+    return True
+
+
+def open_results(asked: Any, kind: str, device: Any) -> Any:
+    """The results and their file. Raises BadInput for a file of something else."""
+    from dittools.bench.results import Results
+
+    try:
+        return Results(kind, device, asked.command, asked.path)
+    except ValueError as error:
+        raise BadInput(f"--json: {error}") from None
+
+
+COLUMNS = (
+    "row",
+    "heads x tokens",
+    "kept",
+    "what",
+    "burst ms",
+    "sustained ms",
+    "value",
+    "sustained",
+    "of cuDNN",
+    "of FA",
+)
+
+
+EMPTY = (None,) * 6
+
+
+def cells_of(row: dict[str, Any]) -> list[list[Any]]:
+    """A row of results as lines of the table: every contender, fastest first, then what was wrong."""
+    job = row["job"]
+    head = [job["name"], f"{job['heads']} x {job['tokens']}", f"{row['kept']:.3f}" if "kept" in row else None]
+    if "error" in row:
+        return [[*head, f"error: {row['error']}", *EMPTY]]
+    times = row.get("times", {})
+    names = sorted(times, key=lambda n: (times[n].get("burst") or times[n]["sustained"])["ms"])
+    lines = []
+    for name in names:
+        burst, sustained = times[name].get("burst", {}), times[name].get("sustained", {})
+        values = [figures.get("r", figures.get("value")) for figures in (burst, sustained)]
+        best = burst or sustained
+        lines.append([
+            *head, name, _number(burst.get("ms")), _number(sustained.get("ms")),
+            *(with_unit(value, job["unit"]) for value in values),
+            _number(best.get("r_cudnn")), _number(best.get("r_flash")),
+        ])  # fmt: skip
+    reasons = dict(row.get("wrong", {}))
+    if not any(name in times for name in row["ours"]):
+        reasons |= row["not_run"]
+    return lines + [[*head, f"{name}: {why}", *EMPTY] for name, why in reasons.items()]
+
+
+def line_of(row: dict[str, Any]) -> str:
+    """A row of results in one line, as it comes."""
+    if "error" in row:
+        return f"{row['id']}: error: {row['error']}"
+    unit = row["job"]["unit"]
+    said = []
+    for name in row["ours"]:
+        figures = row["times"].get(name, {})
+        best = figures.get("burst") or figures.get("sustained") or {}
+        value = best.get("r", best.get("value"))
+        if value is not None:
+            said.append(f"{name} {with_unit(value, unit)}")
+    said += [f"{name}: {why}" for name, why in row["wrong"].items()]
+    if not said:
+        said = [f"{name}: {why}" for name, why in row["not_run"].items()]
+    aim = ""
+    if row["job"]["goal"] and row["job"]["device"] == "cuda":
+        aim = f" (goal {row['job']['goal']:g}, floor {row['job']['floor']:g})"
+    base = f"dense {row['dense']}, " if "dense" in row else ""
+    return f"{row['id']}{aim}: {base}{'; '.join(said)}"
+
+
+def with_unit(value: float | None, unit: str) -> str | None:
+    if value is None:
+        return None
+    return f"r {value:.3f}" if unit == "r" else f"{value:.3g} {unit}"
+
+
+def _number(value: float | None) -> str | None:
+    return None if value is None else f"{value:.3f}"

@@ -1,0 +1,59 @@
+"""Run the rows of the kernel table: on a card in a child process that may hang or crash, on a CPU in this one."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+from dittools.bench.results import Results
+from dittools.kernels.supervise import supervise
+
+COMMAND = [sys.executable, "-m", "dittools.bench.work"]
+PATIENCE = 60.0
+Told = Callable[[dict[str, Any]], None]
+
+
+def run(jobs: list[dict[str, Any]], results: Results, told: Told, *, limit: float) -> list[dict[str, Any]]:
+    """Measure what the results do not hold yet.
+
+    Args:
+        jobs: from `dittools.bench.rows.jobs` or `dittools.bench.proof.jobs`.
+        results: take every row as it comes.
+        told: called with every row, those that were there already too.
+        limit: seconds after which nothing new is begun.
+
+    Returns:
+        The jobs that were left over.
+    """
+    deadline = time.monotonic() + limit
+    todo = []
+    for job in jobs:
+        if results.holds(job):
+            told(results.rows[job["id"]])
+        else:
+            todo.append(job)
+    if not todo:
+        return []
+    if todo[0]["device"] == "cuda":
+        return supervise(
+            COMMAND, todo, lambda job, result: told(results.add(job, result)), patience=PATIENCE, deadline=deadline
+        )
+    return _here(todo, results, told, deadline)
+
+
+def _here(todo: list[dict[str, Any]], results: Results, told: Told, deadline: float) -> list[dict[str, Any]]:
+    from dittools.bench.contest import line
+    from dittools.bench.work import Worker
+
+    worker = Worker()
+    for i, job in enumerate(todo):
+        if time.monotonic() >= deadline:
+            return todo[i:]
+        try:
+            result = worker.handle(job, lambda what, patience=None: None)
+        except Exception as error:
+            result = {"error": line(error)}
+        told(results.add(job, result))
+    return []

@@ -1,0 +1,55 @@
+"""Jobs in a child process: what hangs or crashes costs itself, not the rest."""
+
+import sys
+import time
+from pathlib import Path
+
+from dittools.kernels.supervise import supervise
+
+COMMAND = [sys.executable, str(Path(__file__).parent / "child.py")]
+
+
+def run(*jobs, patience=1.0, seconds=60.0, **more):
+    found = []
+    given = [{"name": i, "does": does} for i, does in enumerate(jobs)]
+    left = supervise(
+        COMMAND, given, lambda job, result: found.append((job["name"], result)), patience=patience,
+        deadline=time.monotonic() + seconds, **more,
+    )  # fmt: skip
+    return found, left
+
+
+def test_what_hangs_or_crashes_is_left_out_and_the_same_job_goes_on():
+    found, left = run(["a", "hang"], ["crash", "b"], ["break"], ["c"])
+    assert left == []
+    assert [name for name, _ in found] == [0, 1, 2, 3]
+    reasons = [result["without"] for _, result in found]
+    assert reasons[0] == {"hang": "hung: silent for 1 s"}
+    assert reasons[1] == {"crash": "the process ended with code -6"}
+    assert reasons[2] == {"break": "Broken: an illegal address"}
+    assert reasons[3] == {}
+
+
+def test_an_exception_is_the_result_of_its_job_in_one_line():
+    found, _ = run(["raise"], ["a"])
+    assert found == [(0, {"error": "ValueError: not this"}), (1, {"name": 1, "without": {}})]
+
+
+def test_after_too_many_hangs_nothing_more_is_tried():
+    found, left = run(["hang"], ["hang"], ["a"], most_hangs=2)
+    assert [name for name, _ in found] == [0] and [job["name"] for job in left] == [1, 2]
+
+
+def test_the_deadline_leaves_the_rest_over():
+    begun = time.monotonic()
+    found, left = run(["a"], ["hang"], ["b"], patience=30, seconds=4)
+    assert time.monotonic() - begun < 12
+    assert [name for name, _ in found] == [0] and [job["name"] for job in left] == [1, 2]
+
+
+def test_what_hangs_again_is_left_out_of_all_that_follows():
+    begun = time.monotonic()
+    found, _ = run(["hang"], ["a", "hang"], ["hang", "b"], ["hang"])
+    assert time.monotonic() - begun < 30
+    assert [sorted(result["without"]) for _, result in found] == [["hang"]] * 4
+    assert found[3][1]["without"]["hang"] == "hung: silent for 1 s, 2 times before"
