@@ -158,8 +158,8 @@ def prove(asked: Asked, out: Output) -> bool:
         return False
     gain = entry["speedup_over_triton"]
     print(
-        f"{proof.KERNEL} is right in {entry['cases']} cases on compute capability {entry['capability']}; against triton "
-        f"{gain['raster']:.2f}x without an order, {gain['ordered']:.2f}x with one. Entered into {checked.TABLE.name}; "
+        f"{proof.KERNEL} is right in {entry['cases']} cases on compute capability {entry['capability']}; against "
+        f"triton {gain['raster']:.2f}x without an order, {gain['ordered']:.2f}x with one. Entered into {checked.TABLE.name}; "
         "it is chosen where it is the faster.",
         flush=True,
     )

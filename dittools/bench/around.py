@@ -10,8 +10,8 @@ from dittools.bench import peers
 from dittools.bench.attention import DENSE, PATIENCE, Shape, best_of
 from dittools.bench.check import Oracle, Wrong, result_of
 from dittools.bench.contest import Contest
-from dittools.bench.inputs import make_mask, make_order
 from dittools.bench.dense import installed
+from dittools.bench.inputs import make_mask, make_order
 from dittools.blocks import BlockMask, Partition
 from dittools.kernels import (
     block_sparse_attention,

@@ -43,14 +43,19 @@ class Results:
     def holds(self, job: dict[str, Any]) -> bool:
         """Whether this very job was done well by this code."""
         row = self.rows.get(job["id"])
-        return row is not None and not failed(row) and row["source"] == source() and row["job"] == as_json(job)
+        return (
+            row is not None
+            and not failed(row)
+            and row["source"] == source(self.head["kind"])
+            and row["job"] == as_json(job)
+        )
 
     def add(self, job: dict[str, Any], result: dict[str, Any]) -> dict[str, Any]:
         """Put a result in, and write the file."""
         row = {
             "id": job["id"],
             "job": as_json({name: value for name, value in job.items() if name != "without"}),
-            "source": source(),
+            "source": source(self.head["kind"]),
             "commit": provenance.commit(),
             **result,
         }
@@ -107,13 +112,20 @@ def as_json(job: dict[str, Any]) -> dict[str, Any]:
 
 
 @cache
-def source() -> str:
-    """A hash of the code that decides figures."""
+def source(kind: str) -> str:
+    """A hash of the code that decides figures: of kernels and the bench, or for whole models of all but commands."""
+    import dittools
     import dittools.bench
     import dittools.kernels
+    import dittools.pipelines
 
+    root, *rooms = (Path(p.__path__[0]) for p in (dittools, dittools.bench, dittools.kernels, dittools.pipelines))
+    paths = [path for room in rooms[:2] for path in room.glob("*.py")]
+    if kind == "model":
+        paths += [*root.glob("*.py"), *rooms[2].glob("*.py")]
+        for part in ("methods", "selectors", "orders", "corrections", "caches"):
+            paths += (root / part).glob("*.py")
     found = hashlib.sha256()
-    for package in (dittools.kernels, dittools.bench):
-        for path in sorted(Path(package.__file__).parent.glob("*.py")):
-            found.update(path.name.encode() + path.read_bytes())
+    for path in sorted(paths):
+        found.update(path.name.encode() + path.read_bytes())
     return found.hexdigest()[:16]

@@ -107,10 +107,7 @@ def jobs(
     """
     found = []
     for row in rows:
-        if device == "cuda":
-            own = row.shapes or CUDA_SHAPES
-        else:
-            own = CPU_SHAPES
+        own = (row.shapes or CUDA_SHAPES) if device == "cuda" else CPU_SHAPES
         for turn, (heads, tokens) in enumerate(shapes or own):
             kept = densities if densities and row.densities != (1.0,) else row.densities
             for density in kept:

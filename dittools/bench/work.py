@@ -1,4 +1,4 @@
-"""The process that measures: ``python -m dittools.bench.work`` does the jobs it reads, see `dittools.kernels.supervise`."""
+"""The process that measures: ``python -m dittools.bench.work`` does the jobs that it reads from stdin."""
 
 from __future__ import annotations
 
