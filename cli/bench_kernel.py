@@ -159,8 +159,8 @@ def prove(asked: Asked, out: Output) -> bool:
     gain = entry["speedup_over_triton"]
     print(
         f"{proof.KERNEL} is right in {entry['cases']} cases on compute capability {entry['capability']}; against "
-        f"triton {gain['raster']:.2f}x without an order, {gain['ordered']:.2f}x with one. Entered into {checked.TABLE.name}; "
-        "it is chosen where it is the faster.",
+        f"triton {gain['raster']:.2f}x without an order, {gain['ordered']:.2f}x with one. "
+        f"Entered into {checked.TABLE.name}; it is chosen where it is the faster.",
         flush=True,
     )
     return True

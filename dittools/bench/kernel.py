@@ -15,14 +15,17 @@ PATIENCE = 60.0
 Told = Callable[[dict[str, Any]], None]
 
 
-def run(jobs: list[dict[str, Any]], results: Results, told: Told, *, limit: float) -> list[dict[str, Any]]:
+def run(
+    jobs: list[dict[str, Any]], results: Results, told: Told, *, limit: float, command: list[str] = COMMAND
+) -> list[dict[str, Any]]:
     """Measure what the results do not hold yet.
 
     Args:
         jobs: from `dittools.bench.rows.jobs` or `dittools.bench.proof.jobs`.
         results: take every row as it comes.
         told: called with every row, those that were there already too.
-        limit: seconds after which nothing new is begun.
+        limit: seconds after which nothing new is begun, and what runs is stopped.
+        command: starts the child process.
 
     Returns:
         The jobs that were left over.
@@ -38,7 +41,7 @@ def run(jobs: list[dict[str, Any]], results: Results, told: Told, *, limit: floa
         return []
     if todo[0]["device"] == "cuda":
         return supervise(
-            COMMAND, todo, lambda job, result: told(results.add(job, result)), patience=PATIENCE, deadline=deadline
+            command, todo, lambda job, result: told(results.add(job, result)), patience=PATIENCE, deadline=deadline
         )
     return _here(todo, results, told, deadline)
 

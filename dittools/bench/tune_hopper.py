@@ -1,0 +1,183 @@
+"""Check and time the Hopper kernel's variants on this card: ``python -m dittools.bench.tune_hopper --json FILE``.
+
+A variant is timed on a case only after its result was found right on that very case. The work is done by a child
+process: a kernel that hangs or crashes costs its own case, is left out after the second time, and the rest goes on. The
+file is rewritten after every case; the same command again goes on from it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dittools.bench import kernel
+from dittools.bench.attention import PATIENCE, Shape, best_of, rates
+from dittools.bench.check import Oracle, result_of
+from dittools.bench.contest import Contest
+from dittools.bench.inputs import make_mask, make_tensors
+from dittools.bench.results import Results, failed
+from dittools.kernels.hopper import Variant, hopper_block_sparse_attention, why_not_hopper
+from dittools.kernels.supervise import At, serve
+
+VARIANTS = {
+    "stages2": Variant(stages=2),
+    "stages3": Variant(stages=3),
+    "persistent": Variant(stages=2, persistent=True),
+    "stages3-persistent": Variant(stages=3, persistent=True),
+    "no-pin": Variant(stages=2, pin=False),
+    "in-turn": Variant(stages=2, overlap=False),
+}
+# (heads, tokens, head dim, key block), in the order of their interest
+CASES = ((12, 32_768, 128, 128), (40, 75_648, 128, 128), (12, 32_768, 128, 64), (12, 32_768, 64, 128),
+         (40, 75_648, 128, 64), (40, 75_648, 64, 128), (12, 32_768, 64, 64))  # fmt: skip
+FAMILIES = (
+    (0.2, "uniform"), (1.0, "uniform"), (0.2, "ragged"), (0.1, "uniform"), (0.5, "uniform"), (0.2, "heavy head")
+)  # fmt: skip
+SMALL = ((100, 1), (1_000, 2), (4_111, 3))  # tokens, heads
+LONG = 50_000  # tokens from which only what may be the fastest is timed
+
+
+def runs(name: str, head_dim: int) -> bool:
+    """Whether a variant fits into shared memory."""
+    return head_dim == 64 or name != "stages3-persistent"
+
+
+def jobs(device: str = "cuda") -> list[dict[str, Any]]:
+    """Every case in the order of its interest; before the first timing of a kind its small checks."""
+    found: list[dict[str, Any]] = []
+    checked = set()
+    for heads, tokens, dim, block in CASES:
+        same = {"head_dim": dim, "key_block": block, "query_block": 128, "dtype": "bfloat16", "device": device}
+        names = [name for name in VARIANTS if runs(name, dim)]
+        if (dim, block) not in checked:
+            found.append(
+                {**same, "kind": "check", "variants": names, "tokens": 0, "id": f"check hd{dim} 128x{block}"}
+            )  # fmt: skip
+            checked.add((dim, block))
+        if tokens >= LONG or block == 64:
+            names = [name for name in names if name not in ("no-pin", "in-turn")]
+        few = block == 64 or dim == 64
+        for density, family in FAMILIES[:3] if few else FAMILIES:
+            found.append({
+                **same, "kind": "time", "heads": heads, "tokens": tokens, "density": density, "family": family,
+                "variants": names, "seconds": 6, "burst": True, "sustained": (density, family) == FAMILIES[0],
+                "id": f"{heads}x{tokens} hd{dim} 128x{block} {density:g} {family}",
+            })  # fmt: skip
+    return found
+
+
+class Worker:
+    """Does the jobs, and keeps the tensors of a shape."""
+
+    def __init__(self):
+        self._key, self._shape = None, None
+
+    @torch.no_grad()
+    def handle(self, job: dict[str, Any], at: At) -> dict[str, Any]:
+        """What a job found."""
+        if job["kind"] == "check":
+            return self._check(job, at)
+        key = tuple(job[name] for name in ("heads", "tokens", "head_dim"))
+        if key != self._key:
+            self._key = self._shape = None
+            self._shape, self._key = Shape(job, at), key
+        return self._time(job, self._shape, at)
+
+    def _check(self, job: dict[str, Any], at: At) -> dict[str, Any]:
+        """All variants on small ragged inputs with an empty row and a full one."""
+        contest = Contest(job, at)
+        for name in job["variants"]:
+            contest.enter(name, lambda: None, lambda _, name=name: self._small(job, name), PATIENCE)
+        return {"right": list(contest.calls), "times": {}, "ours": job["variants"], "wrong": contest.wrong}
+
+    def _small(self, job: dict[str, Any], name: str) -> None:
+        device = torch.device(job["device"])
+        for tokens, heads in SMALL:
+            q, k, v = make_tensors(heads, tokens, job["head_dim"], torch.bfloat16, device)
+            mask = make_mask(heads, tokens, 128, job["key_block"], 0.4, "ragged", device)
+            mask.keep[0, 0, 0], mask.keep[0, -1, -1] = False, True
+            call = (q, k, v, mask, job["head_dim"] ** -0.5)
+            out, lse = result_of(lambda call=call: attend(*call, name))
+            Oracle(*call).judge(out, lse)
+
+    def _time(self, job: dict[str, Any], shape: Shape, at: At) -> dict[str, Any]:
+        """The variants, the Triton kernel and the dense baselines, in turn."""
+        from dittools.kernels.triton_block_sparse import triton_block_sparse_attention
+
+        mask = make_mask(
+            job["heads"], job["tokens"], 128, job["key_block"], job["density"], job["family"], shape.device
+        )
+        mask.lists()
+        tensors = shape.q, shape.k, shape.v
+        oracle = Oracle(*tensors, mask, shape.scale)
+        contest = Contest(job, at)
+        contest.calls |= shape.baselines()
+        calls = {name: lambda name=name: attend(*tensors, mask, shape.scale, name) for name in job["variants"]}
+        calls["triton"] = lambda: triton_block_sparse_attention(*tensors, mask, scale=shape.scale)
+        for name, call in calls.items():
+            contest.enter(name, lambda call=call: call, lambda call: oracle.judge(*result_of(call)), PATIENCE)
+        kept = mask.density().double().mean().item()
+        times = contest.time(shape.device, job)
+        rates(times, job, shape, kept)
+        ours = {name: times[name] for name in calls if name in times}
+        return {
+            "kept": kept, "dense": shape.fastest, "times": times, "ours": list(calls), "wrong": contest.wrong,
+            **best_of(ours, lambda figures: figures["r"], largest=True),
+        }  # fmt: skip
+
+
+def attend(q, k, v, mask, scale: float, name: str):
+    """One call of a variant: (out, lse)."""
+    return hopper_block_sparse_attention(q, k, v, mask, order=None, scale=scale, variant=VARIANTS[name])
+
+
+def line(row: dict[str, Any]) -> str:
+    """A result in one line."""
+    if "error" in row:
+        return f"{row['id']}: error: {row['error']}"
+    said = [f"{name}: {why}" for name, why in row["wrong"].items()]
+    if row["job"]["kind"] == "check":
+        right = ", ".join(row["right"]) or "none"
+        return f"{row['id']}: right: {'; '.join([right, *said])}"
+    fastest = row["times"]["dense: " + row["dense"]]["burst"]["ms"]
+    rates = [
+        f"{name} {row['times'][name]['burst']['r']:.3f}" for name in row["ours"] if name in row["times"]
+    ]  # fmt: skip
+    return f"{row['id']}: dense {row['dense']} {fastest:.2f} ms, r: {'  '.join([*rates, *said])}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("--json", type=Path, help="where the results go")
+    parser.add_argument("--seconds", type=float, default=540, help="when to begin nothing new")
+    parser.add_argument("--work", action="store_true", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.work:
+        serve(Worker().handle)
+        return
+    if arguments.json is None:
+        parser.error("--json is needed")
+    reason = why_not_hopper(torch.device("cuda"), torch.bfloat16, 128)
+    if reason is not None:
+        sys.exit(f"the Hopper kernel cannot run here: {reason}")
+    command = ["python", "-m", "dittools.bench.tune_hopper", *sys.argv[1:]]
+    results = Results("hopper", torch.device("cuda"), command, arguments.json)
+    rows = []
+
+    def told(row: dict[str, Any]) -> None:
+        rows.append(row)
+        print(line(row), file=sys.stderr, flush=True)
+
+    child = [sys.executable, "-m", "dittools.bench.tune_hopper", "--work"]
+    left = kernel.run(jobs(), results, told, limit=arguments.seconds, command=child)
+    faults = [row for row in rows if failed(row)]
+    print(f"{len(rows)} cases, {len(faults)} with faults, {len(left)} left")
+    sys.exit(1 if faults else 0)
+
+
+if __name__ == "__main__":
+    main()
