@@ -54,7 +54,7 @@ def kernel(
     peers: Annotated[bool, Flag(help="Also other people's kernels that are installed.")] = True,
     burst: Annotated[bool, Flag(help="Single calls with pauses.")] = True,
     sustained: Annotated[bool, Flag(help="Back to back for seconds.")] = True,
-    seconds: Annotated[float | None, Flag(help="Timing of a row.  [default: 8 on CUDA, 2 on a CPU]")] = None,
+    seconds: Annotated[float | None, Flag(help="Timing of a row.  [default: 12 on CUDA, 2 on a CPU]")] = None,
     limit: Annotated[float, Flag(help="Seconds after which no new row is begun.")] = 3600,
     check: Annotated[
         bool, Flag("--check", help="Check the kernel that still has to prove itself on this type of card, instead.")

@@ -10,7 +10,10 @@ import json
 import re
 import statistics
 import sys
+from collections.abc import Callable
 from pathlib import Path
+
+import figures_bench
 
 HERE = Path(__file__).parent
 
@@ -130,16 +133,42 @@ def report(result: dict) -> str:
     return "\n\n".join((table(head, rows), facts, how(manifest)))
 
 
-RENDER = {"embedded_model": embedded_model, "svg_480p": sweep, "svg_cpu": sweep, "report_svg_480p": report}
+def bench(columns: Callable[[dict], tuple[list[str], list[list]]]) -> Callable[[dict], str]:
+    """A table of `dittools bench`, under the card's name."""
+
+    def render(result: dict) -> str:
+        head, rows = columns(result)
+        device = result["device"]
+        power = device.get("power_limit_watts")
+        named = f" ({result['named']})" if "named" in result else ""
+        card = f"**{device['name']}**{f', {power:g} W' if power else ''}{named}"
+        return "\n\n".join((card, table(head, rows), where(result), how(result)))
+
+    return render
 
 
-def filled(text: str) -> str:
-    """The page with every block between ``<!-- NAME -->`` and ``<!-- end -->`` made anew."""
+RENDER = {
+    "embedded_model": embedded_model,
+    "svg_480p": sweep,
+    "svg_cpu": sweep,
+    "report_svg_480p": report,
+    "kernels": bench(figures_bench.kernels),
+    "hopper": bench(figures_bench.variants),
+    "model": bench(figures_bench.model),
+}
+# One file a card: kernels_h100.json, kernels_h200.json.
+EVERY_CARD = ("kernels", "hopper", "model")
+
+
+def filled(text: str, folder: Path = HERE / "measured") -> str:
+    """The page with every block between ``<!-- NAME -->`` and ``<!-- end -->`` made anew from the JSON in a folder."""
 
     def block(match: re.Match) -> str:
-        path = HERE / "measured" / f"{match[1]}.json"
-        body = RENDER[match[1]](json.loads(path.read_text())) if path.exists() else "Not measured yet."
-        return f"<!-- {match[1]} -->\n{body}\n<!-- end -->"
+        name = match[1]
+        paths = sorted(folder.glob(f"{name}_*.json")) if name in EVERY_CARD else [folder / f"{name}.json"]
+        bodies = [RENDER[name](json.loads(path.read_text())) for path in paths if path.exists()]
+        body = "\n\n".join(bodies) or "Not measured yet."
+        return f"<!-- {name} -->\n{body}\n<!-- end -->"
 
     return re.sub(r"<!-- (\w+) -->\n.*?<!-- end -->", block, text, flags=re.S)
 

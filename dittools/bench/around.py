@@ -108,7 +108,8 @@ def measure_mass(job: dict[str, Any], shape: Shape, at: At) -> dict[str, Any]:
     def judge(call) -> None:
         mass = call()
         for h, m in ((0, 0), (job["heads"] - 1, query.count // 2)):
-            logits = shape.q[0, m * query.size + rows, h].float() @ shape.k[0, :, h].float().T * shape.scale
+            mine = (m * query.size + rows)[: query.length - m * query.size]
+            logits = shape.q[0, mine, h].float() @ shape.k[0, :, h].float().T * shape.scale
             weights = torch.nn.functional.pad(logits.softmax(-1).sum(0), (0, key.count * key.size - key.length))
             wanted = weights.view(key.count, key.size).sum(-1)
             error = ((mass[0, h, m] - wanted).norm() / wanted.norm()).item()
@@ -158,7 +159,7 @@ def measure_kmeans(job: dict[str, Any], at: At) -> dict[str, Any]:
     ours = _implementations(job)
     if job.get("peers") and device.type == "cuda":
         if installed("flash_kmeans"):
-            contest.enter("flash-kmeans", lambda: peers.flash_kmeans(x, start, 2), lambda call: call(), 120)
+            contest.enter("flash-kmeans", lambda: peers.flash_kmeans(x, start, 2), lambda call: call(), 120, peer=True)
         else:
             contest.not_run["flash-kmeans"] = "flash_kmeans is not installed"
     return _finish(job, contest, device, 1, ours=ours)

@@ -37,7 +37,8 @@ class Shape:
         self.layouts: dict[str, str] = {}
         self.wrong: dict[str, str] = {}
         oracle = Oracle(self.q, self.k, self.v, None, self.scale)
-        able, self.not_run = dense.candidates(self.device)
+        able, self.not_run = dense.candidates(self.device, self.dtype)
+        self.ms: dict[str, float] = {}
         for name, make in able.items():
             if DENSE + name in job.get("without", {}):
                 self.wrong[name] = job["without"][DENSE + name]
@@ -58,14 +59,22 @@ class Shape:
         layouts = {"tokens first": (self.q, self.k, self.v)}
         if self.device.type == "cuda":
             layouts["heads first"] = tuple(heads_first(x) for x in (self.q, self.k, self.v))
-        ms, calls = {}, {}
+        ms, calls, refused = {}, {}, None
         for layout, tensors in layouts.items():
-            calls[layout] = make(*tensors)
-            oracle.judge(calls[layout]())
-            ms[layout] = statistics.median(once(calls[layout], self.device) for _ in range(3))
+            try:
+                call = make(*tensors)
+                oracle.judge(call())
+                ms[layout] = statistics.median(once(call, self.device) for _ in range(3))
+            except Exception as error:
+                if breaks_the_card(error):
+                    raise
+                refused = error
+                continue
+            calls[layout] = call
+        if not calls:
+            raise refused
         best = min(ms, key=ms.get)
-        self.dense[name], self.layouts[name] = calls[best], best
-        self.ms = {**getattr(self, "ms", {}), name: ms[best]}
+        self.dense[name], self.layouts[name], self.ms[name] = calls[best], best, ms[best]
 
     def baselines(self) -> dict[str, Callable[[], object]]:
         """The fastest dense kernel, and cuDNN and FlashAttention 3 and 4 where they are not it."""
@@ -88,7 +97,7 @@ def measure_attention(job: dict[str, Any], shape: Shape, at: At) -> dict[str, An
                 lambda make=make: make(shape.q, shape.k, shape.v, mask),
                 lambda call: oracle.judge(call()),
                 patience,
-                may_refuse=True,
+                peer=True,
             )
     return _result(job, shape, contest, mask, ours)
 

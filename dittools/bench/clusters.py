@@ -18,6 +18,7 @@ from dittools.blocks import BlockMask, Partition
 from dittools.kernels import (
     block_sparse_attention,
     cluster_tokens,
+    from_keep,
     gather_tokens,
     keep_top_k,
     scatter_tokens,
@@ -61,7 +62,7 @@ class Clustered:
         query, key = Partition(tokens, QUERY_BLOCK), Partition(tokens, KEY_BLOCK)
         touched = [_touches(o, part) for o, part in ((self.query_offsets, query), (self.key_offsets, key))]
         keep = touched[0].transpose(1, 2) @ self.selected[0].float() @ touched[1]  # [H, Mq, Nk]
-        return BlockMask((keep > 0)[None], query, key)
+        return BlockMask.from_lists(*from_keep((keep > 0)[None], implementation=None), query, key)
 
 
 def _touches(offsets: torch.Tensor, part: Partition) -> torch.Tensor:

@@ -30,6 +30,7 @@ class Contest:
         self._without = job.get("without", {})
         self._at = at
         self.calls: dict[str, Callable[[], object]] = {}
+        self.peers: set[str] = set()  # of them, other people's: timed in bursts only
         self.wrong: dict[str, str] = {}
         self.not_run: dict[str, str] = {}
 
@@ -39,7 +40,7 @@ class Contest:
         make: Callable[[], Callable[[], object]],
         judge: Judge,
         patience: float | None = None,
-        may_refuse: bool = False,
+        peer: bool = False,
     ) -> None:
         """Try one contender.
 
@@ -47,7 +48,7 @@ class Contest:
             make: gives the call, which may be slow: a plan, a compilation.
             judge: runs the call and raises where its result is wrong.
             patience: seconds until silence means a hang.
-            may_refuse: what ``make`` raises as ValueError says that this case is not for it.
+            peer: other people's: what ``make`` raises as ValueError says that this case is not for it.
         """
         if name in self._without:
             self.wrong[name] = self._without[name]
@@ -57,7 +58,7 @@ class Contest:
             try:
                 call = make()
             except ValueError as error:
-                if not may_refuse:
+                if not peer:
                     raise
                 self.not_run[name] = line(error)
                 return
@@ -72,12 +73,15 @@ class Contest:
                 torch.cuda.empty_cache()
             return
         self.calls[name] = call
+        if peer:
+            self.peers.add(name)
 
     def time(self, device: torch.device, job: dict[str, Any], *, short: bool = False) -> dict[str, dict[str, Any]]:
         """Time all that is right, as the job says: "seconds", "burst" and "sustained"."""
         patience = 30 + 2 * job["seconds"]
         times = measure(
             self.calls, device, seconds=job["seconds"], bursts=job["burst"], sustain=job["sustained"], short=short,
+            only_bursts=self.peers,
             tell=lambda name: self._at(name, patience),
         )  # fmt: skip
         self._at("", 60)

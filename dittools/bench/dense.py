@@ -51,15 +51,19 @@ def _fa4(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> Callable[[], obje
 KERNELS: dict[str, Make] = {
     "cudnn": _sdpa(SDPBackend.CUDNN_ATTENTION),
     "flash": _sdpa(SDPBackend.FLASH_ATTENTION),
+    "efficient": _sdpa(SDPBackend.EFFICIENT_ATTENTION),
     "fa3": _fa3,
     "fa4": _fa4,
 }
 MODULES = {"fa3": "flash_attn_interface", "fa4": "flash_attn.cute"}
 
 
-def candidates(device: torch.device) -> tuple[dict[str, Make], dict[str, str]]:
+def candidates(device: torch.device, dtype: torch.dtype) -> tuple[dict[str, Make], dict[str, str]]:
     """Kernels to try on a device, and those that are not installed with the reason."""
-    names = KERNELS if device.type == "cuda" else ("flash",)
+    names = list(KERNELS) if device.type == "cuda" else ["flash"]
+    if device.type == "cuda":
+        # In fp32 it is the only one there is, in 16 bits the slowest.
+        names = ["efficient"] if dtype == torch.float32 else [name for name in names if name != "efficient"]
     able, absent = {}, {}
     for name in names:
         if name in MODULES and not installed(MODULES[name]):

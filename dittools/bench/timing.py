@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import torch
@@ -113,19 +113,25 @@ def measure(
     bursts: bool,
     sustain: bool,
     short: bool = False,
+    only_bursts: Collection[str] = (),
     tell: Tell = lambda name: None,
 ) -> dict[str, dict[str, Any]]:
-    """Each call's ``burst`` and ``sustained`` figures, as asked for, within about ``seconds``."""
-    if not calls:
-        return {}
-    share = seconds / (bursts + sustain or 1)
+    """Each call's ``burst`` and ``sustained`` figures, as asked for, within about ``seconds``.
+
+    Args:
+        calls, short, tell: as for `burst`.
+        only_bursts: calls that are not timed back to back.
+    """
+    share = seconds / 3 if sustain else seconds
     found: dict[str, dict[str, Any]] = {name: {} for name in calls}
     first = burst(calls, device, share if bursts else 0.0, short, tell)
-    for name, figures in first.items():
-        if bursts:
+    if bursts:
+        for name, figures in first.items():
             found[name]["burst"] = figures
-    if sustain:
+    lasting = {name: call for name, call in calls.items() if name not in only_bursts}
+    if sustain and lasting:
         ms = {name: figures["ms"] for name, figures in first.items()}
-        for name, figures in sustained(calls, device, share / len(calls), ms, tell).items():
+        each = (seconds - share if bursts else seconds) / len(lasting)
+        for name, figures in sustained(lasting, device, each, ms, tell).items():
             found[name]["sustained"] = figures
-    return found
+    return {name: figures for name, figures in found.items() if figures}
