@@ -177,29 +177,18 @@ def open_results(asked: Any, kind: str, device: Any) -> Any:
 
 
 COLUMNS = (
-    "row",
-    "heads x tokens",
-    "kept",
-    "what",
-    "burst ms",
-    "sustained ms",
-    "value",
-    "sustained",
-    "of cuDNN",
-    "of FA",
-)
-
-
+    "row", "heads x tokens", "kept", "what", "burst ms", "sustained ms", "value", "sustained", "of cuDNN", "of FA", "note"
+)  # fmt: skip
 EMPTY = (None,) * 6
 
 
 def cells_of(row: dict[str, Any]) -> list[list[Any]]:
-    """A row of results as lines of the table: every contender, fastest first, then what was wrong."""
+    """A row of results as lines of the table: every contender, fastest first, then what was wrong and why."""
     job = row["job"]
     head = [job["name"], f"{job['heads']} x {job['tokens']}", f"{row['kept']:.3f}" if "kept" in row else None]
     if "error" in row:
-        return [[*head, f"error: {row['error']}", *EMPTY]]
-    times = row.get("times", {})
+        return [[*head, None, *EMPTY, f"error: {row['error']}"]]
+    times = row["times"]
     names = sorted(times, key=lambda n: (times[n].get("burst") or times[n]["sustained"])["ms"])
     lines = []
     for name in names:
@@ -209,12 +198,12 @@ def cells_of(row: dict[str, Any]) -> list[list[Any]]:
         lines.append([
             *head, name, _number(burst.get("ms")), _number(sustained.get("ms")),
             *(with_unit(value, job["unit"]) for value in values),
-            _number(best.get("r_cudnn")), _number(best.get("r_flash")),
+            _number(best.get("r_cudnn")), _number(best.get("r_flash")), "",
         ])  # fmt: skip
-    reasons = dict(row.get("wrong", {}))
+    reasons = dict(row["wrong"])
     if not any(name in times for name in row["ours"]):
         reasons |= row["not_run"]
-    return lines + [[*head, f"{name}: {why}", *EMPTY] for name, why in reasons.items()]
+    return lines + [[*head, name, *EMPTY, why] for name, why in reasons.items()]
 
 
 def line_of(row: dict[str, Any]) -> str:

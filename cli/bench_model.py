@@ -56,6 +56,7 @@ def measure(asked: Asked, out: Output) -> bool:
     from dittools.config import Config
     from dittools.pipelines import speed_only
     from dittools.pipelines.families import find_family
+    from dittools.pipelines.limits import SizeRule
 
     asked.check()
     family = find_family(asked.model)
@@ -73,6 +74,7 @@ def measure(asked: Asked, out: Output) -> bool:
     dtype = loading.pick_dtype(asked.dtype, device)
     compiled = device.type == "cuda" if asked.compile is None else asked.compile
     shape = [asked.frames or family.frames, asked.height or family.height, asked.width or family.width]
+    SizeRule().check(*shape)
     results = open_results(asked, "model", device)
     results.head["named"] = NAMED
     job = {

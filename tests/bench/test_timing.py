@@ -1,0 +1,52 @@
+"""How calls are timed: in turn, in bursts and back to back."""
+
+import time
+
+import pytest
+import torch
+
+from dittools.bench import timing
+
+CPU = torch.device("cpu")
+
+
+def sleepy(log, name, seconds):
+    def call():
+        log.append(name)
+        time.sleep(seconds)
+
+    return call
+
+
+def test_bursts_take_turns_and_know_the_slower_call():
+    log, told = [], []
+    calls = {"a": sleepy(log, "a", 0.002), "b": sleepy(log, "b", 0.008)}
+    found = timing.burst(calls, CPU, 0.0, tell=told.append)
+    assert log == ["a", "b", "b", "a", "a", "b"] == told
+    assert found["a"]["ms"] < found["b"]["ms"] and found["b"]["ms"] >= 8
+    assert found["a"]["least"] <= found["a"]["ms"] <= found["a"]["most"] and found["a"]["calls"] == timing.FEWEST
+
+
+def test_sustained_runs_each_call_back_to_back_for_about_the_time():
+    log = []
+    calls = {"a": sleepy(log, "a", 0.002), "b": sleepy(log, "b", 0.004)}
+    found = timing.sustained(calls, CPU, 0.08, {"a": 2.0, "b": 4.0})
+    assert "".join(log) == "a" * 20 + "b" * 10 + "b" * 10 + "a" * 20
+    assert found["a"]["calls"] == 40 and 2 <= found["a"]["ms"] < found["b"]["ms"]
+
+
+BOTH = {"burst", "sustained"}
+
+
+@pytest.mark.parametrize(
+    ("bursts", "sustain", "kinds"), [(True, True, BOTH), (True, False, {"burst"}), (False, True, {"sustained"})]
+)
+def test_only_what_was_asked_for_is_told(bursts, sustain, kinds):
+    calls = {"a": lambda: None, "peer": lambda: None}
+    found = timing.measure(calls, CPU, seconds=0.01, bursts=bursts, sustain=sustain, only_bursts={"peer"})
+    assert set(found["a"]) == kinds
+    assert set(found.get("peer", ())) == kinds - {"sustained"}
+
+
+def test_nothing_to_time_is_nothing():
+    assert timing.measure({}, CPU, seconds=1, bursts=True, sustain=True) == {}

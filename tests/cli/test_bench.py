@@ -1,0 +1,93 @@
+"""`dittools bench` from the command line, as small as it goes."""
+
+import json
+
+import pytest
+
+from dittools.kernels import portable
+
+SMALL = ("--device", "cpu", "--shape", "2x300", "--head-dim", 64, "--seconds", 0.05)
+TINY = ("--size", "tiny", "--height", 128, "--width", 192, "--frames", 33, "--device", "cpu", "--repeats", 1)
+
+
+def test_kernel_prints_a_table_writes_json_and_goes_on_from_it(cli, tmp_path):
+    flags = ("bench", "kernel", *SMALL, "--rows", "uniform,lists", "--density", "0.3", "--json", "k.json")
+    done = cli(*flags)
+    assert done.code == 0
+    assert "uniform  2 x 300" in done.out and "portable" in done.out and "dense: flash" in done.out
+    assert "this says little about cards" in done.err and "uniform 2x300 hd64 0.3 float32: dense flash" in done.err
+    found = json.loads((tmp_path / "k.json").read_text())
+    assert [row["job"]["name"] for row in found["rows"]] == ["uniform", "lists"]
+    assert found["command"][:3] == ["dittools", "bench", "kernel"] and found["device"]["name"]
+    assert cli(*flags).out == done.out
+
+
+def test_a_wrong_kernel_is_named_without_a_speed_and_fails_the_command(cli, monkeypatch):
+    right = portable.portable_block_sparse_attention
+
+    def twice(*args, **call):
+        return tuple(x if x is None else x * 2 for x in right(*args, **call))
+
+    monkeypatch.setattr(portable, "portable_block_sparse_attention", twice)
+    done = cli("bench", "kernel", *SMALL, "--rows", "ragged")
+    assert done.code == 1
+    (line,) = [line for line in done.out.splitlines() if " portable " in line]
+    assert "Wrong: RMS error" in line and line.split("portable")[1].split()[:6] == ["-"] * 6
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--rows", "unifrm"), "unknown row 'unifrm': did you mean uniform"),
+        (("--shape", "12by300"), "--shape takes heads x tokens as 12x32768, separated by commas, got '12by300'"),
+        (("--density", "1.5"), "--density takes kept shares above 0 and up to 1"),
+        (("--implementation", "cuda"), "--implementation"),
+        (("--no-burst", "--no-sustained"), "leave nothing to time"),
+        (("--seconds", "0"), "--seconds must be above 0, got 0"),
+        (("--dtype", "fp8"), "--dtype"),
+        (("--check", "--device", "cpu"), "nothing to check here: the kernel hopper needs a CUDA device, got cpu"),
+    ],
+)
+def test_bad_flags_of_kernel_are_one_line(cli, flags, message):
+    done = cli("bench", "kernel", *flags)
+    assert done.code == 2 and done.out == "" and message in done.err and done.err.count("\n") == 1
+
+
+def test_a_file_of_something_else_is_left_alone(cli, tmp_path):
+    (tmp_path / "k.json").write_text("{}")
+    done = cli("bench", "kernel", *SMALL, "--json", "k.json")
+    assert done.code == 2 and "is not a file of kernels" in done.err and (tmp_path / "k.json").read_text() == "{}"
+
+
+def test_model_says_speed_only_and_goes_on_from_its_file(cli, tmp_path):
+    flags = ("bench", "model", *TINY, "--layers", 2, "--sparsity", 0.7, "--json", "m.json")
+    done = cli(*flags)
+    assert done.code == 0 and done.out.startswith("speed only: random weights\n")
+    found = json.loads((tmp_path / "m.json").read_text())
+    assert found["named"] == "speed only: random weights"
+    assert [row["job"]["kind"] for row in found["rows"]] == ["dense", "sparse"]
+    assert not {"quality", "psnr"} & set(json.dumps(found).replace('"', " ").split())
+    again = cli(*flags)
+    assert again.out == done.out and "every row is there already" in again.err
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--size", "15b"), "'15b'"),
+        (("--model", "wam"), "did you mean wan"),
+        (("--sparsity", "80"), "did you mean 0.8"),
+        (("--method", "svgg"), "did you mean svg"),
+        (("--size", "tiny", "--dense-layers", "2"), "--dense-layers 2 leaves none of 2 layers sparse"),
+        (("--size", "tiny", "--height", "100", "--device", "cpu"), "--height 100 does not fit"),
+    ],
+)
+def test_bad_flags_of_model_are_one_line(cli, flags, message):
+    done = cli("bench", "model", *flags)
+    assert done.code == 2 and done.out == "" and message in done.err
+
+
+@pytest.mark.parametrize("verb", ["kernel", "model"])
+def test_both_have_examples_that_parse(cli, verb):
+    assert f"Examples:\n    dittools bench {verb}" in cli("bench", verb, "--help").out
+    assert "bench" in cli("--help").out
