@@ -55,7 +55,7 @@ def kernel(
     burst: Annotated[bool, Flag(help="Single calls with pauses.")] = True,
     sustained: Annotated[bool, Flag(help="Back to back for seconds.")] = True,
     seconds: Annotated[float | None, Flag(help="Timing of a row.  [default: 12 on CUDA, 2 on a CPU]")] = None,
-    limit: Annotated[float, Flag(help="Seconds after which no new row is begun.")] = 3600,
+    limit: Annotated[float, Flag(help="Seconds after which it stops, on a card in the middle of a row too.")] = 3600,
     check: Annotated[
         bool, Flag("--check", help="Check the kernel that still has to prove itself on this type of card, instead.")
     ] = False,

@@ -177,7 +177,8 @@ def open_results(asked: Any, kind: str, device: Any) -> Any:
 
 
 COLUMNS = (
-    "row", "heads x tokens", "kept", "what", "burst ms", "sustained ms", "value", "sustained", "of cuDNN", "of FA", "note"
+    "row", "heads x tokens", "kept", "what", "burst ms", "sustained ms", "value", "sustained", "of cuDNN", "of FA",
+    "note",
 )  # fmt: skip
 EMPTY = (None,) * 6
 

@@ -136,7 +136,7 @@ def fastest_dense(pipe: Any, call: dict[str, Any], device: Any) -> tuple[str | N
     q, k, v = (torch.randn(shape, device=device, dtype=call["hidden_states"].dtype) for _ in range(3))
     ms = {}
     with torch.no_grad():
-        for name in ("native", "_native_cudnn", "_native_flash"):
+        for name in ("native", "_native_cudnn", "_native_flash", "_flash_3"):
             try:
                 pipe.transformer.set_attention_backend(name)
                 times = [once(lambda name=name: dispatch_attention_fn(q, k, v, backend=name), device) for _ in range(5)]

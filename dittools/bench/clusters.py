@@ -111,7 +111,7 @@ def measure_clusters(job: dict[str, Any], shape: Shape, at: At) -> dict[str, Any
         call = all_of_it if whole else alone
         contest.enter(name, lambda call=call: call, lambda call, whole=whole: judge(call, whole), PATIENCE)
         ours.append(name)
-    times = contest.time(shape.device, job)
+    times = contest.time(shape.device, job, short=shape.short)
     rates(times, job, shape, found.kept)
     return {
         "kept": found.kept, "kept_computed": mask.density().double().mean().item(), "dense": shape.fastest,
