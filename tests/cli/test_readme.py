@@ -20,7 +20,10 @@ LINES = sorted(set(re.findall(r"^\s*(?:.* && )?(dittools [^\n#]+)", SHOWN, re.MU
 @pytest.mark.parametrize("line", LINES)
 def test_every_command_shown_has_a_known_verb_and_known_flags(line):
     _, verb, *arguments = shlex.split(line)
-    known = {flag for parameter in COMMANDS[verb].params for flag in parameter.opts} | {"--help"}
+    command = COMMANDS[verb]
+    if hasattr(command, "commands"):
+        command, arguments = command.commands[arguments[0]], arguments[1:]
+    known = {flag for parameter in command.params for flag in (*parameter.opts, *parameter.secondary_opts)} | {"--help"}
     assert {part for part in arguments if part.startswith("-")} <= known
 
 
