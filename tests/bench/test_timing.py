@@ -50,3 +50,29 @@ def test_only_what_was_asked_for_is_told(bursts, sustain, kinds):
 
 def test_nothing_to_time_is_nothing():
     assert timing.measure({}, CPU, seconds=1, bursts=True, sustain=True) == {}
+
+
+def test_on_a_card_events_are_read_after_a_pause_and_nothing_runs_between(monkeypatch):
+    log = []
+
+    class Event:
+        def __init__(self, enable_timing):
+            assert enable_timing
+
+        def record(self):
+            log.append("record")
+
+        def synchronize(self):
+            log.append("wait")
+
+        def elapsed_time(self, other):
+            return 2.5
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda *_: log.append("idle"))
+    monkeypatch.setattr(timing.time, "sleep", lambda seconds: log.append("pause"))
+    found = timing.burst({"a": lambda: log.append("a")}, torch.device("cuda"), 0.0)
+    assert log == ["idle", "pause", "record", "a", "record", "wait"] * timing.FEWEST
+    assert found["a"] == {"ms": 2.5, "least": 2.5, "most": 2.5, "calls": timing.FEWEST}
+    found = timing.sustained({"a": lambda: log.append("a")}, torch.device("cuda"), 0.02, {"a": 2.5})
+    assert log[-7:] == ["record", "a", "a", "a", "a", "record", "wait"] and found["a"]["ms"] == 2.5 / 4

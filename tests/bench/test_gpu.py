@@ -1,0 +1,43 @@
+"""The bench on a card, as small as its kernels allow: every row, the child process, and a whole call."""
+
+import pytest
+import torch
+
+from dittools.bench import kernel, rows
+from dittools.bench import model as bench
+from dittools.bench.results import Results, failed
+from dittools.pipelines import speed_only
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU"),
+]
+
+
+def test_every_row_is_measured_in_a_child_process():
+    settings = {"peers": False, "burst": True, "sustained": True, "seconds": 0.3}
+    some = rows.jobs(
+        rows.ROWS, device="cuda", dtype="bfloat16", shapes=[(3, 4096)], implementation="triton", **settings
+    )
+    told = []
+    left = kernel.run(some, Results("kernels", torch.device("cuda"), ["x"], None), told.append, limit=400)
+    assert left == [] and len(told) == len(some)
+    for row in told:
+        assert not failed(row), row
+        assert row["best"] is not None and row["burst_value"] > 0 and row["sustained_value"] > 0, row
+        if "dense" in row and row["job"]["unit"] == "r":
+            assert row["times"][row["best"]]["burst"]["r"] > 0
+
+
+def test_a_call_is_timed_dense_and_sparse_and_compiled():
+    device, found = torch.device("cuda"), {}
+    pipe = speed_only.build(speed_only.size_of("wan", "tiny"), device, torch.bfloat16)
+    call = speed_only.call_of(pipe, 256, 256, 33, device, torch.bfloat16)
+    settings = {"method": "svg", "sparsity": 0.7, "dense_layers": 1, "dense_steps": 0}
+    bench.measure(
+        pipe, lambda: pipe.transformer(**call)[0], settings, device=device, repeats=2, compiled=True,
+        told=lambda kind, row: found.update({kind: row}),
+    )  # fmt: skip
+    assert list(found) == ["dense", "dense compiled", "sparse", "sparse compiled"]
+    for row in found.values():
+        assert "error" not in row and row["peak_gb"] > 0, row
