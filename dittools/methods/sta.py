@@ -14,7 +14,7 @@ from dittools.methods.static import Static
 from dittools.orders.tiles import fit_tile, tiles
 from dittools.selectors.boxes import boxes_of
 from dittools.selectors.geometric import Pattern
-from dittools.selectors.windows import grown_window, growing, sees, set_window
+from dittools.selectors.windows import growing, grown_window, sees, set_window
 
 AUTO = "auto"
 

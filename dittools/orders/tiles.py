@@ -48,8 +48,7 @@ def fit_tile(grid: TokenGrid, block_size: int, share: Shape | tuple[float, ...] 
 
     def cost(shape: Shape) -> float:
         each = (
-            (1 + t / (window * x)) * -(-x // t) * t / x
-            for x, t, window in zip(grid.shape, shape, share, strict=True)
+            (1 + t / (window * x)) * -(-x // t) * t / x for x, t, window in zip(grid.shape, shape, share, strict=True)
         )
         return prod(each)
 

@@ -126,9 +126,7 @@ def missed(keep: np.ndarray, weight: np.ndarray, sparsity: float, block_size: in
     if abs(skipped - sparsity) <= TOLERANCE:
         return []
     tokens = round(weight.sum() ** 0.5)
-    return [
-        f"blocks of {block_size} on {tokens} tokens cannot skip {sparsity:g} of the pairs: they skip {skipped:.2f}"
-    ]
+    return [f"blocks of {block_size} on {tokens} tokens cannot skip {sparsity:g} of the pairs: they skip {skipped:.2f}"]
 
 
 def pattern_of(
@@ -142,19 +140,12 @@ def pattern_of(
     return Pattern(order, mask, block_of_token, tuple(notes))
 
 
-def nearest(
-    candidates: np.ndarray, distance: np.ndarray, weight: np.ndarray, budget: float, *, whole_rows: bool = False
-) -> np.ndarray:
-    """The candidates ``[M, M]`` of smallest distance whose weight comes closest to the budget.
-
-    Args:
-        whole_rows: how equal distances are cut: one row after another, rows spread evenly, or else pairs spread
-            evenly.
-    """
+def nearest(candidates: np.ndarray, distance: np.ndarray, weight: np.ndarray, budget: float) -> np.ndarray:
+    """The candidates ``[M, M]`` of smallest distance whose weight comes closest to the budget."""
     rows, columns = np.nonzero(candidates)
     # Multiples of the golden ratio fall evenly into [0, 1): cutting a tie anywhere takes pairs from
     # everywhere. Symmetric in row and column, so a pair and its mirror image enter together.
-    spread = (rows if whole_rows else rows + columns) * 0.6180339887498949 % 1
+    spread = (rows + columns) * 0.6180339887498949 % 1
     nearest_first = np.lexsort((columns, spread, distance[rows, columns]))
     rows, columns = rows[nearest_first], columns[nearest_first]
     total = np.concatenate(([0.0], weight[rows, columns].cumsum()))

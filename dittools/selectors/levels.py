@@ -2,7 +2,7 @@
 
 A radius, a decay or a window that only ever adds pairs as it grows gives every block pair a level: the smallest knob
 at which one of its token pairs is kept. The knob alone then makes the mask, or the budget does: it takes whole levels
-while it can and, where one more would be too much, keeps that level for as many query blocks as it allows.
+while it can and, where one more would be too much, those block pairs of it that have the nearest middles.
 """
 
 from __future__ import annotations
@@ -67,10 +67,21 @@ def grow(grid: TokenGrid, order: torch.Tensor, level: np.ndarray, sparsity: floa
         whole = int(np.searchsorted(total, budget)) - 1
         if whole >= 0:
             beyond = float(levels[whole])
-            part = nearest(free & (level == beyond), level, weight, budget - total[whole], whole_rows=True)
+            part = nearest(free & (level == beyond), _apart(grid, order, block_size), weight, budget - total[whole])
             share = weight[part].sum() / each[whole]
             keep = keep | part
     last = float(levels[whole - 1]) if whole > 0 else -np.inf
     keep = keep | (free & (level <= last))
     notes = missed(keep, weight, sparsity, block_size)
     return Grown(pattern_of(grid, order, keep, block_size, notes), last, beyond, share)
+
+
+def _apart(grid: TokenGrid, order: torch.Tensor, block_size: int) -> np.ndarray:
+    """Distance of the middles of two blocks in frames, rows and columns: fp64 ``[M, M]``; text counts as nowhere."""
+    token = order.long().numpy() - grid.video_start
+    is_video = (token >= 0) & (token < grid.video)
+    at = grid.positions().numpy()[np.where(is_video, token, 0)] * is_video[:, None]
+    starts = np.arange(0, grid.tokens, block_size)
+    count = np.maximum(np.add.reduceat(is_video, starts, dtype=np.int64), 1)
+    middle = np.add.reduceat(at, starts, axis=0) / count[:, None]
+    return sum((middle[:, None, axis] - middle[:, axis]) ** 2 for axis in range(3)) ** 0.5

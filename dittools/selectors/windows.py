@@ -124,14 +124,16 @@ def grown_window(
     block_size: int,
     unit: Axes = (1, 1, 1),
 ) -> Pattern:
-    """The pattern of the window on a path that skips what was asked; where none does, the next one for some blocks.
+    """The pattern of the window on a path that skips what was asked; where none does, with part of the next one.
 
     Args: as `set_window`, and a path of windows as `place_in`.
     """
     grown = grow(grid, order, place_in(path, boxes, seen), sparsity, block_size)
-    said = _said(grid, path[max(0, int(max(grown.level, 0)))], seen, unit) if grown.level >= 0 else "the diagonal"
-    if grown.beyond is not None and np.isfinite(grown.beyond):
-        said += f", and {_sizes(path[int(grown.beyond)], unit)} for {grown.share:.0%} of the query blocks"
+    reached = path[int(min(max(grown.level, 0), len(path) - 1))]
+    said = "the diagonal" if grown.level < 0 else _said(grid, reached, seen, unit)
+    if grown.beyond is not None:
+        more = _sizes(path[int(grown.beyond)], unit) if np.isfinite(grown.beyond) else "a window without dilation"
+        said += f", and the nearest {grown.share:.0%} of what {more} adds"
     return grown.pattern.noting(said + _by_block(grown.pattern, block_size))
 
 
