@@ -80,7 +80,7 @@ def tile_ranks(frames: int, k: int) -> np.ndarray:
     rank = np.full((frames, frames), np.inf, dtype=np.float32)
     for reference in chosen:
         rank[reference] = rank[:, reference] = 1
-    at = 1 if chosen else 0
+    at = 1
     while len(chosen) < frames:
         left = [f for f in range(frames) if f not in chosen]
         # With none chosen yet the middle comes first.
