@@ -1,5 +1,7 @@
 """Tiles and the curve: permutations that keep text in place and put near tokens side by side."""
 
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -30,7 +32,7 @@ def check_permutation(order, grid):
 def test_tiles_are_runs_of_positions_whole_ones_first(grid, shape):
     at = grid.positions().numpy()[check_permutation(tiles(grid, shape), grid)]
     tile = [tuple(row) for row in at // shape]
-    runs = [tile[0]] + [b for a, b in zip(tile, tile[1:], strict=False) if a != b]
+    runs = [tile[0]] + [b for a, b in itertools.pairwise(tile) if a != b]
     assert len(runs) == len(set(tile)), "the tokens of a tile are side by side"
     size = {t: tile.count(t) for t in set(tile)}
     whole = [size[t] == np.prod(shape) for t in runs]

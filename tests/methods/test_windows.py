@@ -47,7 +47,7 @@ axis = st.integers(1, 23).flatmap(
 def test_an_axis_is_what_the_definition_says(case):
     kept = sees(*case)
     assert np.array_equal(kept, one_axis(*case))
-    length, window, *_ = case
+    window = case[1]
     assert (kept.sum(1) == window).all(), "windows are moved at borders and never cut"
     assert kept.diagonal().all()
 
@@ -128,7 +128,7 @@ def test_a_window_that_was_asked_for_is_not_changed_by_the_sparsity():
 
 
 def test_a_stride_larger_than_the_window_is_refused():
-    with pytest.raises(ValueError, match="stride .* must not be larger than window"):
+    with pytest.raises(ValueError, match=r"stride .* must not be larger than window"):
         GNA(window=(3, 3, 3), stride=(1, 4, 1))
 
 
