@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from dittools.blocks import BlockMask, Partition
 from dittools.kernels.dispatch import block_sparse_attention
 from dittools.methods.base import Plan
 
@@ -21,7 +22,7 @@ def attend(
 
     Args:
         q, k, v: ``[B, S, H, D]`` in token order.
-        plan: order and mask.
+        plan: order and mask, or fewer keys and their mask.
         scale: factor on the logits, ``1 / sqrt(D)`` by default.
         implementation: a kernel by name; the fastest that can run by default.
         return_lse: corrections need it; it costs a little, so it is asked for.
@@ -29,6 +30,8 @@ def attend(
     Returns:
         out ``[B, S, H, D]`` in token order, and lse fp32 ``[B, H, S]`` or None.
     """
+    if plan.keys is not None:
+        return _attend_to_fewer(q, k, v, plan, scale, implementation, return_lse)
     result = block_sparse_attention(
         q,
         k,
@@ -40,3 +43,23 @@ def attend(
         implementation=implementation,
     )
     return result if return_lse else (result, None)
+
+
+def _attend_to_fewer(
+    q, k, v, plan: Plan, scale, implementation, return_lse
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """`attend` for a plan with keys of its own: the queries they are for, then the others over every key."""
+    keys = plan.keys
+    how = {"scale": scale, "return_lse": True, "implementation": implementation}
+    few_k, few_v = (x.index_select(1, keys.tokens) for x in (k, v))
+    parts = {
+        keys.queries.start: block_sparse_attention(
+            q[:, keys.queries], few_k, few_v, plan.mask, key_bias=keys.bias, **how
+        )
+    }
+    for run in keys.others:
+        size = plan.mask.query.size
+        full = BlockMask.full(Partition(run.stop - run.start, size), Partition(keys.length, size), q.device)
+        parts[run.start] = block_sparse_attention(q[:, run], k, v, full, **how)
+    out, lse = zip(*(parts[start] for start in sorted(parts)), strict=True)
+    return torch.cat(out, dim=1), torch.cat(lse, dim=-1) if return_lse else None

@@ -230,7 +230,7 @@ class Runtime:
         plan = run.method.plan(q, k, v, call)
         if isinstance(plan, StayDense):
             return plan, None
-        density = plan.mask.density().mean()
+        density = plan.density().mean()
         if self.config.refresh > 1:
             run.plans[layer, tick.branch] = Kept(tick.step, shape, plan.again or (lambda: plan), density)
         run.facts.append((layer, plan.facts))

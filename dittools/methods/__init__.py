@@ -7,14 +7,32 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from dittools.methods import auto
+from dittools.methods.attention_tile import AttentionTile
 from dittools.methods.base import AttentionCall, Method, Plan, StayDense
+from dittools.methods.clear import Clear
 from dittools.methods.dense import Dense
+from dittools.methods.gna import GNA
+from dittools.methods.radial import Radial
+from dittools.methods.sta import STA
 from dittools.methods.svg import SVG
+from dittools.methods.todo import ToDo
 from dittools.naming import unknown
 
 __all__ = ["METHODS", "AttentionCall", "Method", "Plan", "StayDense", "create", "describe", "names", "options"]
 
-METHODS: dict[str, type[Method]] = {cls.name: cls for cls in (Dense, SVG)}
+METHODS: dict[str, type[Method]] = {
+    cls.name: cls
+    for cls in (
+        Dense,
+        SVG,
+        GNA,
+        STA,
+        Clear,
+        Radial,
+        ToDo,
+        AttentionTile,
+    )
+}
 
 
 def names() -> list[str]:

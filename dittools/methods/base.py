@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import torch
 
 from dittools.blocks import BlockMask
+from dittools.keys import KeySubset
 from dittools.selectors.geometric import Pattern
 from dittools.tokens import TokenGrid
 
@@ -24,6 +25,7 @@ class Plan:
             there.
         notes: what a user should know about this plan, a line each.
         again: makes this plan again from little; a plan that is kept for later steps is kept in this form.
+        keys: fewer keys in place of all, without an order; ``mask`` is then over their queries and these keys.
     """
 
     order: torch.Tensor | None
@@ -31,6 +33,12 @@ class Plan:
     facts: dict[str, torch.Tensor] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     again: Callable[[], Plan] | None = None
+    keys: KeySubset | None = None
+
+    def density(self) -> torch.Tensor:
+        """Share of all query-key pairs that is computed: fp32 ``[B or 1, H or 1]``."""
+        kept = self.mask.density()
+        return kept if self.keys is None else self.keys.density(kept)
 
 
 @dataclass(frozen=True)

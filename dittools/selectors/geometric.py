@@ -8,6 +8,7 @@ sequence, so that the budget is met to within one block pair.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -45,6 +46,10 @@ class Pattern:
         """The same pattern on another device."""
         return Pattern(self.order.to(device), self.mask.to(device), self.block_of_token.to(device), self.notes)
 
+    def noting(self, note: str) -> Pattern:
+        """The same pattern with one more note, before the others."""
+        return Pattern(self.order, self.mask, self.block_of_token, (note, *self.notes))
+
 
 def band_pattern(
     grid: TokenGrid,
@@ -73,17 +78,14 @@ def band_pattern(
         A pattern on the CPU whose kept share is 1 - sparsity to within half a block pair, or what text and
         diagonal take if that is more.
     """
-    partition = Partition(grid.tokens, block_size)
-    sizes = partition.sizes().double().numpy()
-    weight = sizes[:, None] * sizes  # pairs in each block pair
+    weight = pairs_of(grid, block_size)
     budget = (1 - sparsity) * grid.tokens**2
     token = order.long().numpy() - grid.video_start  # raster index, outside [0, video) for text
     is_video = (token >= 0) & (token < grid.video)
     safe = np.where(is_video, token, 0)
     starts = np.arange(0, grid.tokens, block_size)
 
-    text = ~np.logical_and.reduceat(is_video, starts)  # [M], blocks that hold any text
-    keep = text[:, None] | text | np.eye(partition.count, dtype=bool)
+    keep = forced(grid, order, block_size)
     notes = []
     if sink:
         first = np.logical_or.reduceat(is_video & (token < grid.frame), starts)
@@ -95,29 +97,56 @@ def band_pattern(
                 f"at sparsity {sparsity:g} the first frame would take more than half of the kept pairs: "
                 "only its patches nearest to each query are always kept"
             )
-        keep |= _nearest(sinks, patch_gap, weight, allowed)
+        keep |= nearest(sinks, patch_gap, weight, allowed)
     values = coordinate.long().numpy()[safe]
-    keep |= _nearest(~keep, _gaps(values, is_video, starts), weight, budget - weight[keep].sum())
-    kept = weight[keep].sum() / grid.tokens**2
-    if abs(kept - (1 - sparsity)) > TOLERANCE:
-        notes.append(
-            f"blocks of {block_size} on {grid.tokens} tokens cannot skip {sparsity:g} of the pairs: "
-            f"they skip {1 - kept:.2f}"
-        )
+    keep |= nearest(~keep, _gaps(values, is_video, starts), weight, budget - weight[keep].sum())
+    notes += missed(keep, weight, sparsity, block_size)
+    return pattern_of(grid, order, keep, block_size, notes)
 
+
+def pairs_of(grid: TokenGrid, block_size: int) -> np.ndarray:
+    """Query-key pairs in each block pair: fp64 ``[M, M]``."""
+    sizes = Partition(grid.tokens, block_size).sizes().double().numpy()
+    return sizes[:, None] * sizes
+
+
+def forced(grid: TokenGrid, order: torch.Tensor, block_size: int) -> np.ndarray:
+    """What every static mask keeps: rows and columns of blocks that hold any text, and the diagonal: bool
+    ``[M, M]``.
+    """
+    token = order.long().numpy() - grid.video_start
+    is_video = (token >= 0) & (token < grid.video)
+    text = ~np.logical_and.reduceat(is_video, np.arange(0, grid.tokens, block_size))
+    return text[:, None] | text | np.eye(len(text), dtype=bool)
+
+
+def missed(keep: np.ndarray, weight: np.ndarray, sparsity: float, block_size: int) -> list[str]:
+    """A note when a mask does not skip what was asked: blocks are too few, or text and the diagonal too many."""
+    skipped = 1 - weight[keep].sum() / weight.sum()
+    if abs(skipped - sparsity) <= TOLERANCE:
+        return []
+    tokens = round(weight.sum() ** 0.5)
+    return [f"blocks of {block_size} on {tokens} tokens cannot skip {sparsity:g} of the pairs: they skip {skipped:.2f}"]
+
+
+def pattern_of(
+    grid: TokenGrid, order: torch.Tensor, keep: np.ndarray, block_size: int, notes: Sequence[str] = ()
+) -> Pattern:
+    """A pattern on the CPU from bool ``[M, M]`` over blocks of positions."""
+    partition = Partition(grid.tokens, block_size)
     block_of_token = torch.empty(grid.tokens, dtype=torch.long)
     block_of_token[order.long()] = torch.arange(grid.tokens) // block_size
     mask = BlockMask(torch.from_numpy(keep)[None, None], partition, partition)
     return Pattern(order, mask, block_of_token, tuple(notes))
 
 
-def _nearest(candidates: np.ndarray, gap: np.ndarray, weight: np.ndarray, budget: float) -> np.ndarray:
-    """The candidates ``[M, M]`` of smallest gap whose weight comes closest to the budget."""
+def nearest(candidates: np.ndarray, distance: np.ndarray, weight: np.ndarray, budget: float) -> np.ndarray:
+    """The candidates ``[M, M]`` of smallest distance whose weight comes closest to the budget."""
     rows, columns = np.nonzero(candidates)
     # Multiples of the golden ratio fall evenly into [0, 1): cutting a tie anywhere takes pairs from
     # everywhere. Symmetric in row and column, so a pair and its mirror image enter together.
     spread = (rows + columns) * 0.6180339887498949 % 1
-    nearest_first = np.lexsort((columns, spread, gap[rows, columns]))
+    nearest_first = np.lexsort((columns, spread, distance[rows, columns]))
     rows, columns = rows[nearest_first], columns[nearest_first]
     total = np.concatenate(([0.0], weight[rows, columns].cumsum()))
     count = int(np.abs(total - budget).argmin())

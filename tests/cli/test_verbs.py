@@ -73,3 +73,41 @@ def test_methods_lists_each_with_its_options(cli):
     assert "probe_rows" in methods["svg"]["options"]
     assert all(entry["description"] for entry in methods.values())
     assert "probe_rows" in cli("methods").out
+
+
+def test_one_method_is_shown_with_its_options(cli):
+    (entry,) = cli("methods", "gna", "--json").json["methods"]
+    assert entry["name"] == "gna" and {"window", "stride", "dilation", "tile"} <= set(entry["options"])
+    text = cli("methods", "gna").out
+    assert entry["description"] in text and "window" in text and "svg" not in text
+
+
+def test_a_window_is_simulated_on_a_grid(cli):
+    asked = ("methods", "gna", "--grid", "21x45x80", "--window", "21x24x40", "--stride", "2x8x8")
+    facts = cli(*asked, "--json").json["simulation"]
+    assert facts["tile"] == [2, 8, 8] and facts["tiles"] == 660 and facts["visited_worst"] == 220
+    text = cli(*asked).out
+    assert "26.67%" in text and "3.75x" in text and "11.7% padding" in text
+    image = cli("methods", "gna", "--grid", "64x64", "--window", "24x24", "--json").json["simulation"]
+    assert image["grid"] == [1, 64, 64] and image["window"] == [1, 24, 24]
+
+
+@pytest.mark.parametrize(
+    "arguments, says",
+    [
+        (["gan"], "did you mean gna"),
+        (["svg", "--grid", "2x8x8", "--window", "3"], "--grid simulates windows of gna, got svg"),
+        (["--grid", "2x8x8", "--window", "3"], "got no method"),
+        (["gna", "--grid", "2x8x8"], "add --window"),
+        (["gna", "--window", "3"], "add --grid"),
+        (["gna", "--block", "64"], "add --grid"),
+        (["gna", "--grid", "2x-8x8", "--window", "3"], "--grid must be FxHxW"),
+        (["gna", "--grid", "2x8x8", "--window", "0"], "--window must be FxHxW"),
+        (["gna", "--grid", "9x9x9", "--window", "2", "--stride", "3"], "must not be larger than window"),
+        (["gna", "--grid", "9999x9999x9999", "--window", "2"], "too large to simulate"),
+        (["gna", "--grid", "9x9x9", "--window", "2", "--block", "0"], "--block must be at least 1"),
+    ],
+)
+def test_what_cannot_be_simulated_is_said_in_one_line(cli, arguments, says):
+    result = cli("methods", *arguments)
+    assert result.code == 2 and result.out == "" and says in result.err and result.err.count("\n") == 1

@@ -1,0 +1,93 @@
+"""Attention tile: every frame sees itself and a few reference frames, and those see and are seen by all.
+
+Source: Ding et al., "Efficient-vDiT", arXiv 2502.06155. With k references among F frames, 2kF - k^2 + F - k of the F^2
+frame pairs are kept. Its search for the k of each layer and its distillation are not part of this recipe.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from numbers import Integral
+from typing import ClassVar
+
+import numpy as np
+
+from dittools.methods.static import StaticVideo
+from dittools.orders.raster import raster
+from dittools.selectors.boxes import boxes_of
+from dittools.selectors.geometric import Pattern
+from dittools.selectors.levels import grow, up_to
+
+AUTO = "auto"
+
+
+@dataclass(frozen=True)
+class AttentionTile(StaticVideo):
+    """Order: raster. Selector: own frame, reference rows and columns. Budget: how many references."""
+
+    name: ClassVar[str] = "attention_tile"
+    summary: ClassVar[str] = "its own frame and k frames that everyone sees (Efficient-vDiT)"
+
+    references: int | str = field(
+        default=AUTO, metadata={"help": "frames that see and are seen by all; auto: what the sparsity allows"}
+    )
+
+    def __post_init__(self):
+        k = self.references
+        if k != AUTO and (isinstance(k, bool) or not isinstance(k, Integral) or k < 0):
+            raise ValueError(f"references must be `auto` or a whole number of at least 0, got {k!r}")
+
+    def pattern(self, grid, sparsity: float, block_size: int) -> Pattern:
+        order = raster(grid)
+        boxes = boxes_of(grid, order, block_size, flat=True)
+        frame = boxes.low[:, 0]
+
+        def level(k: int) -> np.ndarray:
+            rank = tile_ranks(grid.frames, k)
+            return boxes.least(lambda rows: rank[frame[rows]][:, frame])
+
+        if self.references != AUTO:
+            k = min(self.references, grid.frames)
+            pattern, said = up_to(grid, order, level(k), 1, block_size), f"{k} reference frames"
+        else:
+            pattern, said = self._grown(grid, order, level, sparsity, block_size)
+        return pattern.noting(
+            f"{grid.frames} frames, {said}; {pattern.mask.density().item():.1%} of all pairs by blocks of {block_size}"
+        )
+
+    def _grown(self, grid, order, level, sparsity: float, block_size: int) -> tuple[Pattern, str]:
+        # The most references that fit, evenly spread; of the one after them what is nearest.
+        fits, too_many = 0, grid.frames + 1
+        while too_many - fits > 1:
+            k = (fits + too_many) // 2
+            pattern = up_to(grid, order, level(k), 1, block_size)
+            fits, too_many = (k, too_many) if pattern.mask.density().item() <= 1 - sparsity else (fits, k)
+        grown = grow(grid, order, level(fits), sparsity, block_size)
+        more = f", and the nearest {grown.share:.0%} of what one more adds" if grown.beyond is not None else ""
+        return grown.pattern, f"{fits + max(0, int(grown.level) - 1) if grown.level > 0 else 0} reference frames{more}"
+
+
+def reference_frames(frames: int, k: int) -> list[int]:
+    """k frames spread evenly: the middles of k equal stretches."""
+    return [(2 * i + 1) * frames // (2 * k) for i in range(k)]
+
+
+def tile_ranks(frames: int, k: int) -> np.ndarray:
+    """For each frame pair, when it is kept: fp32 ``[F, F]``; 0 on the diagonal, 1 for the rows and columns of k
+    evenly spread references, 2 and on for one more reference each, the frame farthest from those before it.
+    """
+    chosen = reference_frames(frames, k)
+    rank = np.full((frames, frames), np.inf, dtype=np.float32)
+    for reference in chosen:
+        rank[reference] = rank[:, reference] = 1
+    at = 1
+    while len(chosen) < frames:
+        left = [f for f in range(frames) if f not in chosen]
+        # With none chosen yet the middle comes first.
+        far = max(left, key=lambda f: (min((abs(f - c) for c in chosen), default=-abs(2 * f + 1 - frames)), -f))
+        chosen.append(far)
+        at += 1
+        rank[far] = np.minimum(rank[far], at)
+        rank[:, far] = np.minimum(rank[:, far], at)
+    np.fill_diagonal(rank, 0)
+    return rank

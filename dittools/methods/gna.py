@@ -1,0 +1,61 @@
+"""Generalized neighborhood attention: every query sees a window of frames, rows and columns around it.
+
+Source: Hassani et al., arXiv 2504.16922, and NATTEN. Windows are exact (see `selectors.windows`); a pair of blocks is
+computed whole when any of its token pairs is in a window, so a query sees its window and a little more.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from dittools.methods.options import axes
+from dittools.methods.static import Static
+from dittools.orders.tiles import fit_tile, tiles
+from dittools.selectors.boxes import boxes_of
+from dittools.selectors.geometric import Pattern
+from dittools.selectors.windows import fitted, growing, grown_window, sees, set_window
+
+AUTO = "auto"
+
+
+@dataclass(frozen=True)
+class GNA(Static):
+    """Order: 3-D tiles of a block's volume. Selector: windows. Budget: the window, in the grid's proportions."""
+
+    name: ClassVar[str] = "gna"
+    summary: ClassVar[str] = "a window around every query, by stride and dilation (NATTEN)"
+
+    window: int | tuple[int, int, int] | str = field(
+        default=AUTO, metadata={"help": "frames, rows, columns a query sees; auto: what the sparsity allows"}
+    )
+    stride: int | tuple[int, int, int] = field(
+        default=1, metadata={"help": "queries along each axis that share a window, at most the window"}
+    )
+    dilation: int | tuple[int, int, int] = field(
+        default=1, metadata={"help": "step between the keys of a window along each axis"}
+    )
+    tile: int | tuple[int, int, int] | str = field(
+        default=AUTO, metadata={"help": "frames, rows, columns side by side in the order; auto: one block's worth"}
+    )
+
+    def __post_init__(self):
+        for name in ("window", "stride", "dilation", "tile"):
+            value = axes(name, getattr(self, name), auto=name in ("window", "tile"))
+            object.__setattr__(self, name, value)
+        if self.window != AUTO and any(s > w for s, w in zip(self.stride, self.window, strict=True)):
+            raise ValueError(f"stride {self.stride} must not be larger than window {self.window} on any axis")
+
+    def pattern(self, grid, sparsity: float, block_size: int) -> Pattern:
+        order = tiles(grid, fit_tile(grid, block_size) if self.tile == AUTO else self.tile)
+        boxes = boxes_of(grid, order, block_size)
+        asked = grid.shape if self.window == AUTO else self.window
+        window, stride, dilation = fitted(grid.shape, asked, self.stride, self.dilation)
+
+        def seen(axis: int, size: int):
+            return sees(grid.shape[axis], size, stride[axis], dilation[axis])
+
+        if self.window != AUTO:
+            return set_window(grid, order, boxes, window, seen, block_size)
+        path = growing(stride, window, grid.shape)
+        return grown_window(grid, order, boxes, path, seen, sparsity, block_size)

@@ -1,0 +1,39 @@
+"""What methods share whose mask is decided by the grid alone: made once a run, the same for every head and step."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+
+import torch
+
+from dittools.methods.base import AttentionCall, Method, Plan
+from dittools.orders.raster import raster
+from dittools.selectors.geometric import Pattern
+from dittools.tokens import TokenGrid
+
+
+class Static(Method):
+    """A method with one pattern a grid. Subclasses are frozen dataclasses and write `pattern`."""
+
+    @abstractmethod
+    def pattern(self, grid: TokenGrid, sparsity: float, block_size: int) -> Pattern:
+        """The order and mask of every call of a run, on the CPU."""
+
+    def plan(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, call: AttentionCall) -> Plan:
+        return call.remember((self, call.sparsity, q.device), lambda: self._plan(call, q.device))
+
+    def _plan(self, call: AttentionCall, device: torch.device) -> Plan:
+        pattern = self.pattern(call.grid, call.sparsity, call.block_size)
+        in_order = torch.equal(pattern.order, raster(call.grid))
+        pattern = pattern.to(device)
+        order = None if in_order else pattern.order[None, None]
+        return Plan(order, pattern.mask, notes=tuple(f"{self.name}: {note}" for note in pattern.notes))
+
+
+class StaticVideo(Static):
+    """A static method that needs more than one frame."""
+
+    def why_not(self, grid: TokenGrid, block_size: int) -> str | None:
+        if grid.frames < 2:
+            return f"{self.name} needs a video, and this run has {grid.frames} frame"
+        return super().why_not(grid, block_size)

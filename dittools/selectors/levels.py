@@ -1,0 +1,87 @@
+"""Static masks that grow with one knob: how large it must be for each block pair, and where the budget stops it.
+
+A radius, a decay or a window that only ever adds pairs as it grows gives every block pair a level: the smallest knob
+at which one of its token pairs is kept. The knob alone then makes the mask, or the budget does: it takes whole levels
+while it can and, where one more would be too much, those block pairs of it that have the nearest middles.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from dittools.selectors.geometric import TOLERANCE, Pattern, forced, missed, nearest, pairs_of, pattern_of
+from dittools.tokens import TokenGrid
+
+
+@dataclass(frozen=True, eq=False)
+class Grown:
+    """A mask that a budget made.
+
+    Args:
+        pattern: the mask and its order.
+        level: the last level that is kept whole; -inf when none is.
+        beyond: the level kept in part, or None.
+        share: how much of it is kept.
+    """
+
+    pattern: Pattern
+    level: float
+    beyond: float | None
+    share: float
+
+
+def up_to(grid: TokenGrid, order: torch.Tensor, level: np.ndarray, most: float, block_size: int) -> Pattern:
+    """The mask of a knob that was set: every pair of at most that level, text and the diagonal.
+
+    Args:
+        level: ``[M, M]``.
+        most: the knob.
+    """
+    keep = forced(grid, order, block_size) | (level <= most)
+    return pattern_of(grid, order, keep, block_size)
+
+
+def grow(grid: TokenGrid, order: torch.Tensor, level: np.ndarray, sparsity: float, block_size: int) -> Grown:
+    """The mask that keeps ``1 - sparsity`` of all pairs, lowest levels first; text and the diagonal always.
+
+    A whole number of levels is taken when that lands within half the tolerance.
+
+    Args:
+        level: ``[M, M]``; pairs of level `NEVER` come last.
+        sparsity: share of the S x S pairs to skip.
+    """
+    weight = pairs_of(grid, block_size)
+    everything = weight.sum()
+    budget = (1 - sparsity) * everything
+    keep = forced(grid, order, block_size)
+    free = ~keep
+    levels, which = np.unique(level[free], return_inverse=True)
+    each = np.bincount(which.reshape(-1), weights=weight[free], minlength=len(levels))
+    total = weight[keep].sum() + np.concatenate(([0.0], each.cumsum()))
+    whole = int(np.abs(total - budget).argmin())
+    beyond, share = None, 0.0
+    if abs(total[whole] - budget) > TOLERANCE / 2 * everything:
+        whole = int(np.searchsorted(total, budget)) - 1
+        if whole >= 0:
+            beyond = float(levels[whole])
+            part = nearest(free & (level == beyond), _apart(grid, order, block_size), weight, budget - total[whole])
+            share = weight[part].sum() / each[whole]
+            keep = keep | part
+    last = float(levels[whole - 1]) if whole > 0 else -np.inf
+    keep = keep | (free & (level <= last))
+    notes = missed(keep, weight, sparsity, block_size)
+    return Grown(pattern_of(grid, order, keep, block_size, notes), last, beyond, share)
+
+
+def _apart(grid: TokenGrid, order: torch.Tensor, block_size: int) -> np.ndarray:
+    """Distance of the middles of two blocks in frames, rows and columns: fp64 ``[M, M]``; text counts as nowhere."""
+    token = order.long().numpy() - grid.video_start
+    is_video = (token >= 0) & (token < grid.video)
+    at = grid.positions().numpy()[np.where(is_video, token, 0)] * is_video[:, None]
+    starts = np.arange(0, grid.tokens, block_size)
+    count = np.maximum(np.add.reduceat(is_video, starts, dtype=np.int64), 1)
+    middle = np.add.reduceat(at, starts, axis=0) / count[:, None]
+    return sum((middle[:, None, axis] - middle[:, axis]) ** 2 for axis in range(3)) ** 0.5
