@@ -49,6 +49,7 @@ class Runtime:
         listeners: called once for every finished step with (step, steps, skipped share of its pairs, seconds
             of its transformer forwards); steps count from 0. On CUDA a report waits for the device.
         run: the latest `Run`, or None before the first.
+        latest: step and branch of the latest transformer call, or None before the first.
     """
 
     def __init__(self, config: Config, layers: Sequence[Layer], model: Model | None = None):
@@ -60,6 +61,7 @@ class Runtime:
         self.layers = list(layers)
         self.listeners: list[OnStep] = []
         self.run: Run | None = None
+        self.latest: Tick | None = None
         self._clock = StepClock(config.dense_steps, config.dense_last_steps)
         self._reports: StepReports | None = None
         self._tick: Tick | None = None  # set between begin_call and end_call
@@ -107,7 +109,7 @@ class Runtime:
             self.run = self._tick = None
             self.run = self._new_run(grid, tick, device)
             self._reports = StepReports(self.run, self.listeners)
-        self._tick = tick
+        self._tick = self.latest = tick
         self._mark, self._reruns, self._sparse_in_call = self.run.mark(), 0, False
         self._reports.begin_call(tick.step)
         self.run.forwards.append((tick.step, Stopwatch(device)))

@@ -1,4 +1,4 @@
-"""What caches look at inside a model, where models differ: time embeddings, the first block's input, the noise level."""
+"""What caches look at inside a model, where models differ: time embedding, first block, noise level."""
 
 from __future__ import annotations
 

@@ -87,7 +87,7 @@ class StepReuse:
             return self._reused(inner, args, kwargs, latents, whole)
         finally:
             hook.told = self._asks = False
-        tensors, self._forms[whole] = _taken_apart(output)
+        tensors, self._forms[whole] = taken_apart(output)
         if why is None or not torch.is_grad_enabled():
             runtime.run.reuse.carry(latents, [self._added] if self._stack else tensors)
         self._into = self._added = None
@@ -162,7 +162,7 @@ def _check_one_list(blocks: Sequence[torch.nn.Module], paths: Sequence[str]) -> 
         )
 
 
-def _taken_apart(output: Any) -> tuple[list[torch.Tensor], Callable[[list[torch.Tensor]], Any]]:
+def taken_apart(output: Any) -> tuple[list[torch.Tensor], Callable[[list[torch.Tensor]], Any]]:
     """The tensors of a transformer's output, and what makes such an output of others."""
     if isinstance(output, torch.Tensor):
         return [output], lambda tensors: tensors[0]

@@ -27,7 +27,6 @@ class Sea(ThresholdCache):
 
     threshold: float = field(default=0.25, metadata={"help": "how much may change before a step is computed; 0: none"})
     max_skips: int = field(default=2, metadata={"help": "most steps reused in a row; 0: no limit"})
-    order: int = field(default=1, metadata={"help": "0 carries it over as it is, 1 or more extrapolates it"})
     power: float = field(default=3.0, metadata={"help": "how fast a picture's power falls with frequency"})
 
     def __post_init__(self):
