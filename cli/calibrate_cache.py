@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -104,4 +105,4 @@ def _distances(scheduler: Any, steps: int) -> list[float] | None:
     if sigmas is None or len(sigmas) < steps + 1:
         return None
     values = [float(sigma) for sigma in sigmas]
-    return [abs(after - before) for before, after in zip(values[:steps], values[1 : steps + 1], strict=True)]
+    return [abs(after - before) for before, after in itertools.pairwise(values[: steps + 1])]

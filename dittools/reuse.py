@@ -63,7 +63,8 @@ class Reuse:
         self._attention: dict[tuple[int, tuple[int, str]], list[tuple[int, torch.Tensor]]] = {}  # by layer and lane
         self._reuse_attention = False
         self._guided: tuple[int, torch.Tensor] | None = None
-        self._branch_mask = cache.branch_mask(run) if isinstance(cache, FasterCache) else None
+        rebuilds = isinstance(cache, FasterCache) and cache.branch_interval > 1
+        self._branch_mask = cache.branch_mask(run) if rebuilds else None
 
     # One call: `begin`, then `watch` where it is asked for, then `stand_in` or `carry`.
 
@@ -146,7 +147,7 @@ class Reuse:
             if not self.cache.never():
                 self.cache.learn(lane, latents, output, call)
                 self.cache.carry(lane, latents, output, call)
-        elif self._branch_mask is not None and not self.cache.never():
+        elif self._branch_mask is not None:
             self._keep_difference(lane, call, output[0])
         lane.computed_before, lane.computed, lane.skips, lane.spent, lane.dense = (
             lane.computed,
@@ -228,7 +229,7 @@ class Reuse:
         scheduled = self.mask[tick.step] if tick.step < len(self.mask) else True
         self._reuse_attention = not scheduled and why is None
         compute = True
-        if self._branch_mask is not None and not self.cache.never() and UNGUIDED in call.branch:
+        if self._branch_mask is not None and UNGUIDED in call.branch:
             compute = self._branch_mask[tick.step] if tick.step < len(self._branch_mask) else True
             if not compute and not self._can_rebuild(lane, call, latents):
                 compute, why = True, "no guided output in this step"
@@ -241,17 +242,26 @@ class Reuse:
         """A layer's kept output ``[B, S, H, D]`` where this step reuses it, else None."""
         if not self._reuse_attention or self._now is None:
             return None
-        kept = [tensor for _, tensor in self._attention.get((layer, self._now[0]), [])]
-        if not kept or kept[-1].shape[:3] != q.shape[:3]:
+        kept = self._recent(layer, q)
+        if not kept:
             return None
         self.attention_reused[self._now[1].step, layer, self._now[0]] = None
         # Copies, here and where it is kept: a compiled block may use the memory of what it is given again.
         out = self.cache.stand_in(kept)
         return out.clone() if out is kept[-1] else out
 
+    def _recent(self, layer: int, q: torch.Tensor) -> list[torch.Tensor]:
+        """What is kept of a layer, up to a gap: a branch that was rebuilt meanwhile has nothing recent."""
+        step, found = self._now[1].step, []
+        for then, tensor in reversed(self._attention.get((layer, self._now[0]), [])):
+            if step - then > self.cache.interval or tensor.shape[:3] != q.shape[:3]:
+                break
+            step, found = then, [tensor, *found]
+        return found
+
     def keep_attention(self, layer: int, out: torch.Tensor) -> None:
         """Keep a layer's computed output."""
-        if not isinstance(self.cache, AttentionCache) or self.cache.never() or self._now is None:
+        if not isinstance(self.cache, AttentionCache) or self.cache.interval == 1 or self._now is None:
             return
         kept = self._attention.setdefault((layer, self._now[0]), [])
         step = self._now[1].step

@@ -79,7 +79,7 @@ def read(text: str) -> tuple[str, dict[str, Any]]:
     Raises:
         ValueError: when an option has no value.
     """
-    name, *parts = re.split(r":(?=\w+(?:=|:|$))", text)
+    name, *parts = re.split(r":(?=[\w-]+(?:=|:|$))", text)
     found: dict[str, Any] = {}
     for part in parts:
         option, equals, value = part.partition("=")

@@ -12,7 +12,7 @@ from typing import ClassVar
 
 import torch
 
-from dittools.caches.base import Cache, Shapes, Trajectory, share_or_count
+from dittools.caches.base import Cache, Shapes, Trajectory, share_or_count, whole
 
 
 @dataclass(frozen=True)
@@ -26,19 +26,23 @@ class AttentionCache(Cache):
     level: ClassVar[str] = "attention"
     keeps: ClassVar[int] = 1
 
+    interval: int = field(default=2, metadata={"help": "one computed attention step in so many; 1 computes all"})
     first: float | int = field(default=1, metadata={"help": "steps at the start always computed, a share or a count"})
     last: float | int = field(default=1, metadata={"help": "steps at the end always computed, a share or a count"})
 
     def __post_init__(self):
         for name in ("first", "last"):
             share_or_count(name, getattr(self, name))
+        whole("interval", self.interval, 1)
 
     def stand_in(self, kept: Sequence[torch.Tensor]) -> torch.Tensor:
         """A layer's output from kept ones, oldest first."""
         return kept[-1]
 
     def bytes_held(self, shapes: Shapes) -> int:
-        """Bytes kept between calls."""
+        """Bytes kept between calls, at most."""
+        if self.interval == 1:
+            return 0
         return shapes.bytes * self.keeps * shapes.lanes * shapes.layers * shapes.tokens * shapes.width
 
 

@@ -25,7 +25,6 @@ class FasterCache(AttentionCache):
     summary: ClassVar[str] = "extrapolate attention, rebuild the unguided branch from the guided one (FasterCache)"
     keeps: ClassVar[int] = 2
 
-    interval: int = field(default=2, metadata={"help": "one computed attention step in so many; 1 computes all"})
     high: float = field(default=681, metadata={"help": "reuse attention below this timestep (of 1000)"})
     weight: float = field(default=0.5, metadata={"help": "how far attention is extrapolated"})
     branch_interval: int = field(default=5, metadata={"help": "one unguided branch in so many; 1 computes all"})
@@ -37,8 +36,7 @@ class FasterCache(AttentionCache):
 
     def __post_init__(self):
         super().__post_init__()
-        for name in ("interval", "branch_interval"):
-            whole(name, getattr(self, name), 1)
+        whole("branch_interval", self.branch_interval, 1)
         for name in ("high", "branch_high", "weight", "low_gain", "high_gain"):
             number(name, getattr(self, name), 0)
 
@@ -64,7 +62,8 @@ class FasterCache(AttentionCache):
 
     def bytes_held(self, shapes: Shapes) -> int:
         # Beside the attention: the guided output of this step, and what the other branch differs by.
-        return super().bytes_held(shapes) + shapes.bytes * 2 * shapes.latents
+        branch = 2 * shapes.latents if self.branch_interval > 1 else 0
+        return super().bytes_held(shapes) + shapes.bytes * branch
 
 
 def reweighted(difference: torch.Tensor, low: float, high: float) -> torch.Tensor:

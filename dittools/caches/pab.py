@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from dittools.caches.attention import AttentionCache, in_window
-from dittools.caches.base import Trajectory, number, whole
+from dittools.caches.base import Trajectory, number
 
 
 @dataclass(frozen=True)
@@ -21,13 +21,11 @@ class PyramidAttentionBroadcast(AttentionCache):
     name: ClassVar[str] = "pab"
     summary: ClassVar[str] = "reuse self-attention's outputs in the middle of the run (pyramid attention broadcast)"
 
-    interval: int = field(default=2, metadata={"help": "one computed step in so many; 1 computes all"})
     low: float = field(default=100, metadata={"help": "reuse above this timestep (of 1000)"})
     high: float = field(default=800, metadata={"help": "reuse below this timestep (of 1000)"})
 
     def __post_init__(self):
         super().__post_init__()
-        whole("interval", self.interval, 1)
         number("low", self.low, -1)
         number("high", self.high, 0)
 
