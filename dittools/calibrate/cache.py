@@ -6,6 +6,7 @@ outputs themselves only the latest few are held.
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -116,7 +117,7 @@ def fit_mask(
 
     # best[k][s]: least error up to a computed step s, the k-th computed one.
     best = {(1, 0): (0.0, (0,))}
-    for count in range(2, min(computed, steps) + 1):
+    for count in range(2, steps + 1):
         for end in range(1, steps):
             options = [
                 (best[count - 1, start][0] + cost(start, end), (*best[count - 1, start][1], end))
@@ -130,8 +131,9 @@ def fit_mask(
     for (count, end), (error, chosen) in best.items():
         tail = cost(end, steps) if end < steps - 1 else 0.0
         if np.isfinite(error + tail):
-            ends.append((-count, error + tail, chosen))
-    _, error, chosen = min(ends)
+            # As many as asked for, else the nearest number there is a mask of, rather more than fewer.
+            ends.append((abs(count - computed), -count, error + tail, chosen))
+    _, _, error, chosen = min(ends)
     mask = "".join("1" if step in chosen else "0" for step in range(steps))
     return {"mask": mask, "computed": len(chosen), "error": float(error)}
 
@@ -144,7 +146,8 @@ def threshold_for(mask_at: Callable[[float], list[bool]], computed: int, most: f
     for _ in range(40):
         middle = (low + high) / 2
         low, high = (low, middle) if sum(mask_at(middle)) <= computed else (middle, high)
-    return float(f"{high:.4g}")
+    digits = 3 - math.floor(math.log10(high))
+    return math.ceil(high * 10**digits) / 10**digits  # rounded down it would be another schedule
 
 
 def profile(
