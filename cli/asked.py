@@ -10,7 +10,6 @@ from dittools.pipelines import loading, saving, weights
 from dittools.pipelines.errors import BadInput
 from dittools.pipelines.limits import SizeRule
 
-CACHES = ("none",)
 TEXT_TO_VIDEO = ("WanPipeline",)
 _LARGEST_SEED = 2**63 - 1
 
@@ -28,7 +27,7 @@ class Asked:
     dense_layers: int | None
     refresh: int | None
     strict: bool
-    cache: str
+    cache: str | None
     profile: str | None
     config: str | None
     steps: int | None
@@ -61,7 +60,6 @@ class Asked:
 
 def _choices(asked: Asked) -> None:
     for flag, value, valid in (
-        ("--cache", asked.cache, CACHES),
         ("--device", asked.device, loading.DEVICES),
         ("--dtype", asked.dtype, loading.DTYPES),
         ("--offload", asked.offload, loading.OFFLOADS),
@@ -69,7 +67,9 @@ def _choices(asked: Asked) -> None:
         if value not in valid:
             raise BadInput(unknown(flag, value, valid))
     if asked.profile is not None:
-        raise BadInput(f"--profile {asked.profile}: no method takes a profile yet; drop it")
+        raise BadInput(
+            f"--profile {asked.profile}: no method takes a profile yet; a cache's goes into --cache NAME:profile=FILE"
+        )
 
 
 def _numbers(asked: Asked) -> None:

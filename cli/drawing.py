@@ -117,14 +117,15 @@ def encode(opened: Opened, scene: Scene, stages: Stages) -> dict[str, Any]:
 
 
 def warm_up(opened: Opened, embeds: dict, scene: Scene, config: Config | None) -> None:
-    """One untimed step, with every step sparse; None: the untouched pipeline."""
+    """One untimed step, with every step sparse and computed; None: the untouched pipeline."""
     import dittools
 
     once = dataclasses.replace(scene.shot, steps=1)
     if config is None:
         pipeline.denoise(opened.pipe, embeds, once)
         return
-    with dittools.accelerate(opened.pipe, config=dataclasses.replace(config, dense_steps=0, dense_last_steps=0)):
+    warm = dataclasses.replace(config, dense_steps=0, dense_last_steps=0, cache="none", cache_options={})
+    with dittools.accelerate(opened.pipe, config=warm):
         pipeline.denoise(opened.pipe, embeds, once)
 
 

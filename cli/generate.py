@@ -19,6 +19,7 @@ Examples:
   dittools generate --model wan --sparsity 0.8 --weights embedded --output out.mp4
   dittools generate --sparsity 0.8 --prompt "a cat playing piano" --compare-dense
   dittools generate --weights Wan-AI/Wan2.1-T2V-14B-Diffusers --offload model --steps 30
+  dittools generate --weights embedded --method dense --cache easycache --compare-dense
   dittools generate --weights ./my-pipeline --method dense --output frames/ --json
 
 \b
@@ -46,7 +47,13 @@ def command(
         str | None,
         Flag(help="How to choose what is skipped; `dittools methods` lists them.  [default: auto]"),
     ] = None,
-    cache: Annotated[str, Flag(help="Which step cache to use; only none exists now.")] = "none",
+    cache: Annotated[
+        str | None,
+        Flag(
+            metavar="NAME[:OPTION=VALUE...]",
+            help="Reuse steps, such as easycache:threshold=0.05; `dittools caches` lists them.  [default: none]",
+        ),
+    ] = None,
     steps: Annotated[int | None, Flag(help="Denoising steps.  [default: the model's]")] = None,
     height: Annotated[int | None, Flag(help="Pixels.  [default: the model's]")] = None,
     width: Annotated[int | None, Flag(help="Pixels.  [default: the model's]")] = None,

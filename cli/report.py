@@ -25,6 +25,7 @@ Examples:
   dittools report --weights embedded --out report
   dittools report --weights embedded --sweep method=svg --sweep sparsity=0.5,0.7,0.8,0.9 --out report
   dittools report --prompts prompts.txt --seeds 0 1 2 --sweep sparsity=0.7,0.8 --repeats 3 --out report
+  dittools report --sweep method=dense,svg --sweep cache=none,teacache:threshold=0.1,easycache --out report
   dittools report --plan report.yaml --out report
   dittools report --out report --phase render
 
@@ -84,6 +85,10 @@ def command(
         int | None, Flag(help="Steps of the equal-time yardstick.  [default: the time of the fastest setting]")
     ] = None,
     method: Annotated[str | None, Flag(help="Method where none is swept.  [default: auto]")] = None,
+    cache: Annotated[
+        str | None,
+        Flag(metavar="NAME[:OPTION=VALUE...]", help="Step cache where none is swept.  [default: none]"),
+    ] = None,
     sparsity: Annotated[float | None, Flag(help="Sparsity where none is swept.  [default: 0.8]")] = None,
     steps: Annotated[
         int | None, Flag(help="Denoising steps.  [default: the model's; 8 for builtin prompts on a CPU]")
@@ -117,6 +122,7 @@ def command(
         repeats=repeats,
         fewer_steps=fewer_steps,
         method=method,
+        cache=cache,
         sparsity=sparsity,
         steps=steps,
         height=height,

@@ -28,7 +28,7 @@ DEFAULTS = {
     "offload": "none",
     "compile": False,
 }
-_TEXTS = ("model", "weights", "method", "negative_prompt", "config", "device", "dtype", "offload")
+_TEXTS = ("model", "weights", "method", "cache", "negative_prompt", "config", "device", "dtype", "offload")
 _WHOLE = ("repeats", "fewer_steps", "steps", "height", "width", "frames", "dense_layers", "refresh")
 _NUMBERS = ("sparsity", "guidance")
 _LONGEST_PROMPT = 100_000
@@ -65,7 +65,6 @@ class ReportAsked:
             seed=0,
             output="",
             compare_dense=False,
-            cache="none",
             profile=None,
             strict=False,
             dense_steps=None if found.get("dense_steps") is None else str(found["dense_steps"]),

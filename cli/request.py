@@ -90,6 +90,8 @@ def _config(asked: Asked) -> Config:
             "refresh": asked.refresh,
             "strict": asked.strict or None,
         }
+        if asked.cache is not None:  # the options of another cache in the file would not fit it
+            given |= {"cache": asked.cache, "cache_options": {}}
         return dataclasses.replace(base, **{name: value for name, value in given.items() if value is not None})
     except BadInput:
         raise

@@ -20,6 +20,7 @@ NAMES = {
     "quality": "comparing with dense",
     "measure": "measuring",
     "judge": "judging",
+    "calibrate": "denoising densely, to calibrate",
     "render": "making the page",
 }
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from dittools import summary
@@ -32,10 +32,12 @@ def accelerate(
     block_size: str | int = "auto",
     strict: bool = False,
     seed: int = 0,
+    cache: str = "none",
+    cache_options: Mapping[str, Any] | None = None,
     config: Config | None = None,
     **options: Any,
 ) -> Acceleration:
-    """Make a diffusers pipeline attend sparsely.
+    """Make a diffusers pipeline attend sparsely, and reuse steps where little changes.
 
     Only the self-attention modules of its transformer change; `Acceleration.restore` undoes it exactly. A
     second call on the same pipeline replaces the first.
@@ -44,8 +46,8 @@ def accelerate(
         pipe: a diffusers pipeline of a known family, before or after offloading, LoRA and compilation.
         config: all settings at once, in place of the others.
         options: settings of the method itself, for example ``probe_rows=64``.
-        method, sparsity, dense_steps, dense_layers, dense_last_steps, refresh, block_size, strict, seed: as
-            in `dittools.Config`.
+        method, sparsity, dense_steps, dense_layers, dense_last_steps, refresh, block_size, strict, seed,
+            cache, cache_options: as in `dittools.Config`.
 
     Raises:
         ValueError: one line, when a setting is wrong or the pipeline is of no known family.
@@ -61,6 +63,8 @@ def accelerate(
         strict=strict,
         seed=seed,
         options=options,
+        cache=cache,
+        cache_options=cache_options or {},
     )
     if config is not None:
         both = [f.name for f in dataclasses.fields(Config) if getattr(given, f.name) != getattr(Config(), f.name)]

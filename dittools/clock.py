@@ -86,9 +86,20 @@ class StepClock:
         self._seen.add(name)
         self._last[name] = step
         total = max(steps or len(self._schedule), step + 1)
-        last_sparse = total - whole_steps(self.dense_last_steps, total)
-        dense = not whole_steps(self.dense_steps, total) <= step < last_sparse
-        return Tick(fresh, step, total, name, dense)
+        return Tick(fresh, step, total, name, self.dense(step, total))
+
+    def dense(self, step: int, steps: int) -> bool:
+        """Whether this step of so many is one of the dense ones."""
+        last_sparse = steps - whole_steps(self.dense_last_steps, steps)
+        return not whole_steps(self.dense_steps, steps) <= step < last_sparse
+
+    def timesteps(self, steps: int) -> tuple[float, ...]:
+        """The timesteps of the present run of so many steps; empty where they are not known.
+
+        A pipeline that enters its schedule late, as image to image does, runs the last ones.
+        """
+        known = self._schedule or []
+        return tuple(known[-steps:]) if len(known) >= steps and self._timesteps is not None else ()
 
     def _start(self) -> None:
         self._schedule: list[float] | None = None

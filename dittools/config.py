@@ -9,11 +9,14 @@ from dataclasses import dataclass, field
 from numbers import Integral, Real
 from typing import Any
 
-from dittools import methods
+from dittools import caches, methods
 from dittools.naming import unknown
+from dittools.numbers import whole_steps
 
 VERSION = 1
 BLOCK_SIZES = ("auto", 64, 128)
+
+__all__ = ["Config", "whole_steps"]
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,9 @@ class Config:
         strict: raise when a sparse call gives a non-finite result, where the default is to redo it dense.
         seed: fixes what a method draws at random, for example which rows are probed.
         options: settings of the method itself, for example ``{"probe_rows": 64}`` for svg.
+        cache: which steps are reused instead of computed, a name from `dittools.caches.names()`; its options may
+            follow, as in ``"teacache:threshold=0.1:max_skips=3"``.
+        cache_options: the cache's options by name; they win over those in ``cache``.
 
     Raises:
         ValueError: one line that says what was asked and what would be right.
@@ -48,6 +54,8 @@ class Config:
     strict: bool = False
     seed: int = 0
     options: dict[str, Any] = field(default_factory=dict)
+    cache: str = "none"
+    cache_options: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self):
         if self.method not in methods.names():
@@ -71,6 +79,17 @@ class Config:
         self._set("options", dict(self.options))
         # Made to be checked: a misspelt option is an error here and not in the middle of a run.
         methods.create(self.method, self.options, also_known=_names())
+        self._check_cache()
+
+    def _check_cache(self) -> None:
+        if not isinstance(self.cache, str):
+            raise ValueError(f"cache must be a name such as teacache, got {self.cache!r}")
+        if not isinstance(self.cache_options, Mapping) or not all(isinstance(key, str) for key in self.cache_options):
+            raise ValueError(f"cache_options must map names to values, got {self.cache_options!r}")
+        name, options = caches.read(self.cache)
+        self._set("cache", name)
+        self._set("cache_options", {**options, **self.cache_options})
+        caches.create(name, self.cache_options)
 
     def _set(self, name: str, value: Any) -> None:
         object.__setattr__(self, name, value)
@@ -113,13 +132,6 @@ class Config:
         except json.JSONDecodeError as error:
             raise ValueError(f"this config is not JSON: {error}") from None
         return cls.from_dict(values)
-
-
-def whole_steps(asked: float | int, steps: int) -> int:
-    """How many of ``steps`` steps a share (float) or count (int) stands for."""
-    if isinstance(asked, int):
-        return min(asked, steps)
-    return min(steps, max(1, int(asked * steps + 0.5))) if asked > 0 else 0
 
 
 def _names() -> list[str]:

@@ -1,4 +1,4 @@
-"""Numbers in JSON files, which know no infinity."""
+"""Numbers in JSON files, which know no infinity; and shares of a run as whole steps."""
 
 from __future__ import annotations
 
@@ -15,3 +15,10 @@ def number(value: float | None) -> float | str | None:
 def read_number(value: float | str | None) -> float | None:
     """What `number` wrote."""
     return math.inf if value == "inf" else value
+
+
+def whole_steps(asked: float | int, steps: int) -> int:
+    """How many of ``steps`` steps a share (float) or count (int) stands for."""
+    if isinstance(asked, int):
+        return min(asked, steps)
+    return min(steps, max(1, int(asked * steps + 0.5))) if asked > 0 else 0

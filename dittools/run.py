@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
 from dittools.methods.base import Method, Plan
 from dittools.stopwatch import Stopwatch
 from dittools.tokens import TokenGrid
+
+if TYPE_CHECKING:
+    from dittools.reuse import Reuse
 
 
 class Call(NamedTuple):
@@ -68,6 +71,8 @@ class Run:
         self.fallbacks: Counter[str] = Counter()
         self.notes: dict[str, None] = {}  # a set that keeps its order
         self.plans_reused = 0
+        self.reused_calls = 0  # self-attention calls that a cache saved
+        self.reuse: Reuse | None = None  # the step cache of this run
         self.dtype: torch.dtype | None = None  # of the latest attention call
         self.dense_from: set[tuple[int, int]] = set()  # (step, layer) forced dense after a non-finite result
         self.forwards: list[tuple[int, Stopwatch]] = []
@@ -114,6 +119,19 @@ class Run:
         if not pairs:
             return None
         return 1 - sum(c.pairs * d for c, d in zip(calls, self.densities(calls), strict=True)) / pairs
+
+    def pair_budget(self) -> dict[str, float | None]:
+        """Shares of the pairs of a dense run without a cache: computed, skipped by sparsity, saved by reuse.
+
+        A call that was reused counts as large as those that ran, on average.
+        """
+        ran = sum(call.pairs for call in self.calls)
+        if not ran:
+            return {"computed": None, "skipped": None, "reused": None}
+        skipped = (self.skipped(self.calls) or 0.0) * ran
+        reused = self.reused_calls * ran / len(self.calls)
+        total = ran + reused
+        return {"computed": (ran - skipped) / total, "skipped": skipped / total, "reused": reused / total}
 
     def fact_counts(self) -> list[dict[str, int]]:
         """Facts of the plans made, summed for each layer."""

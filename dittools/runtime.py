@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
 
-from dittools import methods
+from dittools import caches, methods
 from dittools.attention import attend
+from dittools.caches.base import Model, Trajectory
 from dittools.clock import StepClock, Tick
 from dittools.config import Config
 from dittools.kernels.dispatch import choose, implementations, why_not
 from dittools.methods import auto
 from dittools.methods.base import AttentionCall, Plan, StayDense
+from dittools.numbers import whole_steps
 from dittools.observer import Observer
 from dittools.progress import OnStep, StepReports
+from dittools.reuse import Reuse
 from dittools.run import Call, Kept, Run
 from dittools.stopwatch import Stopwatch
 from dittools.tokens import TokenGrid
@@ -37,20 +41,30 @@ class Runtime:
     Args:
         config: what the user asked for.
         layers: all self-attention layers, those of a second transformer after those of the first.
+        model: what a cache's profile may ask of the model.
+
+    Raises:
+        ValueError: when the cache knows nothing of this model.
 
     Attributes:
         listeners: called once for every finished step with (step, steps, skipped share of its pairs, seconds
             of its transformer forwards); steps count from 0. On CUDA a report waits for the device.
         observer: told of the parts of every sparse call; watches nothing unless a bench puts another there.
         run: the latest `Run`, or None before the first.
+        latest: step and branch of the latest transformer call, or None before the first.
     """
 
-    def __init__(self, config: Config, layers: Sequence[Layer]):
+    def __init__(self, config: Config, layers: Sequence[Layer], model: Model | None = None):
         self.config = config
+        self.model = model or Model()
+        self.cache = caches.create(config.cache, config.cache_options)
+        if self.cache is not None:
+            self.cache.bind(self.model)  # an error at once, not in the middle of a run
         self.layers = list(layers)
         self.listeners: list[OnStep] = []
         self.observer = Observer()
         self.run: Run | None = None
+        self.latest: Tick | None = None
         self._clock = StepClock(config.dense_steps, config.dense_last_steps)
         self._reports: StepReports | None = None
         self._tick: Tick | None = None  # set between begin_call and end_call
@@ -69,13 +83,24 @@ class Runtime:
         branch: str | None = None,
         step_index: int | None = None,
         steps: int | None = None,
-    ) -> None:
-        """A transformer forward starts.
+        part: int = 0,
+        latents: torch.Tensor | None = None,
+        noise: Callable[[int, int], float | None] | None = None,
+        why_compute: str | None = None,
+    ) -> bool | None:
+        """A transformer forward starts. True: compute it. False: reuse. None: `Reuse.watch` decides on the way.
+
+        Only where a cache is on and ``latents`` are given the answer is not True. A computed forward ends with
+        `end_call` and, for the cache, ``run.reuse.carry``; a reused one with `end_reused`.
 
         Args:
             grid: its token layout.
             device, dtype: of the latents; a change starts a new run.
             timestep, timesteps, branch, step_index, steps: as `StepClock.tell`.
+            part: which transformer, 0 but for a second expert.
+            latents: what it is given; None where its calls cannot be reused.
+            noise: (step, steps) -> share of noise in them, where it is known.
+            why_compute: a reason the caller knows for which this call cannot be reused.
 
         Raises:
             ValueError: when a method was asked for by name that cannot run on this grid.
@@ -85,12 +110,28 @@ class Runtime:
         if tick.new_run or self.run is None:
             # Two steps, so that no old run stays behind when the new one cannot start.
             self.run = self._tick = None
-            self.run = self._new_run(grid, tick.steps, device)
+            self.run = self._new_run(grid, tick, device)
             self._reports = StepReports(self.run, self.listeners)
-        self._tick = tick
+        self._tick = self.latest = tick
         self._mark, self._reruns, self._sparse_in_call = self.run.mark(), 0, False
         self._reports.begin_call(tick.step)
         self.run.forwards.append((tick.step, Stopwatch(device)))
+        if self.run.reuse is None or latents is None:
+            return True
+        known = noise(tick.step, tick.steps) if noise is not None and self.cache.needs_noise else None
+        return self.run.reuse.begin(tick, part, latents, known, why_compute)
+
+    def end_reused(self, layers: int) -> None:
+        """The forward is over: its output was reused, so that of its ``layers`` self-attention calls none ran,
+        or only those before the decision.
+        """
+        self.run.reused_calls += layers - (len(self.run.calls) - self._mark[0])
+        self._end()
+
+    def close(self) -> None:
+        """Let go of what the cache holds; the counters stay."""
+        if self.run is not None and self.run.reuse is not None:
+            self.run.reuse.release()
 
     def end_call(self) -> bool:
         """The forward is over. True: a sparse result was not finite, so the same forward has to run again.
@@ -106,10 +147,13 @@ class Runtime:
             self.run.rewind(self._mark, self._tick.branch)
             self._reruns, self._sparse_in_call = self._reruns + 1, False
             return True
+        self._end()
+        return False
+
+    def _end(self) -> None:
         self.run.forwards[-1][1].stop()
         self._tick = None
         self._reports.end_call()
-        return False
 
     def attend(
         self,
@@ -139,6 +183,18 @@ class Runtime:
         """
         if self._tick is None:
             return dense()
+        reuse = self.run.reuse
+        if reuse is None:
+            return self._attend(layer, q, k, v, dense, scale, why_dense)
+        kept = reuse.attention(layer, q)
+        if kept is not None:
+            self.run.reused_calls += 1
+            return kept
+        out = self._attend(layer, q, k, v, dense, scale, why_dense)
+        reuse.keep_attention(layer, out)
+        return out
+
+    def _attend(self, layer: int, q, k, v, dense, scale: float | None, why_dense: str | None) -> torch.Tensor:
         if self._scheduled_dense(layer):
             self._count(layer, q, k, None)
             return dense()
@@ -241,8 +297,8 @@ class Runtime:
         seed = (self.config.seed * 100_003 + step) * 10_007 + layer
         return torch.Generator().manual_seed(seed % (1 << 63))
 
-    def _new_run(self, grid: TokenGrid, steps: int, device: torch.device) -> Run:
-        config = self.config
+    def _new_run(self, grid: TokenGrid, tick: Tick, device: torch.device) -> Run:
+        config, steps = self.config, tick.steps
         size = config.block_size if config.block_size != "auto" else 128 if device.type == "cuda" else 64
         method, why = methods.create(config.method, config.options), None
         if config.method == "auto":
@@ -252,7 +308,23 @@ class Runtime:
         run = Run(grid, steps, len(self.layers), None if why else method, why, size)
         if config.method != "dense" and config.dense_layers > max(layer.depth for layer in self.layers):
             run.notes[f"dense_layers {config.dense_layers} leaves no layer to run sparse"] = None
+        if self.cache is not None:
+            run.reuse = self._new_reuse(run, tick)
         return run
+
+    def _new_reuse(self, run: Run, tick: Tick) -> Reuse:
+        """The cache for a run. Steps that attention keeps dense are computed, so that both share one warm-up."""
+        model = dataclasses.replace(self.model, frame_tokens=run.grid.frame)
+        cache = self.cache.bind(model)
+        steps, sparse = run.steps, run.method is not None and self.config.method != "dense"
+        first, last = tick.step + whole_steps(cache.first, steps), steps - whole_steps(cache.last, steps)
+        dense = [sparse and self._clock.dense(step, steps) for step in range(steps)]
+        forced = [
+            not first <= step < last or dense[step] or (step > 0 and dense[step] != dense[step - 1])
+            for step in range(steps)
+        ]
+        timesteps = self._clock.timesteps(steps)
+        return Reuse(cache, Trajectory(steps, timesteps, tuple(forced), model, sparse))
 
     def _count(
         self, layer: int, q: torch.Tensor, k: torch.Tensor, density: torch.Tensor | None, kernel: str | None = None

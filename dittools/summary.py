@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
+from dittools.numbers import number
 from dittools.run import Run
 from dittools.runtime import Runtime
 from dittools.tokens import TokenGrid
@@ -31,17 +32,43 @@ def record(runtime: Runtime) -> dict[str, Any]:
             "per_step": _shares(run, "step", run.steps),
             "per_layer": _shares(run, "layer", run.layers),
         },
-        "calls": {"dense": len(run.calls) - len(sparse), "sparse": len(sparse), "reused": 0},
+        "calls": {"dense": len(run.calls) - len(sparse), "sparse": len(sparse), "reused": run.reused_calls},
         "kernels": dict(Counter(call.kernel for call in sparse)),
-        "cache": {
-            "name": "none",
-            "computed_steps": sorted({step for step, _ in run.forwards}),
-            "reused_steps": [],
-        },
+        "cache": cache_facts(runtime, run),
         "fallbacks": [{"reason": r, "count": n} for r, n in run.fallbacks.most_common()],
         "heads": run.fact_counts(),
         "step_seconds": run.step_seconds(),
-        "notes": list(run.notes),
+        "notes": [*run.notes, *(run.reuse.guard_rails() if run.reuse else ())],
+    }
+
+
+def cache_facts(runtime: Runtime, run: Run) -> dict[str, Any]:
+    """The `cache` entry: steps computed and reused, and for a cache that is on, each branch's calls and the bytes held.
+
+    ``computed_steps`` are those in which at least one branch was computed. ``attention_pairs`` is the share of all
+    query-key pairs of a dense, uncached run that was computed, and where the others went: the budget in which reuse
+    and sparsity add up.
+    """
+    reuse, name = run.reuse, runtime.config.cache
+    if reuse is None:
+        return {"name": name, "computed_steps": sorted({step for step, _ in run.forwards}), "reused_steps": []}
+    branches: dict[str, dict[str, list]] = {}
+    for entry in reuse.log:
+        lane = branches.setdefault(
+            entry.branch, {"computed_steps": [], "reused_steps": [], "signals": [], "forced": []}
+        )
+        lane["reused_steps" if entry.reused else "computed_steps"].append(entry.step)
+        lane["signals"].append(number(entry.signal))
+        lane["forced"].append(entry.why)
+    return {
+        "name": name,
+        "computed_steps": reuse.steps(reused=False),
+        "reused_steps": reuse.steps(reused=True),
+        "attention_reused_steps": sorted({step for step, _, _ in reuse.attention_reused}),
+        "branches": branches,
+        "signals_not_finite": reuse.bad_signals,
+        "bytes_held": reuse.peak_bytes,
+        "attention_pairs": run.pair_budget(),
     }
 
 
@@ -75,6 +102,8 @@ def summary(runtime: Runtime) -> str:
         f"kernels   {', '.join(f'{name} {count}' for name, count in values['kernels'].items()) or '-'}",
         f"seconds   {sum(seconds):.2f} in the transformer, {len(seconds)} of {values['steps']} steps",
     ]
+    if "branches" in values["cache"]:
+        lines += _cache_lines(values["cache"])
     lines += [f"fallback  {f['count']} calls dense: {f['reason']}" for f in values["fallbacks"]]
     lines += [f"note      {note}" for note in values["notes"]]
     lines += ["", "step   skipped  seconds"]
@@ -85,6 +114,25 @@ def summary(runtime: Runtime) -> str:
         counts = ", ".join(f"{count} {name}" for name, count in heads.items())
         lines.append(f"{layer:>5}  {_share(share):>7}  {counts or '-'}")
     return "\n".join(lines)
+
+
+def _cache_lines(cache: dict[str, Any]) -> list[str]:
+    lines = []
+    for name, lane in cache["branches"].items():
+        steps = [(step, "C") for step in lane["computed_steps"]] + [(step, "-") for step in lane["reused_steps"]]
+        drawn = "".join(letter for _, letter in sorted(steps))
+        lines.append(
+            f"cache     {cache['name']}, {name}: {len(lane['computed_steps'])} computed, "
+            f"{len(lane['reused_steps'])} reused  {drawn}"
+        )
+    if cache["attention_reused_steps"]:
+        lines.append(f"cache     attention reused in steps {', '.join(map(str, cache['attention_reused_steps']))}")
+    pairs = cache["attention_pairs"]
+    lines.append(
+        f"budget    of all attention {_share(pairs['computed'])} computed, {_share(pairs['reused'])} reused, "
+        f"{_share(pairs['skipped'])} skipped; {cache['bytes_held'] / 2**20:.1f} MiB held"
+    )
+    return lines
 
 
 def _grid(grid: TokenGrid | None) -> dict[str, int] | None:

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from typing import Any
 
 import torch
 
+from dittools.caches.base import Model
 from dittools.config import Config
+from dittools.pipelines import signals
 from dittools.pipelines.backend import Socket, SparseProcessor
 from dittools.pipelines.errors import BadInput
 from dittools.pipelines.families import family_of, transformers_of
 from dittools.pipelines.root_hook import RootHook
+from dittools.pipelines.step_reuse import StepReuse
 from dittools.runtime import Layer, Runtime
 
 
@@ -44,8 +47,9 @@ def attach(pipe: Any, config: Config) -> tuple[Runtime, Callable[[], None]]:
             found = type(module.processor).__name__
             raise BadInput(f"{layer.name} runs {found}, which does not use diffusers' attention dispatcher")
 
-    runtime = Runtime(config, [layer for layer, _ in modules])
+    runtime = Runtime(config, [layer for layer, _ in modules], facts(models))
     with ExitStack() as undo:
+        undo.callback(runtime.close)
         socket = Socket(runtime)
         undo.callback(socket.close)
         for _, module in modules:
@@ -53,10 +57,32 @@ def attach(pipe: Any, config: Config) -> tuple[Runtime, Callable[[], None]]:
             module.set_processor(processor)
             undo.callback(_put_back, module, processor)
         timesteps = _schedule_of(pipe)
-        for _, model in models:
-            RootHook(model, family, runtime, timesteps).install(model, undo)
+        for part, (_, model) in enumerate(models):
+            hook = RootHook(model, family, runtime, timesteps, part, _noise_of(pipe))
+            hook.install(model, undo)
+            if runtime.cache is not None:
+                inside = [path for path, _ in model.named_modules() if family.is_self_attention(path)]
+                hook.reuse = StepReuse(model, inside, hook, runtime)
+                hook.reuse.install(undo)
         socket.detach = undo.pop_all().close
     return runtime, socket.detach
+
+
+def facts(models: list[tuple[str, torch.nn.Module]]) -> Model:
+    """What a cache's profile may ask of these transformers."""
+    first = models[0][1]
+    reference = weakref.ref(first)
+
+    def changes(signal: str, timesteps: Sequence[float]) -> list[float] | None:
+        return signals.time_changes(reference(), signal, timesteps)
+
+    return Model(type(first).__name__, dict(first.config), len(models), time_changes=changes)
+
+
+def _noise_of(pipe: Any) -> Callable[[int, int], float | None]:
+    """Reads the noise level of a step from the pipeline's present scheduler."""
+    reference = weakref.ref(pipe)
+    return lambda step, steps: signals.noise_share(getattr(reference(), "scheduler", None), step, steps)
 
 
 def _put_back(module: torch.nn.Module, processor: SparseProcessor) -> None:

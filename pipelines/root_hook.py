@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import torch
 
 from dittools.pipelines.families import Family
+from dittools.pipelines.step_reuse import StepReuse
 from dittools.runtime import Runtime
 
 
@@ -34,6 +35,12 @@ class RootHook:
         family: how its arguments are named.
         runtime: told of each call.
         timesteps: gives the schedule of the run that is under way.
+        part: which transformer of the pipeline.
+        noise: (step, steps) -> share of noise in the latents; None where nobody asks.
+
+    Attributes:
+        told: whether the present call was told of before it reached the module, by `StepReuse`.
+        again: whether it only runs once more.
     """
 
     def __init__(
@@ -42,12 +49,16 @@ class RootHook:
         family: Family,
         runtime: Runtime,
         timesteps: Callable[[], torch.Tensor | None],
+        part: int = 0,
+        noise: Callable[[int, int], float | None] | None = None,
     ):
-        self._family = family
+        self._family, self._config = family, model.config
         self._runtime = runtime
         self._timesteps = timesteps
+        self._part, self._noise = part, noise
         self._context = Context()
-        self._again = False
+        self.told = self.again = False
+        self.reuse: StepReuse | None = None
         parameters = [name for name in inspect.signature(type(model).forward).parameters if name != "self"]
         self._positions = {name: i for i, name in enumerate(parameters)}
 
@@ -62,11 +73,17 @@ class RootHook:
 
     @torch.compiler.disable
     def _before(self, model: torch.nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-        if self._again:
+        if self.again or self.told:
             return
-        latents = self._argument(self._family.latents, args, kwargs)
-        self._runtime.begin_call(
-            grid=self._family.grid(model.config, tuple(latents.shape)),
+        if self.reuse is not None:
+            self.reuse.ensure()  # something took its place: this call is computed, the next one is asked about
+        self.begin(args, kwargs)
+
+    def begin(self, args: tuple, kwargs: dict[str, Any], why_compute: str | None = None) -> bool | None:
+        """Tell the runtime of a forward with these arguments; its answer as `Runtime.begin_call`."""
+        latents = self.latents(args, kwargs)
+        return self._runtime.begin_call(
+            grid=self._family.grid(self._config, tuple(latents.shape)),
             timestep=self._argument(self._family.timestep, args, kwargs),
             timesteps=self._timesteps(),
             device=latents.device,
@@ -74,18 +91,33 @@ class RootHook:
             branch=self._context.branch,
             step_index=self._context.step_index,
             steps=self._context.steps,
+            part=self._part,
+            latents=latents if self.reuse is not None else None,
+            noise=self._noise,
+            why_compute=why_compute,
         )
+
+    def latents(self, args: tuple, kwargs: dict[str, Any]) -> torch.Tensor:
+        """What the transformer is given to denoise."""
+        return self._argument(self._family.latents, args, kwargs)
+
+    def optional(self, name: str, args: tuple, kwargs: dict[str, Any], default: Any) -> Any:
+        """An argument that may not be given."""
+        if name in kwargs:
+            return kwargs[name]
+        place = self._positions.get(name, len(args))
+        return args[place] if place < len(args) else default
 
     @torch.compiler.disable
     def _after(self, model: torch.nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> Any:
-        if self._again:
+        if self.again:
             return output
         while self._runtime.end_call():
-            self._again = True
+            self.again = True
             try:
                 output = model(*args, **kwargs)
             finally:
-                self._again = False
+                self.again = False
         return output
 
     def _argument(self, name: str, args: tuple, kwargs: dict[str, Any]) -> Any:

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from dittools import methods
+from dittools import caches, methods
 from dittools.config import Config
 from dittools.naming import unknown
 
@@ -22,8 +22,8 @@ KINDS = {
     STEPS: "yardstick: equal time",
     SEED: "yardstick: another video, equally good",
 }
-CACHES = ("none",)
-_NOT_SWEPT = ("options", "seed", "strict")
+_NOT_SWEPT = ("options", "cache_options", "seed", "strict")
+_CACHE = "cache_"
 
 
 @dataclass(frozen=True)
@@ -130,19 +130,16 @@ def swept(base: Mapping[str, Any], sweep: Mapping[str, list], steps: int) -> tup
     names = [base["method"], *sweep.get("method", [])]
     options = {option for name in names if name in methods.names() for option in methods.options(name)}
     fields = {field.name for field in dataclasses.fields(Config)} - set(_NOT_SWEPT)
-    for key, values in sweep.items():
-        if key not in fields | options | {"cache"}:
-            raise ValueError(unknown("setting to sweep", key, fields | options | {"cache"}))
-        for value in values if key == "cache" else ():
-            if value not in CACHES:
-                raise ValueError(unknown("cache", value, CACHES))
+    of_caches = {_CACHE + option for name in _caches(base, sweep) for option in caches.options(name)}
+    for key in sweep:
+        if key not in fields | options | of_caches:
+            raise ValueError(unknown("setting to sweep", key, fields | options | of_caches))
     found: dict[str, Setting] = {}
     notes: dict[str, None] = {}
-    keys = [key for key in sweep if key != "cache"]
-    for values in itertools.product(*(sweep[key] for key in keys)):
-        chosen = dict(zip(keys, values, strict=True))
+    for values in itertools.product(*sweep.values()):
+        chosen = dict(zip(sweep, values, strict=True))
         config = _config(base, chosen)
-        if config.method == "dense":
+        if config.method == "dense" and config.cache == caches.NONE:
             notes["method dense is in every report as its reference: not drawn a second time"] = None
             continue
         asked = config.to_dict()
@@ -150,6 +147,15 @@ def swept(base: Mapping[str, Any], sweep: Mapping[str, list], steps: int) -> tup
         if content not in found:
             found[content] = Setting(f"sweep-{len(found) + 1}", _name(config, chosen), SWEEP, steps, asked)
     return list(found.values()), list(notes)
+
+
+def _caches(base: Mapping[str, Any], sweep: Mapping[str, list]) -> list[str]:
+    """Names of the caches that a sweep may come to. Raises ValueError for one that does not exist."""
+    found = [base.get("cache", caches.NONE), *(caches.read(str(value))[0] for value in sweep.get("cache", ()))]
+    for name in found:
+        if name not in caches.names():
+            raise ValueError(unknown("cache", name, caches.names()))
+    return found
 
 
 def _config(base: Mapping[str, Any], chosen: Mapping[str, Any]) -> Config:
@@ -161,17 +167,39 @@ def _config(base: Mapping[str, Any], chosen: Mapping[str, Any]) -> Config:
     fields = {field.name for field in dataclasses.fields(Config)}
     single = {key: value for key, value in chosen.items() if key in fields}
     options = {key: value for key, value in {**base["options"], **chosen}.items() if key in known}
-    return Config.from_dict({**base, **single, "options": options})
+    return Config.from_dict({**base, **single, "options": options, **_cache(base, chosen)})
+
+
+def _cache(base: Mapping[str, Any], chosen: Mapping[str, Any]) -> dict[str, Any]:
+    """The chosen cache with its options; one that was swept apart goes only to a cache that has it."""
+    before = base.get("cache", caches.NONE)
+    name, options = caches.read(str(chosen.get("cache", before)))
+    if name == before:
+        options = {**base.get("cache_options", {}), **options}
+    for key, value in chosen.items():
+        option = key.removeprefix(_CACHE)
+        if key.startswith(_CACHE) and option in caches.options(name):
+            options[option] = value
+    return {"cache": name, "cache_options": options}
 
 
 def _name(config: Config, chosen: Mapping[str, Any]) -> str:
     """For people: the method, its sparsity, and what else was swept."""
-    parts = [config.method, f"sparsity {config.sparsity:g}"]
+    parts = [config.method] + ([f"sparsity {config.sparsity:g}"] if config.method != "dense" else [])
+    if config.cache != caches.NONE:
+        parts.append(" ".join((config.cache, *(f"{k} {_short(v)}" for k, v in config.cache_options.items()))))
     known = methods.options(config.method)
     for key, value in chosen.items():
+        if key.startswith("cache") or (config.method == "dense" and key in known):
+            continue
         if key not in ("method", "sparsity") and (key not in known or key in config.options):
             parts.append(f"{key.replace('_', ' ')} {value:g}" if isinstance(value, float) else f"{key} {value}")
     return ", ".join(parts)
+
+
+def _short(value: Any) -> str:
+    """A profile by its name, without its folder."""
+    return f"{value:g}" if isinstance(value, float) else str(value).rsplit("/", 1)[-1]
 
 
 def settings(plan: Plan, decided: Decided) -> list[Setting]:

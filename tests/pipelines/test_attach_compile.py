@@ -64,3 +64,55 @@ def test_a_transformer_compiled_whole_runs_with_graph_breaks():
     fast = dittools.accelerate(pipe, method="svg", sparsity=0.7, dense_steps=1)
     torch.testing.assert_close(draw(pipe), eager, rtol=1e-3, atol=1e-4)
     assert fast.record()["calls"] == {"dense": 12, "sparse": 12, "reused": 0}
+
+
+@pytest.mark.parametrize("compile_first", [True, False])
+@pytest.mark.parametrize(
+    "cache, options",
+    [
+        ("taylorseer", {"interval": 3, "start": 0, "first": 1}),
+        ("first_block", {"threshold": 1e9, "max_skips": 2}),
+        ("pab", {"interval": 2, "low": 0, "high": 2000}),
+    ],
+)
+def test_a_cache_adds_no_graph_to_repeated_blocks(cache, options, compile_first):
+    pipe = tiny_pipeline()
+    asked = {"method": "svg", "sparsity": 0.7, "dense_steps": 1, "cache": cache, "cache_options": options}
+    with dittools.accelerate(pipe, **asked) as fast:
+        eager = draw(pipe, steps=6)
+    reused = fast.record()["calls"]["reused"]
+    if compile_first:
+        pipe.transformer.compile_repeated_blocks(fullgraph=True, backend="eager")
+    fast = dittools.accelerate(pipe, **asked)
+    if not compile_first:
+        pipe.transformer.compile_repeated_blocks(fullgraph=True, backend="eager")
+    out = draw(pipe, steps=6)
+    assert graphs() == 1
+    assert fast.record()["calls"]["reused"] == reused > 0
+    torch.testing.assert_close(out, eager, rtol=1e-3, atol=1e-4)
+    fast.restore()
+    draw(pipe, steps=1)
+    assert pipe.transformer.blocks[0]._compiled_call_impl is not None  # the compiled block is still compiled
+
+
+@pytest.mark.parametrize("how", ["wrapped", "in place, first", "in place, later"])
+def test_a_cache_on_a_transformer_compiled_whole(how):
+    pipe = tiny_pipeline()
+    asked = {"method": "svg", "sparsity": 0.7, "dense_steps": 1, "cache": "taylorseer"}
+    asked["cache_options"] = {"interval": 3, "start": 0, "first": 1}
+    with dittools.accelerate(pipe, **asked) as fast:
+        eager = draw(pipe, steps=6)
+    reused = fast.record()["calls"]["reused"]
+    if how == "in place, later":
+        fast = dittools.accelerate(pipe, **asked)
+    if how == "wrapped":
+        pipe.transformer = torch.compile(pipe.transformer, backend="eager")
+    else:
+        pipe.transformer.compile(backend="eager")
+    if how != "in place, later":
+        fast = dittools.accelerate(pipe, **asked)
+    if how == "in place, later":
+        draw(pipe, steps=1)  # the first call shows that something took the place; from then on ours is in front
+    out = draw(pipe, steps=6)
+    assert fast.record()["calls"]["reused"] == reused > 0
+    torch.testing.assert_close(out, eager, rtol=1e-3, atol=1e-4)

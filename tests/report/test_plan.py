@@ -82,7 +82,7 @@ def test_an_option_goes_to_the_methods_that_have_it():
         ({"sparsty": [0.5]}, "did you mean sparsity"),
         ({"method": ["svgg"]}, "did you mean svg"),
         ({"sparsity": [2]}, "below 1"),
-        ({"cache": ["teacache"]}, "none"),
+        ({"cache": ["teacach"]}, "teacache"),
         ({"seed": [1]}, "seed"),
     ],
 )

@@ -1,0 +1,108 @@
+"""`dittools calibrate --cache`: dense runs, watched; what they say of the step caches, as a profile."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from pathlib import Path
+from typing import Any
+
+from dittools import files, provenance
+from dittools.calibrate import cache as fitting
+from dittools.cli import drawing
+from dittools.cli.output import Output
+from dittools.cli.progress import Progress
+from dittools.cli.report_phases import PROMPTS
+from dittools.cli.request import Request
+from dittools.cli.stages import Stages
+from dittools.numbers import whole_steps
+from dittools.pipelines import saving
+from dittools.pipelines import stages as pipeline
+from dittools.pipelines.errors import BadInput
+from dittools.profiles import caches as profiles
+
+FIRST = 0.2
+"""Share of the steps at the start that are always computed; the caches' own warm-up."""
+
+
+def calibrate(
+    request: Request, path: Path, computed: float, reuse: str, prompts: int, command: list[str], output: Output
+) -> dict[str, Any]:
+    """Draw, fit, write the profile to ``path`` and return it."""
+    from dittools.pipelines.recording import recording
+
+    with Progress(output) as progress:
+        stages = Stages(progress)
+        opened = drawing.open_model(request, stages, output)
+        shot = opened.scene.shot
+        if shot.steps < 4:
+            raise BadInput(f"--steps {shot.steps} are too few to fit anything: use at least 4")
+        measured = fitting.Measured(shot.steps, reuse)
+        for number, prompt in enumerate(_prompts(opened, prompts)):
+            scene = dataclasses.replace(
+                opened.scene, prompt=prompt, shot=dataclasses.replace(shot, seed=shot.seed + number)
+            )
+            embeds = drawing.encode(opened, scene, stages)
+            with stages("calibrate", shot.steps), recording(opened.pipe, measured.note) as model:
+                pipeline.denoise(opened.pipe, embeds, scene.shot, progress.step)
+        scheduler = opened.pipe.scheduler
+        timesteps = [float(t) for t in scheduler.timesteps.flatten().tolist()]
+        if len(timesteps) != shot.steps:
+            raise BadInput(
+                f"{type(scheduler).__name__} calls the model {len(timesteps)} times in {shot.steps} steps: "
+                f"calibrate with a scheduler of one call a step"
+            )
+        signals = model.time_changes("embedding", timesteps)
+        if signals is None:
+            output.note(f"the time embedding of {model.transformer} is not known: nothing was fitted for teacache")
+        found = {
+            "schema": profiles.SCHEMA,
+            "kind": profiles.KIND,
+            "model": opened.weights.name,
+            "match": profiles.match_of(model),
+            "steps": shot.steps,
+            "scheduler": type(scheduler).__name__,
+            "shift": getattr(scheduler.config, "flow_shift", getattr(scheduler.config, "shift", None)),
+            "frames": shot.frames,
+            "height": shot.height,
+            "width": shot.width,
+            "guidance": shot.guidance,
+            "dtype": opened.dtype,
+            "prompts": prompts,
+            "seed": shot.seed,
+            "reuse": reuse,
+            "computed": computed,
+            "dittools": provenance.dittools_version(),
+            "versions": provenance.versions(),
+            "command": command,
+            **fitting.profile(
+                measured,
+                signals,
+                computed=computed,
+                first=whole_steps(FIRST, shot.steps),
+                weights=_distances(scheduler, shot.steps),
+            ),
+        }
+        with saving.told(path):
+            files.write_json(path, found)
+    return found
+
+
+def _prompts(opened: Any, count: int) -> list[str]:
+    known = PROMPTS
+    if opened.weights.embedded:
+        from dittools.pipelines.embedded.captions import BUILTIN
+
+        known = BUILTIN
+    if count > len(known):
+        raise BadInput(f"--prompts {count}: there are {len(known)} builtin prompts")
+    return list(known[:count])
+
+
+def _distances(scheduler: Any, steps: int) -> list[float] | None:
+    """How far the sampler goes in each step, where its noise levels say so."""
+    sigmas = getattr(scheduler, "sigmas", None)
+    if sigmas is None or len(sigmas) < steps + 1:
+        return None
+    values = [float(sigma) for sigma in sigmas]
+    return [abs(after - before) for before, after in itertools.pairwise(values[: steps + 1])]

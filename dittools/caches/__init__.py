@@ -1,0 +1,98 @@
+"""The step caches by name. A new one is a file here and a line in `CACHES`."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from dittools.caches.base import Cache, Lane, Model, Shapes, StepCall, Trajectory
+from dittools.caches.easycache import EasyCache
+from dittools.caches.fastercache import FasterCache
+from dittools.caches.first_block import FirstBlock
+from dittools.caches.magcache import MagCache
+from dittools.caches.pab import PyramidAttentionBroadcast
+from dittools.caches.sea import Sea
+from dittools.caches.taylorseer import TaylorSeer
+from dittools.caches.teacache import TeaCache
+from dittools.naming import unknown
+
+__all__ = [
+    "CACHES",
+    "Cache",
+    "Lane",
+    "Model",
+    "Shapes",
+    "StepCall",
+    "Trajectory",
+    "create",
+    "describe",
+    "names",
+    "options",
+    "read",
+]
+
+NONE = "none"
+CACHES: dict[str, type[Cache]] = {
+    cls.name: cls
+    for cls in (TeaCache, FirstBlock, MagCache, TaylorSeer, EasyCache, PyramidAttentionBroadcast, FasterCache, Sea)
+}
+
+
+def names() -> list[str]:
+    """Every name that `Config.cache` takes."""
+    return [NONE, *CACHES]
+
+
+def options(name: str) -> dict[str, tuple[Any, str]]:
+    """Options of a cache: name -> (default, help)."""
+    if name == NONE:
+        return {}
+    return {f.name: (f.default, f.metadata.get("help", "")) for f in dataclasses.fields(CACHES[name])}
+
+
+def describe() -> list[tuple[str, str, dict[str, tuple[Any, str]]]]:
+    """(name, one line, options) of every cache, "none" first."""
+    lines = {NONE: "compute every step"} | {name: cls.summary for name, cls in CACHES.items()}
+    return [(name, line, options(name)) for name, line in lines.items()]
+
+
+def create(name: str, given: Mapping[str, Any]) -> Cache | None:
+    """The cache called ``name`` with these options; None for "none".
+
+    Raises:
+        ValueError: for an unknown cache or option (naming the nearest), or a bad option value.
+    """
+    if name not in names():
+        raise ValueError(unknown("cache", name, names()))
+    for option in given:
+        if option not in options(name):
+            raise ValueError(unknown(f"option of cache {name}", option, options(name)))
+    return None if name == NONE else CACHES[name](**given)
+
+
+def read(text: str) -> tuple[str, dict[str, Any]]:
+    """``"teacache:threshold=0.1:max_skips=3"`` -> ("teacache", {"threshold": 0.1, "max_skips": 3}).
+
+    Raises:
+        ValueError: when an option has no value.
+    """
+    name, *parts = re.split(r":(?=[\w-]+(?:=|:|$))", text)
+    found: dict[str, Any] = {}
+    for part in parts:
+        option, equals, value = part.partition("=")
+        if not equals or not value:
+            raise ValueError(f"a cache's options are name:option=value:option=value, got {text!r}")
+        found[option.replace("-", "_")] = _value(value)
+    return name, found
+
+
+def _value(text: str) -> Any:
+    """A number where the text is one."""
+    try:
+        value = json.loads(text)
+    except ValueError:
+        return text
+    return value if isinstance(value, (int, float, bool)) else text

@@ -1,0 +1,87 @@
+"""MagCache: reuse while the known ratios of successive residuals say that little is missed.
+
+Source: Ma et al., "MagCache", arXiv 2506.09045, and its published ratio tables (`profiles/`). The ratios hardly
+depend on the prompt, so the schedule depends on nothing but them: all decisions are made before sampling.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from dittools.caches.base import Model, ThresholdCache, Trajectory
+from dittools.numbers import whole_steps
+from dittools.profiles import caches as profiles
+
+
+@dataclass(frozen=True)
+class MagCache(ThresholdCache):
+    """The magnitude that a kept residual would have by now, from measured ratios; its error is summed while reused."""
+
+    name: ClassVar[str] = "magcache"
+    summary: ClassVar[str] = "reuse while measured magnitudes say that little is missed (MagCache)"
+    entry: ClassVar[Mapping[str, Any]] = {}  # of the model's profile; set by `bind`
+
+    threshold: float | str = field(
+        default="auto", metadata={"help": "how much error may add up; 0: none; auto: the profile's"}
+    )
+    first: float | int | str = field(
+        default="auto", metadata={"help": "steps at the start always computed; auto: the profile's"}
+    )
+    max_skips: int | str = field(
+        default="auto", metadata={"help": "most steps reused in a row; 0: no limit; auto: the profile's"}
+    )
+    profile: str = field(
+        default="", metadata={"help": "JSON of dittools calibrate --cache; empty: what ships for the model"}
+    )
+
+    def bind(self, model: Model) -> MagCache:
+        known: Mapping[str, Any] = {"threshold": 0.06, "first": 0.2, "max_skips": 2, "ratios": [1.0]}
+        if not self.never():
+            known = profiles.entry("magcache", model, self.profile)
+        auto = {name: known[name] for name in ("threshold", "first", "max_skips") if getattr(self, name) == "auto"}
+        bound = dataclasses.replace(self, **auto)
+        object.__setattr__(bound, "entry", known)
+        return bound
+
+    def mask(self, run: Trajectory) -> list[bool]:
+        if self.never():
+            return [True] * run.steps
+        ratios = resample(self.entry["ratios"], run.steps)
+        return magnitudes(ratios, self.threshold, self.max_skips, run.forced)
+
+    def why_not(self, run: Trajectory) -> list[str]:
+        return [] if self.never() else profiles.differences(self.entry, run.steps)
+
+
+def magnitudes(ratios: Sequence[float], threshold: float, max_skips: int, forced: Sequence[bool]) -> list[bool]:
+    """Steps to compute. Forced ones are; so is a step at which the summed error or the skips in a row are too many.
+
+    ratios: magnitude of each step's residual over that of the step before.
+    """
+    mask, product, error, skips = [], 1.0, 0.0, 0
+    for ratio, must in zip(ratios, forced, strict=True):
+        product, skips = product * ratio, skips + 1
+        error += abs(1 - product)
+        compute = must or not error <= threshold or (max_skips > 0 and skips > max_skips)
+        if compute:
+            product, error, skips = 1.0, 0.0, 0
+        mask.append(compute)
+    return mask
+
+
+def retained(share: float | int, steps: int) -> list[bool]:
+    """Forced steps of a run in which only the first ones are."""
+    first = whole_steps(share, steps)
+    return [step < first for step in range(steps)]
+
+
+def resample(ratios: Sequence[float], steps: int) -> list[float]:
+    """The table for another number of steps: the nearest entry, ends on ends."""
+    if len(ratios) == steps:
+        return list(ratios)
+    if steps == 1:
+        return [ratios[-1]]
+    return [ratios[round(step * (len(ratios) - 1) / (steps - 1))] for step in range(steps)]

@@ -1,0 +1,68 @@
+"""SEA: how far the picture in the latents has moved, with the noise filtered out.
+
+Source: Chung et al., "SeaCache: Spectral-Evolution-Aware Cache", arXiv 2602.18993. A natural picture's power falls
+with frequency as ``1 / f ** power``; the Wiener filter for that prior, at the step's noise level, leaves what is
+known of the picture by now. The change of that is summed, without coefficients fitted to a model. As diffusers has
+it for video, the filter sees the latents, so no block is touched.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import torch
+
+from dittools.caches.base import Lane, Shapes, StepCall, ThresholdCache, number, relative_change
+
+
+@dataclass(frozen=True)
+class Sea(ThresholdCache):
+    """Signal: relative change of the Wiener-filtered latents since the last call."""
+
+    name: ClassVar[str] = "sea"
+    summary: ClassVar[str] = "reuse while the picture in the filtered latents does not move (SeaCache)"
+    watches: ClassVar[str] = "latents"
+    needs_noise: ClassVar[bool] = True
+
+    threshold: float = field(default=0.25, metadata={"help": "how much may change before a step is computed; 0: none"})
+    max_skips: int = field(default=2, metadata={"help": "most steps reused in a row; 0: no limit"})
+    power: float = field(default=3.0, metadata={"help": "how fast a picture's power falls with frequency"})
+
+    def __post_init__(self):
+        super().__post_init__()
+        number("power", self.power, 0)
+
+    def signal(self, lane: Lane, seen: torch.Tensor, call: StepCall) -> float | None:
+        if call.noise is None:
+            return None
+        picture = wiener(seen.detach(), call.noise, self.power)
+        before, lane.tensors["picture"] = lane.tensors.get("picture"), picture.to(seen.dtype)
+        if before is None or before.shape != picture.shape:
+            return None
+        return relative_change(lane.tensors["picture"], before)
+
+    def bytes_held(self, shapes: Shapes) -> int:
+        return super().bytes_held(shapes) + shapes.bytes * shapes.latents
+
+
+def wiener(latents: torch.Tensor, noise: float, power: float) -> torch.Tensor:
+    """The part of noisy latents that is picture, fp32, same shape.
+
+    Args:
+        latents: ``[B, C, ..., H, W]``, filtered over all axes from the third on; packed tokens ``[B, S, C]`` along S.
+        noise: their share of noise s in [0, 1]: latents are (1 - s) picture + s noise.
+        power: of the prior ``1 / f ** power``.
+    """
+    axes = tuple(range(2, latents.ndim)) if latents.ndim > 3 else (1,)
+    spectrum = torch.fft.fftn(latents.float(), dim=axes)
+    squared = torch.zeros((), device=latents.device)
+    for axis in axes:
+        f = torch.fft.fftfreq(latents.shape[axis], device=latents.device)
+        squared = squared + f.square().view([-1 if dim == axis else 1 for dim in range(latents.ndim)])
+    # At frequency 0 the prior has no end; the lowest frequency there is stands in for it.
+    lowest = 1.0 / max(latents.shape[axis] for axis in axes)
+    prior = squared.sqrt().clamp(min=lowest) ** -power
+    signal = 1 - noise
+    gain = signal * prior / (signal**2 * prior + noise**2).clamp(min=1e-12)
+    return torch.fft.ifftn(spectrum * gain, dim=axes).real

@@ -1,0 +1,50 @@
+"""TaylorSeer: compute every few steps and extrapolate the steps between.
+
+Source: Liu et al., "From Reusing to Forecasting", arXiv 2503.06923; the schedule is that of diffusers'
+TaylorSeerCacheConfig. Published, every attention and feed-forward output is extrapolated, which for a 14B video
+model holds hundreds of gigabytes; here only the transformer's output is, which holds two or three latents.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from dittools.caches.base import OutputCache, Trajectory, whole
+from dittools.caches.masks import every, named
+from dittools.numbers import whole_steps
+
+
+@dataclass(frozen=True)
+class TaylorSeer(OutputCache):
+    """Fixed schedule: warm-up, then one computed step in ``interval``; a Taylor series for the others."""
+
+    name: ClassVar[str] = "taylorseer"
+    summary: ClassVar[str] = "every few steps computed, the others extrapolated (TaylorSeer)"
+
+    first: float | int = field(default=3, metadata={"help": "steps at the start always computed, a share or a count"})
+    order: int = field(default=1, metadata={"help": "0 carries it over as it is, 1 or more extrapolates it"})
+    interval: int = field(default=5, metadata={"help": "one computed step in so many; 1 computes all"})
+    start: int | str = field(
+        default="auto", metadata={"help": "a step to compute; auto: the second after the first ones"}
+    )
+    schedule: str = field(
+        default="", metadata={"help": "instead of an interval: slow, medium, fast, ultra, or a profile's JSON file"}
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        whole("interval", self.interval, 1)
+        if self.start != "auto":
+            whole("start", self.start, 0)
+
+    def never(self) -> bool:
+        return self.interval == 1 and not self.schedule
+
+    def mask(self, run: Trajectory) -> list[bool]:
+        if self.schedule:
+            found = named(self.schedule, run)
+        else:
+            first = whole_steps(self.first, run.steps)
+            found = every(run.steps, self.interval, first + 1 if self.start == "auto" else self.start)
+        return [keep or must for keep, must in zip(found, run.forced, strict=True)]

@@ -1,0 +1,118 @@
+"""TeaCache: reuse while a polynomial of the time embedding's change says that the output hardly moves.
+
+Source: Liu et al., "Timestep Embedding Tells", arXiv 2411.19108, and its published coefficients (`profiles/`).
+Where the published signal is of the time embedding alone (Wan, CogVideoX, HiDream), all decisions are made before
+sampling. A polynomial says nothing outside the range it was fitted on, so its argument is clamped to that range and
+its value to 0 or more.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+
+from dittools.caches.base import (
+    Lane,
+    Model,
+    Shapes,
+    StepCall,
+    ThresholdCache,
+    Trajectory,
+    accumulate,
+    relative_change,
+    whole,
+)
+from dittools.profiles import caches as profiles
+
+TIME_SIGNALS = {"time_embedding": "embedding", "time_projection": "projection"}
+
+
+@dataclass(frozen=True)
+class TeaCache(ThresholdCache):
+    """Signal: relative change of the time embedding, or of the first block's modulated input, through a polynomial."""
+
+    name: ClassVar[str] = "teacache"
+    summary: ClassVar[str] = "reuse while the time embedding says that little changes (TeaCache)"
+    entry: ClassVar[Mapping[str, Any]] = {}  # of the model's profile; set by `bind`
+
+    threshold: float | str = field(
+        default="auto", metadata={"help": "how much may change before a step is computed; 0: none; auto: the profile's"}
+    )
+    first: float | int | str = field(
+        default="auto", metadata={"help": "steps at the start always computed; auto: the profile's"}
+    )
+    max_skips: int = field(default=4, metadata={"help": "most steps reused in a row; 0: no limit"})
+    profile: str = field(
+        default="", metadata={"help": "JSON of dittools calibrate --cache; empty: what ships for the model"}
+    )
+
+    sample: int = field(default=8, metadata={"help": "of so many tokens, one is compared where tokens are; 1: all"})
+
+    def __post_init__(self):
+        super().__post_init__()
+        whole("sample", self.sample, 1)
+
+    def bind(self, model: Model) -> TeaCache:
+        if self.never():
+            return dataclasses.replace(self, first=1 if self.first == "auto" else self.first)
+        entry = profiles.entry("teacache", model, self.profile)
+        bound = dataclasses.replace(
+            self,
+            threshold=entry["threshold"] if self.threshold == "auto" else self.threshold,
+            first=entry.get("first", 1) if self.first == "auto" else self.first,
+        )
+        object.__setattr__(bound, "entry", entry)
+        object.__setattr__(bound, "watches", "nothing" if entry["signal"] in TIME_SIGNALS else entry["signal"])
+        return bound
+
+    def mask(self, run: Trajectory) -> list[bool] | None:
+        if self.never():
+            return [True] * run.steps
+        if self.watches != "nothing":
+            return None
+        changes = run.model.time_changes(TIME_SIGNALS[self.entry["signal"]], run.timesteps)
+        if changes is None or len(changes) != run.steps:
+            # Nothing to decide by: compute, and say so in `why_not`.
+            return [True] * run.steps
+        costs = [polynomial(self.entry["coefficients"], change, self.entry["valid"]) for change in changes]
+        return accumulate(costs, self.threshold, run.forced, self.max_skips)
+
+    def why_not(self, run: Trajectory) -> list[str]:
+        if self.never():
+            return []
+        notes = profiles.differences(self.entry, run.steps)
+        if self.watches == "nothing" and run.model.time_changes("embedding", run.timesteps) is None:
+            notes.append(
+                f"teacache: the time embedding of {run.model.transformer} is not known: every step is computed"
+            )
+        return notes
+
+    def signal(self, lane: Lane, seen: torch.Tensor, call: StepCall) -> float | None:
+        before, now = lane.tensors.get("input"), seen[:, :: self.sample].detach().clone()
+        lane.tensors["input"] = now
+        if before is None or before.shape != now.shape:
+            return None
+        change = relative_change(now, before)
+        return polynomial(self.entry["coefficients"], change, self.entry["valid"])
+
+    def bytes_held(self, shapes: Shapes) -> int:
+        signal = -(-shapes.tokens // self.sample) * shapes.width if self.watches == "block_input" else 0
+        return super().bytes_held(shapes) + shapes.bytes * signal
+
+
+def polynomial(coefficients: Sequence[float], change: float, valid: Sequence[float]) -> float:
+    """Value at ``change`` clamped to the interval ``valid``, at least 0; NaN stays NaN.
+
+    coefficients: highest power first.
+    """
+    if change != change:
+        return change
+    x = min(max(change, valid[0]), valid[1])
+    value = 0.0
+    for coefficient in coefficients:
+        value = value * x + coefficient
+    return max(value, 0.0)

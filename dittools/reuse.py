@@ -1,0 +1,352 @@
+"""One step cache over one run: decides every call of the transformer, holds what is reused, and counts."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+
+from dittools.caches.attention import AttentionCache
+from dittools.caches.base import Cache, Lane, OutputCache, StepCall, Trajectory
+from dittools.caches.fastercache import FasterCache, reweighted
+from dittools.clock import Tick
+
+FEW_STEPS = 10
+MOST = 0.6
+UNGUIDED = "uncond"
+
+
+class Entry(NamedTuple):
+    """One call of a transformer. ``why``: what forced it to be computed; ``signal``: what the decision looked at."""
+
+    step: int
+    branch: str
+    part: int
+    reused: bool
+    why: str | None
+    signal: float | None
+    spent: float
+
+
+class Reuse:
+    """A cache at work in one run. The first branch called in a step decides for the others of that step.
+
+    Args:
+        cache: bound to the model.
+        run: what is known beforehand.
+
+    Attributes:
+        mask: steps to compute, where that is known beforehand.
+        log: every call. attention_reused: (step, layer, lane) of attention calls that were not computed.
+        peak_bytes: most that was held.
+    """
+
+    def __init__(self, cache: Cache, run: Trajectory):
+        self.cache = cache
+        self.run = run
+        self.mask = cache.mask(run)
+        self.notes = dict.fromkeys(cache.why_not(run))
+        self.log: list[Entry] = []
+        self.bad_signals = 0
+        self.peak_bytes = 0
+        self.attention_reused: dict[tuple[int, int, tuple[int, str]], None] = {}
+        self._lanes: dict[tuple[int, str], Lane] = {}
+        self._why: str | None = None
+        self._leader: tuple[int, str] | None = None  # the lane whose signals are read in the present step
+        self._verdict: tuple[int, bool] | None = None  # (step, compute) of the leader
+        self._seen: tuple[int, Counter[tuple[int, str]]] = (-1, Counter())
+        self._now: tuple[tuple[int, str], StepCall, Tick] | None = None
+        self._entry: Entry | None = None
+        self._attention: dict[tuple[int, tuple[int, str]], list[tuple[int, torch.Tensor]]] = {}  # by layer and lane
+        self._reuse_attention = False
+        self._guided: tuple[int, torch.Tensor] | None = None
+        rebuilds = isinstance(cache, FasterCache) and cache.branch_interval > 1
+        self._branch_mask = cache.branch_mask(run) if rebuilds else None
+
+    # One call: `begin`, then `watch` where it is asked for, then `stand_in` or `carry`.
+
+    @property
+    def watches(self) -> str:
+        """What the decision looks at; see `Cache`."""
+        return "nothing" if self.mask is not None else self.cache.watches
+
+    def begin(
+        self, tick: Tick, part: int, latents: torch.Tensor, noise: float | None, why: str | None = None
+    ) -> bool | None:
+        """Decide a call: True computes, False reuses, None asks to `watch` the first block.
+
+        Args:
+            part: which transformer, 0 but for a second expert.
+            latents: what the transformer is given.
+            noise: share of noise in them, where it is known.
+            why: this call must be computed, where the caller knows a reason.
+        """
+        step, seen = self._seen
+        if step != tick.step:
+            seen = Counter()
+            self._seen = tick.step, seen
+            self._leader = None
+        seen[part, tick.branch] += 1
+        again = seen[part, tick.branch]
+        # A branch called twice in one step, as some samplers do: each call has a history of its own.
+        key = part, tick.branch if again == 1 else f"{tick.branch}#{again}"
+        timestep = self.run.timesteps[tick.step] if tick.step < len(self.run.timesteps) else None
+        self._now = key, StepCall(tick.step, timestep, tick.branch, noise), tick
+        lane = self._lane(key)
+        why = why or self._forced(lane, tick)
+        if noise is None and self.cache.needs_noise:
+            self.notes[f"{self.cache.name}: the scheduler tells no noise level: every step is computed"] = None
+        if self.cache.level == "attention":
+            return self._begin_attention(key, lane, why, latents)
+        leads = self._leader is None
+        if leads:
+            self._leader = key
+        if not leads and self._verdict is not None and self._verdict[0] == tick.step:
+            return self._decide(lane, self._verdict[1] or why is not None, why, None)
+        if self.mask is not None:
+            return self._lead(lane, why, None, scheduled=self.mask[tick.step] if tick.step < len(self.mask) else True)
+        if self.watches == "latents":
+            return self._judge(lane, latents, why)
+        self._why = why
+        return None
+
+    def watch(self, seen: torch.Tensor | None) -> bool:
+        """The first block was reached, after `begin` gave None. True computes on; False reuses.
+
+        seen: tokens ``[B, S, width]``, as the cache's ``watches`` says; None where they cannot be told.
+        """
+        lane = self._lane(self._now[0])
+        if seen is None:
+            self.notes[
+                f"{self.cache.name}: the first block of this model cannot be watched: every step is computed"
+            ] = None
+            return self._lead(lane, "nothing to watch", None)
+        return self._judge(lane, seen, self._why)
+
+    def stand_in(self, latents: torch.Tensor) -> list[torch.Tensor]:
+        """The output of a reused call; with reuse "stack", what its blocks add."""
+        key, call, _ = self._now
+        lane = self._lanes[key]
+        if self._branch_mask is not None:
+            out = self._rebuilt(lane, call)
+            self._let_go(key)
+            return [out]
+        out = self.cache.stand_in(lane, latents, call)
+        self._measure()
+        self._let_go(key)
+        return out
+
+    def carry(self, latents: torch.Tensor, output: Sequence[torch.Tensor]) -> None:
+        """Keep what later calls need of a computed one. ``output`` as in `OutputCache.carry`."""
+        key, call, tick = self._now
+        lane = self._lane(key)
+        if isinstance(self.cache, OutputCache):
+            if not self.cache.never():
+                self.cache.learn(lane, latents, output, call)
+                self.cache.carry(lane, latents, output, call)
+        elif self._branch_mask is not None:
+            self._keep_difference(lane, call, output[0])
+        lane.computed_before, lane.computed, lane.skips, lane.spent, lane.dense = (
+            lane.computed,
+            tick.step,
+            0,
+            0.0,
+            tick.dense,
+        )
+        self._drop_other_experts(key)
+        self._measure()
+        self._let_go(key)
+
+    # Decisions
+
+    def _lane(self, key: tuple[int, str]) -> Lane:
+        return self._lanes.setdefault(key, Lane())
+
+    def _forced(self, lane: Lane, tick: Tick) -> str | None:
+        if tick.step < len(self.run.forced) and self.run.forced[tick.step]:
+            return "a step that is always computed"
+        if lane.computed < 0:
+            return "nothing to reuse yet"
+        if self.run.sparse and lane.dense != tick.dense:
+            return "attention switches between dense and sparse"
+        cap = getattr(self.cache, "max_skips", 0)
+        if cap and tick.step - lane.computed > cap:
+            return "enough steps reused in a row"
+        return None
+
+    def _judge(self, lane: Lane, seen: torch.Tensor, why: str | None) -> bool:
+        """Read the signal, and weigh it; it is read in forced steps too, so that the next one is of one step."""
+        call = self._now[1]
+        signal = self.cache.signal(lane, seen, call)
+        if signal is not None and not math.isfinite(signal):
+            self.bad_signals += 1
+            why, signal = "signal not finite", None
+        if why is None and signal is None:
+            why = "nothing to compare with yet"
+        return self._lead(lane, why, signal)
+
+    def _lead(self, lane: Lane, why: str | None, signal: float | None, scheduled: bool | None = None) -> bool:
+        if signal is not None:
+            lane.spent = signal + (lane.spent if self.cache.adds_up else 0.0)
+        enough = scheduled if scheduled is not None else not lane.spent < getattr(self.cache, "threshold", 0)
+        compute = why is not None or enough
+        self._verdict = self._now[1].step, compute
+        return self._decide(lane, compute, why, signal)
+
+    def _decide(self, lane: Lane, compute: bool, why: str | None, signal: float | None) -> bool:
+        (part, branch), call, _ = self._now
+        self._entry = Entry(call.step, branch, part, not compute, why if compute else None, signal, lane.spent)
+        self.log.append(self._entry)
+        lane.step = call.step
+        if not compute:
+            lane.skips += 1
+        return compute
+
+    def _drop_other_experts(self, key: tuple[int, str]) -> None:
+        """What one expert gave is nothing to the next, and would only be held."""
+        for other in [o for o in self._lanes if o[0] != key[0]]:
+            del self._lanes[other]
+        for place in [place for place in self._attention if place[1][0] != key[0]]:
+            del self._attention[place]
+
+    def _let_go(self, key: tuple[int, str]) -> None:
+        """After its last step a branch needs nothing: the frames are decoded next, which takes memory too."""
+        if self._now[1].step < self.run.steps - 1:
+            return
+        del self._lanes[key]
+        for place in [place for place in self._attention if place[1] == key]:
+            del self._attention[place]
+        if UNGUIDED in key[1]:
+            self._guided = None
+
+    # Attention caches
+
+    def _begin_attention(self, key: tuple[int, str], lane: Lane, why: str | None, latents: torch.Tensor) -> bool:
+        _, call, tick = self._now
+        scheduled = self.mask[tick.step] if tick.step < len(self.mask) else True
+        self._reuse_attention = not scheduled and why is None
+        compute = True
+        if self._branch_mask is not None and UNGUIDED in call.branch:
+            compute = self._branch_mask[tick.step] if tick.step < len(self._branch_mask) else True
+            if not compute and not self._can_rebuild(lane, call, latents):
+                compute, why = True, "no guided output in this step"
+                self.notes["fastercache: the unguided branch comes first, so it cannot be made of the guided one"] = (
+                    None
+                )
+        return self._decide(lane, compute or why is not None, why, None)
+
+    def attention(self, layer: int, q: torch.Tensor) -> torch.Tensor | None:
+        """A layer's kept output ``[B, S, H, D]`` where this step reuses it, else None."""
+        if not self._reuse_attention or self._now is None:
+            return None
+        kept = self._recent(layer, q)
+        if not kept:
+            return None
+        self.attention_reused[self._now[1].step, layer, self._now[0]] = None
+        # Copies, here and where it is kept: a compiled block may use the memory of what it is given again.
+        out = self.cache.stand_in(kept)
+        return out.clone() if out is kept[-1] else out
+
+    def _recent(self, layer: int, q: torch.Tensor) -> list[torch.Tensor]:
+        """What is kept of a layer, up to a gap: a branch that was rebuilt meanwhile has nothing recent."""
+        step, found = self._now[1].step, []
+        for then, tensor in reversed(self._attention.get((layer, self._now[0]), [])):
+            if step - then > self.cache.interval or tensor.shape[:3] != q.shape[:3]:
+                break
+            step, found = then, [tensor, *found]
+        return found
+
+    def keep_attention(self, layer: int, out: torch.Tensor) -> None:
+        """Keep a layer's computed output."""
+        if not isinstance(self.cache, AttentionCache) or self.cache.interval == 1 or self._now is None:
+            return
+        kept = self._attention.setdefault((layer, self._now[0]), [])
+        step = self._now[1].step
+        if kept and kept[-1][0] == step:  # the same forward, run again
+            kept.pop()
+        kept.append((step, out.detach().clone()))
+        del kept[: -self.cache.keeps]
+
+    def _can_rebuild(self, lane: Lane, call: StepCall, latents: torch.Tensor) -> bool:
+        difference = lane.tensors.get("difference")
+        guided = self._guided
+        return (
+            difference is not None
+            and guided is not None
+            and guided[0] == call.step
+            and guided[1].shape == difference.shape
+        )
+
+    def _keep_difference(self, lane: Lane, call: StepCall, out: torch.Tensor) -> None:
+        if UNGUIDED not in call.branch:
+            self._guided = call.step, out.detach()
+        elif self._guided is not None and self._guided[0] == call.step and self._guided[1].shape == out.shape:
+            lane.tensors["difference"] = out.detach() - self._guided[1]
+
+    def _rebuilt(self, lane: Lane, call: StepCall) -> torch.Tensor:
+        difference, guided = lane.tensors["difference"], self._guided[1]
+        low, high = self.cache.gains(lane.skips, call)
+        if difference.ndim < 4:
+            self.notes["fastercache: latents are packed, so frequencies of the difference are not weighted"] = None
+            return guided + difference
+        return guided + reweighted(difference, low, high)
+
+    # Accounts
+
+    def tensors(self) -> list[torch.Tensor]:
+        """Everything held, each once."""
+        held = [t for lane in self._lanes.values() for group in (*lane.factors, lane.tensors.values()) for t in group]
+        held += [t for kept in self._attention.values() for _, t in kept]
+        if self._guided is not None:
+            held.append(self._guided[1])
+        return list({id(t): t for t in held}.values())
+
+    def held_bytes(self) -> int:
+        """Bytes of everything held now."""
+        return sum(t.numel() * t.element_size() for t in self.tensors())
+
+    def release(self) -> None:
+        """Let go of every tensor; the log stays."""
+        self._lanes.clear()
+        self._attention.clear()
+        self._guided = None
+
+    def _measure(self) -> None:
+        self.peak_bytes = max(self.peak_bytes, self.held_bytes())
+
+    def steps(self, reused: bool) -> list[int]:
+        """Steps in which every branch was reused, or in which at least one was computed."""
+        computed = {entry.step for entry in self.log if not entry.reused}
+        return sorted({entry.step for entry in self.log} - computed) if reused else sorted(computed)
+
+    def guard_rails(self) -> list[str]:
+        """Notes on a run that hardly gained, or risked much."""
+        name, log = self.cache.name, self.log
+        notes = list(self.notes)
+        if self.bad_signals:
+            notes.append(f"{name}: {self.bad_signals} signals were not finite, and their steps computed")
+        if not log or self.cache.never():
+            return notes
+        if self.run.steps <= FEW_STEPS:
+            notes.append(f"{name}: with {self.run.steps} steps each one matters, and reuse costs much or saves little")
+        if any(entry.branch.startswith("call") for entry in log):
+            notes.append(
+                f"{name}: the pipeline names no guidance branches: they are told apart by their order in a step"
+            )
+        reused = sum(entry.reused for entry in log)
+        if self.cache.level == "output" and self._complete():
+            if not reused:
+                notes.append(f"{name}: nothing was reused: raise the threshold, or drop the cache")
+            elif reused > MOST * len(log):
+                notes.append(
+                    f"{name}: {reused} of {len(log)} calls were reused: expect another picture, lower the threshold"
+                )
+        elif self._complete() and not self.attention_reused and not reused:
+            notes.append(f"{name}: nothing was reused: no step lies within its window")
+        return notes
+
+    def _complete(self) -> bool:
+        return self.log[-1].step >= self.run.steps - 1

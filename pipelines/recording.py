@@ -1,0 +1,46 @@
+"""Shows every transformer call of a pipeline that runs densely: step, branch, latents and output."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+
+from dittools.caches.base import Model
+from dittools.config import Config
+from dittools.pipelines.around import Around
+from dittools.pipelines.attach import attach, facts
+from dittools.pipelines.families import family_of, transformers_of
+from dittools.pipelines.step_reuse import taken_apart
+
+See = Callable[[int, str, int, torch.Tensor, torch.Tensor], None]
+
+
+@contextmanager
+def recording(pipe: Any, see: See) -> Iterator[Model]:
+    """While this context lasts, ``see(part, branch, step, latents, output)`` is told of every computed call.
+
+    Gives what is known of the model. The pipeline draws what it always draws.
+    """
+    family = family_of(pipe)
+    models = transformers_of(pipe, family)
+    with ExitStack() as undo:
+        runtime, detach = attach(pipe, Config(method="dense"))
+        undo.callback(detach)
+        for part, (_, model) in enumerate(models):
+            around = Around(model, _teller(runtime, part, family.latents, see))
+            around.ensure()
+            undo.callback(around.remove)
+        yield facts(models)
+
+
+def _teller(runtime: Any, part: int, name: str, see: See) -> Callable[..., Any]:
+    def handler(inner: Callable[..., Any], args: tuple, kwargs: dict[str, Any]) -> Any:
+        output = inner(*args, **kwargs)
+        latents = kwargs[name] if name in kwargs else args[0]
+        see(part, runtime.latest.branch, runtime.latest.step, latents.detach(), taken_apart(output)[0][0].detach())
+        return output
+
+    return handler
