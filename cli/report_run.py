@@ -230,9 +230,12 @@ class Drawer:
 
     def _grid(self) -> dict[str, int]:
         """The token grid of every case, as a record has it."""
+        import torch
+
         plan, (time_stride, side) = self.plan, vae_strides(self.opened.pipe.vae)
         shape = (1, 0, (plan.frames - 1) // time_stride + 1, plan.height // side, plan.width // side)
-        grid = self.request.family.grid(self._model().config, shape)
+        family, latents = self.request.family, torch.empty(shape, device="meta")
+        grid = family.token_grid(family.layout(self._model().config, {family.latents: latents}.get), lambda name: None)
         return {name: getattr(grid, name) for name in ("frames", "height", "width", "text", "tokens")}
 
     def _dense_facts(self, steps: int) -> dict[str, Any]:

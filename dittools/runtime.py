@@ -16,8 +16,9 @@ from dittools.methods import auto
 from dittools.methods.base import AttentionCall, Plan
 from dittools.progress import OnStep, StepReports
 from dittools.run import Call, Kept, Run
+from dittools.sequence import Piece, pieces, shown_keys
 from dittools.stopwatch import Stopwatch
-from dittools.tokens import TokenGrid
+from dittools.tokens import Layout, TokenGrid
 
 
 class Layer(NamedTuple):
@@ -51,6 +52,9 @@ class Runtime:
         self._clock = StepClock(config.dense_steps, config.dense_last_steps)
         self._reports: StepReports | None = None
         self._tick: Tick | None = None  # set between begin_call and end_call
+        self._layout: Layout | None = None  # None: every call has exactly the tokens of the grid
+        self._calls: dict[int, int] = {}  # attention calls of each layer in this forward
+        self._shown: tuple | None = None  # the latest mask, and the keys it shows
         self._mark = None
         self._reruns = 0
         self._sparse_in_call = False
@@ -66,11 +70,14 @@ class Runtime:
         branch: str | None = None,
         step_index: int | None = None,
         steps: int | None = None,
+        layout: Layout | None = None,
     ) -> None:
         """A transformer forward starts.
 
         Args:
             grid: its token layout.
+            layout: where the picture is in the sequence of each call, when that may hold other tokens than
+                the grid.
             device, dtype: of the latents; a change starts a new run.
             timestep, timesteps, branch, step_index, steps: as `StepClock.tell`.
 
@@ -78,13 +85,15 @@ class Runtime:
             ValueError: when a method was asked for by name that cannot run on this grid.
         """
         told = {"branch": branch, "step_index": step_index, "steps": steps}
-        tick = self._clock.tell(timestep, timesteps, signature=(grid, device, dtype), **told)
+        # Two prompts of one run may differ in length, so the text is no part of what a run is known by.
+        tick = self._clock.tell(timestep, timesteps, signature=(grid.shape, device, dtype), **told)
         if tick.new_run or self.run is None:
             # Two steps, so that no old run stays behind when the new one cannot start.
             self.run = self._tick = None
             self.run = self._new_run(grid, tick.steps, device)
             self._reports = StepReports(self.run, self.listeners)
-        self._tick = tick
+        self._tick, self._layout = tick, layout or _layout(grid)
+        self._calls, self._shown = {}, None
         self._mark, self._reruns, self._sparse_in_call = self.run.mark(), 0, False
         self._reports.begin_call(tick.step)
         self.run.forwards.append((tick.step, Stopwatch(device)))
@@ -101,10 +110,11 @@ class Runtime:
             # first.
             self._force_dense(bad[:1] if self._reruns == 0 else bad)
             self.run.rewind(self._mark, self._tick.branch)
+            self._calls = {}
             self._reruns, self._sparse_in_call = self._reruns + 1, False
             return True
         self.run.forwards[-1][1].stop()
-        self._tick = None
+        self._tick = self._shown = None
         self._reports.end_call()
         return False
 
@@ -117,6 +127,7 @@ class Runtime:
         *,
         dense: Callable[[], torch.Tensor],
         scale: float | None = None,
+        mask: torch.Tensor | None = None,
         why_dense: str | None = None,
     ) -> torch.Tensor:
         """Attention of one layer.
@@ -126,7 +137,9 @@ class Runtime:
             q, k, v: ``[B, S, H, D]`` after RoPE.
             dense: the original attention of this very call.
             scale: factor on the logits; ``1 / sqrt(D)`` by default.
-            why_dense: a reason the caller knows for which only ``dense`` will do, for example a mask.
+            mask: as PyTorch's attention takes it. One that pads is honoured by leaving hidden keys out, any
+                other by running dense.
+            why_dense: a reason the caller knows for which only ``dense`` will do.
 
         Returns:
             ``[B, S, H, D]``.
@@ -139,17 +152,41 @@ class Runtime:
         if self._scheduled_dense(layer):
             self._count(layer, q, k, None)
             return dense()
-        reason = why_dense or self._why_dense(layer, q, k)
-        if reason is not None:
-            self.run.fallbacks[reason] += 1
+        parts = why_dense or self._parts(layer, q, k, mask)
+        if isinstance(parts, str):
+            self.run.fallbacks[parts] += 1
             self._count(layer, q, k, None)
             return dense()
         scale = q.shape[-1] ** -0.5 if scale is None else scale
-        plan, density = self._plan(layer, q, k, v, scale)
-        out, _ = attend(q, k, v, plan, scale)
-        self._count(layer, q, k, density)
+        out = self._sparse(layer, q, k, v, parts, mask, scale)
         self.run.flag_non_finite(layer, out)
         self._sparse_in_call = True
+        return out
+
+    def _sparse(
+        self, layer: int, q, k, v, parts: list[Piece], mask: torch.Tensor | None, scale: float
+    ) -> torch.Tensor:
+        """The call, piece by piece; one `Call` is counted for all."""
+        call = self._calls[layer] = self._calls.get(layer, 0) + 1
+        out = None if parts[0].whole else torch.empty_like(q)
+        pairs, kept = 0.0, 0.0
+        for index, piece in enumerate(parts):
+            piece_q, piece_k, piece_v = (piece.take(x) for x in (q, k, v))
+            plan, density = self._plan(layer, piece_q, piece_k, piece_v, scale, piece.grid, (call, index))
+            part, _ = attend(piece_q, piece_k, piece_v, plan, scale)
+            size = float(len(piece_q)) * piece.grid.tokens**2
+            pairs, kept = pairs + size, size * density + kept
+            if out is None:
+                out = part
+                continue
+            piece.put(part, out)
+            if piece.rest is not None:
+                piece.put_rest(q, k, v, mask, scale, out)
+        # With one piece the density itself, a plan's own tensor: it is read from the device once for all steps.
+        self.run.calls.append(
+            Call(self._tick.step, layer, pairs * q.shape[2], density if len(parts) == 1 else kept / pairs)
+        )
+        self.run.dtype = q.dtype
         return out
 
     def skip(self, layer: int, reason: str) -> None:
@@ -171,12 +208,34 @@ class Runtime:
         if q.shape != k.shape:
             return f"queries {list(q.shape[1:3])} and keys {list(k.shape[1:3])} differ in [tokens, heads]"
         problem = self._no_kernel(q)
-        if q.shape[1] != run.grid.tokens:
-            problem = f"attention over {q.shape[1]} tokens, where the grid has {run.grid.tokens}"
+        try:
+            self._layout.around(q.shape[1])
+        except ValueError as error:
+            problem = str(error)
         if problem and self.config.method != "auto":
             name = self.layers[layer].name
             raise ValueError(f"method {self.config.method} cannot run in {name}: {problem}; use method 'auto'")
         return problem
+
+    def _parts(self, layer: int, q: torch.Tensor, k: torch.Tensor, mask: torch.Tensor | None) -> list[Piece] | str:
+        """What sparse calls can take of this one, or why it runs dense."""
+        reason = self._why_dense(layer, q, k)
+        if reason is not None:
+            return reason
+        shown = None if mask is None else self._keys(mask, q)
+        if isinstance(shown, str):
+            return shown
+        found = pieces(self._layout, q.shape[1], shown, q.device)
+        if not isinstance(found, str) and self.run.grid.text == 0:
+            self.run.grid = found[0].grid  # the text is first seen here where no argument tells it
+        return found
+
+    def _keys(self, mask: torch.Tensor, q: torch.Tensor) -> torch.Tensor | str:
+        """`shown_keys`, asked once for a mask that all layers of a forward are given."""
+        shape = q.shape[:2]
+        if self._shown is None or self._shown[0] is not mask or self._shown[1] != shape:
+            self._shown = (mask, shape, shown_keys(mask, *shape))
+        return self._shown[2]
 
     def _no_kernel(self, q: torch.Tensor) -> str | None:
         able = {}
@@ -186,9 +245,11 @@ class Runtime:
         name = "triton" if q.device.type == "cuda" and self.config.method == "auto" else "portable"
         return f"no sparse kernel: {able[name]}" if able[name] else None
 
-    def _plan(self, layer: int, q, k, v, scale: float) -> tuple[Plan, torch.Tensor]:
+    def _plan(
+        self, layer: int, q, k, v, scale: float, grid: TokenGrid, part: tuple[int, int]
+    ) -> tuple[Plan, torch.Tensor]:
         run, tick, shape = self.run, self._tick, (q.shape, q.dtype, q.device)
-        kept = run.plans.get((layer, tick.branch))
+        kept = run.plans.get((layer, tick.branch, part))
         if kept and kept.shape == shape and tick.step - kept.step < self.config.refresh:
             run.plans_reused += 1
             return kept.plan(), kept.density
@@ -198,17 +259,17 @@ class Runtime:
             branch=tick.branch,
             step=tick.step,
             steps=tick.steps,
-            grid=run.grid,
+            grid=grid,
             sparsity=self.config.sparsity,
             scale=scale,
             generator=self._generator(tick.step, layer),
             block_size=run.block_size,
-            memo=run.memo,
+            memo=run.memo.setdefault(grid, {}),
         )
         plan = run.method.plan(q, k, v, call)
         density = plan.mask.density().mean()
         if self.config.refresh > 1:
-            run.plans[layer, tick.branch] = Kept(tick.step, shape, plan.again or (lambda: plan), density)
+            run.plans[layer, tick.branch, part] = Kept(tick.step, shape, plan.again or (lambda: plan), density)
         run.facts.append((layer, plan.facts))
         run.notes.update(dict.fromkeys(plan.notes))
         return plan, density
@@ -244,3 +305,9 @@ class Runtime:
                 raise RuntimeError(f"{what}: stopped, because strict was asked for")
             self.run.notes[f"{what}: that layer ran dense in this step"] = None
             self.run.dense_from.add((self._tick.step, layer))
+
+
+def _layout(grid: TokenGrid) -> Layout:
+    """The layout of calls that have exactly the tokens of the grid."""
+    first = grid.text_position == "first"
+    return Layout(*grid.shape, before=grid.text if first else 0, after=0 if first else grid.text)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from dittools.config import Config
-from dittools.pipelines.backend import Socket, SparseProcessor
+from dittools.pipelines.backend import Socket, SparseProcessor, can_enter
 from dittools.pipelines.errors import BadInput
 from dittools.pipelines.families import family_of, transformers_of
 from dittools.pipelines.root_hook import RootHook
@@ -29,20 +29,26 @@ def attach(pipe: Any, config: Config) -> tuple[Runtime, Callable[[], None]]:
         BadInput: when the pipeline is of no known family, or its self-attention cannot be reached.
     """
     family = family_of(pipe)
+    if family.why_not is not None:
+        raise BadInput(f"sparse attention cannot run in {family.name}: {family.why_not}")
     models = transformers_of(pipe, family)
     modules = []
     for component, model in models:
         inside = [(path, module) for path, module in model.named_modules() if family.is_self_attention(path)]
         if not inside:
-            raise BadInput(f"{component} has no module {family.self_attention}: is it a {family.name} model?")
+            paths = " or ".join(family.self_attention)
+            raise BadInput(f"{component} has no module {paths}: is it a {family.name} model?")
         modules += [(Layer(f"{component}.{path}", depth), module) for depth, (path, module) in enumerate(inside)]
     for _, module in modules:
         if isinstance(module.processor, SparseProcessor):
             module.processor.socket.detach()
     for layer, module in modules:
-        if not hasattr(module.processor, "_attention_backend"):
+        if not can_enter(module.processor):
             found = type(module.processor).__name__
-            raise BadInput(f"{layer.name} runs {found}, which does not use diffusers' attention dispatcher")
+            raise BadInput(
+                f"{layer.name} runs {found}, which neither uses diffusers' attention dispatcher nor calls "
+                "PyTorch's attention itself: give the module its own processor back"
+            )
 
     runtime = Runtime(config, [layer for layer, _ in modules])
     with ExitStack() as undo:
@@ -52,9 +58,8 @@ def attach(pipe: Any, config: Config) -> tuple[Runtime, Callable[[], None]]:
             processor = socket.wrap(module.processor)
             module.set_processor(processor)
             undo.callback(_put_back, module, processor)
-        timesteps = _schedule_of(pipe)
         for _, model in models:
-            RootHook(model, family, runtime, timesteps).install(model, undo)
+            RootHook(model, family, runtime, weakref.ref(pipe)).install(model, undo)
         socket.detach = undo.pop_all().close
     return runtime, socket.detach
 
@@ -63,13 +68,3 @@ def _put_back(module: torch.nn.Module, processor: SparseProcessor) -> None:
     """Restore a module's processor, unless someone has given it another one since."""
     if module.processor is processor:
         module.set_processor(processor.original)
-
-
-def _schedule_of(pipe: Any) -> Callable[[], torch.Tensor | None]:
-    """Reads the schedule of the pipeline's present scheduler, without keeping the pipeline alive."""
-    reference = weakref.ref(pipe)
-
-    def timesteps() -> torch.Tensor | None:
-        return getattr(getattr(reference(), "scheduler", None), "timesteps", None)
-
-    return timesteps

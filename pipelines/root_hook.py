@@ -33,7 +33,7 @@ class RootHook:
         model: the transformer.
         family: how its arguments are named.
         runtime: told of each call.
-        timesteps: gives the schedule of the run that is under way.
+        pipe: a weak reference to the pipeline, whose scheduler has the schedule of the run under way.
     """
 
     def __init__(
@@ -41,11 +41,11 @@ class RootHook:
         model: torch.nn.Module,
         family: Family,
         runtime: Runtime,
-        timesteps: Callable[[], torch.Tensor | None],
+        pipe: Callable[[], Any],
     ):
         self._family = family
         self._runtime = runtime
-        self._timesteps = timesteps
+        self._pipe = pipe
         self._context = Context()
         self._again = False
         parameters = [name for name in inspect.signature(type(model).forward).parameters if name != "self"]
@@ -64,11 +64,19 @@ class RootHook:
     def _before(self, model: torch.nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         if self._again:
             return
-        latents = self._argument(self._family.latents, args, kwargs)
+
+        def argument(name: str) -> Any:
+            return self._argument(name, args, kwargs)
+
+        family = self._family
+        layout = family.layout(model.config, argument)
+        latents = argument(family.latents)
+        latents = latents[0] if isinstance(latents, list) else latents
         self._runtime.begin_call(
-            grid=self._family.grid(model.config, tuple(latents.shape)),
-            timestep=self._argument(self._family.timestep, args, kwargs),
-            timesteps=self._timesteps(),
+            grid=family.token_grid(layout, argument),
+            layout=layout,
+            timestep=self._timestep(argument),
+            timesteps=getattr(getattr(self._pipe(), "scheduler", None), "timesteps", None),
             device=latents.device,
             dtype=latents.dtype,
             branch=self._context.branch,
@@ -88,8 +96,19 @@ class RootHook:
                 self._again = False
         return output
 
+    def _timestep(self, argument: Callable[[str], Any]) -> Any:
+        """The scheduler's timestep of this call."""
+        if self._family.clock == "pipeline":
+            current = getattr(self._pipe(), "_current_timestep", None)
+            if current is not None:
+                return current
+        return self._family.scheduled(argument(self._family.timestep))
+
     def _argument(self, name: str, args: tuple, kwargs: dict[str, Any]) -> Any:
-        return kwargs[name] if name in kwargs else args[self._positions[name]]
+        if name in kwargs:
+            return kwargs[name]
+        place = self._positions.get(name, len(args))
+        return args[place] if place < len(args) else None
 
     @contextmanager
     def _watch_context(self, model: torch.nn.Module) -> Iterator[None]:
