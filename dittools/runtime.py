@@ -163,9 +163,7 @@ class Runtime:
         self._sparse_in_call = True
         return out
 
-    def _sparse(
-        self, layer: int, q, k, v, parts: list[Piece], mask: torch.Tensor | None, scale: float
-    ) -> torch.Tensor:
+    def _sparse(self, layer: int, q, k, v, parts: list[Piece], mask: torch.Tensor | None, scale: float) -> torch.Tensor:
         """The call, piece by piece; one `Call` is counted for all."""
         call = self._calls[layer] = self._calls.get(layer, 0) + 1
         out = None if parts[0].whole else torch.empty_like(q)
@@ -226,8 +224,8 @@ class Runtime:
         if isinstance(shown, str):
             return shown
         found = pieces(self._layout, q.shape[1], shown, q.device)
-        if not isinstance(found, str) and self.run.grid.text == 0:
-            self.run.grid = found[0].grid  # the text is first seen here where no argument tells it
+        if not isinstance(found, str) and self.run.grid.text < found[0].grid.text:
+            self.run.grid = found[0].grid  # text is first seen here where no argument tells it
         return found
 
     def _keys(self, mask: torch.Tensor, q: torch.Tensor) -> torch.Tensor | str:

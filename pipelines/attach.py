@@ -56,7 +56,7 @@ def attach(pipe: Any, config: Config) -> tuple[Runtime, Callable[[], None]]:
         undo.callback(socket.close)
         for _, module in modules:
             processor = socket.wrap(module.processor)
-            module.set_processor(processor)
+            set_processor(module, processor)
             undo.callback(_put_back, module, processor)
         for _, model in models:
             RootHook(model, family, runtime, weakref.ref(pipe)).install(model, undo)
@@ -67,4 +67,12 @@ def attach(pipe: Any, config: Config) -> tuple[Runtime, Callable[[], None]]:
 def _put_back(module: torch.nn.Module, processor: SparseProcessor) -> None:
     """Restore a module's processor, unless someone has given it another one since."""
     if module.processor is processor:
-        module.set_processor(processor.original)
+        set_processor(module, processor.original)
+
+
+def set_processor(module: torch.nn.Module, processor: object) -> None:
+    """Give an attention module a processor; some classes have no method for it."""
+    if hasattr(module, "set_processor"):
+        module.set_processor(processor)
+    else:
+        module.processor = processor

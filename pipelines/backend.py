@@ -13,6 +13,7 @@ tensors, the same in every layer and step.
 from __future__ import annotations
 
 import copy
+import functools
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -63,7 +64,7 @@ class Socket:
 
     def wrap(self, processor: Any) -> SparseProcessor:
         """A processor for the next layer, around the original one."""
-        wrapped = SparseProcessor(processor, self, layer=len(self.processors))
+        wrapped = _class_for(type(processor))(processor, self, layer=len(self.processors))
         self.processors.append(wrapped)
         return wrapped
 
@@ -79,7 +80,7 @@ def can_enter(processor: Any) -> bool:
 
 
 class SparseProcessor:
-    """Stands in for the processor of one self-attention module."""
+    """Stands in for the processor of one self-attention module; `_class_for` makes what is used."""
 
     def __init__(self, original: Any, socket: Socket, layer: int):
         self.original = original
@@ -127,6 +128,21 @@ class SparseProcessor:
     @_parallel_config.setter
     def _parallel_config(self, config: Any) -> None:
         self.original._parallel_config = config
+
+
+@functools.cache
+def _class_for(kind: type) -> type[SparseProcessor]:
+    """A `SparseProcessor` that shows the signature of the processors it stands in for.
+
+    diffusers' `Attention` drops arguments that the processor's signature does not name, rotary embeddings
+    among them.
+    """
+
+    @functools.wraps(kind.__call__)
+    def call(self, *args: Any, **kwargs: Any) -> Any:
+        return SparseProcessor.__call__(self, *args, **kwargs)
+
+    return type(f"Sparse{kind.__name__}", (SparseProcessor,), {"__call__": call})
 
 
 @torch.library.custom_op(

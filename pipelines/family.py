@@ -100,13 +100,8 @@ class Family:
         Raises:
             BadInput: when the arguments are not those of this family.
         """
-        frames, height, width, before, after = GRIDS[self.grid](config, arguments, self.latents)
-        if before is None and after is None:
-            before, after = {"none": (0, 0), "first": (None, 0), "last": (0, None)}[self.text_position]
-        elif before is None and self.text_position != "first":
-            before = 0
-        elif after is None and self.text_position != "last":
-            after = 0
+        frames, height, width, *around = GRIDS[self.grid](config, arguments, self.latents)
+        before, after = around or {"none": (0, 0), "first": (None, 0), "last": (0, None)}[self.text_position]
         return Layout(frames, height, width, before, after)
 
     def token_grid(self, layout: Layout, arguments: Arguments) -> TokenGrid:

@@ -1,8 +1,8 @@
 """How many tokens a picture has along each axis, read from the arguments of a transformer's forward.
 
 A reader gets the transformer's config, what gives an argument by name, and the name of the latents. It answers
-(frames, height, width, tokens before the picture, tokens behind it). The last two are None where they are
-whatever the record says of the text.
+(frames, height, width), or with two numbers more, the tokens before the picture and behind it; None is all
+that the sequence has beyond the rest. Without them the record's text position decides.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch
 from dittools.pipelines.errors import BadInput
 
 Arguments = Callable[[str], Any]
-Answer = tuple[int, int, int, int | None, int | None]
+Answer = tuple[int, int, int] | tuple[int, int, int, int | None, int | None]
 
 
 def _patch(config: Any) -> tuple[int, int, int]:
@@ -36,7 +36,7 @@ def _latents(arguments: Arguments, name: str, axes: str) -> torch.Tensor:
 
 
 def _patches(config: Any, *size: int) -> Answer:
-    return (*(n // p for n, p in zip(size, _patch(config), strict=True)), None, None)
+    return tuple(n // p for n, p in zip(size, _patch(config), strict=True))
 
 
 def video(config: Any, arguments: Arguments, name: str) -> Answer:
@@ -118,12 +118,12 @@ def listed(config: Any, arguments: Arguments, name: str) -> Answer:
         raise BadInput(f"{name} holds pictures of several sizes, or several pictures a sample")
     frames, height, width = found[0].shape[1:]
     side, deep = arguments("patch_size") or 2, arguments("f_patch_size") or 1
-    return frames // deep, height // side, width // side, None, None
+    return frames // deep, height // side, width // side
 
 
 def framepack(config: Any, arguments: Arguments, name: str) -> Answer:
     """History at three scales comes first, then the latents ``[B, C, F, H, W]``."""
-    frames, height, width, _, _ = video(config, arguments, name)
+    frames, height, width = video(config, arguments, name)
     history = 0
     for scale, part in ((1, "latents_clean"), (2, "latents_history_2x"), (4, "latents_history_4x")):
         given = arguments(part)
@@ -136,7 +136,7 @@ def framepack(config: Any, arguments: Arguments, name: str) -> Answer:
 
 def after_history(config: Any, arguments: Arguments, name: str) -> Answer:
     """Whatever the sequence has before the latents ``[B, C, F, H, W]`` is history."""
-    frames, height, width, _, _ = video(config, arguments, name)
+    frames, height, width = video(config, arguments, name)
     return frames, height, width, None, 0
 
 
@@ -146,7 +146,7 @@ def square_or_sized(config: Any, arguments: Arguments, name: str) -> Answer:
     if latents.ndim == 4:
         return image(config, arguments, name)
     height, width = (int(n) for n in arguments("img_sizes")[0])
-    return 1, height, width, None, None
+    return 1, height, width
 
 
 GRIDS: dict[str, Callable[[Any, Arguments, str], Answer]] = {
