@@ -54,14 +54,43 @@ def attach(pipe: Any, config: Config) -> tuple[Runtime, Callable[[], None]]:
     with ExitStack() as undo:
         socket = Socket(runtime)
         undo.callback(socket.close)
-        for _, module in modules:
-            processor = socket.wrap(module.processor)
-            set_processor(module, processor)
-            undo.callback(_put_back, module, processor)
+        for layer, (_, module) in enumerate(modules):
+            _enter(module, socket, layer, undo)
+        for component, model in models:
+            mine = [
+                (layer, module)
+                for layer, (place, module) in enumerate(modules)
+                if place.name.startswith(f"{component}.")
+            ]
+            _stay_in(model, mine, socket, undo)
         for _, model in models:
             RootHook(model, family, runtime, weakref.ref(pipe)).install(model, undo)
         socket.detach = undo.pop_all().close
     return runtime, socket.detach
+
+
+def _enter(module: torch.nn.Module, socket: Socket, layer: int, undo: ExitStack) -> None:
+    processor = socket.wrap(module.processor, layer)
+    set_processor(module, processor)
+    undo.callback(_put_back, module, processor)
+
+
+def _stay_in(
+    model: torch.nn.Module,
+    modules: list[tuple[int, torch.nn.Module]],
+    socket: Socket,
+    undo: ExitStack,
+) -> None:
+    """Enter again, before a forward, where someone gave a module another processor: fusing projections does."""
+    later = undo.enter_context(ExitStack())
+
+    @torch.compiler.disable
+    def enter_again(*_: object) -> None:
+        for layer, module in modules:
+            if not isinstance(module.processor, SparseProcessor) and can_enter(module.processor):
+                _enter(module, socket, layer, later)
+
+    undo.callback(model.register_forward_pre_hook(enter_again).remove)
 
 
 def _put_back(module: torch.nn.Module, processor: SparseProcessor) -> None:

@@ -25,7 +25,7 @@ from diffusers.models.attention_dispatch import (
     dispatch_attention_fn,
 )
 
-from dittools.pipelines.rebinding import calls_torch, rebind, rebindable
+from dittools.pipelines.rebinding import calls_torch, rebindable, rebound_class
 from dittools.runtime import Runtime
 
 # CUDA graphs replay kernels and skip the Python that decides them.
@@ -43,7 +43,7 @@ class Socket:
 
     def __init__(self, runtime: Runtime):
         self.runtime = runtime
-        self.processors: list[SparseProcessor] = []
+        self.processors: dict[int, SparseProcessor] = {}  # by layer
         self.detach: Callable[[], None] = lambda: None  # undoes the acceleration; set by `attach`
         # Numbers are used again: a compiled block then finds the backend it was compiled with.
         self.number = next(n for n in range(len(_sockets) + 1) if n not in _sockets)
@@ -52,20 +52,25 @@ class Socket:
         self.backend = _member(self.number)
         self.function = _backend_function(self.cursor)
         _AttentionBackendRegistry.register(self.backend)(self.function)
+        function = self.function
+        self.rebound = functools.cache(lambda kind: rebound_class(kind, function))
         _sockets[self.number] = self
         _sweep()
 
     def close(self) -> None:
         """Leave the table. Wrappers that someone still holds pass everything on to their originals."""
-        for processor in self.processors:
+        for processor in self.processors.values():
             processor.socket = None
         _sockets.pop(self.number, None)
         _sweep()
 
-    def wrap(self, processor: Any) -> SparseProcessor:
-        """A processor for the next layer, around the original one."""
-        wrapped = _class_for(type(processor))(processor, self, layer=len(self.processors))
-        self.processors.append(wrapped)
+    def wrap(self, processor: Any, layer: int) -> SparseProcessor:
+        """A processor for this layer, around the original one. It takes the place of one made before."""
+        wrapped = _class_for(type(processor))(processor, self, layer)
+        before = self.processors.pop(layer, None)
+        if before is not None:
+            before.socket = None
+        self.processors[layer] = wrapped
         return wrapped
 
 
@@ -86,11 +91,11 @@ class SparseProcessor:
         self.original = original
         self.socket: Socket | None = socket
         # A processor may be shared with cross-attention: the copy alone is led to us.
+        self._inner = copy.copy(original)
         if names_backend(original):
-            self._inner = copy.copy(original)
             self._inner._attention_backend = socket.backend
         else:
-            self._inner = rebind(original, socket.function)
+            self._inner.__class__ = socket.rebound(type(original))
         self._cursor = socket.cursor
         with torch.inference_mode(False):
             self._place = torch.tensor([socket.number, layer], device="cpu")

@@ -7,7 +7,6 @@ nor the original processor is touched, and a compiler sees an ordinary function.
 
 from __future__ import annotations
 
-import copy
 import types
 from collections.abc import Callable
 from typing import Any
@@ -31,25 +30,24 @@ def calls_torch(processor: Any) -> bool:
     return call is not None and bool(_torch_names(call))
 
 
-def rebind(processor: Any, attention: Callable) -> Any:
-    """A copy of the processor whose attention is ``attention``.
+def rebound_class(kind: type, attention: Callable) -> type:
+    """A class like this processor's, whose attention is ``attention``.
+
+    One class serves all layers, so that they compile to one graph.
 
     Args:
-        processor: one that is `rebindable`.
+        kind: class of a processor that is `rebindable`.
         attention: takes ``query, key, value [B, S, H, D]`` and the options of PyTorch's attention by name.
     """
-    call = _call_of(processor)
+    call = kind.__call__
     own = {name: _Functional(_transposed(attention)) for name in _torch_names(call)}
     if _DISPATCH in call.__code__.co_names:
         own[_DISPATCH] = _without_backend(attention)
-    code = types.FunctionType(
-        call.__code__, {**call.__globals__, **own}, call.__name__, call.__defaults__, call.__closure__
-    )
+    # Without a name: a compiler would look a named module's globals up in the module itself.
+    scope = {name: value for name, value in call.__globals__.items() if name != "__name__"} | own
+    code = types.FunctionType(call.__code__, scope, call.__name__, call.__defaults__, call.__closure__)
     code.__kwdefaults__ = call.__kwdefaults__
-    kind = type(processor)
-    found = copy.copy(processor)
-    found.__class__ = type(kind.__name__, (kind,), {"__call__": code})
-    return found
+    return type(kind.__name__, (kind,), {"__call__": code})
 
 
 class _Functional:
@@ -63,7 +61,7 @@ class _Functional:
 
 
 def _call_of(processor: Any) -> types.FunctionType | None:
-    call = getattr(type(processor), "__call__", None)
+    call = next((k.__dict__["__call__"] for k in type(processor).__mro__ if "__call__" in k.__dict__), None)
     return call if isinstance(call, types.FunctionType) else None
 
 

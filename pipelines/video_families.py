@@ -256,7 +256,6 @@ VIDEO = (
         text_position="last",
         text=("encoder_hidden_states",),
         guidance_passes="one batch",
-        notes="its blocks read the length of each text back, so compiling them needs fullgraph=False",
         height=480,
         width=848,
         frames=163,
