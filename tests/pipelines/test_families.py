@@ -26,6 +26,14 @@ ABLE = [family.name for family in FAMILIES if family.why_not is None]
 UNABLE = [family.name for family in FAMILIES if family.why_not is not None]
 JOINT = [name for name in ABLE if find_family(name).text_position != "none"]
 
+# What each test shows of a family; docs/models.py keeps which passed.
+CHECKS = {
+    "test_full_budget_is_dense_in_a_batch_whose_texts_differ_in_length": "budget",
+    "test_a_mask_along_an_axis_keeps_a_change_where_it_was_made": "axes",
+    "test_text_reaches_the_picture_only_from_where_the_record_has_it": "text",
+    "test_restore_is_bit_identical": "restore",
+}
+
 
 def grid_of(name: str) -> tuple[int, int, int]:
     """Odd enough that no block size divides it."""
