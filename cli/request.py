@@ -97,6 +97,16 @@ def _config(asked: Asked) -> Config:
         raise BadInput(first_line(error)) from None
 
 
+def config_of(*, dense_steps: str, **settings: Any) -> Config:
+    """A config of single flags, for a verb that takes few. Raises BadInput."""
+    try:
+        return Config(dense_steps=_share_or_count(dense_steps), **settings)
+    except BadInput:
+        raise
+    except (ValueError, TypeError) as error:
+        raise BadInput(first_line(error)) from None
+
+
 def _read_config(name: str) -> Config:
     try:
         text = Path(name).expanduser().read_text(encoding="utf-8")
