@@ -151,7 +151,7 @@ class Drawer:
             self._keep_repeat(unit, stages, facts, extra)
         else:
             with stages("decode"):
-                frames = drawing.decode(self.opened, latents)
+                frames = drawing.decode(self.opened, latents, scene)
             self._keep(unit.case, scene, config, frames, stages, facts, extra)
         return stages.seconds["denoise"]
 

@@ -83,15 +83,16 @@ def matrix() -> str:
             row["notes"] if able else row["why_not"],
         ])  # fmt: skip
     versions = ", ".join(f"{name} {value}" for name, value in results["versions"].items())
-    return "\n".join([
-        "| " + " | ".join(line) + " |" for line in lines
-    ]) + (
-        f"\n\nTested on tiny random models of diffusers' own classes, on a CPU, with {versions}: *budget*: all pairs give "
-        "the dense result, in a batch whose texts differ in length; *axes*: a mask along frames, rows or columns keeps "
-        "a change there; *text*: text reaches the picture only from where it is thought to be; *restore*: bit-identical. "
-        "No checkpoint of these but the embedded one has been run. Beside dittools, before and after it: "
-        + ", ".join(results["pairs"]) + "."
-    )  # fmt: skip
+    table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    return f"{table}\n\n{MEANING.format(versions=versions, pairs=', '.join(results['pairs']))}"
+
+
+MEANING = (
+    "Tested on tiny random models of diffusers' own classes, on a CPU, with {versions}. *budget*: all pairs give the "
+    "dense result, in a batch whose texts differ in length; *axes*: a mask along frames, rows or columns keeps a "
+    "change there; *text*: text reaches the picture only from where it is thought to be; *restore*: bit-identical. "
+    "No checkpoint of these but the embedded one has been run. Beside dittools, before and after it: {pairs}."
+)
 
 
 def filled(text: str) -> str:

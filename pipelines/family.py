@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from dittools.pipelines.grids import GRIDS, Arguments
-from dittools.tokens import Layout, TokenGrid
+if TYPE_CHECKING:  # a record alone answers without PyTorch
+    from dittools.pipelines.grids import Arguments
+    from dittools.tokens import Layout, TokenGrid
 
 # How a transformer's timestep comes from the scheduler's.
 CLOCKS = {
@@ -100,6 +101,9 @@ class Family:
         Raises:
             BadInput: when the arguments are not those of this family.
         """
+        from dittools.pipelines.grids import GRIDS
+        from dittools.tokens import Layout
+
         frames, height, width, *around = GRIDS[self.grid](config, arguments, self.latents)
         before, after = around or {"none": (0, 0), "first": (None, 0), "last": (0, None)}[self.text_position]
         return Layout(frames, height, width, before, after)

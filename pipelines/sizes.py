@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from dittools.pipelines.errors import BadInput
 from dittools.pipelines.family import Family
 from dittools.pipelines.limits import SizeRule
-from dittools.tokens import Layout, TokenGrid
+
+if TYPE_CHECKING:
+    from dittools.tokens import TokenGrid
 
 
 def size_rule(family: Family) -> SizeRule:
@@ -24,6 +28,8 @@ def grid_of(family: Family, *, frames: int | None, height: int | None, width: in
     Raises:
         BadInput: when the record has no sizes, or the checkpoint cannot draw this one.
     """
+    from dittools.tokens import Layout
+
     if family.strides is None or family.layers is None:
         raise BadInput(f"the record of {family.name} has no sizes of a checkpoint to plan with")
     missing = [name for name, value in (("frames", frames), ("height", height), ("width", width)) if value is None]
