@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
 
 from dittools.naming import unknown
 from dittools.pipelines import loading, saving, weights
 from dittools.pipelines.errors import BadInput
+from dittools.pipelines.families import FAMILIES, Family, find_family
 from dittools.pipelines.limits import SizeRule
+from dittools.pipelines.sizes import size_rule
 
-TEXT_TO_VIDEO = ("WanPipeline",)
 _LARGEST_SEED = 2**63 - 1
 
 
@@ -47,15 +49,37 @@ class Asked:
     def check(self) -> saving.Output:
         """Check what needs neither PyTorch nor a model, and give the output. Raises BadInput."""
         self.check_settings()
-        return saving.plan(self.output, self.frames)
+        frames = 1 if find_family(self.model).draws == "image" else self.frames
+        return saving.plan(self.output, frames)
 
     def check_settings(self) -> None:
         """The same without the output, for a verb that has its own."""
         _choices(self)
         _numbers(self)
-        folder = weights.check_asked(self.weights, TEXT_TO_VIDEO)
-        rule = SizeRule.from_folder(folder) if folder else SizeRule()
-        rule.check(self.frames, self.height, self.width)
+        family = find_family(self.model)
+        _can_draw(self, family)
+        folder = weights.check_asked(self.weights, family.text_to)
+        rule_of(family, folder).check(self.frames, self.height, self.width)
+
+
+def rule_of(family: Family, folder: Path | None) -> SizeRule:
+    """Which sizes the weights take: by a Wan folder's own configs, else by the record."""
+    if family.name == "wan":
+        return SizeRule.from_folder(folder) if folder else SizeRule()
+    return size_rule(family)
+
+
+def _can_draw(asked: Asked, family: Family) -> None:
+    if not family.text_to:
+        reason = f" ({family.why_not})" if family.why_not else ""
+        able = ", ".join(f.name for f in FAMILIES if f.text_to)
+        raise BadInput(
+            f"--model {family.name} cannot be drawn with here{reason}: use one of {able}, or its pipeline in Python"
+        )
+    if family.name != "wan" and asked.weights == weights.EMBEDDED:
+        raise BadInput(f"the embedded model is a wan, not a {family.name}: use --model wan, or other --weights")
+    if family.draws == "image" and asked.frames not in (None, 1):
+        raise BadInput(f"--model {family.name} draws images: --frames is 1, got {asked.frames}")
 
 
 def _choices(asked: Asked) -> None:

@@ -7,14 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dittools.cli.asked import TEXT_TO_VIDEO
 from dittools.cli.output import Output
 from dittools.cli.request import Request, Scene, complete
 from dittools.cli.stages import Stages
 from dittools.config import Config
 from dittools.pipelines import loading, weights
 from dittools.pipelines import stages as pipeline
-from dittools.pipelines.errors import RunFailed
+from dittools.pipelines.errors import BadInput, RunFailed
 
 
 @dataclass(frozen=True)
@@ -44,10 +43,14 @@ def choose(request: Request, output: Output) -> Chosen:
     """Choose and fetch the weights, and complete the request by their defaults."""
     asked = request.asked
     device = loading.pick_device(asked.device)
-    chosen = weights.choose(
-        asked.weights, request.family.repo, cuda=device.type == "cuda", classes=TEXT_TO_VIDEO, note=output.note
-    )
-    folder = weights.fetch(chosen, classes=TEXT_TO_VIDEO, note=output.note)
+    family, cuda = request.family, device.type == "cuda"
+    classes = family.text_to
+    ours = family.name == "wan"  # the embedded model is one
+    note = output.note if ours else lambda text: None
+    chosen = weights.choose(asked.weights, family.repo, cuda=cuda, classes=classes, note=note)
+    if chosen.embedded and not ours:
+        raise BadInput(f"no {family.name} weights at hand, and none were downloaded: give --weights a folder or a repo")
+    folder = weights.fetch(chosen, classes=classes, note=output.note)
     dtype = loading.pick_dtype(asked.dtype, device)
     return Chosen(device, dtype, chosen, folder, complete(request, chosen, folder))
 
@@ -152,11 +155,11 @@ def denoise_sparse(opened: Opened, embeds: dict, scene: Scene, config: Config, s
     return latents, fast
 
 
-def decode(opened: Opened, latents: Any) -> Any:
+def decode(opened: Opened, latents: Any, scene: Scene) -> Any:
     """Frames `[T, H, W, 3]`, float32 in [0, 1]. Raises RunFailed when they are no numbers."""
     import numpy as np
 
-    frames = pipeline.decode(opened.pipe, latents)
+    frames = pipeline.decode(opened.pipe, latents, scene.shot)
     if not np.isfinite(frames).all():
         raise RunFailed("the model's frames are not finite numbers: try --dtype fp32; nothing was written")
     return frames

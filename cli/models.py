@@ -1,4 +1,4 @@
-"""`dittools models`: the model families that can be accelerated, and what a run of each is by default."""
+"""`dittools models`: the model families, what can be done with each, and what was tested."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from dittools.cli.output import Output, table
 
 NAME = "models"
 SHORT = "List the model families."
-HELP = "List the model families, their default checkpoints and sizes, and whether the embedded model is here."
+HELP = """List the model families: whether their attention can run sparse, which `generate` can draw with, and what
+was tested on tiny random models. --json has all of it, with aliases, checkpoints and default sizes."""
 EXAMPLES = """\b
 Examples:
   dittools models
@@ -17,19 +18,15 @@ Examples:
 
 
 def command(as_json: Json = False, debug: Debug = False) -> None:
-    from dittools.pipelines.families import FAMILIES
+    from dittools.pipelines import matrix
 
-    families = [
-        {
-            "name": family.name,
-            "aliases": list(family.aliases),
-            "title": family.title,
-            "repo": family.repo,
-            **{key: getattr(family, key) for key in ("frames", "height", "width", "steps", "guidance", "fps")},
-        }
-        for family in FAMILIES
-    ]
-    facts = {"families": families, "embedded": _embedded()}
+    results = matrix.tested()
+    facts = {
+        "families": matrix.rows(),
+        "tested_with": {"device": results["device"], **results["versions"]},
+        "pairs": results["pairs"],
+        "embedded": _embedded(),
+    }
     Output(as_json).data(facts, lambda: _readable(facts))
 
 
@@ -45,20 +42,25 @@ def _embedded() -> dict[str, Any]:
 
 
 def _readable(facts: dict[str, Any]) -> str:
+    able = [row for row in facts["families"] if row["why_not"] is None]
     rows = [
         (
-            family["name"],
-            ", ".join(family["aliases"]),
-            family["repo"],
-            f"{family['frames']} x {family['height']} x {family['width']}",
-            family["steps"],
-            family["title"],
+            row["name"],
+            row["draws"],
+            row["text"],
+            row["repo"] if row["generate"] else "",
+            ", ".join(row["tested"]) or "not tested",
+            row["title"],
         )
-        for family in facts["families"]
+        for row in able
     ]
-    text = table(("MODEL", "ALSO", "CHECKPOINT", "FRAMES x HEIGHT x WIDTH", "STEPS", "WHAT"), rows)
+    text = table(("MODEL", "DRAWS", "TEXT", "GENERATE DRAWS WITH", "TESTED", "WHAT"), rows)
+    unable = [(row["name"], row["why_not"]) for row in facts["families"] if row["why_not"] is not None]
+    text += "\n\n" + table(("NOT SPARSE", "BECAUSE"), unable)
+    versions = ", ".join(f"{name} {value}" for name, value in facts["tested_with"].items() if name != "device")
+    text += f"\n\ntested: tiny random models on the {facts['tested_with']['device']}, {versions}"
     here = facts["embedded"]
     if not here["available"]:
-        return f"{text}\n\nembedded: not available ({here['why_not']})"
+        return f"{text}\nembedded: not available ({here['why_not']})"
     size = f"{here['frames']} x {here['height']} x {here['width']}, {here['steps']} steps"
-    return f"{text}\n\nembedded: a small wan, {size}; use it with --weights embedded"
+    return f"{text}\nembedded: a small wan, {size}; use it with --weights embedded"

@@ -152,7 +152,7 @@ class Drawer:
             self._keep_repeat(unit, stages, facts, extra)
         else:
             with stages("decode"):
-                frames = drawing.decode(self.opened, latents)
+                frames = drawing.decode(self.opened, latents, scene)
             self._keep(unit.case, scene, config, frames, stages, facts, extra)
         return stages.seconds["denoise"]
 
@@ -245,9 +245,12 @@ class Drawer:
 
     def _grid(self) -> dict[str, int]:
         """The token grid of every case, as a record has it."""
+        import torch
+
         plan, (time_stride, side) = self.plan, vae_strides(self.opened.pipe.vae)
         shape = (1, 0, (plan.frames - 1) // time_stride + 1, plan.height // side, plan.width // side)
-        grid = self.request.family.grid(self._model().config, shape)
+        family, latents = self.request.family, torch.empty(shape, device="meta")
+        grid = family.token_grid(family.layout(self._model().config, {family.latents: latents}.get), lambda name: None)
         return {name: getattr(grid, name) for name in ("frames", "height", "width", "text", "tokens")}
 
     def _dense_facts(self, steps: int) -> dict[str, Any]:

@@ -7,12 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dittools.cli.asked import Asked
+from dittools.cli.asked import Asked, rule_of
 from dittools.config import Config
 from dittools.pipelines import saving, stages, weights
 from dittools.pipelines.errors import BadInput, first_line
 from dittools.pipelines.families import Family, find_family
-from dittools.pipelines.limits import SizeRule
 
 PROMPT = "A ginger cat plays the piano by a tall window, soft morning light, shallow depth of field"
 
@@ -68,7 +67,7 @@ def complete(request: Request, chosen: weights.Weights, folder: Path) -> Scene:
         guidance=pick("guidance"),
         seed=asked.seed,
     )
-    SizeRule.from_folder(folder).check(shot.frames, shot.height, shot.width)
+    rule_of(family, folder).check(shot.frames, shot.height, shot.width)
     return Scene(
         prompt=pick("prompt"),
         negative_prompt=pick("negative_prompt"),
@@ -93,6 +92,16 @@ def _config(asked: Asked) -> Config:
         if asked.cache is not None:  # the options of another cache in the file would not fit it
             given |= {"cache": asked.cache, "cache_options": {}}
         return dataclasses.replace(base, **{name: value for name, value in given.items() if value is not None})
+    except BadInput:
+        raise
+    except (ValueError, TypeError) as error:
+        raise BadInput(first_line(error)) from None
+
+
+def config_of(*, dense_steps: str, **settings: Any) -> Config:
+    """A config of single flags, for a verb that takes few. Raises BadInput."""
+    try:
+        return Config(dense_steps=_share_or_count(dense_steps), **settings)
     except BadInput:
         raise
     except (ValueError, TypeError) as error:

@@ -28,7 +28,7 @@ def run(request: Request, command: list[str], output: Output) -> dict[str, Any]:
         dense = _dense_run(opened, embeds, scene, request, stages) if request.asked.compare_dense else None
         latents, fast = drawing.denoise_sparse(opened, embeds, scene, request.config, stages)
         with stages("decode"):
-            frames = drawing.decode(opened, latents)
+            frames = drawing.decode(opened, latents, scene)
         return _save(
             frames,
             request,
@@ -52,7 +52,7 @@ def _dense_run(opened: Any, embeds: dict, scene: Scene, request: Request, stages
             drawing.warm_up(opened, embeds, scene, request.config)
     latents = drawing.denoise_dense(opened, embeds, scene, stages)
     with stages("quality"):
-        return drawing.decode(opened, latents), stages.seconds["dense"]
+        return drawing.decode(opened, latents, scene), stages.seconds["dense"]
 
 
 def _quality(frames: Any, dense: tuple[Any, float], stages: Stages) -> dict[str, Any]:

@@ -63,9 +63,9 @@ class Run:
         self.method = method
         self.why_dense = why_dense
         self.block_size = block_size
-        self.plans: dict[tuple[int, str], Kept] = {}
+        self.plans: dict[tuple, Kept] = {}  # (layer, branch, which part of which call)
         self.memo: dict[Any, Any] = {}
-        self.states: dict[tuple[int, str], dict[Any, Any]] = defaultdict(dict)  # of a method, by (layer, branch)
+        self.states: dict[tuple, dict[Any, Any]] = defaultdict(dict)  # of a method, by the same key as plans
         self.calls: list[Call] = []
         self.facts: list[tuple[int, dict[str, torch.Tensor]]] = []
         self.fallbacks: Counter[str] = Counter()
@@ -86,9 +86,10 @@ class Run:
         """Forget what was counted and planned since ``mark``: that forward is run again."""
         calls, facts, fallbacks, self.plans_reused = mark
         self.fallbacks = fallbacks.copy()  # the mark may be needed again
-        for call in self.calls[calls:]:
-            self.plans.pop((call.layer, branch), None)
-            self.states.pop((call.layer, branch), None)
+        layers = {call.layer for call in self.calls[calls:]}
+        for kept in (self.plans, self.states):
+            for key in [key for key in kept if key[0] in layers and key[1] == branch]:
+                del kept[key]
         del self.calls[calls:], self.facts[facts:]
 
     def flag_non_finite(self, layer: int, out: torch.Tensor) -> None:

@@ -9,20 +9,20 @@ from typing import NamedTuple
 import torch
 
 from dittools import caches, methods
-from dittools.attention import attend
 from dittools.caches.base import Model, Trajectory
 from dittools.clock import StepClock, Tick
 from dittools.config import Config
-from dittools.kernels.dispatch import choose, implementations, why_not
+from dittools.kernels.dispatch import implementations
 from dittools.methods import auto
-from dittools.methods.base import AttentionCall, Plan, StayDense
 from dittools.numbers import whole_steps
 from dittools.observer import Observer
 from dittools.progress import OnStep, StepReports
 from dittools.reuse import Reuse
-from dittools.run import Call, Kept, Run
+from dittools.run import Call, Run
+from dittools.sequence import Piece, pieces, shown_keys
+from dittools.sparse import Sparse
 from dittools.stopwatch import Stopwatch
-from dittools.tokens import TokenGrid
+from dittools.tokens import Layout, TokenGrid
 
 
 class Layer(NamedTuple):
@@ -68,6 +68,9 @@ class Runtime:
         self._clock = StepClock(config.dense_steps, config.dense_last_steps)
         self._reports: StepReports | None = None
         self._tick: Tick | None = None  # set between begin_call and end_call
+        self._layout: Layout | None = None  # None: every call has exactly the tokens of the grid
+        self._calls: dict[int, int] = {}  # attention calls of each layer in this forward
+        self._shown: tuple | None = None  # the latest mask, and the keys it shows
         self._mark = None
         self._reruns = 0
         self._sparse_in_call = False
@@ -87,6 +90,7 @@ class Runtime:
         latents: torch.Tensor | None = None,
         noise: Callable[[int, int], float | None] | None = None,
         why_compute: str | None = None,
+        layout: Layout | None = None,
     ) -> bool | None:
         """A transformer forward starts. True: compute it. False: reuse. None: `Reuse.watch` decides on the way.
 
@@ -95,6 +99,8 @@ class Runtime:
 
         Args:
             grid: its token layout.
+            layout: where the picture is in the sequence of each call, when that may hold other tokens than
+                the grid.
             device, dtype: of the latents; a change starts a new run.
             timestep, timesteps, branch, step_index, steps: as `StepClock.tell`.
             part: which transformer, 0 but for a second expert.
@@ -106,13 +112,16 @@ class Runtime:
             ValueError: when a method was asked for by name that cannot run on this grid.
         """
         told = {"branch": branch, "step_index": step_index, "steps": steps}
-        tick = self._clock.tell(timestep, timesteps, signature=(grid, device, dtype), **told)
+        # Two prompts of one run may differ in length, so the text is no part of what a run is known by.
+        tick = self._clock.tell(timestep, timesteps, signature=(grid.shape, device, dtype), **told)
         if tick.new_run or self.run is None:
             # Two steps, so that no old run stays behind when the new one cannot start.
             self.run = self._tick = None
             self.run = self._new_run(grid, tick, device)
             self._reports = StepReports(self.run, self.listeners)
         self._tick = self.latest = tick
+        self._layout = layout or _layout(grid)
+        self._calls, self._shown = {}, None
         self._mark, self._reruns, self._sparse_in_call = self.run.mark(), 0, False
         self._reports.begin_call(tick.step)
         self.run.forwards.append((tick.step, Stopwatch(device)))
@@ -145,6 +154,7 @@ class Runtime:
             # first.
             self._force_dense(bad[:1] if self._reruns == 0 else bad)
             self.run.rewind(self._mark, self._tick.branch)
+            self._calls = {}
             self._reruns, self._sparse_in_call = self._reruns + 1, False
             return True
         self._end()
@@ -152,7 +162,7 @@ class Runtime:
 
     def _end(self) -> None:
         self.run.forwards[-1][1].stop()
-        self._tick = None
+        self._tick = self._shown = None
         self._reports.end_call()
 
     def attend(
@@ -164,6 +174,7 @@ class Runtime:
         *,
         dense: Callable[[], torch.Tensor],
         scale: float | None = None,
+        mask: torch.Tensor | None = None,
         why_dense: str | None = None,
     ) -> torch.Tensor:
         """Attention of one layer.
@@ -173,7 +184,9 @@ class Runtime:
             q, k, v: ``[B, S, H, D]`` after RoPE.
             dense: the original attention of this very call.
             scale: factor on the logits; ``1 / sqrt(D)`` by default.
-            why_dense: a reason the caller knows for which only ``dense`` will do, for example a mask.
+            mask: as PyTorch's attention takes it. One that pads is honoured by leaving hidden keys out, any
+                other by running dense.
+            why_dense: a reason the caller knows for which only ``dense`` will do.
 
         Returns:
             ``[B, S, H, D]``.
@@ -185,41 +198,34 @@ class Runtime:
             return dense()
         reuse = self.run.reuse
         if reuse is None:
-            return self._attend(layer, q, k, v, dense, scale, why_dense)
+            return self._attend(layer, q, k, v, dense, scale, mask, why_dense)
         kept = reuse.attention(layer, q)
         if kept is not None:
             self.run.reused_calls += 1
             return kept
-        out = self._attend(layer, q, k, v, dense, scale, why_dense)
+        out = self._attend(layer, q, k, v, dense, scale, mask, why_dense)
         reuse.keep_attention(layer, out)
         return out
 
-    def _attend(self, layer: int, q, k, v, dense, scale: float | None, why_dense: str | None) -> torch.Tensor:
+    def _attend(
+        self, layer: int, q, k, v, dense, scale: float | None, mask: torch.Tensor | None, why_dense: str | None
+    ) -> torch.Tensor:
         if self._scheduled_dense(layer):
-            self._count(layer, q, k, None)
+            self._count(layer, q, k)
             return dense()
-        reason = why_dense or self._why_dense(layer, q, k)
-        if reason is not None:
-            self.run.fallbacks[reason] += 1
-            self._count(layer, q, k, None)
+        parts = why_dense or self._parts(layer, q, k, mask)
+        if isinstance(parts, str):
+            self.run.fallbacks[parts] += 1
+            self._count(layer, q, k)
             return dense()
         scale = q.shape[-1] ** -0.5 if scale is None else scale
-        with self.observer.part("select"):
-            plan, density = self._plan(layer, q, k, v, scale)
-        if isinstance(plan, StayDense):
-            self.run.fallbacks[plan.reason] += 1
-            self._count(layer, q, k, None)
+        number = self._calls[layer] = self._calls.get(layer, 0) + 1
+        sparse = Sparse(self.run, self.config, self.observer)
+        out = sparse.attend(self._tick, layer, number, q, k, v, parts, mask, scale)
+        if out is None:
+            self._count(layer, q, k)
             return dense()
-        kernel = self._kernel(q, k, v, plan)
-        with self.observer.part("lists"):
-            plan.mask.lists()
-        with self.observer.part("attention"):
-            out, _ = attend(q, k, v, plan, scale, kernel)
-        self._count(layer, q, k, density, kernel)
-        with self.observer.part("check"):
-            self.run.flag_non_finite(layer, out)
         self._sparse_in_call = True
-        self.observer.attended(layer, q, k, v, plan, scale, out)
         return out
 
     def skip(self, layer: int, reason: str) -> None:
@@ -241,12 +247,34 @@ class Runtime:
         if q.shape != k.shape:
             return f"queries {list(q.shape[1:3])} and keys {list(k.shape[1:3])} differ in [tokens, heads]"
         problem = self._no_kernel(q)
-        if q.shape[1] != run.grid.tokens:
-            problem = f"attention over {q.shape[1]} tokens, where the grid has {run.grid.tokens}"
+        try:
+            self._layout.around(q.shape[1])
+        except ValueError as error:
+            problem = str(error)
         if problem and self.config.method != "auto":
             name = self.layers[layer].name
             raise ValueError(f"method {self.config.method} cannot run in {name}: {problem}; use method 'auto'")
         return problem
+
+    def _parts(self, layer: int, q: torch.Tensor, k: torch.Tensor, mask: torch.Tensor | None) -> list[Piece] | str:
+        """What sparse calls can take of this one, or why it runs dense."""
+        reason = self._why_dense(layer, q, k)
+        if reason is not None:
+            return reason
+        shown = None if mask is None else self._keys(mask, q)
+        if isinstance(shown, str):
+            return shown
+        found = pieces(self._layout, q.shape[1], shown, q.device)
+        if not isinstance(found, str) and self.run.grid.text < found[0].grid.text:
+            self.run.grid = found[0].grid  # text is first seen here where no argument tells it
+        return found
+
+    def _keys(self, mask: torch.Tensor, q: torch.Tensor) -> torch.Tensor | str:
+        """`shown_keys`, asked once for a mask that all layers of a forward are given."""
+        shape = q.shape[:2]
+        if self._shown is None or self._shown[0] is not mask or self._shown[1] != shape:
+            self._shown = (mask, shape, shown_keys(mask, *shape))
+        return self._shown[2]
 
     def _no_kernel(self, q: torch.Tensor) -> str | None:
         able = {}
@@ -255,47 +283,6 @@ class Runtime:
         # On a GPU the portable kernel is for those who ask: it has not been seen to beat dense there.
         name = "triton" if q.device.type == "cuda" and self.config.method == "auto" else "portable"
         return f"no sparse kernel: {able[name]}" if able[name] else None
-
-    def _kernel(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, plan: Plan) -> str:
-        """The kernel for a sparse call; plain PyTorch on a GPU is noted with the reason."""
-        name = choose(q, k, v, plan.mask, order=plan.order)
-        if name == "portable" and q.device.type == "cuda":
-            self.run.notes[f"plain PyTorch kernel on the GPU: {why_not('triton', q, k, v, plan.mask)}"] = None
-        return name
-
-    def _plan(self, layer: int, q, k, v, scale: float) -> tuple[Plan | StayDense, torch.Tensor | None]:
-        run, tick, shape = self.run, self._tick, (q.shape, q.dtype, q.device)
-        kept = run.plans.get((layer, tick.branch))
-        if kept and kept.shape == shape and tick.step - kept.step < self.config.refresh:
-            run.plans_reused += 1
-            return kept.plan(), kept.density
-        call = AttentionCall(
-            layer=layer,
-            layers=len(self.layers),
-            branch=tick.branch,
-            step=tick.step,
-            steps=tick.steps,
-            grid=run.grid,
-            sparsity=self.config.sparsity,
-            scale=scale,
-            generator=self._generator(tick.step, layer),
-            block_size=run.block_size,
-            memo=run.memo,
-            state=run.states[layer, tick.branch],
-        )
-        plan = run.method.plan(q, k, v, call)
-        if isinstance(plan, StayDense):
-            return plan, None
-        density = plan.density().mean()
-        if self.config.refresh > 1:
-            run.plans[layer, tick.branch] = Kept(tick.step, shape, plan.again or (lambda: plan), density)
-        run.facts.append((layer, plan.facts))
-        run.notes.update(dict.fromkeys(plan.notes))
-        return plan, density
-
-    def _generator(self, step: int, layer: int) -> torch.Generator:
-        seed = (self.config.seed * 100_003 + step) * 10_007 + layer
-        return torch.Generator().manual_seed(seed % (1 << 63))
 
     def _new_run(self, grid: TokenGrid, tick: Tick, device: torch.device) -> Run:
         config, steps = self.config, tick.steps
@@ -326,11 +313,10 @@ class Runtime:
         timesteps = self._clock.timesteps(steps)
         return Reuse(cache, Trajectory(steps, timesteps, tuple(forced), model, sparse))
 
-    def _count(
-        self, layer: int, q: torch.Tensor, k: torch.Tensor, density: torch.Tensor | None, kernel: str | None = None
-    ) -> None:
+    def _count(self, layer: int, q: torch.Tensor, k: torch.Tensor) -> None:
+        """Count a dense call."""
         pairs = float(q.shape[0] * q.shape[2] * q.shape[1] * k.shape[1])
-        self.run.calls.append(Call(self._tick.step, layer, pairs, density, kernel))
+        self.run.calls.append(Call(self._tick.step, layer, pairs, None))
         self.run.dtype = q.dtype
 
     def _force_dense(self, bad: list[int]) -> None:
@@ -342,3 +328,9 @@ class Runtime:
                 raise RuntimeError(f"{what}: stopped, because strict was asked for")
             self.run.notes[f"{what}: that layer ran dense in this step"] = None
             self.run.dense_from.add((self._tick.step, layer))
+
+
+def _layout(grid: TokenGrid) -> Layout:
+    """The layout of calls that have exactly the tokens of the grid."""
+    first = grid.text_position == "first"
+    return Layout(*grid.shape, before=grid.text if first else 0, after=0 if first else grid.text)

@@ -95,3 +95,45 @@ class TokenGrid:
         text = torch.zeros(self.tokens, dtype=torch.bool, device=device)
         text[self.text_slice] = True
         return text
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where the picture is in a sequence whose length only the attention call knows.
+
+    Args:
+        frames, height, width: tokens of the picture along each axis.
+        before, after: other tokens (text, history, reference images) in front of it and behind it. One of them
+            may be None: all that the sequence has beyond the rest. It may differ from call to call, as the
+            text of two prompts does.
+    """
+
+    frames: int
+    height: int
+    width: int
+    before: int | None = 0
+    after: int | None = 0
+
+    def around(self, tokens: int) -> tuple[int, int]:
+        """(tokens in front, tokens behind) in a sequence of this length.
+
+        Raises:
+            ValueError: when the picture does not fit into it.
+        """
+        others = tokens - self.frames * self.height * self.width
+        before = others - (self.after or 0) if self.before is None else self.before
+        after = others - before
+        if before < 0 or after < 0 or self.after not in (None, after):
+            raise ValueError(f"attention over {tokens} tokens, where the grid has {tokens - others}")
+        return before, after
+
+    def grid(self, before: int, after: int) -> TokenGrid:
+        """The grid once the others are on one side: behind the picture when there are any behind it."""
+        others = before + after
+        return TokenGrid(
+            self.frames,
+            self.height,
+            self.width,
+            others,
+            "none" if not others else "first" if not after else "last",
+        )

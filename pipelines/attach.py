@@ -12,7 +12,7 @@ import torch
 from dittools.caches.base import Model
 from dittools.config import Config
 from dittools.pipelines import signals
-from dittools.pipelines.backend import Socket, SparseProcessor
+from dittools.pipelines.backend import Socket, SparseProcessor, can_enter
 from dittools.pipelines.errors import BadInput
 from dittools.pipelines.families import family_of, transformers_of
 from dittools.pipelines.root_hook import RootHook
@@ -32,33 +32,42 @@ def attach(pipe: Any, config: Config) -> tuple[Runtime, Callable[[], None]]:
         BadInput: when the pipeline is of no known family, or its self-attention cannot be reached.
     """
     family = family_of(pipe)
+    if family.why_not is not None:
+        raise BadInput(f"sparse attention cannot run in {family.name}: {family.why_not}")
     models = transformers_of(pipe, family)
     modules = []
     for component, model in models:
         inside = [(path, module) for path, module in model.named_modules() if family.is_self_attention(path)]
         if not inside:
-            raise BadInput(f"{component} has no module {family.self_attention}: is it a {family.name} model?")
+            paths = " or ".join(family.self_attention)
+            raise BadInput(f"{component} has no module {paths}: is it a {family.name} model?")
         modules += [(Layer(f"{component}.{path}", depth), module) for depth, (path, module) in enumerate(inside)]
     for _, module in modules:
         if isinstance(module.processor, SparseProcessor):
             module.processor.socket.detach()
     for layer, module in modules:
-        if not hasattr(module.processor, "_attention_backend"):
+        if not can_enter(module.processor):
             found = type(module.processor).__name__
-            raise BadInput(f"{layer.name} runs {found}, which does not use diffusers' attention dispatcher")
+            raise BadInput(
+                f"{layer.name} runs {found}, which neither uses diffusers' attention dispatcher nor calls "
+                "PyTorch's attention itself: give the module its own processor back"
+            )
 
     runtime = Runtime(config, [layer for layer, _ in modules], facts(models))
     with ExitStack() as undo:
         undo.callback(runtime.close)
         socket = Socket(runtime)
         undo.callback(socket.close)
-        for _, module in modules:
-            processor = socket.wrap(module.processor)
-            module.set_processor(processor)
-            undo.callback(_put_back, module, processor)
-        timesteps = _schedule_of(pipe)
-        for part, (_, model) in enumerate(models):
-            hook = RootHook(model, family, runtime, timesteps, part, _noise_of(pipe))
+        for layer, (_, module) in enumerate(modules):
+            _enter(module, socket, layer, undo)
+        for part, (component, model) in enumerate(models):
+            mine = [
+                (layer, module)
+                for layer, (place, module) in enumerate(modules)
+                if place.name.startswith(f"{component}.")
+            ]
+            _stay_in(model, mine, socket, undo)
+            hook = RootHook(model, family, runtime, weakref.ref(pipe), part, _noise_of(pipe))
             hook.install(model, undo)
             if runtime.cache is not None:
                 inside = [path for path, _ in model.named_modules() if family.is_self_attention(path)]
@@ -85,17 +94,39 @@ def _noise_of(pipe: Any) -> Callable[[int, int], float | None]:
     return lambda step, steps: signals.noise_share(getattr(reference(), "scheduler", None), step, steps)
 
 
+def _enter(module: torch.nn.Module, socket: Socket, layer: int, undo: ExitStack) -> None:
+    processor = socket.wrap(module.processor, layer)
+    set_processor(module, processor)
+    undo.callback(_put_back, module, processor)
+
+
+def _stay_in(
+    model: torch.nn.Module,
+    modules: list[tuple[int, torch.nn.Module]],
+    socket: Socket,
+    undo: ExitStack,
+) -> None:
+    """Enter again, before a forward, where someone gave a module another processor: fusing projections does."""
+    later = undo.enter_context(ExitStack())
+
+    @torch.compiler.disable
+    def enter_again(*_: object) -> None:
+        for layer, module in modules:
+            if not isinstance(module.processor, SparseProcessor) and can_enter(module.processor):
+                _enter(module, socket, layer, later)
+
+    undo.callback(model.register_forward_pre_hook(enter_again).remove)
+
+
 def _put_back(module: torch.nn.Module, processor: SparseProcessor) -> None:
     """Restore a module's processor, unless someone has given it another one since."""
     if module.processor is processor:
-        module.set_processor(processor.original)
+        set_processor(module, processor.original)
 
 
-def _schedule_of(pipe: Any) -> Callable[[], torch.Tensor | None]:
-    """Reads the schedule of the pipeline's present scheduler, without keeping the pipeline alive."""
-    reference = weakref.ref(pipe)
-
-    def timesteps() -> torch.Tensor | None:
-        return getattr(getattr(reference(), "scheduler", None), "timesteps", None)
-
-    return timesteps
+def set_processor(module: torch.nn.Module, processor: object) -> None:
+    """Give an attention module a processor; some classes have no method for it."""
+    if hasattr(module, "set_processor"):
+        module.set_processor(processor)
+    else:
+        module.processor = processor

@@ -1,16 +1,19 @@
-"""The way into models that use diffusers' attention dispatcher: a backend of our own, for chosen modules
-only.
+"""The ways into a model's attention: for chosen modules only, and without touching what others share.
 
-A processor asks the dispatcher for attention with the backend it names. Each self-attention module gets a
-copy of its processor that names our backend; the backend hands q, k and v to the runtime. A backend is told
-nothing about the layer, so a wrapper around the processor writes the layer into a small CPU tensor, the
-cursor, first. Both steps are custom operators: a compiled block sees two opaque calls fed with tensors, the
-same in every layer and step.
+Most processors ask diffusers' dispatcher for attention with the backend they name. Each self-attention module
+gets a copy of its processor that names a backend of our own; the backend hands q, k and v to the runtime.
+Other processors call PyTorch's attention, or the dispatcher without naming a backend: `rebinding` gives those
+a private copy of their code that calls ours.
+
+Attention is told nothing about the layer, so a wrapper around the processor writes the layer into a small CPU
+tensor, the cursor, first. Both steps are custom operators: a compiled block sees two opaque calls fed with
+tensors, the same in every layer and step.
 """
 
 from __future__ import annotations
 
 import copy
+import functools
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -22,6 +25,7 @@ from diffusers.models.attention_dispatch import (
     dispatch_attention_fn,
 )
 
+from dittools.pipelines.rebinding import calls_torch, rebindable, rebound_class
 from dittools.runtime import Runtime
 
 # CUDA graphs replay kernels and skip the Python that decides them.
@@ -39,40 +43,59 @@ class Socket:
 
     def __init__(self, runtime: Runtime):
         self.runtime = runtime
-        self.processors: list[SparseProcessor] = []
+        self.processors: dict[int, SparseProcessor] = {}  # by layer
         self.detach: Callable[[], None] = lambda: None  # undoes the acceleration; set by `attach`
         # Numbers are used again: a compiled block then finds the backend it was compiled with.
         self.number = next(n for n in range(len(_sockets) + 1) if n not in _sockets)
         with torch.inference_mode(False):
             self.cursor = torch.zeros(2, dtype=torch.int64, device="cpu")
         self.backend = _member(self.number)
-        _AttentionBackendRegistry.register(self.backend)(_backend_function(self.cursor))
+        self.function = _backend_function(self.cursor)
+        _AttentionBackendRegistry.register(self.backend)(self.function)
+        function = self.function
+        self.rebound = functools.cache(lambda kind: rebound_class(kind, function))
         _sockets[self.number] = self
         _sweep()
 
     def close(self) -> None:
         """Leave the table. Wrappers that someone still holds pass everything on to their originals."""
-        for processor in self.processors:
+        for processor in self.processors.values():
             processor.socket = None
         _sockets.pop(self.number, None)
         _sweep()
 
-    def wrap(self, processor: Any) -> SparseProcessor:
-        """A processor for the next layer, around the original one."""
-        wrapped = SparseProcessor(processor, self, layer=len(self.processors))
-        self.processors.append(wrapped)
+    def wrap(self, processor: Any, layer: int) -> SparseProcessor:
+        """A processor for this layer, around the original one. It takes the place of one made before."""
+        wrapped = _class_for(type(processor))(processor, self, layer)
+        before = self.processors.pop(layer, None)
+        if before is not None:
+            before.socket = None
+        self.processors[layer] = wrapped
         return wrapped
 
 
+def names_backend(processor: Any) -> bool:
+    """Whether the processor asks the dispatcher with a backend it names."""
+    return hasattr(processor, "_attention_backend")
+
+
+def can_enter(processor: Any) -> bool:
+    """Whether there is a way into the attention of this processor."""
+    return names_backend(processor) or rebindable(processor)
+
+
 class SparseProcessor:
-    """Stands in for the processor of one self-attention module."""
+    """Stands in for the processor of one self-attention module; `_class_for` makes what is used."""
 
     def __init__(self, original: Any, socket: Socket, layer: int):
         self.original = original
         self.socket: Socket | None = socket
-        # A processor may be shared with cross-attention: the copy alone names our backend.
+        # A processor may be shared with cross-attention: the copy alone is led to us.
         self._inner = copy.copy(original)
-        self._inner._attention_backend = socket.backend
+        if names_backend(original):
+            self._inner._attention_backend = socket.backend
+        else:
+            self._inner.__class__ = socket.rebound(type(original))
         self._cursor = socket.cursor
         with torch.inference_mode(False):
             self._place = torch.tensor([socket.number, layer], device="cpu")
@@ -97,12 +120,34 @@ class SparseProcessor:
         self.original._attention_backend = backend
 
     @property
+    def dense_backend(self) -> Any:
+        """The backend of dense calls: the one the original names, or what it calls without naming any."""
+        if names_backend(self.original):
+            return self.original._attention_backend
+        return AttentionBackendName.NATIVE if calls_torch(self.original) else None
+
+    @property
     def _parallel_config(self) -> Any:
         return getattr(self.original, "_parallel_config", None)
 
     @_parallel_config.setter
     def _parallel_config(self, config: Any) -> None:
         self.original._parallel_config = config
+
+
+@functools.cache
+def _class_for(kind: type) -> type[SparseProcessor]:
+    """A `SparseProcessor` that shows the signature of the processors it stands in for.
+
+    diffusers' `Attention` drops arguments that the processor's signature does not name, rotary embeddings
+    among them.
+    """
+
+    @functools.wraps(kind.__call__)
+    def call(self, *args: Any, **kwargs: Any) -> Any:
+        return SparseProcessor.__call__(self, *args, **kwargs)
+
+    return type(f"Sparse{kind.__name__}", (SparseProcessor,), {"__call__": call})
 
 
 @torch.library.custom_op(
@@ -135,6 +180,20 @@ def _(cursor, place):
 
 
 @torch.library.custom_op(
+    "dittools::skip_call", mutates_args=("cursor",), schema="(Tensor(a!) cursor, str reason) -> ()"
+)
+def _skip_call(cursor: torch.Tensor, reason: str) -> None:
+    """Count that the layer under the cursor runs dense."""
+    number, layer = cursor.tolist()
+    _sockets[number].runtime.skip(layer, reason)
+
+
+@_skip_call.register_fake
+def _(cursor, reason):
+    return None
+
+
+@torch.library.custom_op(
     "dittools::attend",
     mutates_args=(),
     schema="(Tensor q, Tensor k, Tensor v, Tensor? mask, Tensor cursor, float? scale, float dropout, "
@@ -150,17 +209,18 @@ def _attend(q, k, v, mask, cursor, scale, dropout, causal, grouped):
 
     def dense() -> torch.Tensor:
         call = {"attn_mask": mask, "dropout_p": dropout, "is_causal": causal, "scale": scale}
-        backend = processor._attention_backend
+        backend = processor.dense_backend
         return dispatch_attention_fn(q, k, v, **call, enable_gqa=grouped, backend=backend, parallel_config=parallel)
 
     why_dense = None
-    if mask is not None:
-        why_dense = "the call has an attention mask"
-    elif causal or dropout or grouped:
-        why_dense = "the call is causal, has dropout or grouped heads"
+    if causal or dropout:
+        why_dense = "the call is causal or has dropout"
     elif parallel is not None:
         why_dense = "context parallelism is on"
-    out = socket.runtime.attend(layer, q, k, v, dense=dense, scale=scale, why_dense=why_dense)
+    heads = q.shape[2] // k.shape[2] if grouped else 1
+    keys, values = (x if heads == 1 else x.repeat_interleave(heads, dim=2) for x in (k, v))
+    runtime = socket.runtime
+    out = runtime.attend(layer, q, keys, values, dense=dense, scale=scale, mask=mask, why_dense=why_dense)
     return out.contiguous()
 
 
@@ -180,6 +240,11 @@ def _backend_function(cursor: torch.Tensor) -> Any:
         scale: float | None = None,
         enable_gqa: bool = False,
     ) -> torch.Tensor:
+        if attn_mask is not None and not isinstance(attn_mask, torch.Tensor):
+            # A mask of flex attention: only that can read it.
+            torch.ops.dittools.skip_call(cursor, "the model brings a block mask of its own")
+            call = {"attn_mask": attn_mask, "scale": scale, "enable_gqa": enable_gqa}
+            return dispatch_attention_fn(query, key, value, **call, backend=AttentionBackendName.FLEX)
         call = (attn_mask, cursor, scale, dropout_p, is_causal, enable_gqa)
         return torch.ops.dittools.attend(query, key, value, *call)
 

@@ -34,7 +34,7 @@ class RootHook:
         model: the transformer.
         family: how its arguments are named.
         runtime: told of each call.
-        timesteps: gives the schedule of the run that is under way.
+        pipe: a weak reference to the pipeline, whose scheduler has the schedule of the run under way.
         part: which transformer of the pipeline.
         noise: (step, steps) -> share of noise in the latents; None where nobody asks.
 
@@ -48,13 +48,13 @@ class RootHook:
         model: torch.nn.Module,
         family: Family,
         runtime: Runtime,
-        timesteps: Callable[[], torch.Tensor | None],
+        pipe: Callable[[], Any],
         part: int = 0,
         noise: Callable[[int, int], float | None] | None = None,
     ):
         self._family, self._config = family, model.config
         self._runtime = runtime
-        self._timesteps = timesteps
+        self._pipe = pipe
         self._part, self._noise = part, noise
         self._context = Context()
         self.told = self.again = False
@@ -81,11 +81,17 @@ class RootHook:
 
     def begin(self, args: tuple, kwargs: dict[str, Any], why_compute: str | None = None) -> bool | None:
         """Tell the runtime of a forward with these arguments; its answer as `Runtime.begin_call`."""
-        latents = self.latents(args, kwargs)
+
+        def argument(name: str) -> Any:
+            return self._argument(name, args, kwargs)
+
+        family, latents = self._family, self.latents(args, kwargs)
+        layout = family.layout(self._config, argument)
         return self._runtime.begin_call(
-            grid=self._family.grid(self._config, tuple(latents.shape)),
-            timestep=self._argument(self._family.timestep, args, kwargs),
-            timesteps=self._timesteps(),
+            grid=family.token_grid(layout, argument),
+            layout=layout,
+            timestep=self._timestep(argument),
+            timesteps=getattr(getattr(self._pipe(), "scheduler", None), "timesteps", None),
             device=latents.device,
             dtype=latents.dtype,
             branch=self._context.branch,
@@ -98,8 +104,9 @@ class RootHook:
         )
 
     def latents(self, args: tuple, kwargs: dict[str, Any]) -> torch.Tensor:
-        """What the transformer is given to denoise."""
-        return self._argument(self._family.latents, args, kwargs)
+        """What the transformer is given to denoise; the first of them where it is given a list."""
+        latents = self._argument(self._family.latents, args, kwargs)
+        return latents[0] if isinstance(latents, list) else latents
 
     def optional(self, name: str, args: tuple, kwargs: dict[str, Any], default: Any) -> Any:
         """An argument that may not be given."""
@@ -120,8 +127,19 @@ class RootHook:
                 self.again = False
         return output
 
+    def _timestep(self, argument: Callable[[str], Any]) -> Any:
+        """The scheduler's timestep of this call."""
+        if self._family.clock == "pipeline":
+            current = getattr(self._pipe(), "_current_timestep", None)
+            if current is not None:
+                return current
+        return self._family.scheduled(argument(self._family.timestep))
+
     def _argument(self, name: str, args: tuple, kwargs: dict[str, Any]) -> Any:
-        return kwargs[name] if name in kwargs else args[self._positions[name]]
+        if name in kwargs:
+            return kwargs[name]
+        place = self._positions.get(name, len(args))
+        return args[place] if place < len(args) else None
 
     @contextmanager
     def _watch_context(self, model: torch.nn.Module) -> Iterator[None]:

@@ -1,6 +1,7 @@
 """A pipeline call in three stages that can be timed alone: text, denoising, latents to frames.
 
-Together they give exactly what one call of the pipeline gives (tested), on diffusers' Wan pipelines.
+Together they give exactly what one call of the pipeline gives (tested), on the pipelines of
+`dittools.pipelines.staged`.
 """
 
 from __future__ import annotations
@@ -9,6 +10,8 @@ import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+
+from dittools.pipelines.staged import STAGED, Staged
 
 if TYPE_CHECKING:
     import numpy as np
@@ -32,22 +35,24 @@ def encode(pipe: Any, prompt: str, negative_prompt: str, guidance: float, max_le
     import torch
 
     guided = guidance > 1.0  # diffusers' own rule
+    takes = inspect.signature(type(pipe).encode_prompt).parameters
+    options = {"prompt_2": None} if "prompt_2" in takes else {}
+    if "do_classifier_free_guidance" in takes:
+        options |= {
+            "negative_prompt": negative_prompt if guided else None,
+            "do_classifier_free_guidance": guided,
+        }
     with torch.no_grad():
-        positive, negative = pipe.encode_prompt(
-            prompt,
-            negative_prompt=negative_prompt if guided else None,
-            do_classifier_free_guidance=guided,
-            max_sequence_length=max_length,
-        )
-    embeds = {"prompt_embeds": positive}
-    if guided:
-        embeds["negative_prompt_embeds"] = negative
-    return embeds
+        found = pipe.encode_prompt(prompt, max_sequence_length=max_length, **options)
+    names = _staged(pipe).embeddings
+    return {name: value for name, value in zip(names, found, strict=True) if name and value is not None}
 
 
 def prompt_tokens(pipe: Any, prompt: str) -> int:
     """How many tokens the prompt has before any is cut off."""
-    return len(pipe.tokenizer(prompt, add_special_tokens=True, verbose=False).input_ids)
+    # FLUX has two: the first reads a summary of the prompt, the second its words.
+    tokenizer = getattr(pipe, "tokenizer_2", None) or pipe.tokenizer
+    return len(tokenizer(prompt, add_special_tokens=True, verbose=False).input_ids)
 
 
 def longest_text(pipe: Any) -> int:
@@ -61,7 +66,7 @@ def denoise(
     shot: Shot,
     on_step: Callable[[int, int], None] | None = None,
 ) -> torch.Tensor:
-    """Latents `[1, C, F, H, W]`. The noise comes from the CPU, so a seed means the same on every device.
+    """Latents as the pipeline gives them. The noise comes from the CPU, so a seed means the same on every device.
 
     on_step: told (step, steps) after each step, counted from 1.
     """
@@ -72,9 +77,10 @@ def denoise(
             on_step(step + 1, shot.steps)
         return kwargs
 
-    return pipe(
+    frames = {"num_frames": shot.frames} if "num_frames" in inspect.signature(type(pipe).__call__).parameters else {}
+    output = pipe(
         **embeds,
-        num_frames=shot.frames,
+        **frames,
         height=shot.height,
         width=shot.width,
         num_inference_steps=shot.steps,
@@ -82,22 +88,20 @@ def denoise(
         generator=torch.Generator("cpu").manual_seed(shot.seed),
         output_type="latent",
         callback_on_step_end=tell,
-    ).frames
+    )
+    return getattr(output, _staged(pipe).finished)
 
 
-def decode(pipe: Any, latents: torch.Tensor) -> np.ndarray:
-    """Latents `[1, C, F, H, W]` -> frames `[T, H, W, 3]`, float32 in [0, 1], as the pipeline itself ends."""
+def decode(pipe: Any, latents: torch.Tensor, shot: Shot) -> np.ndarray:
+    """Latents as `denoise` gives them -> frames `[T, H, W, 3]`, float32 in [0, 1], as the pipeline itself ends."""
     import torch
 
-    vae, config = pipe.vae, pipe.vae.config
     with torch.no_grad():
-        latents = latents.to(pipe._execution_device, dtype=vae.dtype)  # not vae.device: it may be offloaded
-        mean, std = (
-            torch.tensor(values).view(1, config.z_dim, 1, 1, 1).to(latents)
-            for values in (config.latents_mean, config.latents_std)
-        )
-        # dividing by 1 / std, not multiplying by std: the pipeline's own rounding
-        video = vae.decode(latents / (1.0 / std) + mean, return_dict=False)[0]
-        frames = pipe.video_processor.postprocess_video(video, output_type="np")[0]
+        latents = latents.to(pipe._execution_device, dtype=pipe.vae.dtype)  # not vae.device: it may be offloaded
+        frames = _staged(pipe).pixels(pipe, latents, shot.frames, shot.height, shot.width)
     pipe.maybe_free_model_hooks()
     return frames
+
+
+def _staged(pipe: Any) -> Staged:
+    return next(STAGED[kind.__name__] for kind in type(pipe).__mro__ if kind.__name__ in STAGED)

@@ -148,7 +148,7 @@ def main(argv: list[str] | None = None) -> None:
                         kept[setting], spent = timed(pipe, embeds, shot, device)
                         records[setting] = fast.record()
                 seconds[setting].append(spent)
-        videos = {setting: stages.decode(pipe, latents) for setting, latents in kept.items()}
+        videos = {setting: stages.decode(pipe, latents, shot) for setting, latents in kept.items()}
         dense_seconds = statistics.median(seconds["dense"])
         for setting in settings:
             row: dict[str, Any] = dict(prompt=prompt, seed=seed, setting=setting, seconds=seconds[setting])

@@ -224,7 +224,8 @@ def test_the_three_stages_give_exactly_the_pipelines_frames(folder, guidance, fr
     shot = stages.Shot(frames=frames, height=48, width=64, steps=3, guidance=guidance, seed=5)
     steps = []
     embeds = stages.encode(pipe, "a red circle", "grey", guidance, 16)
-    staged = stages.decode(pipe, stages.denoise(pipe, embeds, shot, lambda *step: steps.append(step)))
+    latents = stages.denoise(pipe, embeds, shot, lambda *step: steps.append(step))
+    staged = stages.decode(pipe, latents, shot)
     whole = pipe(
         "a red circle",
         "grey",

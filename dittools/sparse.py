@@ -1,0 +1,147 @@
+"""One sparse attention call: each piece of it planned, attended and counted."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+
+from dittools.attention import attend
+from dittools.clock import Tick
+from dittools.config import Config
+from dittools.kernels.dispatch import choose, why_not
+from dittools.methods.base import AttentionCall, Plan, StayDense
+from dittools.observer import Observer
+from dittools.run import Call, Kept, Run
+from dittools.sequence import Piece
+from dittools.tokens import TokenGrid
+
+
+class Planned(NamedTuple):
+    """A plan, the share of pairs it keeps, and whether it was made for this call."""
+
+    plan: Plan
+    density: torch.Tensor
+    fresh: bool
+
+
+class Sparse:
+    """Runs the sparse calls of one run.
+
+    Args:
+        run: what is planned, kept and counted.
+        config: what the user asked for.
+        observer: told of the parts of every call.
+    """
+
+    def __init__(self, run: Run, config: Config, observer: Observer):
+        self._run, self._config, self._observer = run, config, observer
+
+    def attend(
+        self,
+        tick: Tick,
+        layer: int,
+        number: int,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        parts: list[Piece],
+        mask: torch.Tensor | None,
+        scale: float,
+    ) -> torch.Tensor | None:
+        """The call, piece by piece; one `Call` is counted for all.
+
+        Args:
+            tick: step and branch. layer: whose attention. number: which call of this layer in the forward.
+            q, k, v: ``[B, S, H, D]``.
+            parts: what sparse calls take of it. mask: as PyTorch's attention takes it; for rows that are not taken.
+            scale: factor on the logits.
+
+        Returns:
+            ``[B, S, H, D]``; None when the method wants this call dense, which is counted as a fallback.
+        """
+        run = self._run
+        out = None if parts[0].whole else torch.empty_like(q)
+        pairs, kept, kernel = 0.0, 0.0, None
+        for index, piece in enumerate(parts):
+            taken = tuple(piece.take(x) for x in (q, k, v))
+            call = self._call(tick, layer, scale, piece.grid, (number, index))
+            with self._observer.part("select"):
+                planned = self._plan(*taken, call, (layer, tick.branch, (number, index)))
+            if isinstance(planned, StayDense):
+                run.fallbacks[planned.reason] += 1
+                return None
+            part, density, kernel = self._piece(layer, taken, planned, call)
+            size = float(len(taken[0])) * piece.grid.tokens**2
+            pairs, kept = pairs + size, size * density + kept
+            if out is None:
+                out = part
+                continue
+            piece.put(part, out)
+            if piece.rest is not None:
+                piece.put_rest(q, k, v, mask, scale, out)
+        # With one piece the density itself, a plan's own tensor: it is read from the device once for all steps.
+        share = density if len(parts) == 1 else kept / pairs
+        run.calls.append(Call(tick.step, layer, pairs * q.shape[2], share, kernel))
+        run.dtype = q.dtype
+        with self._observer.part("check"):
+            run.flag_non_finite(layer, out)
+        return out
+
+    def _piece(
+        self, layer: int, taken: tuple[torch.Tensor, ...], planned: Planned, call: AttentionCall
+    ) -> tuple[torch.Tensor, torch.Tensor, str]:
+        """Output, kept share and kernel of one piece."""
+        plan, density, _ = planned
+        kernel = self._kernel(*taken, plan)
+        with self._observer.part("lists"):
+            plan.mask.lists()
+        with self._observer.part("attention"):
+            out, _ = attend(*taken, plan, call.scale, kernel)
+        self._observer.attended(layer, *taken, plan, call.scale, out)
+        return out, density, kernel
+
+    def _kernel(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, plan: Plan) -> str:
+        """The kernel for a sparse call; plain PyTorch on a GPU is noted with the reason."""
+        name = choose(q, k, v, plan.mask, order=plan.order)
+        if name == "portable" and q.device.type == "cuda":
+            self._run.notes[f"plain PyTorch kernel on the GPU: {why_not('triton', q, k, v, plan.mask)}"] = None
+        return name
+
+    def _call(self, tick: Tick, layer: int, scale: float, grid: TokenGrid, part: tuple[int, int]) -> AttentionCall:
+        run = self._run
+        return AttentionCall(
+            layer=layer,
+            layers=run.layers,
+            branch=tick.branch,
+            step=tick.step,
+            steps=tick.steps,
+            grid=grid,
+            sparsity=self._config.sparsity,
+            scale=scale,
+            generator=self._generator(tick.step, layer),
+            block_size=run.block_size,
+            memo=run.memo.setdefault(grid, {}),
+            state=run.states[layer, tick.branch, part],
+        )
+
+    def _plan(self, q, k, v, call: AttentionCall, place: tuple) -> Planned | StayDense:
+        """A plan made now, or one that is kept."""
+        run, shape = self._run, (q.shape, q.dtype, q.device)
+        kept = run.plans.get(place)
+        if kept and kept.shape == shape and call.step - kept.step < self._config.refresh:
+            run.plans_reused += 1
+            return Planned(kept.plan(), kept.density, False)
+        plan = run.method.plan(q, k, v, call)
+        if isinstance(plan, StayDense):
+            return plan
+        density = plan.density().mean()
+        if self._config.refresh > 1:
+            run.plans[place] = Kept(call.step, shape, plan.again or (lambda: plan), density)
+        run.facts.append((call.layer, plan.facts))
+        run.notes.update(dict.fromkeys(plan.notes))
+        return Planned(plan, density, True)
+
+    def _generator(self, step: int, layer: int) -> torch.Generator:
+        seed = (self._config.seed * 100_003 + step) * 10_007 + layer
+        return torch.Generator().manual_seed(seed % (1 << 63))

@@ -1,0 +1,120 @@
+"""What a record of a model family says."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # a record alone answers without PyTorch
+    from dittools.pipelines.grids import Arguments
+    from dittools.tokens import Layout, TokenGrid
+
+# How a transformer's timestep comes from the scheduler's.
+CLOCKS = {
+    "same": lambda t: t,
+    "thousandths": lambda t: t * 1000,  # t / 1000
+    "reversed": lambda t: (1 - t) * 1000,  # 1 - t / 1000
+    "pipeline": lambda t: t,  # by formulas that differ: the pipeline itself is asked, where it knows
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Family:
+    """A family of models that share a transformer class.
+
+    Args:
+        name: what users call it; ``aliases`` are other names they may use.
+        title: one line for a list of models.
+        draws: "video" or "image".
+        transformer: class name of its transformer. Pipelines are recognised by it, since one transformer
+            serves text-, image- and video-to-video pipelines alike.
+        components: pipeline components that may hold the transformers, in the order of the layers.
+        self_attention: paths of its self-attention modules in the transformer; ``*`` is one part of a path.
+        way: how its attention is entered: "backend", where processors name a backend of diffusers'
+            dispatcher, or "call", where they call attention without naming one.
+        grid: the name in `dittools.pipelines.grids.GRIDS` of what reads the token grid.
+        text_position: where text tokens sit in the self-attention sequence.
+        text: arguments of the transformer whose dimension 1 is text in that sequence, where they tell it.
+        latents, timestep: names of the transformer's arguments.
+        clock: the name in `CLOCKS` of how the timestep leads back to the scheduler's.
+        guidance_passes: how classifier-free guidance runs: "two calls", "one batch", "none" or "guider".
+        why_not: why its attention cannot be block-sparse; None where it can.
+        notes: what a user should know.
+        text_to: class names of its pipelines that draw from a prompt alone, which `generate` can run; empty
+            where it has no settings for them.
+        repo: the checkpoint meant when only the family is named.
+        height, width, frames: default size in pixels and frames; an image is one frame.
+        steps, guidance, fps: defaults of a run and of its video.
+        strides: (frames, pixels) that one latent stands for, of the default checkpoint.
+        patch: (frames, height, width) latents in one token, of the default checkpoint.
+        layers, heads, head_dim: of the default checkpoint; for plans made without weights.
+        text_tokens: most text tokens in the sequence, by default.
+    """
+
+    name: str
+    title: str
+    draws: str
+    transformer: str
+    self_attention: tuple[str, ...]
+    grid: str
+    aliases: tuple[str, ...] = ()
+    components: tuple[str, ...] = ("transformer", "transformer_2")
+    way: str = "backend"
+    text_position: str = "none"
+    text: tuple[str, ...] = ()
+    latents: str = "hidden_states"
+    timestep: str = "timestep"
+    clock: str = "same"
+    guidance_passes: str = "two calls"
+    why_not: str | None = None
+    notes: str = ""
+    text_to: tuple[str, ...] = ()
+    repo: str | None = None
+    height: int | None = None
+    width: int | None = None
+    frames: int | None = None
+    steps: int | None = None
+    guidance: float | None = None
+    fps: int | None = None
+    strides: tuple[int, int] | None = None
+    patch: tuple[int, int, int] = (1, 2, 2)
+    layers: int | None = None
+    heads: int | None = None
+    head_dim: int | None = None
+    text_tokens: int = 0
+
+    def is_self_attention(self, path: str) -> bool:
+        """Whether the module at this path of the transformer is a self-attention."""
+        return any(
+            re.fullmatch(re.escape(pattern).replace(r"\*", r"[^.]+"), path) is not None
+            for pattern in self.self_attention
+        )
+
+    def layout(self, config: Any, arguments: Arguments) -> Layout:
+        """Where the picture is in the attention sequences of one forward.
+
+        Args:
+            config: the transformer's.
+            arguments: gives an argument of the forward by its name, None where it is not given.
+
+        Raises:
+            BadInput: when the arguments are not those of this family.
+        """
+        from dittools.pipelines.grids import GRIDS
+        from dittools.tokens import Layout
+
+        frames, height, width, *around = GRIDS[self.grid](config, arguments, self.latents)
+        before, after = around or {"none": (0, 0), "first": (None, 0), "last": (0, None)}[self.text_position]
+        return Layout(frames, height, width, before, after)
+
+    def token_grid(self, layout: Layout, arguments: Arguments) -> TokenGrid:
+        """The grid of one forward with as much text as its arguments tell."""
+        lengths = [value.shape[1] for value in map(arguments, self.text) if hasattr(value, "shape")]
+        before = sum(lengths) if layout.before is None else layout.before
+        after = sum(lengths) if layout.after is None else layout.after
+        return layout.grid(before, after)
+
+    def scheduled(self, timestep: Any) -> Any:
+        """The scheduler's timestep that a transformer's stands for."""
+        return CLOCKS[self.clock](timestep)

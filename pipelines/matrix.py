@@ -1,0 +1,42 @@
+"""Every family with what dittools can do with it, and what tests have shown."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from dittools.pipelines.families import FAMILIES
+
+_TEXT = {"none": "cross-attention", "first": "before the picture", "last": "behind the picture"}
+_DEFAULTS = ("frames", "height", "width", "steps", "guidance", "fps")
+
+
+def tested() -> dict[str, Any]:
+    """Results of the families' tests: versions, the checks that passed by family, pairs. Written by docs/models.py."""
+    return json.loads((Path(__file__).parent / "tested.json").read_text(encoding="utf-8"))
+
+
+def rows() -> list[dict[str, Any]]:
+    """A row a family, as `dittools models --json` prints it."""
+    results = tested()["families"]
+    return [
+        {
+            "name": family.name,
+            "aliases": list(family.aliases),
+            "title": family.title,
+            "draws": family.draws,
+            "transformer": family.transformer,
+            "why_not": family.why_not,
+            "notes": family.notes,
+            "way": family.way,
+            "self_attention": list(family.self_attention),
+            "text": _TEXT[family.text_position],
+            "guidance_passes": family.guidance_passes,
+            "generate": bool(family.text_to),
+            "repo": family.repo,
+            **{key: getattr(family, key) for key in _DEFAULTS},
+            "tested": results.get(family.name, []),
+        }
+        for family in FAMILIES
+    ]

@@ -1,0 +1,211 @@
+"""Every record against diffusers' own class: a tiny random model of it, driven by hand on the CPU.
+
+A test's id is the family's name, so a release of diffusers that moves a class fails by that name.
+"""
+
+from __future__ import annotations
+
+import types
+from dataclasses import dataclass
+
+import diffusers
+import pytest
+import torch
+
+from dittools import methods, summary
+from dittools.blocks import BlockMask, Partition
+from dittools.config import Config
+from dittools.methods.base import Method, Plan
+from dittools.pipelines.attach import attach
+from dittools.pipelines.backend import names_backend
+from dittools.pipelines.errors import BadInput
+from dittools.pipelines.families import FAMILIES, find_family
+from tests.families_tiny import TINY, noise, transformer
+
+ABLE = [family.name for family in FAMILIES if family.why_not is None]
+UNABLE = [family.name for family in FAMILIES if family.why_not is not None]
+JOINT = [name for name in ABLE if find_family(name).text_position != "none"]
+
+# What each test shows of a family; docs/models.py keeps which passed.
+CHECKS = {
+    "test_full_budget_is_dense_in_a_batch_whose_texts_differ_in_length": "budget",
+    "test_a_mask_along_an_axis_keeps_a_change_where_it_was_made": "axes",
+    "test_text_reaches_the_picture_only_from_where_the_record_has_it": "text",
+    "test_restore_is_bit_identical": "restore",
+}
+
+
+def grid_of(name: str) -> tuple[int, int, int]:
+    """Odd enough that no block size divides it."""
+    return (3, 8, 9) if find_family(name).draws == "video" else (1, 14, 15)
+
+
+@dataclass(frozen=True)
+class Shown(Method):
+    """Test masks: "all" pairs, within the "frame", "row" or "column", or picture and text "apart"."""
+
+    name = "shown"
+    summary = "for tests"
+    rule: str = "all"
+
+    def why_not(self, grid, block_size):
+        return None
+
+    def plan(self, q, k, v, call):
+        grid = call.grid
+        if self.rule == "all":
+            blocks = Partition(grid.tokens, 16)
+            return Plan(None, BlockMask.full(blocks, blocks))
+        group = torch.full((grid.tokens,), -1)
+        axis = ("frame", "row", "column").index(self.rule) if self.rule != "apart" else None
+        group[grid.video_slice] = 0 if axis is None else grid.positions()[:, axis]
+        single = Partition(grid.tokens, 1)
+        return Plan(None, BlockMask((group[:, None] == group)[None, None], single, single))
+
+
+@pytest.fixture(autouse=True)
+def shown(monkeypatch):
+    monkeypatch.setitem(methods.METHODS, "shown", Shown)
+
+
+class Holder:
+    """As much of a pipeline as an acceleration needs."""
+
+    def __init__(self, name: str):
+        self.transformer = transformer(name, find_family(name).transformer)
+        self.scheduler = types.SimpleNamespace(timesteps=torch.tensor([900.0, 500.0, 100.0]))
+
+    def draw(self, arguments):
+        with torch.no_grad():
+            out = self.transformer(**arguments, return_dict=False)
+        while not isinstance(out, torch.Tensor):
+            out = out[0]
+        return out
+
+    def sparse(self, rule: str, arguments):
+        """Output and record with every layer under this rule."""
+        runtime, detach = attach(self, Config(method="shown", options={"rule": rule}, dense_steps=0, dense_layers=0))
+        try:
+            return self.draw(arguments), summary.record(runtime)
+        finally:
+            detach()
+
+
+@pytest.fixture(scope="module")
+def holders():
+    made = {}
+    return lambda name: made.setdefault(name, None) or made.update({name: Holder(name)}) or made[name]
+
+
+def spread(hit: torch.Tensor, axes: str, patch) -> torch.Tensor:
+    """Tokens ``[F, H, W]`` marked in a tensor with these axes, broadcast over the others."""
+    if "n" in axes:
+        return hit.flatten()[:, None]
+    for dim, size in enumerate(patch):
+        hit = hit.repeat_interleave(size, dim)
+    axes = "cfhw" if axes == "list" else axes.lstrip("b")
+    hit = hit if "f" in axes else hit[0]
+    return hit.unsqueeze(axes.index("c"))
+
+
+def changed(before: torch.Tensor, after: torch.Tensor, axes: str, patch, grid) -> torch.Tensor:
+    """Which tokens ``[F, H, W]`` of the first sample differ."""
+    differs = before != after if axes == "list" else (before != after)[0]
+    if "n" in axes:
+        return differs.any(-1).view(grid)
+    axes = "cfhw" if axes == "list" else axes.lstrip("b")
+    differs = differs.any(axes.index("c"))
+    differs = differs if "f" in axes else differs[None]
+    (f, pf), (h, ph), (w, pw) = zip(grid, patch, strict=True)
+    return differs.view(f, pf, h, ph, w, pw).any(5).any(3).any(1)
+
+
+@pytest.mark.parametrize("name", ABLE)
+def test_full_budget_is_dense_in_a_batch_whose_texts_differ_in_length(name, holders):
+    holder, family = holders(name), find_family(name)
+    arguments = TINY[name].arguments(grid_of(name), 2)
+    dense = holder.draw(arguments)
+    out, record = holder.sparse("all", arguments)
+    torch.testing.assert_close(out, dense, rtol=1e-4, atol=1e-5)
+    assert record["fallbacks"] == [] and record["calls"]["dense"] == 0
+    grid = record["grid"]
+    assert (grid["frames"], grid["height"], grid["width"]) == grid_of(name)
+    # A history or the padding of a square picture counts as text too.
+    assert (grid["text"] > 0) == (family.text_position != "none" or family.grid == "after_history")
+    assert record["cache"]["computed_steps"] == [1]  # 500 of the schedule 900, 500, 100
+    sparse = len([path for path, _ in holder.transformer.named_modules() if family.is_self_attention(path)])
+    assert record["calls"]["sparse"] == sparse * (2 if name == "mochi" else 1)  # it calls once a sample
+
+
+@pytest.mark.parametrize("name", ABLE)
+def test_a_mask_along_an_axis_keeps_a_change_where_it_was_made(name, holders):
+    holder, tiny, grid = holders(name), TINY[name], grid_of(name)
+    for axis, rule in enumerate(("frame", "row", "column")):
+        if grid[axis] == 1:
+            continue
+        arguments = tiny.arguments(grid, 1)
+        hit = torch.zeros(grid, dtype=torch.bool)
+        hit.select(axis, 1).fill_(True)
+        latents = find_family(name).latents
+        moved = arguments[latents][0] if tiny.axes == "list" else arguments[latents]
+        patch = tiny.patch
+        moved = torch.where(spread(hit, tiny.axes, patch), moved + noise(*moved.shape), moved)
+        other = arguments | {latents: [moved] if tiny.axes == "list" else moved}
+        before, record = holder.sparse(rule, arguments)
+        after, _ = holder.sparse(rule, other)
+        assert record["fallbacks"] == [] and record["calls"]["sparse"] > 0
+        found = changed(before, after, tiny.axes, patch, grid)
+        assert torch.equal(found, hit), f"{rule}: {found.sum()} tokens changed, not {hit.sum()}"
+        assert changed(holder.draw(arguments), holder.draw(other), tiny.axes, patch, grid).all()  # dense: everywhere
+
+
+@pytest.mark.parametrize("name", JOINT)
+def test_text_reaches_the_picture_only_from_where_the_record_has_it(name, holders, request):
+    holder, tiny = holders(name), TINY[name]
+    arguments = tiny.arguments(grid_of(name), 1)
+
+    def other(value):
+        return [other(x) for x in value] if isinstance(value, list) else value + noise(*value.shape)
+
+    changed = arguments | {text: other(arguments[text]) for text in tiny.text}
+    if tiny.pools:
+        module = holder.transformer.get_submodule(tiny.pools)
+        hook = module.register_forward_hook(lambda module, given, out: (torch.zeros_like(out[0]), *out[1:]))
+        request.addfinalizer(hook.remove)
+    assert torch.equal(holder.sparse("apart", arguments)[0], holder.sparse("apart", changed)[0])
+    assert not torch.equal(holder.sparse("all", arguments)[0], holder.sparse("all", changed)[0])
+
+
+@pytest.mark.parametrize("name", ABLE)
+def test_restore_is_bit_identical(name, holders):
+    holder, family = holders(name), find_family(name)
+    arguments = TINY[name].arguments(grid_of(name), 2)
+
+    def state():
+        modules = holder.transformer.named_modules()
+        return {path: (sorted(m.__dict__), id(m.__dict__.get("processor"))) for path, m in modules}
+
+    before, dense = state(), holder.draw(arguments)
+    out, _ = holder.sparse("apart" if name in JOINT else "row", arguments)
+    assert not torch.equal(out, dense)
+    assert state() == before and torch.equal(holder.draw(arguments), dense)
+    processors = [m.processor for path, m in holder.transformer.named_modules() if family.is_self_attention(path)]
+    assert processors and {names_backend(p) for p in processors} == {family.way == "backend"}
+
+
+@pytest.mark.parametrize("name", [*ABLE, *UNABLE])
+def test_diffusers_has_the_class_of_the_record(name):
+    assert issubclass(getattr(diffusers, find_family(name).transformer), torch.nn.Module)
+
+
+@pytest.mark.parametrize("name", UNABLE)
+def test_a_family_that_cannot_run_sparse_says_why(name):
+    family = find_family(name)
+    pipe = types.SimpleNamespace(transformer=type(family.transformer, (torch.nn.Module,), {})())
+    with pytest.raises(BadInput) as error:
+        attach(pipe, Config())
+    assert family.name in str(error.value) and family.why_not in str(error.value)
+
+
+def test_every_family_is_in_the_table_of_tiny_models_or_says_why_not():
+    assert set(TINY) == set(ABLE)

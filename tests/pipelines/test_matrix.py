@@ -1,0 +1,36 @@
+"""The matrix of models: records, results of their tests, README and command line say the same."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import diffusers
+
+from dittools.pipelines import matrix
+from tests.pipelines import test_families, test_pairs
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_results_kept_are_those_of_the_tests_there_are():
+    kept = matrix.tested()
+    assert set(test_families.CHECKS) <= set(vars(test_families))
+    checks = test_families.CHECKS.values()
+    assert kept["families"] == {
+        name: [check for check in checks if check != "text" or name in test_families.JOINT]
+        for name in sorted(test_families.ABLE)
+    }
+    pairs = {name.removeprefix("test_").replace("_", " ") for name in vars(test_pairs) if name.startswith("test_")}
+    assert set(kept["pairs"]) == pairs
+    assert kept["versions"]["diffusers"] == diffusers.__version__, "run python docs/models.py --test"
+
+
+def test_the_readme_has_the_matrix_of_the_records():
+    done = subprocess.run([sys.executable, ROOT / "docs" / "models.py", "--check"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_every_family_has_a_row_with_what_was_tested_or_why_not():
+    rows = matrix.rows()
+    assert len({row["name"] for row in rows}) == len(rows)
+    assert all(bool(row["tested"]) == (row["why_not"] is None) for row in rows)
