@@ -7,14 +7,39 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from dittools.methods import auto
+from dittools.methods.adaspa import AdaSpa
 from dittools.methods.base import AttentionCall, Method, Plan, StayDense
 from dittools.methods.dense import Dense
+from dittools.methods.draft import Draft
+from dittools.methods.jenga import Jenga
+from dittools.methods.nabla import Nabla
+from dittools.methods.oracle import Oracle
+from dittools.methods.random_blocks import RandomBlocks
+from dittools.methods.sparge import Sparge
+from dittools.methods.sparsed import SparseD
 from dittools.methods.svg import SVG
+from dittools.methods.vmoba import VMoBA
+from dittools.methods.xattention import XAttention
 from dittools.naming import unknown
 
 __all__ = ["METHODS", "AttentionCall", "Method", "Plan", "StayDense", "create", "describe", "names", "options"]
 
-METHODS: dict[str, type[Method]] = {cls.name: cls for cls in (Dense, SVG)}
+_RECIPES: tuple[type[Method], ...] = (
+    Dense,
+    SVG,
+    AdaSpa,
+    Draft,
+    Jenga,
+    Nabla,
+    Sparge,
+    SparseD,
+    VMoBA,
+    XAttention,
+    Oracle,
+    RandomBlocks,
+)
+
+METHODS: dict[str, type[Method]] = {cls.name: cls for cls in _RECIPES}
 
 
 def names() -> list[str]:
