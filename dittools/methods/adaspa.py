@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from numbers import Real
 from typing import ClassVar
 
 import torch
@@ -39,7 +40,7 @@ class AdaSpa(Method):
 
     def __post_init__(self):
         times = self.search_at
-        if isinstance(times, str) or not isinstance(times, Sequence) or not all(0 <= t <= 1 for t in times):
+        if isinstance(times, str) or not isinstance(times, Sequence) or not all(_is_share(t) for t in times):
             raise ValueError(f"search_at must be shares of the run in [0, 1], for example [0.2, 0.6], got {times!r}")
         object.__setattr__(self, "search_at", tuple(times))
         flag("reuse_lse", self.reuse_lse)
@@ -69,3 +70,7 @@ class AdaSpa(Method):
         if "lse" not in call.state or call.state.get("shape") != q.shape:
             call.state["lse"] = row_lse(q, k, blocks, call.scale)
         return call.state["lse"]
+
+
+def _is_share(value: object) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool) and 0 <= value <= 1

@@ -3,6 +3,9 @@
 Source: Xu et al., "XAttention", arXiv 2503.16428; stride 8 as for video. With ``sparsity`` binding, the threshold that
 meets it is found for all heads of the call together; with ``tau`` each row keeps the fewest blocks that hold this
 share, and the density is what comes out. Text stays dense here, which the published code does not see to.
+
+What it cannot see: with an even stride an antidiagonal meets only pairs an odd number of tokens apart. A head that
+looks at exactly one token an even distance away, with nothing beside it, scores nothing there.
 """
 
 from __future__ import annotations

@@ -22,6 +22,7 @@ class Layout:
         sizes: int64 ``[M]``, positions in each block.
         text: bool ``[M]``, blocks that hold any text.
         force: bool ``[1, 1, M, M]``, rows and columns of text, and the diagonal.
+        force_on_cpu: the same where it can be read.
         block_of_token: int64 ``[S]`` on the CPU.
         forced_share: share of all pairs in ``force``.
     """
@@ -31,6 +32,7 @@ class Layout:
     sizes: torch.Tensor
     text: torch.Tensor
     force: torch.Tensor
+    force_on_cpu: torch.Tensor
     block_of_token: torch.Tensor
     forced_share: float
 
@@ -77,6 +79,7 @@ def make_layout(grid: TokenGrid, block_size: int, order: str, device: torch.devi
         sizes.to(device),
         text.to(device),
         force[None, None].to(device),
+        force[None, None],
         torch.empty_like(block).scatter_(0, token, block),
         share.item(),
     )

@@ -60,7 +60,7 @@ def affordable(nearness: torch.Tensor, layout: Layout, density: float) -> tuple[
     Returns:
         bool ``[1, 1, M, M]`` on the layout's device, and a note when the budget cut it.
     """
-    sizes, force = layout.partition.sizes(), layout.force.cpu()
+    sizes, force = layout.partition.sizes(), layout.force_on_cpu
     near = (nearness > 0)[None, None] | force
     share = (near.double() @ sizes.double() @ sizes.double()).item() / layout.partition.length**2
     if density == 1 or share <= MOST * density:
