@@ -57,11 +57,11 @@ class Sparge(Method):
         gate = self.similarity if self.similarity != "auto" else -0.1 if self.tau is None else 0.6
         mixed_q, mixed_k = (self_similarity(x, blocks) <= gate for x in (q, k))  # [B, H, M]
         scores = block_softmax(pooled_logits(q, k, blocks, call.scale, centre_keys=True), blocks, skip=mixed_k)
-        mixed = mixed_q[..., :, None] | mixed_k[..., None, :]
+        mixed = mixed_q[..., :, None].int() + mixed_k[..., None, :]
         force = blocks.force_text
         if self.sink:
             force = force | (torch.arange(blocks.partition.count, device=q.device) == 0)
         if self.tau is not None:
-            return block_plan(blocks, within_mass(scores, self.tau) | mixed | force)
+            return block_plan(blocks, within_mass(scores, self.tau) | (mixed > 0) | force)
         keep = spend(scores + mixed, blocks.sizes, blocks.sizes, call.density, scope=self.scope, force=force)
         return block_plan(blocks, keep, *blocks.why_over(call.sparsity))
