@@ -10,7 +10,24 @@ from dittools.tokens import TokenGrid
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
 
-@pytest.mark.parametrize("name", ["auto", "dense", "svg"])
+NAMES = [
+    "auto",
+    "dense",
+    "svg",
+    "adaspa",
+    "draft",
+    "jenga",
+    "nabla",
+    "sparge",
+    "sparsed",
+    "vmoba",
+    "xattention",
+    "oracle",
+    "random",
+]
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_each_method_is_described_in_one_line_with_its_options(name):
     described = {n: (line, options) for n, line, options in methods.describe()}
     line, options = described[name]
@@ -19,7 +36,7 @@ def test_each_method_is_described_in_one_line_with_its_options(name):
 
 
 def test_no_method_is_left_out_of_the_list_above():
-    assert methods.names() == ["auto", "dense", "svg"]
+    assert methods.names() == NAMES
 
 
 def test_an_unknown_method_names_the_nearest():
