@@ -50,6 +50,7 @@ class Jenga(Method):
         )
         scores = block_softmax(pooled_logits(q, k, blocks, call.scale), blocks)
         if self.top_p is not None:
-            return block_plan(blocks, keep_mass(scores, self.top_p, min_share=call.density) | near)
+            keep = keep_mass(scores, self.top_p, min_share=call.density) | near
+            return block_plan(blocks, keep, f"top_p {self.top_p:g} and neighbours add to what sparsity would keep")
         keep = spend(scores, blocks.sizes, blocks.sizes, call.density, scope=self.scope, force=near)
         return block_plan(blocks, keep, *notes, *blocks.why_over(call.sparsity))

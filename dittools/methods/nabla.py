@@ -54,7 +54,8 @@ class Nabla(Method):
         near, notes = call.remember(("nabla", self.window, budget, q.device), lambda: self.near(blocks, call, budget))
         scores = block_softmax(pooled_logits(q, k, blocks, call.scale), blocks)
         if self.top_p is not None:
-            return block_plan(blocks, keep_mass(scores, self.top_p) | near)
+            keep = keep_mass(scores, self.top_p) | near
+            return block_plan(blocks, keep, f"top_p {self.top_p:g} decides what is kept, in place of sparsity")
         keep = spend(
             scores, blocks.sizes, blocks.sizes, call.density, scope=self.scope, ranking="cumulative", force=near
         )

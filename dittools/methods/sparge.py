@@ -62,6 +62,7 @@ class Sparge(Method):
         if self.sink:
             force = force | (torch.arange(blocks.partition.count, device=q.device) == 0)
         if self.tau is not None:
-            return block_plan(blocks, within_mass(scores, self.tau) | (mixed > 0) | force)
+            keep = within_mass(scores, self.tau) | (mixed > 0) | force
+            return block_plan(blocks, keep, f"tau {self.tau:g} decides what is kept, in place of sparsity")
         keep = spend(scores + mixed, blocks.sizes, blocks.sizes, call.density, scope=self.scope, force=force)
         return block_plan(blocks, keep, *blocks.why_over(call.sparsity))

@@ -48,6 +48,7 @@ class VMoBA(Method):
         blocks = lay_out(call, q.device, CYCLE[call.layer % 3])
         gate = pooled_logits(q, k, blocks, scale=1)
         if self.tau is not None:
-            return block_plan(blocks, min_max_nucleus(gate, self.tau, self.scope, blocks.force))
+            keep = min_max_nucleus(gate, self.tau, self.scope, blocks.force)
+            return block_plan(blocks, keep, f"tau {self.tau:g} decides what is kept, in place of sparsity")
         keep = spend(gate, blocks.sizes, blocks.sizes, call.density, scope=self.scope, force=blocks.force)
         return block_plan(blocks, keep, *blocks.why_over(call.sparsity))

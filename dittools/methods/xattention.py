@@ -49,7 +49,8 @@ class XAttention(Method):
         blocks = lay_out(call, q.device, self.order)
         mass = antidiagonal_mass(q, k, blocks, call.scale, self.stride)
         if self.tau is not None:
-            return block_plan(blocks, keep_mass(mass, self.tau) | blocks.force_text)
+            keep = keep_mass(mass, self.tau) | blocks.force_text
+            return block_plan(blocks, keep, f"tau {self.tau:g} decides what is kept, in place of sparsity")
         keep = spend(
             mass,
             blocks.sizes,
