@@ -1,4 +1,8 @@
-"""A yardstick: the blocks that really hold most of the mass, measured in every call at more than dense cost."""
+"""A yardstick: the blocks that really hold most of the mass, measured in every call at more than dense cost.
+
+Scope "layer" keeps the most mass that any choice of blocks in this order can. It takes it from rows whose mass is
+spread thin, though, and those then err most: for the output, rows that share evenly came nearer to dense.
+"""
 
 from __future__ import annotations
 
@@ -17,12 +21,12 @@ from dittools.selectors.measured import block_mass
 
 @dataclass(frozen=True)
 class Oracle(Method):
-    """Order: raster. Selector: true block mass. Budget: one for all heads. No selection in this order keeps more."""
+    """Order: raster. Selector: true block mass. Budget: the same for every row."""
 
     name: ClassVar[str] = "oracle"
     summary: ClassVar[str] = "yardstick, slower than dense: the blocks that truly hold most mass"
 
-    scope: str = field(default="layer", metadata={"help": f"who shares a budget: {', '.join(SCOPES)}"})
+    scope: str = field(default="row", metadata={"help": f"who shares a budget: {', '.join(SCOPES)}"})
     order: str = field(default="raster", metadata={"help": f"token order: {', '.join(ORDERS)}"})
 
     def __post_init__(self):

@@ -90,6 +90,18 @@ def test_the_same_call_gives_the_same_plan_and_a_batch_what_each_gets_alone(name
         assert (both[0] != both[1]).any()
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@every
+def test_half_precision_chooses_nearly_the_same_blocks(name, dtype):
+    grid = GRIDS["video"]
+    q, k, v = scene(grid)
+    full = plan_of(name, q, k, v, call(grid))
+    half = plan_of(name, *(x.to(dtype) for x in (q, k, v)), call(grid))
+    assert half.mask.density().mean().item() == pytest.approx(0.2, abs=0.02)
+    assert (kept_mass(half, q, k) - kept_mass(full, q, k)).abs().max() < 0.06
+    assert (half.mask.keep != full.mask.keep).float().mean() < 0.1
+
+
 @every
 def test_heads_that_differ_get_masks_that_differ(name):
     grid = GRIDS["video"]
@@ -119,7 +131,7 @@ def test_every_method_keeps_more_mass_than_chance_and_the_oracle_most_of_all(gri
         order = getattr(method, "order", "patches" if name == "nabla" else "raster")
         order = "columns" if name == "vmoba" else order
         chance = plan_of("random", q, k, v, call(grid, sparsity), order=order)
-        best = plan_of("oracle", q, k, v, call(grid, sparsity), order=order)
+        best = plan_of("oracle", q, k, v, call(grid, sparsity), order=order, scope="layer")
         assert mass[name] > kept_mass(chance, q, k).mean() + 0.1, name
         assert mass[name] < kept_mass(best, q, k).mean() + 0.005, name
 
