@@ -49,6 +49,13 @@ def contact(grid: TokenGrid, layout: Layout, steps: Iterable[tuple[int, int, int
     return found.view(count, count)
 
 
+def same_frame(grid: TokenGrid, layout: Layout, frame: int) -> torch.Tensor:
+    """Which blocks both hold tokens of one frame: bool ``[M, M]`` on the CPU."""
+    holds = torch.zeros(layout.partition.count, dtype=torch.bool)
+    holds[layout.block_of_token[grid.video_slice][frame * grid.frame : (frame + 1) * grid.frame]] = True
+    return holds[:, None] & holds
+
+
 def affordable(nearness: torch.Tensor, layout: Layout, density: float) -> tuple[torch.Tensor, tuple[str, ...]]:
     """The local part of a mask, for as much of it as half the budget pays: nearest first, row by row.
 

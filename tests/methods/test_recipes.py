@@ -52,6 +52,16 @@ def test_jenga_keeps_all_neighbours_where_half_the_budget_pays_and_the_best_of_t
     assert (worst >= torch.where(plan.mask.keep, 0.0, scores).amax(-1)).all()
 
 
+def test_jenga_lets_blocks_of_the_first_frame_see_each_other_when_asked():
+    grid = TokenGrid(24, 8, 8)
+    layout = make_layout(grid, BLOCK, "curve")
+    first = layout.block_of_token[: grid.frame].unique()
+    tensors = scene(grid)
+    asked, plain = (plan_of("jenga", tensors, call(grid, 0.3), first_frame=f).mask for f in (True, False))
+    assert asked.keep[:, :, first][..., first].all() and not plain.keep[:, :, first][..., first].all()
+    assert asked.density().sub(0.7).abs().max() < 0.02
+
+
 def test_jenga_with_top_p_keeps_the_larger_of_top_k_and_top_p_and_neighbours_on_top():
     tensors = scene(GRID)
     keep = plan_of("jenga", tensors, call(GRID, 0.75), top_p=0.5).mask.keep
