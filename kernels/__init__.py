@@ -21,6 +21,7 @@ _HOME = {
     "keep_mass": "lists",
     "keep_top_k": "lists",
     "measure_block_mass": "block_mass",
+    "measure_lse": "block_mass",
     "nearest_centroids": "kmeans",
     "pool_blocks": "pooling",
     "scatter_tokens": "permute",

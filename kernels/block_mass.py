@@ -10,6 +10,7 @@ from dittools.kernels.pooling import reduce_blocks
 TRITON_BLOCKS = (16, 32, 64, 128)
 # One query block of the Triton path; the tiles of three stages fit beside it.
 TRITON_TILE_BYTES = 32 << 10
+MAX_TRITON_DIM = 256
 # Logits of a chunk of query rows against all keys. A CPU wants them in its cache.
 CHUNK_BYTES = 256 << 20
 CPU_CHUNK_BYTES = 2 << 20
@@ -51,7 +52,7 @@ def measure_block_mass(
     elif query.size * q.shape[-1] * q.element_size() > TRITON_TILE_BYTES:
         found = f"{query.size} x {q.shape[-1]} of {q.dtype}"
         reason = f"needs query blocks of at most {TRITON_TILE_BYTES >> 10} KiB, got {found}"
-    if picks_triton(implementation, q, k, reason=reason):
+    if picks_triton(implementation, q, k, reason=reason or _too_wide(q)):
         from dittools.kernels.block_mass_triton import triton_block_mass
 
         return triton_block_mass(q, k, query, key, scale, lse)
@@ -77,13 +78,47 @@ def measure_block_mass(
     return mass
 
 
+def measure_lse(
+    q: torch.Tensor, k: torch.Tensor, *, scale: float | None = None, implementation: str | None = None
+) -> torch.Tensor:
+    """Log-sum-exp of each query's logits over all keys: the first of the two passes of `measure_block_mass`.
+
+    Args:
+        q: ``[B, Sq, H, D]``. k: ``[B, Sk, H, D]``, same dtype and device. Any strides.
+        scale: factor on the logits, ``1 / sqrt(D)`` by default.
+        implementation: "triton" or "portable"; chosen when None.
+
+    Returns:
+        fp32 ``[B, H, Sq]``, natural log. Nothing of size Sq x Sk is held.
+
+    Raises:
+        ValueError: when shapes, dtypes or devices do not fit together, or ``implementation`` cannot run.
+    """
+    _check_pair(q, k)
+    scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
+    if picks_triton(implementation, q, k, reason=_too_wide(q)):
+        from dittools.kernels.block_mass_triton import triton_lse
+
+        return triton_lse(q, k, scale)
+    batches, queries, heads, _ = q.shape
+    budget = CPU_CHUNK_BYTES if q.device.type == "cpu" else CHUNK_BYTES
+    rows = max(1, budget // (4 * k.shape[1]))
+    lse = torch.empty(batches, heads, queries, device=q.device)
+    for b in range(batches):
+        for h in range(heads):
+            keys = k[b, :, h].float().T  # [D, Sk]
+            for i in range(0, queries, rows):
+                lse[b, h, i : i + rows] = ((q[b, i : i + rows, h].float() * scale) @ keys).logsumexp(-1)
+    return lse
+
+
+def _too_wide(q: torch.Tensor) -> str | None:
+    wide = q.shape[-1] > MAX_TRITON_DIM
+    return f"needs a head dim of at most {MAX_TRITON_DIM}, got {q.shape[-1]}" if wide else None
+
+
 def _check(q: torch.Tensor, k: torch.Tensor, query, key, lse: torch.Tensor | None) -> None:
-    if q.ndim != 4 or k.ndim != 4:
-        raise ValueError(f"q and k must be [B, S, H, D], got {list(q.shape)} and {list(k.shape)}")
-    if k.dtype != q.dtype or k.device != q.device:
-        raise ValueError(f"k is {k.dtype} on {k.device}, but q is {q.dtype} on {q.device}")
-    if (q.shape[0], *q.shape[2:]) != (k.shape[0], *k.shape[2:]):
-        raise ValueError(f"k {list(k.shape)} does not go with q {list(q.shape)}")
+    _check_pair(q, k)
     if (query.length, key.length) != (q.shape[1], k.shape[1]):
         raise ValueError(
             f"the partitions are of {query.length} queries and {key.length} keys, "
@@ -94,6 +129,15 @@ def _check(q: torch.Tensor, k: torch.Tensor, query, key, lse: torch.Tensor | Non
         raise ValueError(
             f"lse must be torch.float32 {list(want)} on {q.device}, got {lse.dtype} {list(lse.shape)} on {lse.device}"
         )
+
+
+def _check_pair(q: torch.Tensor, k: torch.Tensor) -> None:
+    if q.ndim != 4 or k.ndim != 4:
+        raise ValueError(f"q and k must be [B, S, H, D], got {list(q.shape)} and {list(k.shape)}")
+    if k.dtype != q.dtype or k.device != q.device:
+        raise ValueError(f"k is {k.dtype} on {k.device}, but q is {q.dtype} on {q.device}")
+    if (q.shape[0], *q.shape[2:]) != (k.shape[0], *k.shape[2:]):
+        raise ValueError(f"k {list(k.shape)} does not go with q {list(q.shape)}")
 
 
 def naive_block_mass(q: torch.Tensor, k: torch.Tensor, query, key, *, scale: float | None = None) -> torch.Tensor:

@@ -104,25 +104,41 @@ def triton_block_mass(
     q: torch.Tensor, k: torch.Tensor, query, key, scale: float, lse: torch.Tensor | None
 ) -> torch.Tensor:
     """Launch the passes. Args and returns as `dittools.kernels.measure_block_mass`, already validated."""
-    batches, queries, heads, dim = q.shape
+    batches, queries, heads, _ = q.shape
     keys = k.shape[1]
     lanes = batches * heads
-    q, k = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k))
-    full = q.dtype == torch.float32
-    call = {"D": dim, "BD": max(16, triton.next_power_of_2(dim)), "PRECISION": "tf32x3" if full else "tf32"}
-    strides = *q.stride()[:3], *k.stride()[:3]
     if lse is None:
-        lse = torch.empty(batches, heads, queries, dtype=torch.float32, device=q.device)
-        tile = {"BM": 64, "BN": 32, "num_stages": 1} if full else {"BM": 128, "BN": 64, "num_stages": 3}
-        _row_lse[(triton.cdiv(queries, tile["BM"]), lanes)](
-            q, k, lse, scale, queries, keys, heads, *strides, num_warps=8, **tile, **call
-        )
+        lse = triton_lse(q, k, scale)
+    q, k, strides, call = _launch(q, k)
+    full = q.dtype == torch.float32
     mass = torch.empty(batches, heads, query.count, key.count, dtype=torch.float32, device=q.device)
     _sum_blocks[(query.count, lanes)](
         q, k, lse, mass, scale, queries, keys, heads, *strides, *lse.stride(),
         BM=query.size, KEY_BLOCK=key.size, **_block_tile(q.device, full, call["BD"], query.size, key.size), **call,
     )  # fmt: skip
     return mass
+
+
+def triton_lse(q: torch.Tensor, k: torch.Tensor, scale: float) -> torch.Tensor:
+    """The first pass alone. Args and returns as `dittools.kernels.block_mass.measure_lse`, already validated."""
+    batches, queries, heads, _ = q.shape
+    q, k, strides, call = _launch(q, k)
+    lse = torch.empty(batches, heads, queries, dtype=torch.float32, device=q.device)
+    full = q.dtype == torch.float32
+    tile = {"BM": 64, "BN": 32, "num_stages": 1} if full else {"BM": 128, "BN": 64, "num_stages": 3}
+    _row_lse[(triton.cdiv(queries, tile["BM"]), batches * heads)](
+        q, k, lse, scale, queries, k.shape[1], heads, *strides, num_warps=8, **tile, **call
+    )
+    return lse
+
+
+def _launch(q: torch.Tensor, k: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, tuple[int, ...], dict]:
+    """q and k as the kernels read them, their strides, and what both passes take alike."""
+    dim = q.shape[-1]
+    q, k = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k))
+    precision = "tf32x3" if q.dtype == torch.float32 else "tf32"
+    call = {"D": dim, "BD": max(16, triton.next_power_of_2(dim)), "PRECISION": precision}
+    return q, k, (*q.stride()[:3], *k.stride()[:3]), call
 
 
 def _block_tile(device: torch.device, full: bool, width: int, query_block: int, key_block: int) -> dict[str, int]:

@@ -7,32 +7,34 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from dittools.methods import auto
+from dittools.methods.adaspa import AdaSpa
 from dittools.methods.attention_tile import AttentionTile
 from dittools.methods.base import AttentionCall, Method, Plan, StayDense
 from dittools.methods.clear import Clear
 from dittools.methods.dense import Dense
+from dittools.methods.draft import Draft
 from dittools.methods.gna import GNA
+from dittools.methods.jenga import Jenga
+from dittools.methods.nabla import Nabla
+from dittools.methods.oracle import Oracle
 from dittools.methods.radial import Radial
+from dittools.methods.random_blocks import RandomBlocks
+from dittools.methods.sparge import Sparge
+from dittools.methods.sparsed import SparseD
 from dittools.methods.sta import STA
 from dittools.methods.svg import SVG
 from dittools.methods.todo import ToDo
+from dittools.methods.vmoba import VMoBA
+from dittools.methods.xattention import XAttention
 from dittools.naming import unknown
 
 __all__ = ["METHODS", "AttentionCall", "Method", "Plan", "StayDense", "create", "describe", "names", "options"]
 
-METHODS: dict[str, type[Method]] = {
-    cls.name: cls
-    for cls in (
-        Dense,
-        SVG,
-        GNA,
-        STA,
-        Clear,
-        Radial,
-        ToDo,
-        AttentionTile,
-    )
-}
+_STATIC = (GNA, STA, Clear, Radial, ToDo, AttentionTile)
+_ONLINE = (SVG, AdaSpa, Draft, Jenga, Nabla, Sparge, SparseD, VMoBA, XAttention)
+_YARDSTICKS = (Oracle, RandomBlocks)
+
+METHODS: dict[str, type[Method]] = {cls.name: cls for cls in (Dense, *_ONLINE, *_STATIC, *_YARDSTICKS)}
 
 
 def names() -> list[str]:

@@ -11,6 +11,8 @@ import torch
 from dittools.blocks import BlockMask
 from dittools.keys import KeySubset
 from dittools.selectors.geometric import Pattern
+from dittools.selectors.layout import Layout
+from dittools.selectors.packed import pack_bits, unpack_bits
 from dittools.tokens import TokenGrid
 
 
@@ -119,6 +121,22 @@ class Method:
                 + (f" and {grid.text} text)" if grid.text else ")")
             )
         return None
+
+
+def block_plan(layout: Layout, keep: torch.Tensor, *notes: str) -> Plan:
+    """The plan that keeps these blocks of a layout; kept for later steps, it takes one bit a block.
+
+    Args:
+        layout: order and blocks.
+        keep: bool ``[B or 1, H or 1, M, M]``.
+        notes: what a user should know.
+    """
+
+    def again() -> Plan:
+        return block_plan(layout, unpack_bits(packed, layout.partition.count), *notes)
+
+    packed = pack_bits(keep)
+    return Plan(layout.order, BlockMask(keep, layout.partition, layout.partition), notes=notes, again=again)
 
 
 def pick_per_head(patterns: Sequence[Pattern], second: torch.Tensor, facts: dict[str, torch.Tensor]) -> Plan:

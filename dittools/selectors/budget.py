@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import torch
 
-SCOPES = ("row", "head", "layer")
+SCOPES = ("row", "head", "layer", "adaptive")
 RANKINGS = ("score", "cumulative")
 _GOLDEN = 0.6180339887498949
+# A head that keeps this share of its mass can spare some of its budget (AdaSpa, section 4.3).
+RECALL = 0.8
 
 
 def spend(
     scores: torch.Tensor,
     query_sizes: torch.Tensor,
     key_sizes: torch.Tensor,
-    density: float,
+    density: float | torch.Tensor,
     *,
     scope: str = "row",
     ranking: str = "score",
@@ -21,7 +23,7 @@ def spend(
 ) -> torch.Tensor:
     """Keep the best blocks of each scope until the asked share of its query-key pairs is kept.
 
-    Forced blocks come first and count. Every query block keeps its best key block, whatever the budget. What is
+    Forced blocks come first and count. A query block with none keeps its best key block, whatever the budget. What is
     kept counts in pairs, so ragged and variable blocks weigh what they hold. Nothing waits for the device.
 
     Args:
@@ -29,10 +31,11 @@ def spend(
             the lower index wins.
         query_sizes, key_sizes: queries and keys in each block, ``[Mq]`` and ``[Nk]`` or with the lanes in front,
             ``[B or 1, H or 1, Mq]``. Blocks may be empty.
-        density: share of the pairs to keep, in (0, 1].
+        density: share of the pairs to keep, in (0, 1]; for rows and heads also a tensor ``[B or 1, H]``, not checked.
         scope: who shares a budget. "row": each query block keeps the same share, which is what top-k means; rows
             forced to more take it from the others. "head": a head spends where its scores are highest. "layer":
-            all heads of a batch element spend one budget.
+            all heads of a batch element spend one budget. "adaptive": rows share evenly within a head, and heads
+            that hold their mass in few blocks leave some to those that do not (`head_levels`); at least 0.
         ranking: what makes a block better than one of another row. "score": the score itself (top-k by mass).
             "cumulative": the share of its row's total that better blocks hold already, so that every row keeps
             its nucleus of one common p (top-p).
@@ -47,24 +50,52 @@ def spend(
     for name, value, known in (("scope", scope, SCOPES), ("ranking", ranking, RANKINGS)):
         if value not in known:
             raise ValueError(f"{name} must be one of {', '.join(known)}, got {value!r}")
-    if not 0 < density <= 1:
+    if not isinstance(density, torch.Tensor) and not 0 < density <= 1:
         raise ValueError(f"density must be above 0 and at most 1, got {density:g}")
     scores = scores.float()
     rows, columns = scores.shape[-2:]
     queries = query_sizes.to(scores.device, torch.float64).expand(*scores.shape[:2], rows)  # [B, H, Mq]
     keys = key_sizes.to(scores.device, torch.float64).expand(*scores.shape[:2], columns)  # [B, H, Nk]
-    must = scores >= scores.amax(-1, keepdim=True)
-    must = must & (must.cumsum(-1) == 1)  # the first of equal ones
-    if force is not None:
-        must = must | force
-    if scope == "row":
-        return _rows(scores, queries, keys, density, must)
+    must = torch.zeros_like(scores, dtype=torch.bool)
+    best = scores.argmax(-1, keepdim=True)  # [B, H, Mq, 1], the first of equal ones
+    if force is None:
+        must.scatter_(-1, best, True)
+    else:
+        force = force.expand(scores.shape)
+        must = must.scatter_(-1, best, ~force.any(-1, keepdim=True)) | force
+    if scope in ("row", "adaptive"):
+        keep = _rows(scores, queries, keys, density, must)
+        if scope == "row":
+            return keep
+        weight = scores * queries[..., None]
+        held = (weight * keep).sum((-1, -2)) / weight.sum((-1, -2)).clamp_min(torch.finfo(torch.float32).tiny)
+        return _rows(scores, queries, keys, head_levels(held, density), must)
     if ranking == "cumulative":
         scores = -_held_before(scores, must)
     return _pool(scores, queries, keys, density, must, lanes=2 if scope == "head" else 1)
 
 
-def _rows(scores, queries, keys, density: float, must: torch.Tensor) -> torch.Tensor:
+def head_levels(recall: torch.Tensor, density: float) -> torch.Tensor:
+    """Budgets in three levels, the mean unchanged: the surest heads give to the least sure.
+
+    Of n heads that hold more than `RECALL` of their mass at ``density`` d, up to half of all, the n best get d / 2 and
+    the n worst 3 d / 2 (less far apart where that would be more than everything). Few levels keep heads balanced.
+
+    Args:
+        recall: ``[B, H]``, share of its mass that each head keeps at ``density``.
+        density: share of pairs to keep on average.
+
+    Returns:
+        fp32 ``[B, H]``. Source: AdaSpa (arXiv 2502.21079), whose sparsities (1 + s) / 2, s, (3 s - 1) / 2 these are.
+    """
+    heads = recall.shape[-1]
+    sure = (recall > RECALL).sum(-1, keepdim=True).clamp_max(heads // 2)  # [B, 1]
+    rank = recall.argsort(dim=-1, descending=True, stable=True).argsort(dim=-1)
+    step = min(density / 2, 1 - density)
+    return density - step * (rank < sure).float() + step * (rank >= heads - sure).float()
+
+
+def _rows(scores, queries, keys, density, must: torch.Tensor) -> torch.Tensor:
     """Every row its share: rows that must keep more than that leave less to the others."""
     pairs = density * queries.sum(-1) * keys.sum(-1)  # [B, H]
     forced = (must * keys[:, :, None]).sum(-1)  # [B, H, Mq], keys
@@ -84,12 +115,14 @@ def _rows(scores, queries, keys, density: float, must: torch.Tensor) -> torch.Te
     return torch.zeros_like(must).scatter_(-1, order, keep) | must
 
 
-def _pool(scores, queries, keys, density: float, must: torch.Tensor, lanes: int) -> torch.Tensor:
+def _pool(scores, queries, keys, density, must: torch.Tensor, lanes: int) -> torch.Tensor:
     """One budget for everything behind the first ``lanes`` dimensions, spent on the best."""
     weight = (queries[..., None] * keys[:, :, None]).flatten(lanes)
     order = scores.masked_fill(must, torch.inf).flatten(lanes).argsort(dim=-1, descending=True, stable=True)
     spent = weight.gather(-1, order)
     spent = spent.cumsum(-1) - spent / 2
+    if isinstance(density, torch.Tensor):
+        density = density[..., None]
     keep = spent < density * weight.sum(-1, keepdim=True)
     return torch.zeros_like(must).flatten(lanes).scatter_(-1, order, keep).view_as(must) | must
 

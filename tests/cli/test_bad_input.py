@@ -20,7 +20,7 @@ def one_error(result, code=2):
     ("arguments", "said"),
     [
         (["--model", "wann"], ["'wann'", "did you mean wan", "wan2.1"]),
-        (["--method", "svgg"], ["'svgg'", "did you mean svg", "auto, dense, svg"]),
+        (["--method", "svgg"], ["'svgg'", "did you mean svg", "known: "]),
         (["--cache", "teacach"], ["'teacach'", "teacache"]),
         (["--sparsty", "0.8"], ["no such option --sparsty", "did you mean --sparsity", "generate --help"]),
         (["--sparsity", "1"], ["below 1", "got 1"]),

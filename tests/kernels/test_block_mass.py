@@ -5,7 +5,7 @@ from places import GPU, INTERPRETED, everywhere, no_sync
 
 from dittools.blocks import BlockMask, Partition
 from dittools.kernels import block_mass as home
-from dittools.kernels import block_sparse_attention, measure_block_mass
+from dittools.kernels import block_sparse_attention, measure_block_mass, measure_lse
 from dittools.kernels.block_mass import naive_block_mass
 
 
@@ -43,6 +43,34 @@ def test_the_mass_is_the_sum_of_the_softmax_over_each_block(place, tokens, query
     assert found.shape == (1, 2, query.count, key.count) and found.dtype == torch.float32
     close(found, naive_block_mass(q, k, query, key), dtype)
     close(found.sum(-1), query.sizes(device).expand(1, 2, -1).float(), dtype)
+
+
+@everywhere
+@pytest.mark.parametrize(("tokens", "dim", "dtype"), [(63, 64, torch.float32), (290, 96, torch.bfloat16)], ids=str)
+def test_the_lse_alone_is_that_of_the_logits(place, tokens, dim, dtype, monkeypatch):
+    implementation, device = place
+    q, k, _ = inputs(2, tokens, 2, dim, dtype, keys=tokens + 7, device=device)
+    want = log_sum_exp(q, k, 0.2)
+    found = measure_lse(q, k, scale=0.2, implementation=implementation)
+    assert found.dtype == torch.float32
+    close(found, want, dtype)
+    if implementation == "portable":
+        for name in ("CPU_CHUNK_BYTES", "CHUNK_BYTES"):
+            monkeypatch.setattr(home, name, 1)
+        close(measure_lse(q, k, scale=0.2, implementation="portable"), want, dtype)
+
+
+def test_a_head_dim_too_wide_for_the_kernel_is_said():
+    q = torch.zeros(1, 32, 1, 512)
+    for call in (lambda: measure_lse(q, q, implementation="triton"), lambda: mass_of(q)):
+        with pytest.raises(ValueError, match="triton"):
+            call()
+    assert home._too_wide(q) == "needs a head dim of at most 256, got 512" and home._too_wide(q[..., :256]) is None
+
+
+def mass_of(q):
+    partition = Partition(32, 16)
+    return measure_block_mass(q, q, partition, partition, implementation="triton")
 
 
 @everywhere

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dittools.blocks import Partition
-from dittools.selectors.budget import spend
+from dittools.selectors.budget import head_levels, spend
 
 SHAPES = {"even": (1024, 64), "ragged": (1000, 64), "long": (4099, 128)}
 
@@ -109,3 +109,41 @@ def test_wrong_settings_are_said():
     ):
         with pytest.raises(ValueError, match=word):
             spend(scores, sizes, sizes, **options)
+
+
+def test_three_levels_are_those_of_the_paper_and_leave_the_mean():
+    recall = torch.tensor([[0.95, 0.3, 0.85, 0.7, 0.6, 0.1]])
+    torch.testing.assert_close(head_levels(recall, 0.2), torch.tensor([[0.1, 0.3, 0.1, 0.2, 0.2, 0.3]]))
+    # More sure heads than half: half give and half get. None: all alike.
+    torch.testing.assert_close(
+        head_levels(torch.full((1, 5), 0.9), 0.4).sort().values[0, [0, 1, 2, 3, 4]],
+        torch.tensor([0.2, 0.2, 0.4, 0.6, 0.6]),
+    )
+    assert (head_levels(torch.full((2, 4), 0.5), 0.3) == 0.3).all()
+    high = head_levels(recall, 0.8)
+    assert high.max() <= 1 and high.mean().item() == pytest.approx(0.8)
+    assert (head_levels(recall, 1.0) == 1).all()
+
+
+def test_adaptive_budgets_move_pairs_from_sure_heads_to_the_others():
+    made = torch.Generator().manual_seed(2)
+    scores = torch.rand(1, 4, 40, 40, generator=made)
+    scores[:, :2] = scores[:, :2] ** 30
+    sizes = Partition(2500, 64).sizes()
+    kept = pairs(spend(scores, sizes, sizes, 0.2, scope="adaptive"), sizes, sizes)[0]
+    assert kept.tolist() == pytest.approx([0.1, 0.1, 0.3, 0.3], abs=0.01)
+
+
+@pytest.mark.parametrize("scope", ["row", "head"])
+def test_each_head_may_have_a_density_of_its_own(scope):
+    sizes = Partition(2500, 64).sizes()
+    asked = torch.tensor([[0.1, 0.5, 1.0]])
+    keep = spend(drawn((2, 3), 40, 40), sizes, sizes, asked, scope=scope)
+    assert (pairs(keep, sizes, sizes) - asked).abs().max() < 0.01
+
+
+def test_a_row_with_something_forced_need_not_keep_its_best_too():
+    sizes = torch.full((20,), 64)
+    force = torch.eye(20, dtype=torch.bool)[None, None]
+    keep = spend(drawn((1, 1), 20, 20), sizes, sizes, 0.05, scope="head", force=force)
+    assert torch.equal(keep, force)

@@ -10,7 +10,11 @@ from dittools.tokens import TokenGrid
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
 
-NAMES = ["auto", "dense", "svg", "gna", "sta", "clear", "radial", "todo", "attention_tile"]
+NAMES = [
+    *("auto", "dense", "svg", "adaspa", "draft", "jenga", "nabla", "sparge", "sparsed", "vmoba", "xattention"),
+    *("gna", "sta", "clear", "radial", "todo", "attention_tile"),
+    *("oracle", "random"),
+]
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -1,0 +1,76 @@
+"""AdaSpa: measure where the mass is at a few steps, and use what was found in between.
+
+Source: Xia et al., "AdaSpa", arXiv 2502.21079. A search sums softmax weights over blocks, exactly; the mask is a top-k
+of every row, with more blocks for heads that need more. Searches after the first use the log-sum-exp cached then,
+which halves their cost (4 bytes a token, head, layer and branch). Searches come at 0.2 and 0.6 of the run, the first
+at the latest in the first sparse step. Departures: that first search is no part of a dense pass, so its step runs
+sparse like the others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from numbers import Real
+from typing import ClassVar
+
+import torch
+
+from dittools.methods.base import AttentionCall, Method, Plan, block_plan
+from dittools.methods.checks import flag, one_of, whole
+from dittools.orders.named import ORDERS
+from dittools.selectors.budget import SCOPES, spend
+from dittools.selectors.layout import lay_out
+from dittools.selectors.measured import block_mass, row_lse
+from dittools.selectors.packed import pack_bits, unpack_bits
+
+
+@dataclass(frozen=True)
+class AdaSpa(Method):
+    """Order: raster. Selector: measured block mass at search steps. Budget: rows alike, heads in three levels."""
+
+    name: ClassVar[str] = "adaspa"
+    summary: ClassVar[str] = "block mass measured at a few steps, budgets by head (AdaSpa)"
+
+    search_at: Sequence[float] = field(default=(0.2, 0.6), metadata={"help": "when to search, as shares of the run"})
+    reuse_lse: bool = field(default=True, metadata={"help": "later searches use the log-sum-exp of the first"})
+    rows: int = field(default=0, metadata={"help": "queries of each block that a search looks at; 0: all"})
+    scope: str = field(default="adaptive", metadata={"help": f"who shares a budget: {', '.join(SCOPES)}"})
+    order: str = field(default="raster", metadata={"help": f"token order: {', '.join(ORDERS)}"})
+
+    def __post_init__(self):
+        times = self.search_at
+        if isinstance(times, str) or not isinstance(times, Sequence) or not all(_is_share(t) for t in times):
+            raise ValueError(f"search_at must be shares of the run in [0, 1], for example [0.2, 0.6], got {times!r}")
+        object.__setattr__(self, "search_at", tuple(times))
+        flag("reuse_lse", self.reuse_lse)
+        whole("rows", self.rows, 0)
+        one_of("scope", self.scope, SCOPES)
+        one_of("order", self.order, ORDERS)
+
+    def plan(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, call: AttentionCall) -> Plan:
+        blocks = lay_out(call, q.device, self.order)
+        if self.searches(call, q.shape):
+            mass = block_mass(q, k, blocks, call.scale, lse=self.lse(q, k, blocks, call), rows=self.rows)
+            keep = spend(mass, blocks.sizes, blocks.sizes, call.density, scope=self.scope, force=blocks.force_text)
+            call.state.update(keep=pack_bits(keep), searched=call.step, shape=q.shape)
+        keep = unpack_bits(call.state["keep"], blocks.partition.count)
+        return block_plan(blocks, keep, *blocks.why_over(call.sparsity))
+
+    def searches(self, call: AttentionCall, shape: torch.Size) -> bool:
+        """Whether this call searches: nothing was found yet, or a search step came since."""
+        if call.state.get("shape") != shape:
+            return True
+        return any(call.state["searched"] < int(t * call.steps + 0.5) <= call.step for t in self.search_at)
+
+    def lse(self, q, k, blocks, call: AttentionCall) -> torch.Tensor | None:
+        """The log-sum-exp of the first search, measured now if this is it."""
+        if not self.reuse_lse or self.rows:
+            return None
+        if "lse" not in call.state or call.state.get("shape") != q.shape:
+            call.state["lse"] = row_lse(q, k, blocks, call.scale)
+        return call.state["lse"]
+
+
+def _is_share(value: object) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool) and 0 <= value <= 1

@@ -1,0 +1,42 @@
+"""DraftAttention: look at a small picture of the attention map, and compute in full only where it is bright.
+
+Source: Shen et al., "DraftAttention", arXiv 2505.14708. Patches of one frame, as many tokens as a block holds, are
+averaged, and softmax over these averages is the draft. The published code needs grids that 8 x 16 divides; here any
+grid does (patches at the edges are cut, so later blocks start inside a patch). Its threshold over a whole head can
+leave a query nothing; here the diagonal always stays.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import torch
+
+from dittools.methods.base import AttentionCall, Method, Plan, block_plan
+from dittools.methods.checks import one_of
+from dittools.orders.named import ORDERS
+from dittools.selectors.budget import SCOPES, spend
+from dittools.selectors.layout import lay_out
+from dittools.selectors.pooled import block_softmax, pooled_logits
+
+
+@dataclass(frozen=True)
+class Draft(Method):
+    """Order: 2-D patches. Selector: softmax of pooled queries and keys. Budget: one a head, text and diagonal first."""
+
+    name: ClassVar[str] = "draft"
+    summary: ClassVar[str] = "brightest blocks of a pooled attention map, in 2-D patches (DraftAttention)"
+
+    scope: str = field(default="head", metadata={"help": f"who shares a budget: {', '.join(SCOPES)}"})
+    order: str = field(default="patches", metadata={"help": f"token order: {', '.join(ORDERS)}"})
+
+    def __post_init__(self):
+        one_of("scope", self.scope, SCOPES)
+        one_of("order", self.order, ORDERS)
+
+    def plan(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, call: AttentionCall) -> Plan:
+        blocks = lay_out(call, q.device, self.order)
+        draft = block_softmax(pooled_logits(q, k, blocks, call.scale), blocks)
+        keep = spend(draft, blocks.sizes, blocks.sizes, call.density, scope=self.scope, force=blocks.force)
+        return block_plan(blocks, keep, *blocks.why_over(call.sparsity))

@@ -1,0 +1,64 @@
+"""Jenga: along a curve that keeps near tokens near, every block sees its neighbours and the blocks that matter most.
+
+Source: Zhang et al., "Jenga" (AttenCarve), arXiv 2505.16864. With ``sparsity`` binding, neighbours come out of the
+budget and take at most half of it, nearest first. With ``top_p`` the published rule holds: the larger of top-k (k from
+``sparsity``) and top-p, and neighbours on top, so the density is what comes out. ``first_frame`` is the fix that the
+authors needed for Wan: blocks of the first frame see each other. Drop rates that rise from step to
+step, skipped steps and growing resolution are not part of the attention and not here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import torch
+
+from dittools.kernels.lists import keep_mass
+from dittools.methods.base import AttentionCall, Method, Plan, block_plan
+from dittools.methods.checks import flag, one_of, share
+from dittools.orders.named import ORDERS
+from dittools.selectors.budget import SCOPES, spend
+from dittools.selectors.layout import Layout, lay_out
+from dittools.selectors.neighbours import affordable, contact, same_frame, touching
+from dittools.selectors.pooled import block_softmax, pooled_logits
+
+
+@dataclass(frozen=True)
+class Jenga(Method):
+    """Order: space-filling curve. Selector: pooled softmax and the 26 neighbours. Budget: the same for every row."""
+
+    name: ClassVar[str] = "jenga"
+    summary: ClassVar[str] = "neighbours and best pooled blocks along a space-filling curve (Jenga)"
+
+    scope: str = field(default="row", metadata={"help": f"who shares a budget: {', '.join(SCOPES)}"})
+    top_p: float | None = field(
+        default=None, metadata={"help": "share of pooled softmax to reach; sparsity then caps what top-k drops"}
+    )
+    first_frame: bool = field(default=False, metadata={"help": "blocks of the first frame all see each other"})
+    order: str = field(default="curve", metadata={"help": f"token order: {', '.join(ORDERS)}"})
+
+    def __post_init__(self):
+        one_of("scope", self.scope, SCOPES)
+        one_of("order", self.order, ORDERS)
+        share("top_p", self.top_p)
+        flag("first_frame", self.first_frame)
+
+    def plan(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, call: AttentionCall) -> Plan:
+        blocks = lay_out(call, q.device, self.order)
+        budget = call.density if self.top_p is None else 1
+        near, notes = call.remember(
+            ("jenga", self.order, budget, q.device),
+            lambda: affordable(self.nearness(call, blocks), blocks, budget),
+        )
+        scores = block_softmax(pooled_logits(q, k, blocks, call.scale), blocks)
+        if self.top_p is not None:
+            keep = keep_mass(scores, self.top_p, min_share=call.density) | near
+            return block_plan(blocks, keep, f"top_p {self.top_p:g} and neighbours add to what sparsity would keep")
+        keep = spend(scores, blocks.sizes, blocks.sizes, call.density, scope=self.scope, force=near)
+        return block_plan(blocks, keep, *notes, *blocks.why_over(call.sparsity))
+
+    def nearness(self, call: AttentionCall, blocks: Layout) -> torch.Tensor:
+        """How much blocks touch; those of the first frame a little, where asked."""
+        touch = contact(call.grid, blocks, touching())
+        return touch + 1e-6 * same_frame(call.grid, blocks, 0) if self.first_frame else touch

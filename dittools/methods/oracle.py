@@ -1,0 +1,40 @@
+"""A yardstick: the blocks that really hold most of the mass, measured in every call at more than dense cost.
+
+Scope "layer" keeps the most mass that any choice of blocks in this order can. It takes it from rows whose mass is
+spread thin, though, and those then err most: for the output, rows that share evenly came nearer to dense.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import torch
+
+from dittools.methods.base import AttentionCall, Method, Plan, block_plan
+from dittools.methods.checks import one_of
+from dittools.orders.named import ORDERS
+from dittools.selectors.budget import SCOPES, spend
+from dittools.selectors.layout import lay_out
+from dittools.selectors.measured import block_mass
+
+
+@dataclass(frozen=True)
+class Oracle(Method):
+    """Order: raster. Selector: true block mass. Budget: the same for every row."""
+
+    name: ClassVar[str] = "oracle"
+    summary: ClassVar[str] = "yardstick, slower than dense: the blocks that truly hold most mass"
+
+    scope: str = field(default="row", metadata={"help": f"who shares a budget: {', '.join(SCOPES)}"})
+    order: str = field(default="raster", metadata={"help": f"token order: {', '.join(ORDERS)}"})
+
+    def __post_init__(self):
+        one_of("scope", self.scope, SCOPES)
+        one_of("order", self.order, ORDERS)
+
+    def plan(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, call: AttentionCall) -> Plan:
+        blocks = lay_out(call, q.device, self.order)
+        mass = block_mass(q, k, blocks, call.scale)
+        keep = spend(mass, blocks.sizes, blocks.sizes, call.density, scope=self.scope, force=blocks.force_text)
+        return block_plan(blocks, keep, *blocks.why_over(call.sparsity))

@@ -1,0 +1,68 @@
+"""SpargeAttn: trust pooled scores where the tokens of a block are alike, and keep blocks where they are not.
+
+Source: Zhang et al., "SpargeAttn", arXiv 2502.18137. Keys are centred, blocks averaged, softmax skips key blocks whose
+tokens differ (mean cosine at most ``similarity``). With ``tau`` the published rule holds: blocks whose cumulative share
+stays within tau, at least one a row, and all rows and columns of blocks that differ. With ``sparsity`` binding (its
+top-k mode) those come first as long as the budget lasts.
+
+Left out: the second filter, which skips P V where a block's largest logit is far below the running maximum. It needs
+the products themselves, so only a kernel can apply it; at its published default (2^-50) it changes nothing. Also left
+out for now: 8-bit products.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from numbers import Real
+from typing import ClassVar
+
+import torch
+
+from dittools.methods.base import AttentionCall, Method, Plan, block_plan
+from dittools.methods.checks import flag, one_of, share
+from dittools.orders.named import ORDERS
+from dittools.selectors.budget import SCOPES, spend
+from dittools.selectors.layout import lay_out
+from dittools.selectors.nucleus import within_mass
+from dittools.selectors.pooled import block_softmax, pooled_logits
+from dittools.selectors.self_similarity import self_similarity
+
+
+@dataclass(frozen=True)
+class Sparge(Method):
+    """Order: raster, or a curve. Selector: pooled softmax with a similarity gate. Budget: the same for every row."""
+
+    name: ClassVar[str] = "sparge"
+    summary: ClassVar[str] = "pooled scores, trusted where the tokens of a block are alike (SpargeAttn)"
+
+    similarity: float | str = field(
+        default="auto", metadata={"help": "least mean cosine in a block to trust its pooling; auto: -0.1, 0.6 with tau"}
+    )
+    tau: float | None = field(default=None, metadata={"help": "cumulative share each row keeps, in place of sparsity"})
+    sink: bool = field(default=False, metadata={"help": "keep the first key block for every query"})
+    scope: str = field(default="row", metadata={"help": f"who shares a budget: {', '.join(SCOPES)}"})
+    order: str = field(default="raster", metadata={"help": f"token order: {', '.join(ORDERS)}"})
+
+    def __post_init__(self):
+        gate = self.similarity
+        if gate != "auto" and (isinstance(gate, bool) or not isinstance(gate, Real) or not -1 <= gate <= 1):
+            raise ValueError(f"similarity must be 'auto' or a cosine between -1 and 1, got {gate!r}")
+        share("tau", self.tau)
+        flag("sink", self.sink)
+        one_of("scope", self.scope, SCOPES)
+        one_of("order", self.order, ORDERS)
+
+    def plan(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, call: AttentionCall) -> Plan:
+        blocks = lay_out(call, q.device, self.order)
+        gate = self.similarity if self.similarity != "auto" else -0.1 if self.tau is None else 0.6
+        mixed_q, mixed_k = (self_similarity(x, blocks) <= gate for x in (q, k))  # [B, H, M]
+        scores = block_softmax(pooled_logits(q, k, blocks, call.scale, centre_keys=True), blocks, skip=mixed_k)
+        mixed = mixed_q[..., :, None].int() + mixed_k[..., None, :]
+        force = blocks.force_text
+        if self.sink:
+            force = force | (torch.arange(blocks.partition.count, device=q.device) == 0)
+        if self.tau is not None:
+            keep = within_mass(scores, self.tau) | (mixed > 0) | force
+            return block_plan(blocks, keep, f"tau {self.tau:g} decides what is kept, in place of sparsity")
+        keep = spend(scores + mixed, blocks.sizes, blocks.sizes, call.density, scope=self.scope, force=force)
+        return block_plan(blocks, keep, *blocks.why_over(call.sparsity))

@@ -1,0 +1,54 @@
+"""VMoBA: keys are gated by the mean of their chunk, and chunks change with depth: along time, in space, in both.
+
+Source: Wu et al., "VMoBA", arXiv 2506.23858. Faithful: the cycle 1-D, 2-D, 3-D by layer; the gate, a bare product of a
+query with the fp32 mean of a chunk's keys, no scale and no softmax; one pool of chunks and queries a head ("global");
+the own chunk first. Adapted: a chunk is a block of the kernel, so it holds 64 or 128 tokens, and a query block gates by
+the mean of its queries. The 1-D chunk is a run of raster positions, the 2-D one a few patches through all frames.
+
+With ``tau``, gates are min-max normalised within the scope and blocks added, best first, until they hold this share of
+the sum, at least one beside the own; the density is what comes out. The method was made for training: without it,
+expect less fidelity than from methods that score by softmax.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import torch
+
+from dittools.methods.base import AttentionCall, Method, Plan, block_plan
+from dittools.methods.checks import one_of, share
+from dittools.selectors.budget import spend
+from dittools.selectors.layout import lay_out
+from dittools.selectors.nucleus import min_max_nucleus
+from dittools.selectors.pooled import pooled_logits
+
+CYCLE = ("raster", "columns", "cubes")
+SCOPES = ("row", "head", "layer")
+
+
+@dataclass(frozen=True)
+class VMoBA(Method):
+    """Order: 1-D, 2-D or 3-D chunks by layer. Selector: key means gated by queries. Budget: one a head."""
+
+    name: ClassVar[str] = "vmoba"
+    summary: ClassVar[str] = "means of key chunks, in 1-D, 2-D and 3-D chunks by turns of layers (VMoBA)"
+
+    scope: str = field(default="head", metadata={"help": f"who shares a budget: {', '.join(SCOPES)}"})
+    tau: float | None = field(
+        default=None, metadata={"help": "share of normalised gates to keep, in place of sparsity; published: 0.25"}
+    )
+
+    def __post_init__(self):
+        one_of("scope", self.scope, SCOPES)
+        share("tau", self.tau)
+
+    def plan(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, call: AttentionCall) -> Plan:
+        blocks = lay_out(call, q.device, CYCLE[call.layer % 3])
+        gate = pooled_logits(q, k, blocks, scale=1)
+        if self.tau is not None:
+            keep = min_max_nucleus(gate, self.tau, self.scope, blocks.force)
+            return block_plan(blocks, keep, f"tau {self.tau:g} decides what is kept, in place of sparsity")
+        keep = spend(gate, blocks.sizes, blocks.sizes, call.density, scope=self.scope, force=blocks.force)
+        return block_plan(blocks, keep, *blocks.why_over(call.sparsity))

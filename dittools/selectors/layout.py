@@ -1,0 +1,85 @@
+"""A static order cut into blocks: what every call of a run shares, made once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from dittools.blocks import Partition
+from dittools.orders.named import named_order
+from dittools.selectors.geometric import TOLERANCE
+from dittools.tokens import TokenGrid
+
+
+@dataclass(frozen=True, eq=False)
+class Layout:
+    """Blocks of positions in one order that all heads share.
+
+    Args:
+        order: int32 ``[1, 1, S]``, position -> token; None is raster.
+        partition: S positions in blocks, M of them.
+        sizes: int64 ``[M]``, positions in each block.
+        text: bool ``[M]``, blocks that hold any text.
+        force: bool ``[1, 1, M, M]``, rows and columns of text, and the diagonal.
+        force_on_cpu: the same where it can be read.
+        block_of_token: int64 ``[S]`` on the CPU.
+        forced_share: share of all pairs in ``force``.
+    """
+
+    order: torch.Tensor | None
+    partition: Partition
+    sizes: torch.Tensor
+    text: torch.Tensor
+    force: torch.Tensor
+    force_on_cpu: torch.Tensor
+    block_of_token: torch.Tensor
+    forced_share: float
+
+    @property
+    def force_text(self) -> torch.Tensor:
+        """Bool ``[1, 1, M, M]``: rows and columns of text alone."""
+        return (self.text[:, None] | self.text)[None, None]
+
+    def why_over(self, sparsity: float) -> tuple[str, ...]:
+        """A note when text and diagonal alone take more than ``1 - sparsity`` of the pairs, else nothing."""
+        if self.forced_share <= 1 - sparsity + TOLERANCE:
+            return ()
+        return (
+            f"blocks of {self.partition.size} on {self.partition.length} tokens cannot skip {sparsity:g} of the pairs: "
+            f"text and diagonal leave {1 - self.forced_share:.2f}",
+        )
+
+
+def lay_out(call, device: torch.device, order: str) -> Layout:
+    """The layout of a run in the order of this name (`dittools.orders.named`), made at its first call.
+
+    Args:
+        call: a `dittools.methods.AttentionCall`.
+        device: of the tensors.
+        order: its name.
+    """
+    return call.remember(("layout", order, device), lambda: make_layout(call.grid, call.block_size, order, device))
+
+
+def make_layout(grid: TokenGrid, block_size: int, order: str, device: torch.device | str = "cpu") -> Layout:
+    """Cut ``grid`` in the named order into blocks of ``block_size``."""
+    partition = Partition(grid.tokens, block_size)
+    positions = named_order(order, grid, block_size)
+    token = torch.arange(grid.tokens) if positions is None else positions.long()
+    block = torch.arange(grid.tokens) // block_size
+    text = torch.zeros(partition.count, dtype=torch.bool)
+    text[block[grid.is_text()[token]]] = True
+    force = text[:, None] | text | torch.eye(partition.count, dtype=torch.bool)
+    sizes = partition.sizes()
+    share = (force.double() @ sizes.double() @ sizes.double()) / grid.tokens**2
+    return Layout(
+        None if positions is None else positions[None, None].to(device),
+        partition,
+        sizes.to(device),
+        text.to(device),
+        force[None, None].to(device),
+        force[None, None],
+        torch.empty_like(block).scatter_(0, token, block),
+        share.item(),
+    )

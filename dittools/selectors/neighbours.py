@@ -1,0 +1,80 @@
+"""Blocks that are near in the picture: how much two blocks touch, in any order."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+
+from dittools.selectors.budget import spend
+from dittools.selectors.layout import Layout
+from dittools.tokens import TokenGrid
+
+# A local part may take this share of the budget; the rest goes where the scores say.
+MOST = 0.5
+
+
+def touching() -> list[tuple[int, int, int]]:
+    """Steps to the 26 neighbours of a token, and to itself."""
+    return [(f, h, w) for f in (-1, 0, 1) for h in (-1, 0, 1) for w in (-1, 0, 1)]
+
+
+def window(tile: tuple[int, int, int], extent: tuple[int, int, int]) -> list[tuple[int, int, int]]:
+    """Steps to the same place in every tile of a window, ``extent`` tiles wide (odd) along each axis."""
+    reach = [range(-(n // 2), n // 2 + 1) for n in extent]
+    return [(f * tile[0], h * tile[1], w * tile[2]) for f in reach[0] for h in reach[1] for w in reach[2]]
+
+
+def contact(grid: TokenGrid, layout: Layout, steps: Iterable[tuple[int, int, int]]) -> torch.Tensor:
+    """How many tokens of one block reach the other by one of the steps, far steps counting less.
+
+    Args:
+        grid: layout of the tokens.
+        layout: order and blocks, M of them.
+        steps: (frames, rows, columns) each. What leaves the picture reaches nothing: windows shrink at its edges.
+
+    Returns:
+        fp64 ``[M, M]`` on the CPU, 0 for blocks that do not touch.
+    """
+    count = layout.partition.count
+    block = layout.block_of_token[grid.video_slice].view(grid.shape)
+    found = torch.zeros(count * count, dtype=torch.float64)
+    for step in steps:
+        here, there = [], []
+        for size, by in zip(grid.shape, step, strict=True):
+            here.append(slice(max(0, -by), max(0, min(size, size - by))))
+            there.append(slice(max(0, by), max(0, min(size, size + by))))
+        pairs = (block[tuple(here)] * count + block[tuple(there)]).flatten()
+        found += pairs.bincount(minlength=count * count).double() / (1 + sum(map(abs, step)))
+    return found.view(count, count)
+
+
+def same_frame(grid: TokenGrid, layout: Layout, frame: int) -> torch.Tensor:
+    """Which blocks both hold tokens of one frame: bool ``[M, M]`` on the CPU."""
+    holds = torch.zeros(layout.partition.count, dtype=torch.bool)
+    holds[layout.block_of_token[grid.video_slice][frame * grid.frame : (frame + 1) * grid.frame]] = True
+    return holds[:, None] & holds
+
+
+def affordable(nearness: torch.Tensor, layout: Layout, density: float) -> tuple[torch.Tensor, tuple[str, ...]]:
+    """The local part of a mask, for as much of it as half the budget pays: nearest first, row by row.
+
+    Args:
+        nearness: ``[M, M]`` on the CPU, from `contact`.
+        layout: its blocks. Text and diagonal always belong.
+        density: share of pairs that the whole mask keeps.
+
+    Returns:
+        bool ``[1, 1, M, M]`` on the layout's device, and a note when the budget cut it.
+    """
+    sizes, force = layout.partition.sizes(), layout.force_on_cpu
+    near = (nearness > 0)[None, None] | force
+    share = (near.double() @ sizes.double() @ sizes.double()).item() / layout.partition.length**2
+    if density == 1 or share <= MOST * density:
+        return near.to(layout.force.device), ()
+    kept = spend(nearness[None, None].float(), sizes, sizes, MOST * density, force=force) & near
+    note = (
+        f"near blocks hold {share:.2f} of the pairs, more than half of the budget of {density:.2f}: "
+        "the nearest are always kept"
+    )
+    return kept.to(layout.force.device), (note,)

@@ -1,0 +1,55 @@
+"""Blocks scored by their pooled queries and keys: attention of blocks instead of tokens."""
+
+from __future__ import annotations
+
+import torch
+
+from dittools.kernels.pooling import pool_blocks
+from dittools.selectors.in_order import over_heads
+from dittools.selectors.layout import Layout
+
+
+def pool(x: torch.Tensor, layout: Layout, how: str = "mean") -> torch.Tensor:
+    """One vector a block, in the layout's order: ``[B, S, H, D]`` -> fp32 ``[B, H, M, D]``.
+
+    ``how``: "mean" or "max". A copy of x is made only in an order, a few heads at a time (`in_order.CHUNK_BYTES`).
+    """
+    return over_heads(lambda _, part: pool_blocks(part, layout.partition, how=how).transpose(1, 2), [x], layout.order)
+
+
+def pooled_logits(
+    q: torch.Tensor, k: torch.Tensor, layout: Layout, scale: float, *, how: str = "mean", centre_keys: bool = False
+) -> torch.Tensor:
+    """Scaled products of pooled queries and pooled keys.
+
+    Args:
+        q, k: ``[B, S, H, D]``.
+        layout: order and blocks.
+        scale: factor on the products; 1 for the bare ones.
+        how: "mean" or "max" over the tokens of a block.
+        centre_keys: take the mean of all keys off first. Softmax over keys does not see it.
+
+    Returns:
+        fp32 ``[B, H, M, M]``: four bytes a block pair, 1.4 MB a head at 75,600 tokens and blocks of 128.
+    """
+    queries, keys = pool(q, layout, how), pool(k, layout, how)
+    if centre_keys:
+        keys = keys - k.mean(1, dtype=torch.float32)[:, :, None]
+    return (queries * scale) @ keys.transpose(-1, -2)
+
+
+def block_softmax(logits: torch.Tensor, layout: Layout, skip: torch.Tensor | None = None) -> torch.Tensor:
+    """Softmax over key blocks, each counted by the tokens it holds.
+
+    Key blocks that hold text are kept whatever they score (`Layout.force`), so they get no share here: the scores
+    say how the rest divides among video.
+
+    Args:
+        logits: ``[B, H, M, M]``.
+        skip: bool ``[B, H, M]``, more key blocks that get no share.
+    """
+    out = layout.text if skip is None else layout.text | skip  # [.., M]
+    # A block of half the tokens holds half the mass at the same logit.
+    logits = logits + (layout.sizes / layout.partition.size).log()
+    # Finite, so that a row in which nothing is left becomes flat and not NaN.
+    return logits.masked_fill(out[..., None, :], torch.finfo(logits.dtype).min).softmax(-1)

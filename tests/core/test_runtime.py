@@ -1,0 +1,156 @@
+"""The runtime with a method of our own: calls that stay dense, and what a method carries from step to step."""
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import ClassVar
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import dittools.runtime as home
+from dittools import methods
+from dittools.blocks import BlockMask, Partition
+from dittools.config import Config
+from dittools.methods import Method, Plan, StayDense
+from dittools.runtime import Layer, Runtime
+from dittools.tokens import TokenGrid
+
+GRID = TokenGrid(5, 8, 10)
+BRANCHES = ("cond", "uncond")
+
+
+@dataclass(frozen=True)
+class Probe(Method):
+    """Keeps every second block; says what it was carried; stays dense in layer 1 when asked to."""
+
+    name: ClassVar[str] = "probe"
+    summary: ClassVar[str] = "for this test"
+    seen: ClassVar[list] = []
+    stay: ClassVar[tuple] = ()
+
+    def plan(self, q, k, v, call):
+        self.seen.append((call.layer, call.branch, call.step, dict(call.state)))
+        call.state["calls"] = call.state.get("calls", 0) + 1
+        call.state["first"] = call.state.get("first", (call.layer, call.branch, call.step))
+        if call.layer in self.stay:
+            return StayDense("the probe had enough")
+        partition = Partition(q.shape[1], call.block_size)
+        keep = torch.eye(partition.count, dtype=torch.bool)[None, None]
+        return Plan(None, BlockMask(keep, partition, partition))
+
+
+@pytest.fixture(autouse=True)
+def probe(monkeypatch):
+    monkeypatch.setitem(methods.METHODS, "probe", Probe)
+    monkeypatch.setattr(Probe, "seen", [])
+    monkeypatch.setattr(Probe, "stay", ())
+    return Probe
+
+
+def dense(q, k, v):
+    return F.scaled_dot_product_attention(*(x.transpose(1, 2) for x in (q, k, v))).transpose(1, 2)
+
+
+class Model:
+    """Stands for a pipeline of three attention layers: asks the runtime as `pipelines/` does, and keeps outputs."""
+
+    def __init__(self, **settings):
+        settings = {"method": "probe", "dense_steps": 0, "dense_layers": 0} | settings
+        self.runtime = Runtime(Config(**settings), [Layer(f"blocks.{i}", i) for i in range(3)])
+        made = torch.Generator().manual_seed(0)
+        self.qkv = [torch.randn(1, GRID.tokens, 2, 64, generator=made) for _ in range(3)]
+
+    def run(self, steps=4, grid=GRID, only=BRANCHES):
+        """One pipeline call: every step of every branch."""
+        timesteps = torch.linspace(1000, 100, steps)
+        for t in timesteps:
+            for branch in only:
+                self.forward(t, timesteps, branch, grid)
+        return self.runtime.run
+
+    def forward(self, t, timesteps, branch, grid=GRID):
+        about = {"device": torch.device("cpu"), "dtype": torch.float32, "branch": branch}
+        self.runtime.begin_call(grid=grid, timestep=t, timesteps=timesteps, **about)
+        while True:
+            self.out = [self.runtime.attend(i, *self.qkv, dense=lambda: dense(*self.qkv)) for i in range(3)]
+            if not self.runtime.end_call():
+                return
+
+
+def test_a_method_that_stays_dense_gives_the_dense_result_and_is_counted_with_its_reason(probe):
+    probe.stay = (1,)
+    model = Model()
+    run = model.run()
+    assert torch.equal(model.out[1], dense(*model.qkv))
+    assert not torch.allclose(model.out[0], model.out[1], atol=0.1)
+    assert run.fallbacks == Counter({"the probe had enough": 8})
+    assert [sum(c.density is None for c in run.calls if c.layer == layer) for layer in range(3)] == [0, 8, 0]
+    # Where the reason goes: the record that the user reads.
+    assert run.skipped([c for c in run.calls if c.layer == 1]) == 0
+
+
+def test_a_call_that_stays_dense_is_asked_again_in_the_next_step_even_with_refresh(probe):
+    probe.stay = (1,)
+    Model(refresh=4).run()
+    assert Counter(layer for layer, *_ in probe.seen) == {0: 2, 1: 8, 2: 2}
+
+
+def test_state_is_kept_across_steps_one_for_each_layer_and_branch(probe):
+    Model().run()
+    assert len(probe.seen) == 4 * 2 * 3
+    for layer, branch, step, state in probe.seen:
+        if step == 0:
+            assert state == {}
+        else:
+            assert state == {"calls": step, "first": (layer, branch, 0)}
+
+
+def test_state_outlives_a_call_that_stayed_dense(probe):
+    probe.stay = (0, 1, 2)
+    Model().run()
+    assert [state.get("calls", 0) for layer, branch, _, state in probe.seen if (layer, branch) == (1, "cond")] == [
+        0,
+        1,
+        2,
+        3,
+    ]
+
+
+@pytest.mark.parametrize("again", ["the same", "another grid"])
+def test_a_new_run_starts_without_state(probe, again):
+    model = Model()
+    model.run()
+    probe.seen.clear()
+    if again == "another grid":
+        other = TokenGrid(4, 10, 10)
+        assert other.tokens == GRID.tokens
+        model.run(grid=other)
+    else:
+        model.run()
+    assert [state for _, _, step, state in probe.seen if step == 0] == [{}] * 6
+
+
+def test_a_forward_redone_after_a_non_finite_result_starts_its_branch_without_state(probe, monkeypatch):
+    attend, bad = home.attend, []
+
+    def poisoned(*args, **options):
+        out, lse = attend(*args, **options)
+        layer, branch, step, _ = probe.seen[-1]
+        if (layer, branch, step) == (1, "cond", 2) and not bad:
+            bad.append(step)
+            out = torch.full_like(out, torch.nan)
+        return out, lse
+
+    monkeypatch.setattr(home, "attend", poisoned)
+    run = Model().run()
+    assert bad and run.fallbacks == Counter({"non-finite result": 2})
+    mine = [(layer, step, state.get("calls", 0)) for layer, branch, step, state in probe.seen if branch == "cond"]
+    # Step 2 twice: what the first try wrote is gone, and layer 1, dense in this step, is asked again in step 3.
+    assert mine == [
+        *((layer, step, step) for step in (0, 1, 2) for layer in range(3)),
+        *((layer, 2, 0) for layer in (0, 2)),
+        *((layer, 3, calls) for layer, calls in ((0, 1), (1, 0), (2, 1))),
+    ]
+    other = [state.get("calls", 0) for layer, branch, _, state in probe.seen if (layer, branch) == (0, "uncond")]
+    assert other == [0, 1, 2, 3]
