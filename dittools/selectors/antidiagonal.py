@@ -1,6 +1,6 @@
 """Blocks scored by antidiagonals: a strided sample that meets every query and every key of a block.
 
-Source: XAttention (arXiv 2503.16428, section 2.1).
+Source: XAttention (arXiv 2503.16428).
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ import torch
 SCOPES = ("row", "head", "layer", "adaptive")
 RANKINGS = ("score", "cumulative")
 _GOLDEN = 0.6180339887498949
-# A head that keeps this share of its mass can spare some of its budget (AdaSpa, section 4.3).
+# A head that keeps this share of its mass can spare some of its budget (AdaSpa).
 RECALL = 0.8
 
 

@@ -1,6 +1,6 @@
 """How alike the tokens of a block are: whether one pooled vector can speak for them.
 
-Source: SpargeAttn (arXiv 2502.18137, section 3.2).
+Source: SpargeAttn (arXiv 2502.18137).
 """
 
 from __future__ import annotations

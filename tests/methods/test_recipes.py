@@ -164,7 +164,7 @@ def test_vmoba_goes_through_runs_columns_and_cubes_by_layer():
 
 def test_vmoba_gates_by_bare_products_with_key_means_over_a_whole_head():
     q, k, v = scene(GRID)
-    plan = plan_of("vmoba", (q, k, v), call(GRID, 0.7, layer=0))
+    plan = plan_of("vmoba", (q, k, v), call(GRID, 0.7, layer=0), scope="head")
     queries, keys = (torch.stack([b.mean(1) for b in x.split(BLOCK, 1)], 2) for x in (q, k))  # [B, H, M, D]
     gate = queries @ keys.transpose(-1, -2)
     own = torch.eye(gate.shape[-1], dtype=torch.bool)
