@@ -29,6 +29,16 @@ SET = {
     "radial": {"decay": 0.2, "sink": True},
     "todo": {"stride": 2, "bias": False},
     "attention_tile": {"references": 2},
+    "adaspa": {"scope": "row", "order": "cubes"},
+    "draft": {"scope": "row", "order": "columns"},
+    "jenga": {"top_p": 0.6, "order": "raster"},
+    "nabla": {"top_p": 0.5, "window": [3, 1, 1]},
+    "sparge": {"tau": 0.5, "sink": True},
+    "sparsed": {"scope": "head", "order": "curve"},
+    "vmoba": {"tau": 0.4},
+    "xattention": {"stride": 4, "order": "patches"},
+    "oracle": {"scope": "layer", "order": "cubes"},
+    "random": {"order": "curve"},
 }
 WRONG = {
     "svg": ("probe_rows", 0),
@@ -38,6 +48,16 @@ WRONG = {
     "radial": ("decay", "wide"),
     "todo": ("stride", 2.5),
     "attention_tile": ("references", -1),
+    "adaspa": ("search_at", 2.0),
+    "draft": ("scope", "all"),
+    "jenga": ("top_p", 1.5),
+    "nabla": ("window", [2, 3, 3]),
+    "sparge": ("tau", 0),
+    "sparsed": ("rows", -1),
+    "vmoba": ("tau", 2.0),
+    "xattention": ("stride", 3),
+    "oracle": ("scope", "all"),
+    "random": ("order", "spiral"),
 }
 
 
