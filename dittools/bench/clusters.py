@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from dittools.bench.attention import PATIENCE, Shape, best_of, rates
+from dittools.bench.attention import PATIENCE, Shape, best_of, fastest_dense, rates
 from dittools.bench.check import Oracle, result_of
 from dittools.bench.contest import Contest
 from dittools.blocks import BlockMask, Partition
@@ -112,9 +112,9 @@ def measure_clusters(job: dict[str, Any], shape: Shape, at: At) -> dict[str, Any
         contest.enter(name, lambda call=call: call, lambda call, whole=whole: judge(call, whole), PATIENCE)
         ours.append(name)
     times = contest.time(shape.device, job, short=shape.short)
-    rates(times, job, shape, found.kept)
+    rates(times, job, found.kept)
     return {
-        "kept": found.kept, "kept_computed": mask.density().double().mean().item(), "dense": shape.fastest,
+        "kept": found.kept, "kept_computed": mask.density().double().mean().item(), "dense": fastest_dense(times),
         "times": times, "ours": ours, "wrong": contest.wrong, "not_run": contest.not_run,
         **best_of({n: times[n] for n in ours if n in times}, lambda f: f["r"], largest=True),
     }  # fmt: skip
