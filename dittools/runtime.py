@@ -159,11 +159,11 @@ class Runtime:
             plan.mask.lists()
         with self.observer.part("attention"):
             out, _ = attend(q, k, v, plan, scale, kernel)
+        self.observer.attended(layer, q, k, v, plan, scale, out)
         self._count(layer, q, k, density, kernel)
         with self.observer.part("check"):
             self.run.flag_non_finite(layer, out)
         self._sparse_in_call = True
-        self.observer.attended(layer, q, k, v, plan, scale, out)
         return out
 
     def skip(self, layer: int, reason: str) -> None:
