@@ -1,8 +1,13 @@
 """Jobs in a child process: what hangs or crashes costs itself, not the rest."""
 
+import multiprocessing
+import os
+import signal
 import sys
 import time
 from pathlib import Path
+
+import pytest
 
 from dittools.kernels.supervise import supervise
 
@@ -53,3 +58,29 @@ def test_what_hangs_again_is_left_out_of_all_that_follows():
     assert time.monotonic() - begun < 30
     assert [sorted(result["without"]) for _, result in found] == [["hang"]] * 4
     assert found[3][1]["without"]["hang"] == "hung: silent for 1 s, 2 times before"
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT], ids=["killed", "interrupted"])
+def test_a_child_does_not_outlive_its_parent(tmp_path, how):
+    parent = multiprocessing.get_context("fork").Process(
+        target=run, args=([str(tmp_path / "pid"), "hang"],), kwargs={"patience": 60}
+    )
+    parent.start()
+    while not (tmp_path / "pid").exists() or not (tmp_path / "pid").read_text():
+        time.sleep(0.1)
+    child = int((tmp_path / "pid").read_text())
+    os.kill(parent.pid, how)
+    parent.join(20)
+    for _ in range(100):
+        if not running(child):
+            return
+        time.sleep(0.1)
+    os.kill(child, signal.SIGKILL)
+    pytest.fail("the child is still there")
+
+
+def running(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
