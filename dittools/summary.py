@@ -32,7 +32,7 @@ def record(runtime: Runtime) -> dict[str, Any]:
             "per_layer": _shares(run, "layer", run.layers),
         },
         "calls": {"dense": len(run.calls) - len(sparse), "sparse": len(sparse), "reused": 0},
-        "kernels": dict(Counter(call.kernel for call in sparse)),
+        "kernels": dict(Counter(call.kernel for call in sparse if call.kernel)),
         "cache": {
             "name": "none",
             "computed_steps": sorted({step for step, _ in run.forwards}),
