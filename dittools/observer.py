@@ -20,7 +20,7 @@ class Observer:
     def attended(
         self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, plan: Plan, scale: float, out: torch.Tensor
     ) -> None:
-        """A sparse call is done; tensors are ``[B, S, H, D]``."""
+        """The attention of a sparse call is done; tensors are ``[B, S, H, D]``."""
 
 
 class PartTimes(Observer):

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 
 from dittools.attention import attend
+from dittools.blocks import BlockMask
 from dittools.clock import Tick
 from dittools.config import Config
 from dittools.kernels.dispatch import choose, why_not
@@ -94,8 +95,9 @@ class Sparse:
         """Output, kept share and kernel of one piece."""
         plan, density, _ = planned
         kernel = self._kernel(*taken, plan)
-        with self._observer.part("lists"):
-            plan.mask.lists()
+        if isinstance(plan.mask, BlockMask):  # whose lists every kernel walks, and would make where they are not there
+            with self._observer.part("lists"):
+                plan.mask.lists()
         with self._observer.part("attention"):
             out, _ = attend(*taken, plan, call.scale, kernel)
         self._observer.attended(layer, *taken, plan, call.scale, out)

@@ -33,7 +33,7 @@ def record(runtime: Runtime) -> dict[str, Any]:
             "per_layer": _shares(run, "layer", run.layers),
         },
         "calls": {"dense": len(run.calls) - len(sparse), "sparse": len(sparse), "reused": run.reused_calls},
-        "kernels": dict(Counter(call.kernel for call in sparse)),
+        "kernels": dict(Counter(call.kernel for call in sparse if call.kernel)),
         "cache": cache_facts(runtime, run),
         "fallbacks": [{"reason": r, "count": n} for r, n in run.fallbacks.most_common()],
         "heads": run.fact_counts(),

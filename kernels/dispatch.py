@@ -115,7 +115,11 @@ def choose(
 
 def why_not(name: str, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask) -> str | None:
     """None when this implementation can run this call, else why it cannot."""
-    reason = REASONS[name](q.device, q.dtype, q.shape[-1], (mask.query.size, mask.key.size))
+    clusters = getattr(mask, "variable", False)
+    if clusters and name == "hopper":
+        return "takes even blocks, and this mask has clusters"
+    blocks = None if clusters else (mask.query.size, mask.key.size)
+    reason = REASONS[name](q.device, q.dtype, q.shape[-1], blocks)
     if reason is None and name in ("hopper", "triton"):
         reason = _no_gradient(q, k, v)
     return reason

@@ -40,6 +40,7 @@ def serve(handle: Handle) -> None:
     Args:
         handle: called with each job and `at`. An exception that is no `Broken` is the job's result.
     """
+    threading.Thread(target=_leave_with, args=(os.getppid(),), daemon=True).start()
     jobs = json.loads(sys.stdin.read())
     talk = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what libraries print is no message
@@ -61,6 +62,13 @@ def serve(handle: Handle) -> None:
         except Exception as error:
             result = {"error": _line(error)}
         say(result=result)
+
+
+def _leave_with(parent: int) -> None:
+    """End this process when its parent is gone: nobody listens, and a card may be busy for nothing."""
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os._exit(1)
 
 
 def supervise(
@@ -89,29 +97,43 @@ def supervise(
     faults: Counter[str] = Counter()
     while todo and hangs < most_hangs and time.monotonic() < deadline:
         child = _Child(command, todo)
-        where, wait = None, START
-        while todo:
-            room = deadline - time.monotonic()
-            message = child.hear(min(wait, room))
-            if message is None and room <= wait and time.monotonic() >= deadline:
-                break
-            if message is not None and "at" in message:
-                where, wait = message["at"], message["patience"] or patience
-            elif message is not None and "result" in message:
-                done(todo.pop(0), message["result"])
-                where, wait = None, patience
-            else:
-                hung = message is None
-                hangs += hung
-                why = f"hung: silent for {wait:g} s" if hung else message.get("broken") or message["ended"]
-                _blame(todo, where, why, done)
-                faults[where or ""] += 1
-                if where and faults[where] >= MOST_FAULTS:
-                    for job in todo:
-                        job["without"] = {where: f"{why}, {MOST_FAULTS} times before", **job.get("without", {})}
-                break
-        child.end()
+        try:
+            where, why, hung = _listen_to(child, todo, done, patience, deadline)
+        finally:
+            child.end()
+        if why is None:
+            continue
+        hangs += hung
+        _blame(todo, where, why, done)
+        faults[where or ""] += 1
+        if where and faults[where] >= MOST_FAULTS:
+            for job in todo:
+                job["without"] = {where: f"{why}, {MOST_FAULTS} times before", **job.get("without", {})}
     return todo
+
+
+def _listen_to(
+    child: _Child, todo: list[Job], done: Callable[[Job, dict[str, Any]], None], patience: float, deadline: float
+) -> tuple[str | None, str | None, bool]:
+    """Take results off the jobs until all are done, the deadline is there or the child failed.
+
+    Returns:
+        What it was at when it failed, why it failed (None when it did not), and whether it hung.
+    """
+    where, wait = None, START
+    while todo:
+        message = child.hear(min(wait, deadline - time.monotonic()))
+        if message is None:
+            late = time.monotonic() >= deadline
+            return where, None if late else f"hung: silent for {wait:g} s", not late
+        if "at" in message:
+            where, wait = message["at"], message["patience"] or patience
+        elif "result" in message:
+            done(todo.pop(0), message["result"])
+            where, wait = None, patience
+        else:
+            return where, message.get("broken") or message["ended"], False
+    return None, None, False
 
 
 def _blame(todo: list[Job], where: str | None, why: str, done: Callable[[Job, dict[str, Any]], None]) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 
 from dittools.bench import peers
-from dittools.bench.attention import DENSE, PATIENCE, Shape, best_of
+from dittools.bench.attention import DENSE, PATIENCE, Shape, best_of, fastest_dense
 from dittools.bench.check import Oracle, Wrong, result_of
 from dittools.bench.contest import Contest
 from dittools.bench.dense import installed
@@ -90,7 +91,9 @@ def measure_permute(job: dict[str, Any], shape: Shape, at: At) -> dict[str, Any]
         lambda call: oracle.judge(*result_of(call)),
         PATIENCE,
     )
-    return _finish(job, contest, shape.device, 100, ours=ours, of=f"attention: {kernel}")
+    name = f"attention: {kernel}"
+    found = _finish(job, contest, shape.device, 100, ours=ours, of=lambda times, kind: times.get(name, {}).get(kind))
+    return {**found, "ours": [*ours, name]}
 
 
 def measure_mass(job: dict[str, Any], shape: Shape, at: At) -> dict[str, Any]:
@@ -124,7 +127,11 @@ def measure_mass(job: dict[str, Any], shape: Shape, at: At) -> dict[str, Any]:
         contest.enter(name, lambda call=call: call, judge, PATIENCE)
     ours = _implementations(job)
     contest.calls |= shape.baselines()
-    return {"dense": shape.fastest, **_finish(job, contest, shape.device, 1, ours=ours, of=DENSE + shape.fastest)}
+    found = _finish(
+        job, contest, shape.device, 1, ours=ours,
+        of=lambda times, kind: times.get(f"{DENSE}{fastest_dense(times, kind)}", {}).get(kind),
+    )  # fmt: skip
+    return {"dense": fastest_dense(found["times"]), **found}
 
 
 def measure_kmeans(job: dict[str, Any], at: At) -> dict[str, Any]:
@@ -184,17 +191,20 @@ def _finish(
     factor: float,
     *,
     ours: list[str] | None = None,
-    of: str | None = None,
+    of: Callable[[dict[str, Any], str], dict[str, Any] | None] | None = None,
     short: bool = False,
 ) -> dict[str, Any]:
-    """Time what is right; the value is ms x factor, of the time of the call named ``of`` where there is one."""
+    """Time what is right. The value is ms x factor, over the ms of what ``of`` picks from (times, kind of figure)."""
     ours = _implementations(job) if ours is None else ours
     times = contest.time(device, job, short=short)
-    timed = [name for name in ours if name in times and (of is None or of in times)]
-    for name in timed:
-        for kind, figures in times[name].items():
-            figures["value"] = figures["ms"] * factor / (times[of][kind]["ms"] if of else 1)
+    valued = {}
+    for name in ours:
+        for kind, figures in times.get(name, {}).items():
+            base = of(times, kind) if of else {"ms": 1.0}
+            if base is not None:
+                figures["value"] = figures["ms"] * factor / base["ms"]
+                valued.setdefault(name, {})[kind] = figures
     return {
-        "times": times, "ours": ours if of is None or of.startswith(DENSE) else [*ours, of], "wrong": contest.wrong,
-        "not_run": contest.not_run, **best_of({n: times[n] for n in timed}, lambda f: f["value"], largest=False),
+        "times": times, "ours": ours, "wrong": contest.wrong, "not_run": contest.not_run,
+        **best_of(valued, lambda figures: figures["value"], largest=False),
     }  # fmt: skip

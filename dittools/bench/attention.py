@@ -40,13 +40,16 @@ class Shape:
         oracle = Oracle(self.q, self.k, self.v, None, self.scale)
         able, self.not_run = dense.candidates(self.device, self.dtype)
         self.ms: dict[str, float] = {}
+        tensors = {"tokens first": (self.q, self.k, self.v)}
+        if self.device.type == "cuda":
+            tensors["heads first"] = tuple(heads_first(x) for x in (self.q, self.k, self.v))
         for name, make in able.items():
             if DENSE + name in job.get("without", {}):
                 self.wrong[name] = job["without"][DENSE + name]
                 continue
             at(DENSE + name, 180)
             try:
-                self._enter(name, make, oracle)
+                self._enter(name, make, tensors, oracle)
             except Exception as error:
                 if breaks_the_card(error):
                     raise Broken(line(error)) from error
@@ -54,12 +57,8 @@ class Shape:
         at("", PATIENCE)
         if not self.dense:
             raise Wrong(f"no dense kernel is right here: {self.wrong}")
-        self.fastest = min(self.dense, key=lambda name: self.ms[name])
 
-    def _enter(self, name: str, make: dense.Make, oracle: Oracle) -> None:
-        layouts = {"tokens first": (self.q, self.k, self.v)}
-        if self.device.type == "cuda":
-            layouts["heads first"] = tuple(heads_first(x) for x in (self.q, self.k, self.v))
+    def _enter(self, name: str, make: dense.Make, layouts: dict[str, tuple], oracle: Oracle) -> None:
         ms, calls, refused = {}, {}, None
         for layout, tensors in layouts.items():
             try:
@@ -83,8 +82,8 @@ class Shape:
         return 3 * self.q.nbytes < SMALL_BYTES
 
     def baselines(self) -> dict[str, Callable[[], object]]:
-        """The fastest dense kernel, and cuDNN and FlashAttention 3 and 4 where they are not it."""
-        names = [self.fastest, "cudnn", *dense.FLASH]
+        """The two fastest dense kernels, and cuDNN and FlashAttention 3 and 4 where they are not among them."""
+        names = [*sorted(self.dense, key=self.ms.get)[:2], "cudnn", *dense.FLASH]
         return {DENSE + name: self.dense[name] for name in dict.fromkeys(names) if name in self.dense}
 
 
@@ -195,10 +194,10 @@ def _enter_ours(
 def _result(job: dict[str, Any], shape: Shape, contest: Contest, mask: BlockMask, ours: list[str]) -> dict[str, Any]:
     kept = mask.density().double().mean().item()
     times = contest.time(shape.device, job, short=shape.short)
-    rates(times, job, shape, kept)
+    rates(times, job, kept)
     return {
         "kept": kept,
-        "dense": shape.fastest,
+        "dense": fastest_dense(times),
         "layouts": shape.layouts,
         "times": times,
         "ours": ours,
@@ -208,20 +207,32 @@ def _result(job: dict[str, Any], shape: Shape, contest: Contest, mask: BlockMask
     }
 
 
-def rates(times: dict[str, dict[str, Any]], job: dict[str, Any], shape: Shape, kept: float) -> None:
+def rates(times: dict[str, dict[str, Any]], job: dict[str, Any], kept: float) -> None:
     """Put TFLOP/s of the pairs asked for beside every time, and r = dense time x kept / time beside sparse ones.
 
-    Against the fastest dense kernel, cuDNN ("r_cudnn") and FlashAttention ("r_flash"): None where it was not timed.
+    Against the dense kernel that was the fastest in this very row, cuDNN ("r_cudnn") and FlashAttention ("r_flash"):
+    None where it was not timed.
     """
-    flash = next((DENSE + name for name in dense.FLASH[::-1] if DENSE + name in times), None)
-    against = {"r": DENSE + shape.fastest, "r_cudnn": DENSE + "cudnn", "r_flash": flash}
+    flash = next((name for name in dense.FLASH[::-1] if DENSE + name in times), None)
     tflop = 4e-12 * job["head_dim"] * job["heads"] * job["tokens"] ** 2
     for name, figures in times.items():
         is_dense = name.startswith(DENSE)
         for kind, measured in figures.items():
             measured["tflops"] = tflop * (1 if is_dense else kept) / measured["ms"] * 1000
+            against = {"r": fastest_dense(times, kind), "r_cudnn": "cudnn", "r_flash": flash}
             for key, other in against.items() if not is_dense else ():
-                measured[key] = times[other][kind]["ms"] * kept / measured["ms"] if other in times else None
+                base = times.get(f"{DENSE}{other}", {}).get(kind)
+                measured[key] = base["ms"] * kept / measured["ms"] if base else None
+
+
+def fastest_dense(times: dict[str, dict[str, Any]], kind: str | None = None) -> str | None:
+    """Name of the dense kernel with the least time; by bursts where no kind is named and there are any."""
+    able = {}
+    for name, figures in times.items():
+        measured = figures.get(kind) if kind else figures.get("burst") or figures.get("sustained")
+        if name.startswith(DENSE) and measured:
+            able[name.removeprefix(DENSE)] = measured["ms"]
+    return min(able, key=able.get) if able else None
 
 
 def best_of(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 
@@ -25,9 +26,10 @@ class Oracle:
 
     Args:
         q, k, v: ``[B, S, H, D]``.
-        mask: which key blocks each query block keeps; None keeps all.
+        mask: which key blocks each query block keeps, a mask of blocks or of clusters; None keeps all.
         scale: factor on the logits.
         order: int ``[B or 1, H or 1, S]``, position -> token.
+        key_order: the same for keys where it is another.
     """
 
     def __init__(
@@ -35,9 +37,10 @@ class Oracle:
         q: torch.Tensor,
         k: torch.Tensor,
         v: torch.Tensor,
-        mask: BlockMask | None,
+        mask: Any,
         scale: float,
         order: torch.Tensor | None = None,
+        key_order: torch.Tensor | None = None,
     ):
         self._shape, self._dtype = q.shape, q.dtype
         if mask is None:
@@ -47,7 +50,10 @@ class Oracle:
         for h in sorted({0, heads // 2, heads - 1}):
             for m in sorted({0, mask.query.count // 3, mask.query.count - 1}):
                 b = h % batches
-                self.parts.append(_Part(q, k, v, mask, scale, order, b, h, m))
+                positions = _positions(mask, b, h, m)
+                if len(positions):
+                    orders = [None if x is None else lane(x, b, h).long() for x in (order, key_order)]
+                    self.parts.append(_Part(q, k, v, mask, scale, positions, *orders, (b, h, m)))
 
     def judge(self, out: torch.Tensor, lse: torch.Tensor | None = None) -> None:
         """Raise `Wrong` unless ``out`` ``[B, S, H, D]``, and ``lse`` ``[B, H, S]`` where there is one, are right."""
@@ -59,17 +65,29 @@ class Oracle:
             part.judge(out, lse, LSE_SLACK[self._dtype])
 
 
+def _positions(mask: Any, b: int, h: int, m: int) -> torch.Tensor:
+    """Positions of a query block, or of a query cluster."""
+    if getattr(mask, "variable", False):
+        first, stop = lane(mask.query.offsets(), b, h)[m : m + 2].tolist()
+    else:
+        first, stop = m * mask.query.size, min((m + 1) * mask.query.size, mask.query.length)
+    return torch.arange(first, stop, device=mask.keep.device)
+
+
+def lane(x: torch.Tensor, b: int, h: int) -> torch.Tensor:
+    """The part of ``[B or 1, H or 1, ...]`` that belongs to one head of one batch."""
+    return x[0 if x.shape[0] == 1 else b, 0 if x.shape[1] == 1 else h]
+
+
 class _Part:
     """One query block of one head: rows, and what they should come to."""
 
-    def __init__(self, q, k, v, mask: BlockMask, scale: float, order, b: int, h: int, m: int):
-        self.place = b, h, m
-        positions = torch.arange(m * mask.query.size, min((m + 1) * mask.query.size, mask.query.length))
+    def __init__(self, q, k, v, mask, scale: float, positions: torch.Tensor, order, key_order, place):
+        self.place = b, h, _ = place
         kept = mask.to_tokens(b, h, positions[:1])[0].nonzero().flatten()  # [n]: rows of a block keep the same
-        positions = positions.to(q.device)
-        if order is not None:
-            token = order.expand(q.shape[0], q.shape[2], -1)[b, h].long()
-            positions, kept = token[positions], token[kept]
+        key_order = order if key_order is None else key_order
+        positions = positions if order is None else order[positions]
+        kept = kept if key_order is None else key_order[kept]
         self.rows = positions
         self.empty = len(kept) == 0
         parts = q[b, positions, h], k[b, kept, h], v[b, kept, h]

@@ -1,8 +1,8 @@
 """Attention between k-means clusters of queries and of keys, of any size: rows of kind "clusters".
 
-Useful work is the pairs of the selected cluster pairs. Where no kernel for clusters is installed, what today's kernels
-can do is measured: queries and keys sorted by cluster, and every 128 x 64 block that a selected pair touches. It
-computes more than was asked for, which r shows.
+Useful work is the pairs of the selected cluster pairs. Beside the kernel for clusters, where there is one, stands what
+kernels of even blocks can do: queries and keys sorted by cluster, and every 128 x 64 block that a selected pair
+touches. That computes more than was asked for, which r shows.
 """
 
 from __future__ import annotations
@@ -11,9 +11,10 @@ from typing import Any
 
 import torch
 
-from dittools.bench.attention import PATIENCE, Shape, best_of, rates
+from dittools.bench.attention import PATIENCE, Shape, best_of, fastest_dense, rates
 from dittools.bench.check import Oracle, result_of
 from dittools.bench.contest import Contest
+from dittools.bench.dense import installed
 from dittools.blocks import BlockMask, Partition
 from dittools.kernels import (
     block_sparse_attention,
@@ -29,6 +30,7 @@ from dittools.kernels.dispatch import why_not
 from dittools.kernels.supervise import At
 
 QUERY_BLOCK, KEY_BLOCK = 128, 64
+CLUSTERED = "dittools.kernels.clustered"
 
 
 class Clustered:
@@ -63,6 +65,13 @@ class Clustered:
         touched = [_touches(o, part) for o, part in ((self.query_offsets, query), (self.key_offsets, key))]
         keep = touched[0].transpose(1, 2) @ self.selected[0].float() @ touched[1]  # [H, Mq, Nk]
         return BlockMask.from_lists(*from_keep((keep > 0)[None], implementation=None), query, key)
+
+    def mask(self, tokens: int) -> Any:
+        """The selected pairs themselves, as a mask of clusters."""
+        from dittools.clusters import ClusterMask, ClusterPartition
+
+        sizes = [x.diff(dim=-1).int()[None] for x in (self.query_offsets, self.key_offsets)]
+        return ClusterMask(self.selected, *(ClusterPartition(tokens, x) for x in sizes))
 
 
 def _touches(offsets: torch.Tensor, part: Partition) -> torch.Tensor:
@@ -111,10 +120,39 @@ def measure_clusters(job: dict[str, Any], shape: Shape, at: At) -> dict[str, Any
         call = all_of_it if whole else alone
         contest.enter(name, lambda call=call: call, lambda call, whole=whole: judge(call, whole), PATIENCE)
         ours.append(name)
+    ours += _enter_clustered(contest, job, shape, found, (in_order, keys, values))
     times = contest.time(shape.device, job, short=shape.short)
-    rates(times, job, shape, found.kept)
+    rates(times, job, found.kept)
     return {
-        "kept": found.kept, "kept_computed": mask.density().double().mean().item(), "dense": shape.fastest,
+        "kept": found.kept, "kept_computed": mask.density().double().mean().item(), "dense": fastest_dense(times),
         "times": times, "ours": ours, "wrong": contest.wrong, "not_run": contest.not_run,
         **best_of({n: times[n] for n in ours if n in times}, lambda f: f["r"], largest=True),
     }  # fmt: skip
+
+
+def _enter_clustered(
+    contest: Contest, job: dict[str, Any], shape: Shape, found: Clustered, in_order: tuple[torch.Tensor, ...]
+) -> list[str]:
+    """The kernel for clusters: on tensors in order, or with orders, and lists made anew in every call."""
+    if not installed(CLUSTERED):
+        contest.not_run["clusters"] = f"{CLUSTERED} is not installed"
+        return []
+    from dittools.kernels.clustered import cluster_sparse_attention
+
+    asked = job["implementation"]
+    name = "triton" if shape.device.type == "cuda" else "portable"
+    if asked not in (None, name):
+        contest.not_run[f"{asked}, clusters"] = "there is no such kernel for clusters"
+        return []
+    whole = job["name"] == "clusters-all"
+    tensors = (shape.q, shape.k, shape.v) if whole else in_order
+    orders = {"order": found.query_order, "key_order": found.key_order} if whole else {}
+    mask = found.mask(job["tokens"])
+    oracle = Oracle(*tensors, mask, shape.scale, *orders.values())
+
+    def call() -> torch.Tensor:
+        fresh = found.mask(job["tokens"]) if whole else mask
+        return cluster_sparse_attention(*tensors, fresh, scale=shape.scale, implementation=name, **orders)
+
+    contest.enter(f"{name}, clusters", lambda: call, lambda call: oracle.judge(*result_of(call)), PATIENCE)
+    return [f"{name}, clusters"]

@@ -35,7 +35,7 @@ class Witness(Observer):
 
     def attended(self, layer, q, k, v, plan, scale, out) -> None:
         if layer == self._layer:
-            Oracle(q, k, v, plan.mask, scale, plan.order).judge(out)
+            Oracle(q, k, v, plan.mask, scale, plan.order, getattr(plan, "key_order", None)).judge(out)
             self.seen = True
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from dittools.bench import kernel
-from dittools.bench.attention import PATIENCE, Shape, best_of, rates
+from dittools.bench.attention import PATIENCE, Shape, best_of, fastest_dense, rates
 from dittools.bench.check import Oracle, result_of
 from dittools.bench.contest import Contest
 from dittools.bench.inputs import make_mask, make_tensors
@@ -122,10 +122,10 @@ class Worker:
             contest.enter(name, lambda call=call: call, lambda call: oracle.judge(*result_of(call)), PATIENCE)
         kept = mask.density().double().mean().item()
         times = contest.time(shape.device, job, short=shape.short)
-        rates(times, job, shape, kept)
+        rates(times, job, kept)
         ours = {name: times[name] for name in calls if name in times}
         return {
-            "kept": kept, "dense": shape.fastest, "times": times, "ours": list(calls), "wrong": contest.wrong,
+            "kept": kept, "dense": fastest_dense(times), "times": times, "ours": list(calls), "wrong": contest.wrong,
             **best_of(ours, lambda figures: figures["r"], largest=True),
         }  # fmt: skip
 

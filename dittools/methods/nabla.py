@@ -45,7 +45,7 @@ class Nabla(Method):
         for extent in self.window:
             whole("window", extent, 1)
             if extent % 2 == 0:
-                raise ValueError(f"window must be odd along each axis, to have a middle, got {extent}")
+                raise ValueError(f"window must be odd along each axis, to have a middle, got {self.window!r}")
         object.__setattr__(self, "window", tuple(self.window))
 
     def plan(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, call: AttentionCall) -> Plan:

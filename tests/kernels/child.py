@@ -2,6 +2,7 @@
 
 import os
 import time
+from pathlib import Path
 
 from dittools.kernels.supervise import Broken, serve
 
@@ -11,6 +12,8 @@ def handle(job, at):
         if what in job.get("without", {}):
             continue
         at(what)
+        if what.startswith("/"):
+            Path(what).write_text(str(os.getpid()))
         if what == "hang":
             time.sleep(1000)
         if what == "crash":
