@@ -37,7 +37,11 @@ class StepReuse:
     """
 
     def __init__(self, model: torch.nn.Module, paths: Sequence[str], hook: RootHook, runtime: Runtime):
-        self._hook, self._runtime, self._layers = hook, runtime, len(paths)
+        if getattr(model, "is_cache_enabled", False):
+            raise BadInput(
+                "diffusers' own cache is on, and two would each reuse what the other did: disable_cache() first"
+            )
+        self._model, self._hook, self._runtime, self._layers = model, hook, runtime, len(paths)
         self._root = Around(model, self._call)
         self._asks = self._bypass = False
         self._forms: dict[bool, Callable[[list[torch.Tensor]], Any]] = {}
@@ -74,6 +78,9 @@ class StepReuse:
         why = None if whole in self._forms or runtime.run is None else "an output of this form was not seen yet"
         if torch.is_grad_enabled():
             why = "gradients are enabled"
+        elif self._runtime.cache.watches.startswith("block") and getattr(self._model, "_parallel_config", None):
+            # Each rank sees its own tokens in a block, and ranks that decide differently wait for each other for ever.
+            why = "context parallelism is on, and the first block differs from rank to rank"
         latents = hook.latents(args, kwargs)
         verdict = hook.begin(args, kwargs, why)
         self._asks = verdict is None
@@ -88,7 +95,7 @@ class StepReuse:
         finally:
             hook.told = self._asks = False
         tensors, self._forms[whole] = taken_apart(output)
-        if why is None or not torch.is_grad_enabled():
+        if not torch.is_grad_enabled():
             runtime.run.reuse.carry(latents, [self._added] if self._stack else tensors)
         self._into = self._added = None
         return output
