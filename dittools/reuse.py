@@ -119,7 +119,8 @@ class Reuse:
         lane = self._lane(self._now[0])
         if seen is None:
             self.notes[
-                f"{self.cache.name}: the first block of this model cannot be watched: every step is computed"
+                f"{self.cache.name}: every step is computed, since the first block cannot be watched: "
+                "it is of an unknown kind, or context parallelism shows each device another part"
             ] = None
             return self._lead(lane, "nothing to watch", None)
         return self._judge(lane, seen, self._why)

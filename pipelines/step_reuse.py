@@ -78,9 +78,6 @@ class StepReuse:
         why = None if whole in self._forms or runtime.run is None else "an output of this form was not seen yet"
         if torch.is_grad_enabled():
             why = "gradients are enabled"
-        elif self._runtime.cache.watches.startswith("block") and getattr(self._model, "_parallel_config", None):
-            # Each rank sees its own tokens in a block, and ranks that decide differently wait for each other for ever.
-            why = "context parallelism is on, and the first block differs from rank to rank"
         latents = hook.latents(args, kwargs)
         verdict = hook.begin(args, kwargs, why)
         self._asks = verdict is None
@@ -122,6 +119,10 @@ class StepReuse:
         self._into = hidden if self._stack else None
         asks, self._asks = self._asks, False
         reuse = self._runtime.run.reuse if asks else None
+        if asks and getattr(self._model, "_parallel_config", None) is not None:
+            # Each rank has its own tokens here, and ranks that decide differently wait for each other for ever.
+            reuse.watch(None)
+            asks = False
         if asks and reuse.watches == "block_input":
             if not reuse.watch(signals.modulated_input(self._first_block, args, kwargs)):
                 raise _Reused
