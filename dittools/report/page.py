@@ -106,7 +106,9 @@ def _table_row(line: Line, number: int, names: list[str], with_judge: bool) -> s
     kinds += ["best"] if line.front else []
     cells = "".join(
         f"<td data-value='{text(line.setting.name if column == 1 else _sortable(value))}'>{text(shown_text)}</td>"
-        for column, (shown_text, value) in enumerate(words.cells(line, number, names, with_judge))
+        for column, (shown_text, value) in enumerate(
+            words.cells(line, number, names, with_judge, words.reused(results))
+        )
     )
     return f"<tr class='{' '.join(kinds)}' title='{text(KINDS[line.setting.kind])}'>{cells}</tr>"
 
