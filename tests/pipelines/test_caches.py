@@ -4,6 +4,7 @@ import gc
 import itertools
 import json
 import weakref
+from pathlib import Path
 
 import pytest
 import torch
@@ -147,6 +148,39 @@ def test_teacache_reads_the_models_own_time_embedding(shared):
         values = [out[index].float().flatten() for out in seen]
         expected = [0.0] + [float((b - a).abs().mean() / a.abs().mean()) for a, b in itertools.pairwise(values)]
         assert time_changes(shared.transformer, signal, timesteps) == pytest.approx(expected, rel=1e-4)
+
+
+def block_profile(profile, tmp_path):
+    """The same profile with the first block's input as TeaCache's signal; a change is worth itself."""
+    found = json.loads(Path(profile).read_text())
+    found["teacache"] |= {"signal": "block_input", "coefficients": [0, 0, 0, 1.0, 0], "valid": [0, 100]}
+    path = tmp_path / "block.json"
+    path.write_text(json.dumps(found))
+    return str(path)
+
+
+def test_teacache_by_the_first_blocks_input_decides_before_any_block_runs(shared, profile, tmp_path, monkeypatch):
+    from dittools.pipelines import signals
+
+    path, ran = block_profile(profile, tmp_path), []
+    monkeypatch.setattr(signals, "modulated_input", lambda block, args, kwargs: signals.first_tensor(args, kwargs))
+    hook = shared.transformer.blocks[0].register_forward_hook(lambda *_: ran.append(1))
+    with cached(shared, "teacache", profile=path, threshold=1e9, max_skips=2) as fast:
+        draw(shared, steps=8, **SMALL)
+    hook.remove()
+    record = fast.record()
+    assert record["cache"]["computed_steps"] == [0, 1, 4, 7]
+    assert len(ran) == 2 * 4 and record["calls"]["reused"] == 4 * 2 * 3
+    assert [value is None for value in record["cache"]["branches"]["cond"]["signals"]] == [True] + [False] * 7
+    shapes = Shapes(latents=16 * 2 * 6 * 8, tokens=24, width=128, lanes=2, layers=3, bytes=4)
+    assert record["cache"]["bytes_held"] == fast.runtime.run.reuse.cache.bytes_held(shapes)
+
+
+def test_teacache_by_an_input_that_is_not_known_for_this_model_computes_and_says_so(shared, profile, tmp_path):
+    with cached(shared, "teacache", profile=block_profile(profile, tmp_path)) as fast:
+        draw(shared, steps=8, **SMALL)
+    assert fast.record()["cache"]["reused_steps"] == []
+    assert any("cannot be watched" in note for note in fast.record()["notes"])
 
 
 def by_hand(pipe, branches, steps=9, part="transformer"):
