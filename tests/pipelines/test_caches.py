@@ -95,6 +95,7 @@ def test_a_cache_that_reuses_nothing_is_bit_identical_to_none(family):
         ("taylorseer", THIRD | {"reuse": "stack"}, "C--C--C--C-C"),
         ("easycache", {"threshold": 1e9, "max_skips": 3}, "CC---C---C-C"),
         ("first_block", {"threshold": 1e9, "max_skips": 2}, "C--C--C--C-C"),
+        ("first_block", {"threshold": 1e9, "max_skips": 2, "reuse": "stack"}, "C--C--C--C-C"),
         ("sea", {"threshold": 1e9, "max_skips": 2}, "C--C--C--C-C"),
         ("sea", {"threshold": 1e-9}, "CCCCCCCCCCCC"),
     ],
@@ -551,3 +552,29 @@ def test_the_bytes_held_are_those_of_the_formula(shared, cache, options):
     # Latents 16 x 2 x 6 x 8, 2 x 3 x 4 tokens of 128, two branches, three layers, fp32.
     shapes = Shapes(latents=16 * 2 * 6 * 8, tokens=24, width=128, lanes=2, layers=3, bytes=4)
     assert fast.record()["cache"]["bytes_held"] == fast.runtime.run.reuse.cache.bytes_held(shapes)
+
+
+# On the embedded model
+
+
+@pytest.fixture(scope="module")
+def embedded():
+    from dittools.pipelines import embedded, loading
+
+    return loading.load(embedded.weights_path(), device=torch.device("cpu"), dtype=torch.float32, offload="none")
+
+
+@pytest.mark.parametrize(
+    "cache, saved",
+    [("teacache", 8), ("magcache", 8), ("taylorseer:interval=2:first=4:start=4", 5), ("easycache:threshold=1e9", 11)],
+)
+def test_on_the_embedded_model_each_cache_saves_what_its_schedule_says(embedded, cache, saved):
+    from dittools.pipelines import stages
+
+    embeds = stages.encode(embedded, "a red circle moves left", "", 4.0, 16)
+    shot = stages.Shot(frames=5, height=64, width=64, steps=16, guidance=4.0, seed=0)
+    with dittools.accelerate(embedded, method="dense", cache=cache) as fast:
+        assert stages.denoise(embedded, embeds, shot).isfinite().all()
+    record = fast.record()
+    assert len(record["cache"]["reused_steps"]) == saved
+    assert record["calls"]["reused"] == saved * 2 * 8  # both branches, all layers
