@@ -13,6 +13,7 @@ def closing(record: dict[str, Any], record_path: Path) -> list[str]:
     lines = [
         f"{record['output']}: {run['frames']} frames of {run['height']} x {run['width']}; record {record_path}",
         _skipped(record["method"], sparsity, calls),
+        *_reused(record["cache"], calls),
         f"seconds {seconds['total']:.1f} ({stages})",
     ]
     quality = record["quality"]
@@ -24,6 +25,17 @@ def closing(record: dict[str, Any], record_path: Path) -> list[str]:
         )
     lines += [f"fallback: {entry['count']} calls ran dense: {entry['reason']}" for entry in record["fallbacks"]]
     return lines + [f"note: {note}" for note in record["notes"]]
+
+
+def _reused(cache: dict[str, Any], calls: dict[str, int]) -> list[str]:
+    """What a cache saved, where one was on."""
+    if cache["name"] == "none":
+        return []
+    computed, reused = len(cache["computed_steps"]), len(cache["reused_steps"])
+    return [
+        f"cache {cache['name']}: {computed} steps computed, {reused} reused; {calls['reused']} of "
+        f"{sum(calls.values())} attention calls saved"
+    ]
 
 
 def _skipped(method: str, sparsity: dict[str, Any], calls: dict[str, int]) -> str:

@@ -16,7 +16,6 @@ from dittools.clock import Tick
 
 FEW_STEPS = 10
 MOST = 0.6
-UNGUIDED = "uncond"
 
 
 class Entry(NamedTuple):
@@ -59,7 +58,6 @@ class Reuse:
         self._verdict: tuple[int, bool] | None = None  # (step, compute) of the leader
         self._seen: tuple[int, Counter[tuple[int, str]]] = (-1, Counter())
         self._now: tuple[tuple[int, str], StepCall, Tick] | None = None
-        self._entry: Entry | None = None
         self._attention: dict[tuple[int, tuple[int, str]], list[tuple[int, torch.Tensor]]] = {}  # by layer and lane
         self._reuse_attention = False
         self._guided: tuple[int, torch.Tensor] | None = None
@@ -121,7 +119,8 @@ class Reuse:
         lane = self._lane(self._now[0])
         if seen is None:
             self.notes[
-                f"{self.cache.name}: the first block of this model cannot be watched: every step is computed"
+                f"{self.cache.name}: every step is computed, since the first block cannot be watched: "
+                "it is of an unknown kind, or context parallelism shows each device another part"
             ] = None
             return self._lead(lane, "nothing to watch", None)
         return self._judge(lane, seen, self._why)
@@ -149,13 +148,7 @@ class Reuse:
                 self.cache.carry(lane, latents, output, call)
         elif self._branch_mask is not None:
             self._keep_difference(lane, call, output[0])
-        lane.computed_before, lane.computed, lane.skips, lane.spent, lane.dense = (
-            lane.computed,
-            tick.step,
-            0,
-            0.0,
-            tick.dense,
-        )
+        lane.computed, lane.dense, lane.skips, lane.spent = tick.step, tick.dense, 0, 0.0
         self._drop_other_experts(key)
         self._measure()
         self._let_go(key)
@@ -198,9 +191,8 @@ class Reuse:
 
     def _decide(self, lane: Lane, compute: bool, why: str | None, signal: float | None) -> bool:
         (part, branch), call, _ = self._now
-        self._entry = Entry(call.step, branch, part, not compute, why if compute else None, signal, lane.spent)
-        self.log.append(self._entry)
-        lane.step = call.step
+        forced = why if compute else None
+        self.log.append(Entry(call.step, branch, part, not compute, forced, signal, lane.spent))
         if not compute:
             lane.skips += 1
         return compute
@@ -219,7 +211,7 @@ class Reuse:
         del self._lanes[key]
         for place in [place for place in self._attention if place[1] == key]:
             del self._attention[place]
-        if UNGUIDED in key[1]:
+        if _unguided(key[1]):
             self._guided = None
 
     # Attention caches
@@ -229,7 +221,9 @@ class Reuse:
         scheduled = self.mask[tick.step] if tick.step < len(self.mask) else True
         self._reuse_attention = not scheduled and why is None
         compute = True
-        if self._branch_mask is not None and UNGUIDED in call.branch:
+        if self._branch_mask is not None and {"cond", "uncond"} <= set(call.branch.split("_")):
+            self.notes["fastercache: both branches come in one batch, so only attention is reused"] = None
+        if self._branch_mask is not None and _unguided(call.branch):
             compute = self._branch_mask[tick.step] if tick.step < len(self._branch_mask) else True
             if not compute and not self._can_rebuild(lane, call, latents):
                 compute, why = True, "no guided output in this step"
@@ -281,7 +275,7 @@ class Reuse:
         )
 
     def _keep_difference(self, lane: Lane, call: StepCall, out: torch.Tensor) -> None:
-        if UNGUIDED not in call.branch:
+        if not _unguided(call.branch):
             self._guided = call.step, out.detach()
         elif self._guided is not None and self._guided[0] == call.step and self._guided[1].shape == out.shape:
             lane.tensors["difference"] = out.detach() - self._guided[1]
@@ -350,3 +344,9 @@ class Reuse:
 
     def _complete(self) -> bool:
         return self.log[-1].step >= self.run.steps - 1
+
+
+def _unguided(branch: str) -> bool:
+    """Whether this is the branch without the prompt, alone: "uncond", "pred_uncond", not "cond_uncond"."""
+    parts = branch.partition("#")[0].split("_")
+    return "uncond" in parts and "cond" not in parts

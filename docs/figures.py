@@ -147,11 +147,30 @@ def bench(columns: Callable[[dict], tuple[list[str], list[list]]]) -> Callable[[
     return render
 
 
+def caches(result: dict) -> str:
+    """A report over step caches: what each saved, and how near it stayed. Timings are left to a quiet machine."""
+    rows = []
+    for line in result["summary"]:
+        psnr, ssim = line["psnr"], line["ssim"]
+        rows.append([
+            line["setting"],
+            "" if line["reused_calls"] is None else f"{line['reused_calls']:.3f}",
+            "" if psnr is None else "identical" if psnr == "inf" else f"{psnr:.2f}",
+            "" if ssim is None else f"{ssim:.4f}",
+        ])  # fmt: skip
+    manifest, plan = result["manifest"], result["manifest"]["plan"]
+    size = f"{plan['frames']} x {plan['height']} x {plan['width']}"
+    facts = f"{size}, {plan['steps']} steps, {len(plan['prompts'])} prompts, {plan['dtype']}. {where(manifest)}"
+    head = ["setting", "attention calls reused", "PSNR dB", "SSIM"]
+    return "\n\n".join((table(head, rows), facts, how(manifest)))
+
+
 RENDER = {
     "embedded_model": embedded_model,
     "svg_480p": sweep,
     "svg_cpu": sweep,
     "report_svg_480p": report,
+    "report_caches_cpu": caches,
     "kernels": bench(figures_bench.kernels),
     "hopper": bench(figures_bench.variants),
     "model": bench(figures_bench.model),

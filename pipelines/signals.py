@@ -30,20 +30,24 @@ def time_changes(model: torch.nn.Module, signal: str, timesteps: Sequence[float]
 
 def _wan(model: torch.nn.Module, signal: str, timesteps: torch.Tensor) -> torch.Tensor:
     embedder = model.condition_embedder
-    dtype = next(iter(embedder.time_embedder.parameters())).dtype
-    embedding = embedder.time_embedder(embedder.timesteps_proj(timesteps).to(dtype))
+    embedding = embedder.time_embedder(embedder.timesteps_proj(timesteps).to(_dtype(embedder.time_embedder)))
     if signal == "embedding":
         return embedding
-    return embedder.time_proj(embedder.act_fn(embedding).to(embedder.time_proj.weight.dtype))
+    return embedder.time_proj(embedder.act_fn(embedding).to(_dtype(embedder.time_proj)))
 
 
 def _cogvideox(model: torch.nn.Module, signal: str, timesteps: torch.Tensor) -> torch.Tensor:
-    dtype = next(iter(model.time_embedding.parameters())).dtype
-    return model.time_embedding(model.time_proj(timesteps).to(dtype))
+    return model.time_embedding(model.time_proj(timesteps).to(_dtype(model.time_embedding)))
 
 
 def _hidream(model: torch.nn.Module, signal: str, timesteps: torch.Tensor) -> torch.Tensor:
-    return model.t_embedder(timesteps, next(iter(model.t_embedder.parameters())).dtype)
+    return model.t_embedder(timesteps, _dtype(model.t_embedder))
+
+
+def _dtype(module: torch.nn.Module) -> torch.dtype:
+    """What a module computes in; weights kept in 8 bits are cast up by whoever keeps them so."""
+    dtype = next(iter(module.parameters())).dtype
+    return dtype if dtype.itemsize > 1 else torch.bfloat16
 
 
 _EMBEDDINGS: dict[str, Callable[[torch.nn.Module, str, torch.Tensor], torch.Tensor]] = {

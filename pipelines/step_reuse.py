@@ -37,7 +37,11 @@ class StepReuse:
     """
 
     def __init__(self, model: torch.nn.Module, paths: Sequence[str], hook: RootHook, runtime: Runtime):
-        self._hook, self._runtime, self._layers = hook, runtime, len(paths)
+        if getattr(model, "is_cache_enabled", False):
+            raise BadInput(
+                "diffusers' own cache is on, and two would each reuse what the other did: disable_cache() first"
+            )
+        self._model, self._hook, self._runtime, self._layers = model, hook, runtime, len(paths)
         self._root = Around(model, self._call)
         self._asks = self._bypass = False
         self._forms: dict[bool, Callable[[list[torch.Tensor]], Any]] = {}
@@ -88,7 +92,7 @@ class StepReuse:
         finally:
             hook.told = self._asks = False
         tensors, self._forms[whole] = taken_apart(output)
-        if why is None or not torch.is_grad_enabled():
+        if not torch.is_grad_enabled():
             runtime.run.reuse.carry(latents, [self._added] if self._stack else tensors)
         self._into = self._added = None
         return output
@@ -115,6 +119,10 @@ class StepReuse:
         self._into = hidden if self._stack else None
         asks, self._asks = self._asks, False
         reuse = self._runtime.run.reuse if asks else None
+        if asks and getattr(self._model, "_parallel_config", None) is not None:
+            # Each rank has its own tokens here, and ranks that decide differently wait for each other for ever.
+            reuse.watch(None)
+            asks = False
         if asks and reuse.watches == "block_input":
             if not reuse.watch(signals.modulated_input(self._first_block, args, kwargs)):
                 raise _Reused

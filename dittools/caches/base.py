@@ -91,9 +91,7 @@ class Shapes:
 class Lane:
     """What is held of one guidance branch in one transformer. A run starts with none."""
 
-    step: int = -1  # of the latest call
-    computed: int = -1  # of the latest computed call
-    computed_before: int = -1
+    computed: int = -1  # step of the latest computed call
     dense: bool = True
     skips: int = 0  # reused calls since
     spent: float = 0.0  # sum of signals since

@@ -16,7 +16,7 @@ def page(results: Results) -> str:
     """The text of report.md."""
     names, with_judge = words.metric_columns(results), words.judged(results)
     rows = [
-        [text for text, _ in words.cells(line, number, names, with_judge)]
+        [text for text, _ in words.cells(line, number, names, with_judge, words.reused(results))]
         for number, line in enumerate(results.lines, 1)
     ]
     parts = [

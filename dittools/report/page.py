@@ -93,7 +93,8 @@ def _chart(results: Results) -> str:
 def _table(results: Results) -> str:
     names, with_judge = words.metric_columns(results), words.judged(results)
     head = "".join(f"<th scope='col'><button type='button'>{text(name)}</button></th>" for name in words.heads(results))
-    rows = "".join(_table_row(line, number, names, with_judge) for number, line in enumerate(results.lines, 1))
+    shape = names, with_judge, words.reused(results)
+    rows = "".join(_table_row(line, words.cells(line, number, *shape)) for number, line in enumerate(results.lines, 1))
     return (
         f"<div class='scroll' tabindex='0' role='region' aria-label='Settings'><table class='sortable'>"
         f"<thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div><p class='soft'>* no other setting is both "
@@ -101,12 +102,12 @@ def _table(results: Results) -> str:
     )
 
 
-def _table_row(line: Line, number: int, names: list[str], with_judge: bool) -> str:
+def _table_row(line: Line, found: list[tuple[str, float | None]]) -> str:
     kinds = [] if line.setting.kind in (SWEEP, DENSE) else ["yardstick"]
     kinds += ["best"] if line.front else []
     cells = "".join(
         f"<td data-value='{text(line.setting.name if column == 1 else _sortable(value))}'>{text(shown_text)}</td>"
-        for column, (shown_text, value) in enumerate(words.cells(line, number, names, with_judge))
+        for column, (shown_text, value) in enumerate(found)
     )
     return f"<tr class='{' '.join(kinds)}' title='{text(KINDS[line.setting.kind])}'>{cells}</tr>"
 

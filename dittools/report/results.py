@@ -7,7 +7,7 @@ import io
 import math
 import statistics
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -60,6 +60,7 @@ class Line:
     metrics: dict[str, Spread]
     sparse_calls: float | None
     overall: float | None
+    reused: float | None
     judge: Spread
     front: bool = False
 
@@ -156,8 +157,17 @@ def _line(setting: Setting, outcomes: list[Outcome]) -> Line:
         metrics={metric.name: spread(outcome.means.get(metric.name) for outcome in drawn) for metric in METRICS},
         sparse_calls=_mean(outcome.record["sparsity"]["sparse_calls"] for outcome in drawn),
         overall=_mean(outcome.record["sparsity"]["overall"] for outcome in drawn),
+        reused=_mean(_reused(outcome.record) for outcome in drawn),
         judge=spread((outcome.judge or {}).get("right") for outcome in drawn),
     )
+
+
+def _reused(record: Mapping[str, Any]) -> float | None:
+    """Share of the attention calls that a cache saved; None where none was on."""
+    calls = record.get("calls") or {}
+    total = sum(calls.get(kind) or 0 for kind in ("dense", "sparse", "reused"))
+    on = (record.get("cache") or {}).get("name", "none") != "none"
+    return calls["reused"] / total if on and total else None
 
 
 def spread(values: Iterable[float | None]) -> Spread:
@@ -220,6 +230,7 @@ def summary(results: Results) -> list[dict[str, Any]]:
             **_plain("whole_speedup", line.whole_speedup),
             "skipped_sparse_calls": line.sparse_calls,
             "skipped_overall": line.overall,
+            "reused_calls": line.reused,
             **{key: value for name, spread in line.metrics.items() for key, value in _plain(name, spread).items()},
             "psnr_identical": line.metrics["psnr"].infinite,
             **_plain("judge", line.judge),

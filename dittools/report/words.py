@@ -58,7 +58,14 @@ def _near(line: Line) -> str:
     return ", identical to dense" if mean == math.inf else f", at {mean:.1f} dB PSNR from dense"
 
 
-def cells(line: Line, number: int, names: list[str], with_judge: bool) -> list[tuple[str, float | None]]:
+def reused(results: Results) -> bool:
+    """Whether any setting had a step cache."""
+    return any(line.reused is not None for line in results.lines)
+
+
+def cells(
+    line: Line, number: int, names: list[str], with_judge: bool, with_reuse: bool = False
+) -> list[tuple[str, float | None]]:
     """A row of the table: each cell as text and as a number to sort by."""
     found: list[tuple[str, float | None]] = [
         (str(number), number),
@@ -70,6 +77,7 @@ def cells(line: Line, number: int, names: list[str], with_judge: bool) -> list[t
         ),
         _share(line.sparse_calls),
         _share(line.overall if line.setting.kind == SWEEP else None),
+        *([_share(line.reused)] if with_reuse else []),
     ]
     for name in names:
         metric = by_name()[name]
@@ -86,7 +94,7 @@ def cells(line: Line, number: int, names: list[str], with_judge: bool) -> list[t
 def heads(results: Results) -> list[str]:
     names = [by_name()[name] for name in metric_columns(results)]
     units = [metric.title + (f", {metric.unit}" if metric.unit else "") for metric in names]
-    return [*COLUMNS, *units, *(["judge"] if judged(results) else [])]
+    return [*COLUMNS, *(["calls reused"] if reused(results) else []), *units, *(["judge"] if judged(results) else [])]
 
 
 def _spread(found: Spread, text: Any) -> tuple[str, float | None]:

@@ -4,6 +4,7 @@ import gc
 import itertools
 import json
 import weakref
+from pathlib import Path
 
 import pytest
 import torch
@@ -94,6 +95,7 @@ def test_a_cache_that_reuses_nothing_is_bit_identical_to_none(family):
         ("taylorseer", THIRD | {"reuse": "stack"}, "C--C--C--C-C"),
         ("easycache", {"threshold": 1e9, "max_skips": 3}, "CC---C---C-C"),
         ("first_block", {"threshold": 1e9, "max_skips": 2}, "C--C--C--C-C"),
+        ("first_block", {"threshold": 1e9, "max_skips": 2, "reuse": "stack"}, "C--C--C--C-C"),
         ("sea", {"threshold": 1e9, "max_skips": 2}, "C--C--C--C-C"),
         ("sea", {"threshold": 1e-9}, "CCCCCCCCCCCC"),
     ],
@@ -147,6 +149,39 @@ def test_teacache_reads_the_models_own_time_embedding(shared):
         values = [out[index].float().flatten() for out in seen]
         expected = [0.0] + [float((b - a).abs().mean() / a.abs().mean()) for a, b in itertools.pairwise(values)]
         assert time_changes(shared.transformer, signal, timesteps) == pytest.approx(expected, rel=1e-4)
+
+
+def block_profile(profile, tmp_path):
+    """The same profile with the first block's input as TeaCache's signal; a change is worth itself."""
+    found = json.loads(Path(profile).read_text())
+    found["teacache"] |= {"signal": "block_input", "coefficients": [0, 0, 0, 1.0, 0], "valid": [0, 100]}
+    path = tmp_path / "block.json"
+    path.write_text(json.dumps(found))
+    return str(path)
+
+
+def test_teacache_by_the_first_blocks_input_decides_before_any_block_runs(shared, profile, tmp_path, monkeypatch):
+    from dittools.pipelines import signals
+
+    path, ran = block_profile(profile, tmp_path), []
+    monkeypatch.setattr(signals, "modulated_input", lambda block, args, kwargs: signals.first_tensor(args, kwargs))
+    hook = shared.transformer.blocks[0].register_forward_hook(lambda *_: ran.append(1))
+    with cached(shared, "teacache", profile=path, threshold=1e9, max_skips=2) as fast:
+        draw(shared, steps=8, **SMALL)
+    hook.remove()
+    record = fast.record()
+    assert record["cache"]["computed_steps"] == [0, 1, 4, 7]
+    assert len(ran) == 2 * 4 and record["calls"]["reused"] == 4 * 2 * 3
+    assert [value is None for value in record["cache"]["branches"]["cond"]["signals"]] == [True] + [False] * 7
+    shapes = Shapes(latents=16 * 2 * 6 * 8, tokens=24, width=128, lanes=2, layers=3, bytes=4)
+    assert record["cache"]["bytes_held"] == fast.runtime.run.reuse.cache.bytes_held(shapes)
+
+
+def test_teacache_by_an_input_that_is_not_known_for_this_model_computes_and_says_so(shared, profile, tmp_path):
+    with cached(shared, "teacache", profile=block_profile(profile, tmp_path)) as fast:
+        draw(shared, steps=8, **SMALL)
+    assert fast.record()["cache"]["reused_steps"] == []
+    assert any("cannot be watched" in note for note in fast.record()["notes"])
 
 
 def by_hand(pipe, branches, steps=9, part="transformer"):
@@ -440,6 +475,28 @@ def test_a_model_without_a_profile_is_refused_when_the_cache_is_put_on(shared):
     draw(shared, steps=1, **SMALL)
 
 
+def test_diffusers_own_cache_and_ours_are_not_put_on_together():
+    from diffusers import TaylorSeerCacheConfig
+
+    pipe = tiny_pipeline()
+    pipe.transformer.enable_cache(TaylorSeerCacheConfig(cache_identifiers=["^blocks.*attn1$"]))
+    with pytest.raises(ValueError, match="disable_cache"):
+        cached(pipe, "easycache")
+    pipe.transformer.disable_cache()
+    cached(pipe, "easycache")
+
+
+def test_under_context_parallelism_ranks_do_not_decide_by_their_own_tokens(shared):
+    with cached(shared, "first_block", threshold=1e9) as fast:
+        shared.transformer._parallel_config = object()
+        try:
+            by_hand(shared, ("cond",), steps=4)
+        finally:
+            del shared.transformer._parallel_config
+    assert fast.record()["cache"]["reused_steps"] == []
+    assert any("context parallelism" in note for note in fast.record()["notes"])
+
+
 def test_blocks_that_pass_more_than_one_tensor_cannot_be_bypassed(shared):
     block = shared.transformer.blocks[0]
     forward = block.forward
@@ -495,3 +552,29 @@ def test_the_bytes_held_are_those_of_the_formula(shared, cache, options):
     # Latents 16 x 2 x 6 x 8, 2 x 3 x 4 tokens of 128, two branches, three layers, fp32.
     shapes = Shapes(latents=16 * 2 * 6 * 8, tokens=24, width=128, lanes=2, layers=3, bytes=4)
     assert fast.record()["cache"]["bytes_held"] == fast.runtime.run.reuse.cache.bytes_held(shapes)
+
+
+# On the embedded model
+
+
+@pytest.fixture(scope="module")
+def embedded():
+    from dittools.pipelines import embedded, loading
+
+    return loading.load(embedded.weights_path(), device=torch.device("cpu"), dtype=torch.float32, offload="none")
+
+
+@pytest.mark.parametrize(
+    "cache, saved",
+    [("teacache", 8), ("magcache", 8), ("taylorseer:interval=2:first=4:start=4", 5), ("easycache:threshold=1e9", 11)],
+)
+def test_on_the_embedded_model_each_cache_saves_what_its_schedule_says(embedded, cache, saved):
+    from dittools.pipelines import stages
+
+    embeds = stages.encode(embedded, "a red circle moves left", "", 4.0, 16)
+    shot = stages.Shot(frames=5, height=64, width=64, steps=16, guidance=4.0, seed=0)
+    with dittools.accelerate(embedded, method="dense", cache=cache) as fast:
+        assert stages.denoise(embedded, embeds, shot).isfinite().all()
+    record = fast.record()
+    assert len(record["cache"]["reused_steps"]) == saved
+    assert record["calls"]["reused"] == saved * 2 * 8  # both branches, all layers
