@@ -69,7 +69,8 @@ def simulate(grid: TokenGrid, method: GNA, block_size: int = 128, key_tile: Axes
         raise ValueError("a simulation needs a window: give gna one")
     tile = fit_tile(grid, block_size) if method.tile == AUTO else method.tile
     key_tile = tile if key_tile is None else key_tile
-    window, stride, dilation = fitted(grid.shape, method.window, method.stride, method.dilation)
+    stride = (1, 1, 1) if method.stride == AUTO else method.stride
+    window, stride, dilation = fitted(grid.shape, method.window, stride, method.dilation)
     cases = list(zip(grid.shape, window, stride, dilation, strict=True))
     visits = [tiles_visited(*case, t, k) for case, t, k in zip(cases, tile, key_tile, strict=True)]
     tokens = prod(float(sees(*case).mean()) for case in cases)

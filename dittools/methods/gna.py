@@ -29,8 +29,9 @@ class GNA(Static):
     window: int | tuple[int, int, int] | str = field(
         default=AUTO, metadata={"help": "frames, rows, columns a query sees; auto: what the sparsity allows"}
     )
-    stride: int | tuple[int, int, int] = field(
-        default=1, metadata={"help": "queries along each axis that share a window, at most the window"}
+    stride: int | tuple[int, int, int] | str = field(
+        default=AUTO,
+        metadata={"help": "queries along each axis that share a window; auto: 1 with a window, a tile without"},
     )
     dilation: int | tuple[int, int, int] = field(
         default=1, metadata={"help": "step between the keys of a window along each axis"}
@@ -41,21 +42,26 @@ class GNA(Static):
 
     def __post_init__(self):
         for name in ("window", "stride", "dilation", "tile"):
-            value = axes(name, getattr(self, name), auto=name in ("window", "tile"))
+            value = axes(name, getattr(self, name), auto=name != "dilation")
             object.__setattr__(self, name, value)
-        if self.window != AUTO and any(s > w for s, w in zip(self.stride, self.window, strict=True)):
+        if AUTO not in (self.window, self.stride) and any(s > w for s, w in zip(self.stride, self.window, strict=True)):
             raise ValueError(f"stride {self.stride} must not be larger than window {self.window} on any axis")
 
     def pattern(self, grid, sparsity: float, block_size: int) -> Pattern:
-        order = tiles(grid, fit_tile(grid, block_size) if self.tile == AUTO else self.tile)
+        tile = fit_tile(grid, block_size) if self.tile == AUTO else self.tile
+        order = tiles(grid, tile)
         boxes = boxes_of(grid, order, block_size)
+        # A window of an odd number of tiles that moves by tiles uses up the blocks it touches (the paper's section 4).
+        aligned = self.stride == self.window == AUTO
         asked = grid.shape if self.window == AUTO else self.window
-        window, stride, dilation = fitted(grid.shape, asked, self.stride, self.dilation)
+        stride = (tile if aligned else (1, 1, 1)) if self.stride == AUTO else self.stride
+        window, stride, dilation = fitted(grid.shape, asked, stride, self.dilation)
 
         def seen(axis: int, size: int):
             return sees(grid.shape[axis], size, stride[axis], dilation[axis])
 
         if self.window != AUTO:
             return set_window(grid, order, boxes, window, seen, block_size)
-        path = growing(stride, window, grid.shape)
+        step = tuple(2 * s for s in stride) if aligned else (1, 1, 1)
+        path = growing(stride, window, grid.shape, step)
         return grown_window(grid, order, boxes, path, seen, sparsity, block_size)

@@ -53,5 +53,5 @@ class STA(Static):
             # An even window has no middle tile: the original sees as far to both sides, which is one more.
             window = tuple(min(w + 1 - w % 2, n) for w, n in zip(self.window, count, strict=True))
             return set_window(grid, order, boxes, window, seen, block_size, unit=tile)
-        path = growing((1, 1, 1), count, count, step=2)
+        path = growing((1, 1, 1), count, count, (2, 2, 2))
         return grown_window(grid, order, boxes, path, seen, sparsity, block_size, unit=tile)

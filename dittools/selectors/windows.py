@@ -58,14 +58,14 @@ def fitted(shape: Axes, window: Axes, stride: Axes, dilation: Axes) -> tuple[Axe
     return window, tuple(min(s, w) for s, w in zip(stride, window, strict=True)), dilation
 
 
-def growing(least: Axes, most: Axes, shape: Axes, step: int = 1) -> list[Axes]:
+def growing(least: Axes, most: Axes, shape: Axes, step: Axes = (1, 1, 1)) -> list[Axes]:
     """Windows from ``least`` to ``most``, each a step larger on the axis where it covers least of ``shape``."""
     path = [least]
     while path[-1] != most:
         window = path[-1]
         short = [axis for axis in range(len(most)) if window[axis] < most[axis]]
         axis = min(short, key=lambda axis: window[axis] / shape[axis])
-        path.append((*window[:axis], min(window[axis] + step, most[axis]), *window[axis + 1 :]))
+        path.append((*window[:axis], min(window[axis] + step[axis], most[axis]), *window[axis + 1 :]))
     return path
 
 

@@ -110,10 +110,10 @@ def test_gna_keeps_exactly_the_block_pairs_that_hold_a_pair_of_a_window(shape, n
 def test_a_window_on_the_way_to_the_budget_is_the_mask_of_that_window():
     grid, size = TokenGrid(8, 16, 16), 64
     for sparsity in (0.5, 0.8):
-        by_budget = GNA().pattern(grid, sparsity, size)
+        by_budget = GNA(stride=1).pattern(grid, sparsity, size)
         said = by_budget.notes[0].split("window ")[1].split(",")[0]
         window = [int(n) for n in said.split("x")]
-        kept, inside = (p.mask.keep[0, 0] for p in (by_budget, GNA(window=window).pattern(grid, 0, size)))
+        kept, inside = (p.mask.keep[0, 0] for p in (by_budget, GNA(window=window, stride=1).pattern(grid, 0, size)))
         assert kept[inside].all(), "the window that is named is kept whole"
         assert (window[0] * 2 - window[1]) in range(-3, 4) and abs(window[1] - window[2]) <= 1, "in proportion"
 
@@ -142,6 +142,15 @@ def test_sta_is_gna_whose_stride_is_the_tile_and_whose_window_is_whole_tiles(win
     # Whole tiles as blocks: nothing but what the windows hold is computed.
     share = np.prod([min(w, x // t) * t / x for w, t, x in zip(window, tile, grid.shape, strict=True)])
     assert sta.mask.density().item() == pytest.approx(share)
+
+
+@pytest.mark.parametrize("sparsity", [0.5, 0.8])
+def test_left_to_itself_gna_moves_by_tiles_and_wastes_no_block(sparsity):
+    grid, tile = TokenGrid(8, 16, 24), (2, 4, 8)
+    (sta, gna) = (m(tile=tile).pattern(grid, sparsity, 64) for m in (STA, GNA))
+    assert torch.equal(sta.mask.keep, gna.mask.keep)
+    kept = gna.mask.keep[0, 0].sum(-1)
+    assert kept.min() > kept.max() / 2, "tiles at a border see as much as others"
 
 
 def test_sta_windows_are_of_tiles_on_a_grid_that_they_do_not_divide():
