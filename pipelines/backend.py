@@ -25,11 +25,14 @@ from diffusers.models.attention_dispatch import (
     dispatch_attention_fn,
 )
 
+from dittools.pipelines.hunyuan15 import KeyPaddedProcessor
 from dittools.pipelines.rebinding import calls_torch, rebindable, rebound_class
 from dittools.runtime import Runtime
 
 # CUDA graphs replay kernels and skip the Python that decides them.
 _TAGS = {"tags": (torch.Tag.cudagraph_unsafe,)} if hasattr(torch.Tag, "cudagraph_unsafe") else {}
+# Processors that do what no copy of them could leave out.
+_REPLACED = {"HunyuanVideo15AttnProcessor2_0": KeyPaddedProcessor}
 _sockets: weakref.WeakValueDictionary[int, Socket] = weakref.WeakValueDictionary()
 _members: dict[int, AttentionBackendName] = {}
 
@@ -91,7 +94,8 @@ class SparseProcessor:
         self.original = original
         self.socket: Socket | None = socket
         # A processor may be shared with cross-attention: the copy alone is led to us.
-        self._inner = copy.copy(original)
+        replacement = _REPLACED.get(type(original).__name__, copy.copy)
+        self._inner = replacement(original)
         if names_backend(original):
             self._inner._attention_backend = socket.backend
         else:

@@ -86,7 +86,8 @@ class Holder:
         """Output and record with every layer under this rule."""
         runtime, detach = attach(self, Config(method="shown", options={"rule": rule}, dense_steps=0, dense_layers=0))
         try:
-            return self.draw(arguments), summary.record(runtime)
+            out = self.draw(arguments)
+            return out, summary.record(runtime) | {"position": runtime.run.grid.text_position}
         finally:
             detach()
 
@@ -132,6 +133,7 @@ def test_full_budget_is_dense_in_a_batch_whose_texts_differ_in_length(name, hold
     assert (grid["frames"], grid["height"], grid["width"]) == grid_of(name)
     # A history or the padding of a square picture counts as text too.
     assert (grid["text"] > 0) == (family.text_position != "none" or family.grid == "after_history")
+    assert record["position"] == ("first" if family.grid == "after_history" else family.text_position)
     assert record["cache"]["computed_steps"] == [1]  # 500 of the schedule 900, 500, 100
     sparse = len([path for path, _ in holder.transformer.named_modules() if family.is_self_attention(path)])
     assert record["calls"]["sparse"] == sparse * (2 if name == "mochi" else 1)  # it calls once a sample

@@ -1,0 +1,107 @@
+"""Masks, reference images and grouped heads in whole models: exact, and never a mask of pairs made by us."""
+
+import pytest
+import torch
+
+from dittools import methods
+from dittools.runtime import Runtime
+from tests.families_tiny import TINY, image_ids, noise
+from tests.pipelines.test_families import Holder, Shown, grid_of
+
+
+@pytest.fixture(autouse=True)
+def shown(monkeypatch):
+    monkeypatch.setitem(methods.METHODS, "shown", Shown)
+
+
+def test_hunyuan_15_gets_its_padding_as_a_row_of_keys(monkeypatch):
+    seen = []
+    attend = Runtime.attend
+
+    def spy(self, *args, mask=None, **kwargs):
+        seen.append(tuple(mask.shape))
+        return attend(self, *args, mask=mask, **kwargs)
+
+    monkeypatch.setattr(Runtime, "attend", spy)
+    Holder("hunyuan-video-1.5").sparse("all", TINY["hunyuan-video-1.5"].arguments(grid_of("hunyuan-video-1.5"), 2))
+    assert seen == [(2, 1, 1, 216 + 14)]
+
+
+def with_references(name: str) -> dict:
+    """Arguments with two smaller reference images behind the picture."""
+    arguments, extra = TINY[name].arguments(grid_of(name), 1), 12 + 20
+    found = {
+        "hidden_states": torch.cat((arguments["hidden_states"], noise(1, extra, 16 if name == "qwen-image" else 4)), 1)
+    }
+    if name == "qwen-image":
+        return arguments | found | {"img_shapes": [[grid_of(name), (1, 3, 4), (1, 4, 5)]]}
+    columns = arguments["img_ids"].shape[1]
+    references = [image_ids((1, 3, 4), columns), image_ids((1, 4, 5), columns)]
+    for number, ids in enumerate(references):
+        ids[:, 0] = number + 1
+    return arguments | found | {"img_ids": torch.cat((arguments["img_ids"], *references))}
+
+
+@pytest.mark.parametrize("name", ["flux", "flux-2", "qwen-image"])
+def test_reference_images_count_as_text_and_the_picture_is_where_it_was(name):
+    holder, arguments = Holder(name), with_references(name)
+    dense = holder.draw(arguments)
+    out, record = holder.sparse("all", arguments)
+    torch.testing.assert_close(out, dense, rtol=1e-4, atol=1e-5)
+    assert record["grid"] | {"tokens": 0} == {"frames": 1, "height": 14, "width": 15, "text": 39, "tokens": 0}
+    other = arguments | {"hidden_states": arguments["hidden_states"].clone()}
+    other["hidden_states"][:, 210:] += 1.0
+    apart = [holder.sparse("apart", given)[0][:, :210] for given in (arguments, other)]
+    assert torch.equal(*apart)  # no reference reaches the picture
+    assert not torch.equal(*(holder.sparse("all", given)[0][:, :210] for given in (arguments, other)))
+
+
+def test_padding_that_differs_within_a_batch_keeps_its_plans_apart():
+    """With a plan kept for later steps, the second sample must not be given the first one's."""
+    holder = Holder("hunyuan-video")
+    arguments = TINY["hunyuan-video"].arguments(grid_of("hunyuan-video"), 2)
+    from dittools.config import Config
+    from dittools.pipelines.attach import attach
+
+    runtime, detach = attach(holder, Config(method="shown", dense_steps=0, dense_layers=0, refresh=9))
+    try:
+        for t in (900.0, 500.0):
+            out = holder.draw(arguments | {"timestep": torch.full((2,), t)})
+        lengths = sorted(kept.shape[0][1] for kept in runtime.run.plans.values())
+        assert lengths == [220, 220, 223, 223] and runtime.run.plans_reused == 4
+    finally:
+        detach()
+    torch.testing.assert_close(out, holder.draw(arguments), rtol=1e-4, atol=1e-5)
+
+
+def test_images_whose_texts_shift_them_run_dense_and_are_counted():
+    holder, arguments = Holder("lumina-2"), TINY["lumina-2"].arguments(grid_of("lumina-2"), 2)
+    mask = arguments["encoder_attention_mask"].clone()
+    mask[1, -3:] = False
+    arguments |= {"encoder_attention_mask": mask}
+    dense = holder.draw(arguments)
+    out, record = holder.sparse("all", arguments)
+    torch.testing.assert_close(out, dense, rtol=1e-4, atol=1e-5)
+    assert [(f["count"], "hides tokens of the picture" in f["reason"]) for f in record["fallbacks"]] == [(2, True)]
+
+
+def test_kandinskys_own_sparse_mask_is_left_to_flex_attention(monkeypatch):
+    from dittools.pipelines import backend
+
+    holder = Holder("kandinsky-5")
+    arguments = TINY["kandinsky-5"].arguments(grid_of("kandinsky-5"), 1)
+    called = []
+
+    class BlockMask:
+        """Flex attention's own kind of mask, in name only."""
+
+    def flex(q, k, v, **call):
+        called.append(call)
+        return v
+
+    monkeypatch.setattr(backend, "dispatch_attention_fn", flex)
+    monkeypatch.setattr("diffusers.models.transformers.transformer_kandinsky.nablaT_v2", lambda *a, **k: BlockMask())
+    arguments["sparse_params"] = {"to_fractal": False, "sta_mask": None, "P": 0.9}
+    _, record = holder.sparse("all", arguments)
+    assert len(called) == 2 and all(isinstance(call["attn_mask"], BlockMask) for call in called)
+    assert record["fallbacks"] == [{"reason": "the model brings a block mask of its own", "count": 2}]
