@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import torch
 
 from dittools.blocks import BlockMask
+from dittools.clusters import ClusterMask
 from dittools.selectors.geometric import Pattern
 from dittools.tokens import TokenGrid
 
@@ -19,18 +20,20 @@ class Plan:
 
     Args:
         order: int32 ``[B or 1, H or 1, S]``, position -> token; None is raster.
-        mask: blocks of positions in that order.
+        mask: blocks of positions in that order, or clusters.
         facts: named scalar tensors for the summary, for example how many heads went temporal. Read only
             there.
         notes: what a user should know about this plan, a line each.
         again: makes this plan again from little; a plan that is kept for later steps is kept in this form.
+        key_order: with clusters, the order of the keys; None: that of the queries.
     """
 
     order: torch.Tensor | None
-    mask: BlockMask
+    mask: BlockMask | ClusterMask
     facts: dict[str, torch.Tensor] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     again: Callable[[], Plan] | None = None
+    key_order: torch.Tensor | None = None
 
 
 @dataclass(frozen=True)
