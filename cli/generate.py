@@ -47,6 +47,9 @@ def command(
         Flag(help="How to choose what is skipped; `dittools methods` lists them.  [default: auto]"),
     ] = None,
     cache: Annotated[str, Flag(help="Which step cache to use; only none exists now.")] = "none",
+    correction: Annotated[
+        str | None, Flag(help="What makes up for what is skipped; `dittools methods` lists them.  [default: none]")
+    ] = None,
     steps: Annotated[int | None, Flag(help="Denoising steps.  [default: the model's]")] = None,
     height: Annotated[int | None, Flag(help="Pixels.  [default: the model's]")] = None,
     width: Annotated[int | None, Flag(help="Pixels.  [default: the model's]")] = None,
@@ -89,6 +92,7 @@ def command(
         refresh=refresh,
         strict=strict,
         cache=cache,
+        correction=correction,
         profile=profile,
         config=config,
         steps=steps,

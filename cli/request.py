@@ -89,6 +89,7 @@ def _config(asked: Asked) -> Config:
             "dense_layers": asked.dense_layers,
             "refresh": asked.refresh,
             "strict": asked.strict or None,
+            "correction": asked.correction,
         }
         return dataclasses.replace(base, **{name: value for name, value in given.items() if value is not None})
     except BadInput:

@@ -32,6 +32,8 @@ def accelerate(
     block_size: str | int = "auto",
     strict: bool = False,
     seed: int = 0,
+    correction: str = "none",
+    correction_options: dict[str, Any] | None = None,
     config: Config | None = None,
     **options: Any,
 ) -> Acceleration:
@@ -44,8 +46,8 @@ def accelerate(
         pipe: a diffusers pipeline of a known family, before or after offloading, LoRA and compilation.
         config: all settings at once, in place of the others.
         options: settings of the method itself, for example ``probe_rows=64``.
-        method, sparsity, dense_steps, dense_layers, dense_last_steps, refresh, block_size, strict, seed: as
-            in `dittools.Config`.
+        method, sparsity, dense_steps, dense_layers, dense_last_steps, refresh, block_size, strict, seed, correction,
+            correction_options: as in `dittools.Config`.
 
     Raises:
         ValueError: one line, when a setting is wrong or the pipeline is of no known family.
@@ -61,6 +63,8 @@ def accelerate(
         strict=strict,
         seed=seed,
         options=options,
+        correction=correction,
+        correction_options=correction_options or {},
     )
     if config is not None:
         both = [f.name for f in dataclasses.fields(Config) if getattr(given, f.name) != getattr(Config(), f.name)]

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from numbers import Integral, Real
 from typing import Any
 
-from dittools import methods
+from dittools import corrections, methods
 from dittools.naming import unknown
 
 VERSION = 1
@@ -33,6 +33,9 @@ class Config:
         strict: raise when a sparse call gives a non-finite result, where the default is to redo it dense.
         seed: fixes what a method draws at random, for example which rows are probed.
         options: settings of the method itself, for example ``{"probe_rows": 64}`` for svg.
+        correction: what makes up for skipped pairs, a name from `dittools.corrections.names()`. With "none" a method
+            that brings a correction along (svg_ear) still has it.
+        correction_options: settings of the correction itself, for example ``{"every": 4}`` for rettention.
 
     Raises:
         ValueError: one line that says what was asked and what would be right.
@@ -48,6 +51,8 @@ class Config:
     strict: bool = False
     seed: int = 0
     options: dict[str, Any] = field(default_factory=dict)
+    correction: str = "none"
+    correction_options: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self):
         if self.method not in methods.names():
@@ -70,7 +75,15 @@ class Config:
             raise ValueError(f"options must map names to values, got {self.options!r}")
         self._set("options", dict(self.options))
         # Made to be checked: a misspelt option is an error here and not in the middle of a run.
-        methods.create(self.method, self.options, also_known=_names())
+        method = methods.create(self.method, self.options, also_known=_names())
+        if not isinstance(self.correction_options, Mapping):
+            raise ValueError(f"correction_options must map names to values, got {self.correction_options!r}")
+        self._set("correction_options", dict(self.correction_options))
+        corrections.create(self.correction_of(method), self.correction_options)
+
+    def correction_of(self, method: methods.Method) -> str:
+        """Name of the correction that runs with a method: the one asked for, else what the method brings along."""
+        return method.correction if self.correction == "none" else self.correction
 
     def _set(self, name: str, value: Any) -> None:
         object.__setattr__(self, name, value)

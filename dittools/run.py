@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from dittools.corrections.base import Correction
 from dittools.methods.base import Method, Plan
 from dittools.stopwatch import Stopwatch
 from dittools.tokens import TokenGrid
@@ -58,6 +59,7 @@ class Run:
         self.method = method
         self.why_dense = why_dense
         self.block_size = block_size
+        self.correction: Correction | None = None
         self.plans: dict[tuple[int, str], Kept] = {}
         self.memo: dict[Any, Any] = {}
         self.states: dict[tuple[int, str], dict[Any, Any]] = defaultdict(dict)  # of a method, by (layer, branch)

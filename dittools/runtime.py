@@ -7,10 +7,11 @@ from typing import NamedTuple
 
 import torch
 
-from dittools import methods
+from dittools import corrections, methods
 from dittools.attention import attend
 from dittools.clock import StepClock, Tick
 from dittools.config import Config
+from dittools.corrections import SparseCall
 from dittools.kernels.dispatch import implementations
 from dittools.methods import auto
 from dittools.methods.base import AttentionCall, Plan, StayDense
@@ -145,12 +146,20 @@ class Runtime:
             self._count(layer, q, k, None)
             return dense()
         scale = q.shape[-1] ** -0.5 if scale is None else scale
-        plan, density = self._plan(layer, q, k, v, scale)
+        call = self._attention_call(layer, scale)
+        plan, density, fresh = self._plan(q, k, v, call)
         if isinstance(plan, StayDense):
             self.run.fallbacks[plan.reason] += 1
             self._count(layer, q, k, None)
             return dense()
-        out, _ = attend(q, k, v, plan, scale)
+        correction = self.run.correction
+        out, lse = attend(q, k, v, plan, scale, return_lse=correction is not None)
+        if correction is not None:
+            # A key no method uses: what the run forgets of a layer, it forgets of both.
+            state = call.state.setdefault(correction, {})
+            done = correction.correct(SparseCall(q, k, v, plan, fresh, out, lse, call, state))
+            out, density = done.out, None if done.dense else density
+            self.run.notes.update(dict.fromkeys(done.notes))
         self._count(layer, q, k, density)
         self.run.flag_non_finite(layer, out)
         self._sparse_in_call = True
@@ -190,13 +199,9 @@ class Runtime:
         name = "triton" if q.device.type == "cuda" and self.config.method == "auto" else "portable"
         return f"no sparse kernel: {able[name]}" if able[name] else None
 
-    def _plan(self, layer: int, q, k, v, scale: float) -> tuple[Plan | StayDense, torch.Tensor | None]:
-        run, tick, shape = self.run, self._tick, (q.shape, q.dtype, q.device)
-        kept = run.plans.get((layer, tick.branch))
-        if kept and kept.shape == shape and tick.step - kept.step < self.config.refresh:
-            run.plans_reused += 1
-            return kept.plan(), kept.density
-        call = AttentionCall(
+    def _attention_call(self, layer: int, scale: float) -> AttentionCall:
+        run, tick = self.run, self._tick
+        return AttentionCall(
             layer=layer,
             layers=len(self.layers),
             branch=tick.branch,
@@ -210,15 +215,24 @@ class Runtime:
             memo=run.memo,
             state=run.states[layer, tick.branch],
         )
+
+    def _plan(self, q, k, v, call: AttentionCall) -> tuple[Plan | StayDense, torch.Tensor | None, bool]:
+        """The plan, its density, and whether it was made for this call."""
+        run, shape, place = self.run, (q.shape, q.dtype, q.device), (call.layer, call.branch)
+        refresh = max(self.config.refresh, run.correction.keeps_plans if run.correction else 1)
+        kept = run.plans.get(place)
+        if kept and kept.shape == shape and call.step - kept.step < refresh:
+            run.plans_reused += 1
+            return kept.plan(), kept.density, False
         plan = run.method.plan(q, k, v, call)
         if isinstance(plan, StayDense):
-            return plan, None
+            return plan, None, True
         density = plan.mask.density().mean()
-        if self.config.refresh > 1:
-            run.plans[layer, tick.branch] = Kept(tick.step, shape, plan.again or (lambda: plan), density)
-        run.facts.append((layer, plan.facts))
+        if refresh > 1:
+            run.plans[place] = Kept(call.step, shape, plan.again or (lambda: plan), density)
+        run.facts.append((call.layer, plan.facts))
         run.notes.update(dict.fromkeys(plan.notes))
-        return plan, density
+        return plan, density, True
 
     def _generator(self, step: int, layer: int) -> torch.Generator:
         seed = (self.config.seed * 100_003 + step) * 10_007 + layer
@@ -233,6 +247,7 @@ class Runtime:
         elif problem := method.why_not(grid, size):
             raise ValueError(f"{problem}; use more frames, a larger size or method 'auto'")
         run = Run(grid, steps, len(self.layers), None if why else method, why, size)
+        run.correction = corrections.create(config.correction_of(method), config.correction_options)
         if config.method != "dense" and config.dense_layers > max(layer.depth for layer in self.layers):
             run.notes[f"dense_layers {config.dense_layers} leaves no layer to run sparse"] = None
         return run

@@ -10,11 +10,13 @@ from dittools.methods import auto
 from dittools.methods.base import AttentionCall, Method, Plan, StayDense
 from dittools.methods.dense import Dense
 from dittools.methods.svg import SVG
+from dittools.methods.svg2 import SVG2
+from dittools.methods.svg_ear import SVGEAR
 from dittools.naming import unknown
 
 __all__ = ["METHODS", "AttentionCall", "Method", "Plan", "StayDense", "create", "describe", "names", "options"]
 
-METHODS: dict[str, type[Method]] = {cls.name: cls for cls in (Dense, SVG)}
+METHODS: dict[str, type[Method]] = {cls.name: cls for cls in (Dense, SVG, SVG2, SVGEAR)}
 
 
 def names() -> list[str]:

@@ -94,6 +94,7 @@ class Method:
 
     name: ClassVar[str]
     summary: ClassVar[str]
+    correction: ClassVar[str] = "none"  # what the recipe brings along where no correction is asked for
 
     def plan(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, call: AttentionCall) -> Plan | StayDense:
         """Choose the pairs of one call, or say why it stays dense.
