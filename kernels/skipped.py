@@ -96,7 +96,7 @@ def add_skipped(q, out, lse, blocks: Blocks, means: Means, scale: float) -> torc
     Returns:
         ``[B, S, H, D]`` in the dtype of out. A row that skips nothing stays as it is.
     """
-    batches, tokens, heads, dim = out.shape
+    tokens, heads = out.shape[1:3]
     queries, computed, base = _by_lane(q), _by_lane(out), lse.flatten(0, 1)
     merged = torch.empty(out.shape, dtype=out.dtype, device=out.device)
     into = merged.transpose(1, 2)  # [B, H, S, D]
