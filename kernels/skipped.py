@@ -15,6 +15,9 @@ from typing import NamedTuple
 
 import torch
 
+from dittools.kernels.choice import picks_triton
+from dittools.kernels.dispatch import TRITON_HEAD_DIMS
+
 # Logits of a chunk of rows. A CPU wants them in its cache.
 CHUNK_BYTES = 256 << 20
 CPU_CHUNK_BYTES = 2 << 20
@@ -27,6 +30,7 @@ class Blocks(NamedTuple):
     rows: torch.Tensor  # int64 [lanes, Sq], the query block of each token
     columns: torch.Tensor  # int64 [lanes, Sk], the key block of each token
     key_sizes: torch.Tensor  # [lanes, Nk]
+    order: torch.Tensor | None  # [B or 1, H or 1, Sq], position -> token: in which queries of a block are neighbours
 
     @classmethod
     def of(cls, plan, q: torch.Tensor) -> Blocks:
@@ -40,6 +44,7 @@ class Blocks(NamedTuple):
             _labels(mask.query, plan.order, lanes, q.device),
             _labels(mask.key, key_order, lanes, q.device),
             sizes.flatten(0, 1),
+            plan.order,
         )
 
 
@@ -87,20 +92,27 @@ def anchor(q, k, v, blocks: Blocks, means: Means, scale: float) -> Means:
     return means._replace(bias=bias, shift=shift)
 
 
-def add_skipped(q, out, lse, blocks: Blocks, means: Means, scale: float) -> torch.Tensor:
+def add_skipped(
+    q, out, lse, blocks: Blocks, means: Means, scale: float, *, implementation: str | None = None
+) -> torch.Tensor:
     """Merge the skipped blocks into an output.
 
     Args:
         q, out: ``[B, S, H, D]``. lse: fp32 ``[B, H, S]``, natural log, that of ``out``.
+        implementation: "triton" or "portable"; chosen when None. The Triton kernel rounds the means to the dtype of q.
 
     Returns:
         ``[B, S, H, D]`` in the dtype of out. A row that skips nothing stays as it is.
     """
+    bias = means.bias.masked_fill(blocks.keep, -torch.inf)  # [lanes, Mq, Nk]
+    if picks_triton(implementation, q, reason=_why_not_triton(q)):
+        from dittools.kernels.skipped_triton import triton_add_skipped
+
+        return triton_add_skipped(q, out, lse, blocks, bias, means, scale)
     tokens, heads = out.shape[1:3]
     queries, computed, base = _by_lane(q), _by_lane(out), lse.flatten(0, 1)
     merged = torch.empty(out.shape, dtype=out.dtype, device=out.device)
     into = merged.transpose(1, 2)  # [B, H, S, D]
-    bias = means.bias.masked_fill(blocks.keep, -torch.inf)  # [lanes, Mq, Nk]
     for lane, part in _chunks(len(queries), tokens, bias.shape[-1], q.device):
         row = blocks.rows[lane, part]
         logits = torch.addmm(bias[lane][row], queries[lane, part].float(), means.keys[lane].T, alpha=scale)
@@ -131,6 +143,10 @@ def naive_add_skipped(q, out, lse, blocks: Blocks, means: Means, scale: float) -
             if skip.any():
                 merged[b, s, h] = weights[0] * out[b, s, h] + weights[1:] @ values
     return merged.to(out.dtype)
+
+
+def _why_not_triton(q: torch.Tensor) -> str | None:
+    return None if q.shape[-1] in TRITON_HEAD_DIMS else f"needs a head dim in {TRITON_HEAD_DIMS}, got {q.shape[-1]}"
 
 
 def _labels(partition, order, lanes: tuple[int, int], device) -> torch.Tensor:
