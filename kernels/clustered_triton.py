@@ -193,7 +193,7 @@ def query_tiles(query, tall: int, work: torch.Tensor) -> tuple[QueryTiles, Query
 
 
 def _unroll(numbers: torch.Tensor, slots: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Item by item what ``numbers`` ``[.., M]`` counts: (index, or M past the end; rank among its own), ``[.., slots]``."""
+    """Item by item what ``numbers`` ``[.., M]`` counts: ``[.., slots]`` of index (M past the end) and rank in it."""
     ends = numbers.cumsum(-1, dtype=torch.int32)
     slot = torch.arange(slots, dtype=torch.int32, device=numbers.device).expand(*numbers.shape[:2], -1)
     index = torch.searchsorted(ends, slot.contiguous(), right=True)

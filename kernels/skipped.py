@@ -16,6 +16,7 @@ from typing import NamedTuple
 import torch
 
 from dittools.kernels.choice import picks_triton
+from dittools.kernels.counting_sort import offsets_of
 from dittools.kernels.dispatch import TRITON_HEAD_DIMS
 
 # Logits of a chunk of rows. A CPU wants them in its cache.
@@ -24,19 +25,22 @@ CPU_CHUNK_BYTES = 2 << 20
 
 
 class Blocks(NamedTuple):
-    """Blocks or clusters of both sides, by token: what a mask and its orders come to in every lane (head of a batch)."""
+    """Blocks or clusters of both sides by token: what a mask and its orders are in every lane (head of a batch)."""
 
     keep: torch.Tensor  # bool [lanes, Mq, Nk]
     rows: torch.Tensor  # int64 [lanes, Sq], the query block of each token
     columns: torch.Tensor  # int64 [lanes, Sk], the key block of each token
     key_sizes: torch.Tensor  # [lanes, Nk]
     order: torch.Tensor | None  # [B or 1, H or 1, Sq], position -> token: in which queries of a block are neighbours
+    key_order: torch.Tensor | None  # [B or 1, H or 1, Sk], in which a key block is a run
+    key_offsets: torch.Tensor  # int32 [B or 1, H or 1, Nk + 1], where those runs begin and end
 
     @classmethod
     def of(cls, plan, q: torch.Tensor) -> Blocks:
         """From a `dittools.methods.base.Plan` for queries ``[B, S, H, D]``."""
         batches, _, heads, _ = q.shape
         mask, lanes = plan.mask, (batches, heads)
+        clustered = hasattr(mask.key, "run_sizes")
         key_order = plan.order if plan.key_order is None else plan.key_order
         sizes = mask.key.sizes(q.device).expand(*lanes, -1)
         return cls(
@@ -45,6 +49,8 @@ class Blocks(NamedTuple):
             _labels(mask.key, key_order, lanes, q.device),
             sizes.flatten(0, 1),
             plan.order,
+            key_order,
+            offsets_of(mask.key.sizes(q.device).int().expand(1, 1, -1) if not clustered else mask.key.run_sizes),
         )
 
 
@@ -64,16 +70,31 @@ def summarise(k: torch.Tensor, v: torch.Tensor, blocks: Blocks) -> Means:
     return Means(keys, values, sizes.float().log()[:, None], None)
 
 
-def anchor(q, k, v, blocks: Blocks, means: Means, scale: float) -> Means:
+def anchor(q, k, v, blocks: Blocks, means: Means, scale: float, *, implementation: str | None = None) -> Means:
     """Bias and shift that make mass and output of the skipped blocks exact at the mean query of each query block.
 
-    One query a block against all keys: Mq / S of dense attention. Args: q, k, v ``[B, S, H, D]``.
+    One query a block against all keys: Mq / S of dense attention.
+
+    Args:
+        q, k, v: ``[B, S, H, D]``.
+        implementation: as in `add_skipped`. The Triton kernel rounds the mean query to the dtype of q.
     """
     lanes, rows, columns = blocks.keep.shape
-    queries = _by_lane(q)
     sizes = torch.zeros(lanes, rows, device=q.device)
     sizes.scatter_add_(1, blocks.rows, torch.ones((), device=q.device).expand(blocks.rows.shape))
-    anchors = _block_means(queries, blocks.rows, sizes) * scale  # [lanes, Mq, D]
+    anchors = _block_means(_by_lane(q), blocks.rows, sizes)  # [lanes, Mq, D]
+    if picks_triton(implementation, q, reason=_why_not_triton(q)):
+        from dittools.kernels.skipped_triton import triton_anchor
+
+        anchors = anchors.to(q.dtype)
+        mass, value = triton_anchor(anchors, k, v, blocks, scale)
+        held = mass.masked_fill(blocks.keep, -torch.inf)
+        top = held.amax(-1, keepdim=True)
+        weight = (held - top.masked_fill(top.isneginf(), 0.0)).exp()
+        weight = weight / weight.sum(-1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
+        bias = mass - anchors.float() @ means.keys.transpose(1, 2) * scale
+        return means._replace(bias=bias, shift=value - weight @ means.values)
+    anchors = anchors * scale
     keys, values = _by_lane(k), _by_lane(v)
     bias = torch.empty(lanes, rows, columns, device=q.device)
     shift = torch.empty(lanes, rows, v.shape[-1], device=q.device)
@@ -151,7 +172,7 @@ def _why_not_triton(q: torch.Tensor) -> str | None:
 
 def _labels(partition, order, lanes: tuple[int, int], device) -> torch.Tensor:
     """The block of each token: int64 ``[lanes, S]``."""
-    if hasattr(partition, "labels"):
+    if hasattr(partition, "run_sizes"):
         at = partition.labels()
     else:
         at = (torch.arange(partition.length, device=device) // partition.size)[None, None]

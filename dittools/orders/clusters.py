@@ -40,7 +40,7 @@ def cluster_order(
         iterations: of k-means.
         generator: draws the fresh start.
     """
-    batches, _, heads, dim = x.shape
+    batches, _, heads, _ = x.shape
     points = x[:, grid.video_slice].transpose(1, 2).flatten(0, 1)  # [B * H, video, D]
     start = {"centroids": centroids} if centroids is not None else {"clusters": count, "generator": generator}
     labels, means, sizes = cluster_tokens(points, iterations=iterations, **start)

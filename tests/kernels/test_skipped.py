@@ -16,7 +16,7 @@ BF16, FULL = torch.bfloat16, torch.float32
 def plan_of(kind, tokens, lanes):
     order = random_order(*lanes, tokens)
     if kind == "clusters":
-        return Plan(order, random_clusters(tokens, tokens, (5, 40), lanes), key_order=random_order(*lanes, tokens, 1))
+        return Plan(order, random_clusters(tokens, tokens, (5, 16), lanes), key_order=random_order(*lanes, tokens, 1))
     mask = random_mask(tokens, 64, 32 if kind == "small" else 64, *lanes, density=0.5)
     return Plan(None if kind == "raster" else order, mask)
 
@@ -81,6 +81,38 @@ def test_rows_that_skip_nothing_or_keep_nothing(place):
 
 
 @everywhere
+@pytest.mark.parametrize(
+    ("kind", "dim", "dtype"), [("ordered", 64, FULL), ("clusters", 64, FULL), ("clusters", 96, BF16)], ids=str
+)
+def test_anchors_are_where_mass_and_output_of_the_skipped_are_exact(place, kind, dim, dtype):
+    implementation, device = place
+    q, k, v = inputs(2, 150, 2, dim, dtype)
+    plan = plan_of(kind, 150, (1, 2))
+    blocks = Blocks.of(plan, q)
+    blocks.keep[0, 1], scale = True, 0.2  # a query block that skips nothing
+    means = summarise(k, v, blocks)
+    found = anchor(
+        *(moved(x, device) for x in (q, k, v, blocks, means)), scale, implementation=implementation
+    )  # fmt: skip
+    found = moved(found, "cpu")
+    for lane in range(4):
+        b, h = divmod(lane, 2)
+        for m in range(blocks.keep.shape[1]):
+            mine = blocks.rows[lane] == m
+            skip = ~blocks.keep[lane, m][blocks.columns[lane]]
+            if not mine.any() or not skip.any():
+                assert found.shift[lane].isfinite().all()
+                continue
+            a = q[b, mine, h].float().mean(0).to(dtype).float() * scale
+            logits = k[b, skip, h].float() @ a
+            own = found.bias[lane, m].masked_fill(blocks.keep[lane, m], -torch.inf) + means.keys[lane] @ a
+            near = {"atol": 1e-4, "rtol": 1e-4} if dtype == FULL else {"atol": 2e-2, "rtol": 2e-2}
+            torch.testing.assert_close(own.logsumexp(0), logits.logsumexp(0), **near)
+            output = own.softmax(0) @ means.values[lane] + found.shift[lane, m]
+            torch.testing.assert_close(output, logits.softmax(0) @ v[b, skip, h].float(), **near)
+
+
+@everywhere
 def test_anchors_make_the_mean_query_exact(place):
     implementation, device = place
     q, k, v = inputs(1, 192, 2, 64)
@@ -89,7 +121,7 @@ def test_anchors_make_the_mean_query_exact(place):
     out, lse = block_sparse_attention(q, k, v, mask, return_lse=True, implementation="naive")
     q, k, v, out, lse = (x.to(device) for x in (q, k, v, out, lse))
     blocks = Blocks.of(Plan(None, mask.to(device)), q)
-    means = anchor(q, k, v, blocks, summarise(k, v, blocks), 0.125)
+    means = anchor(q, k, v, blocks, summarise(k, v, blocks), 0.125, implementation=implementation)
     found = add_skipped(q, out, lse, blocks, means, 0.125, implementation=implementation)
     dense = torch.nn.functional.scaled_dot_product_attention(*(x.transpose(1, 2) for x in (q, k, v))).transpose(1, 2)
     assert rms_error(found, dense) < 1e-5

@@ -32,11 +32,10 @@ def alike(grid, batches=1, heads=2, groups=12, spread=0.4, seed=0):
     return q, k, v
 
 
-def call(grid=VIDEO, sparsity=0.7, state=None, step=3, seed=0, scale=0.125):
-    generator = torch.Generator().manual_seed(seed)
-    return AttentionCall(
-        1, 4, "cond", step, 10, grid, sparsity, scale, generator, 64, state={} if state is None else state
-    )
+def call(grid=VIDEO, sparsity=0.7, state=None, step=3, seed=0, branch="cond", memo=None):
+    """A call without a past, apart from the state and memo it is given."""
+    kept = {"state": {} if state is None else state, "memo": {} if memo is None else memo}
+    return AttentionCall(1, 4, branch, step, 10, grid, sparsity, 0.125, torch.Generator().manual_seed(seed), 64, **kept)
 
 
 def dense(q, k, v, scale=0.125):
@@ -136,6 +135,35 @@ def test_what_is_carried_stays_with_its_layer_and_branch():
     assert torch.equal(SVG2().plan(q, k, v, call(state=other)).key_order, fresh.key_order)
 
 
+@by_name
+def test_guidance_branches_of_a_step_share_a_plan_and_steps_do_not(method):
+    (q, k, v), (q2, k2, v2) = alike(VIDEO, spread=1.0), alike(VIDEO, spread=1.0, seed=1)
+    memo = {}
+    first = method.plan(q, k, v, call(memo=memo))
+    assert method.plan(q2, k2, v2, call(memo=memo, branch="uncond")) is first
+    assert method.plan(q, k, v, call(memo=memo)) is not first, "made again, as after a bad result"
+    assert method.plan(q2, k2, v2, call(memo=memo, branch="uncond", step=4)) is not first
+    assert method.plan(q2[:, :, :1], k2[:, :, :1], v2[:, :, :1], call(memo=memo, step=4)).order.shape[1] == 1
+    own = type(method)(share_branches=False)
+    plans = [own.plan(x, k, v, call(memo=memo, branch=branch)) for x, branch in ((q, "cond"), (q2, "uncond"))]
+    assert not torch.equal(plans[0].order, plans[1].order)
+
+
+def test_what_both_branches_lose_alike_is_not_in_their_difference():
+    q, k, v = alike(VIDEO, spread=1.0)
+    made = torch.Generator().manual_seed(9)
+    near = [x + 0.1 * torch.randn(x.shape, generator=made) for x in (q, k, v)]
+    off = {}
+    for share in (True, False):
+        method, memo = SVG2(share_branches=share), {}
+        lost = []
+        for n, (x, branch) in enumerate((((q, k, v), "cond"), (near, "uncond"))):
+            plan = method.plan(*x, call(memo=memo, branch=branch, sparsity=0.8, seed=n))
+            lost.append(attend(*x, plan, 0.125)[0] - dense(*x))
+        off[share] = (4 * lost[0] - 3 * lost[1]).square().mean().item()
+    assert off[True] < 0.5 * off[False]
+
+
 class NoSync(TorchDispatchMode):
     """Fails on operators that would wait for a GPU."""
 
@@ -175,7 +203,7 @@ def test_native_knob_keeps_the_mass_it_names():
     mass = centroid_mass(query, key, 0.125)
     high, low = (SVG2(top_p=p, min_share=0.05).choose(query, key, k, v, call(), None) for p in (0.9, 0.5))
     assert (mass * high).sum(-1).min() >= 0.9 - 1e-5
-    assert 0.05 <= plan.mask.density().min() and low.sum() < high.sum() < 0.7 * high.numel()
+    assert plan.mask.density().min() >= 0.05 and low.sum() < high.sum() < 0.7 * high.numel()
 
 
 def test_empty_clusters_hold_no_mass():
@@ -222,6 +250,7 @@ def test_refilling_spends_what_was_there_and_keeps_what_is_sure():
         ({"iterations": True}, "iterations must be"),
         ({"top_p": 0.0}, "above 0 and at most 1"),
         ({"scope": "rows"}, "row, head, layer"),
+        ({"share_branches": 1}, "share_branches must be True or False"),
         ({"min_share": 2}, "from 0 to 1"),
     ],
 )
