@@ -6,7 +6,7 @@ of exp is more than exp of the mean. So blocks are also *anchored*: for the mean
 output of everything skipped are computed exactly, at the price of one query a block, and mass and output of the
 means are set right there. What remains is of second order, in how far keys and queries are from their means at once.
 
-Source of the plain form: SVG-EAR (arXiv 2603.08982). Anchors are ours; `docs/methods.md` has what they are worth.
+Source of the plain form: SVG-EAR (arXiv 2603.08982). Anchors are ours: `kernels/README.md` derives them.
 """
 
 from __future__ import annotations
