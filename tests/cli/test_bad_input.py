@@ -21,6 +21,7 @@ def one_error(result, code=2):
     [
         (["--model", "wann"], ["'wann'", "did you mean wan", "wan2.1"]),
         (["--method", "svgg"], ["'svgg'", "did you mean svg", "auto, dense, svg"]),
+        (["--correction", "centroid"], ["'centroid'", "did you mean centroids", "none, rettention"]),
         (["--cache", "teacache"], ["'teacache'", "none"]),
         (["--sparsty", "0.8"], ["no such option --sparsty", "did you mean --sparsity", "generate --help"]),
         (["--sparsity", "1"], ["below 1", "got 1"]),
