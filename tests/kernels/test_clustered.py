@@ -1,5 +1,7 @@
 """Attention between clusters of any size, each side in an order of its own."""
 
+import json
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -183,3 +185,18 @@ def test_any_sizes(place, lanes, queries, keys, counts, density, ordered, seed):
     mask = random_clusters(queries, keys, counts, lanes, density, seed)
     orders = (random_order(*lanes, queries, seed), random_order(*lanes, keys, seed + 1))
     check(place, q, k, v, mask, *(orders if ordered or queries != keys else (None, None)))
+
+
+@pytest.mark.skipif(INTERPRETED, reason="times nothing in the interpreter")
+def test_the_timing_checks_its_case_and_writes_what_it_found(tmp_path, monkeypatch):
+    from dittools.kernels import time_clusters
+
+    small = ["--tokens", "300", "--heads", "2", "--dim", "64", "--clusters", "4", "12", "--repeats", "1"]
+    time_clusters.main([*small, "--density", "0.4", "--json", str(tmp_path / "found.json")])
+    (found,) = json.loads((tmp_path / "found.json").read_text())["cases"]
+    assert set(found["r"]) == {"kernel", "call", "call+centroids"} and 0.2 < found["density"] < 0.6
+    for form, r in found["r"].items():
+        assert r == pytest.approx(found["milliseconds"]["dense"] * found["density"] / found["milliseconds"][form])
+    monkeypatch.setattr(time_clusters, "cluster_sparse_attention", lambda q, *_, **__: (q, None))
+    with pytest.raises(RuntimeError, match="not timed"):
+        time_clusters.case(2, 300, 64, (4, 12), 0.4)
