@@ -147,7 +147,7 @@ class Runtime:
             return dense()
         scale = q.shape[-1] ** -0.5 if scale is None else scale
         call = self._attention_call(layer, scale)
-        plan, density, fresh = self._plan(q, k, v, call)
+        plan, density, fresh = self._plan(layer, q, k, v, call)
         if isinstance(plan, StayDense):
             self.run.fallbacks[plan.reason] += 1
             self._count(layer, q, k, None)
@@ -216,9 +216,9 @@ class Runtime:
             state=run.states[layer, tick.branch],
         )
 
-    def _plan(self, q, k, v, call: AttentionCall) -> tuple[Plan | StayDense, torch.Tensor | None, bool]:
+    def _plan(self, layer: int, q, k, v, call: AttentionCall) -> tuple[Plan | StayDense, torch.Tensor | None, bool]:
         """The plan, its density, and whether it was made for this call."""
-        run, shape, place = self.run, (q.shape, q.dtype, q.device), (call.layer, call.branch)
+        run, shape, place = self.run, (q.shape, q.dtype, q.device), (layer, call.branch)
         refresh = max(self.config.refresh, run.correction.keeps_plans if run.correction else 1)
         kept = run.plans.get(place)
         if kept and kept.shape == shape and call.step - kept.step < refresh:
@@ -230,7 +230,7 @@ class Runtime:
         density = plan.mask.density().mean()
         if refresh > 1:
             run.plans[place] = Kept(call.step, shape, plan.again or (lambda: plan), density)
-        run.facts.append((call.layer, plan.facts))
+        run.facts.append((layer, plan.facts))
         run.notes.update(dict.fromkeys(plan.notes))
         return plan, density, True
 
