@@ -45,6 +45,7 @@ class Asked:
     dtype: str
     offload: str
     compile: bool
+    correction: str | None = None
 
     def check(self) -> saving.Output:
         """Check what needs neither PyTorch nor a model, and give the output. Raises BadInput."""

@@ -54,6 +54,9 @@ def command(
             help="Reuse steps, such as easycache:threshold=0.05; `dittools caches` lists them.  [default: none]",
         ),
     ] = None,
+    correction: Annotated[
+        str | None, Flag(help="What makes up for what is skipped; `dittools methods` lists them.  [default: none]")
+    ] = None,
     steps: Annotated[int | None, Flag(help="Denoising steps.  [default: the model's]")] = None,
     height: Annotated[int | None, Flag(help="Pixels.  [default: the model's]")] = None,
     width: Annotated[int | None, Flag(help="Pixels.  [default: the model's]")] = None,
@@ -96,6 +99,7 @@ def command(
         refresh=refresh,
         strict=strict,
         cache=cache,
+        correction=correction,
         profile=profile,
         config=config,
         steps=steps,

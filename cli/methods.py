@@ -12,8 +12,8 @@ from dittools.cli.output import Output, table
 from dittools.pipelines.errors import BadInput, first_line
 
 NAME = "methods"
-SHORT = "List the ways to choose what is skipped."
-HELP = """List the methods and the options each takes in a --config file, or show one of them.
+SHORT = "List the ways to choose what is skipped, and to make up for it."
+HELP = """List the methods and the corrections, and the options each takes in a --config file, or show one of them.
 
 With --grid, gna says what a window can gain there before anything is run: how much of the attention it is, and how
 much of it tiles and blocks let a kernel skip."""
@@ -34,7 +34,9 @@ LONGEST, MOST_BLOCKS = 2048, 4096
 
 
 def command(
-    name: Annotated[str | None, typer.Argument(help="A method; all of them by default.", show_default=False)] = None,
+    name: Annotated[
+        str | None, typer.Argument(help="A method or correction; all by default.", show_default=False)
+    ] = None,
     grid: Annotated[str | None, Flag(metavar=AXES, help="Simulate a window of gna on this token grid.")] = None,
     window: Annotated[str | None, Flag(metavar=AXES, help="Tokens a query sees along each axis.")] = None,
     stride: Annotated[str | None, Flag(metavar=AXES, help="Queries that share a window.  [default: 1]")] = None,
@@ -47,12 +49,13 @@ def command(
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    from dittools import methods
+    from dittools import corrections, methods
 
-    if name is not None and name not in methods.names():
+    known = [*methods.names(), *corrections.names()]
+    if name is not None and name not in known:
         from dittools.naming import unknown
 
-        raise BadInput(unknown("method", name, methods.names()))
+        raise BadInput(unknown("method or correction", name, known))
     axes = {"window": window, "stride": stride, "dilation": dilation, "tile": tile, "key_tile": key_tile}
     given = {flag: value for flag, value in axes.items() if value is not None}
     if grid is not None:
@@ -61,20 +64,26 @@ def command(
     if given or block is not None:
         flag = next(iter(given), "block").replace("_", "-")
         raise BadInput(f"--{flag} is for a simulation: add --grid, as in `dittools methods gna --grid 21x45x80`")
-    listed = [
+    lists = {"methods": _entries(methods.describe(), name), "corrections": _entries(corrections.describe(), name)}
+    shown = [_readable(kind, entries) for kind, entries in lists.items() if entries]
+    Output(as_json).data(lists, lambda: "\n\n".join(shown))
+
+
+def _entries(described: list[tuple[str, str, dict]], name: str | None) -> list[dict[str, Any]]:
+    return [
         {
             "name": found,
             "description": line,
             "options": {option: {"default": default, "help": text} for option, (default, text) in options.items()},
         }
-        for found, line, options in methods.describe()
+        for found, line, options in described
         if name in (None, found)
     ]
-    Output(as_json).data({"methods": listed}, lambda: _readable(listed))
 
 
-def _readable(methods: list[dict[str, Any]]) -> str:
-    text = table(("METHOD", "WHAT IT DOES"), [(entry["name"], entry["description"]) for entry in methods])
+def _readable(kind: str, methods: list[dict[str, Any]]) -> str:
+    kind = kind.removesuffix("s").upper()
+    text = table((kind, "WHAT IT DOES"), [(entry["name"], entry["description"]) for entry in methods])
     options = [
         (entry["name"], option, facts["default"], facts["help"])
         for entry in methods
@@ -82,7 +91,7 @@ def _readable(methods: list[dict[str, Any]]) -> str:
     ]
     if not options:
         return text
-    return f"{text}\n\n{table(('METHOD', 'OPTION', 'DEFAULT', 'WHAT IT SETS'), options)}"
+    return f"{text}\n\n{table((kind, 'OPTION', 'DEFAULT', 'WHAT IT SETS'), options)}"
 
 
 def _simulated(name: str | None, grid: str, given: dict[str, str], block: int) -> dict[str, Any]:

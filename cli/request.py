@@ -88,6 +88,7 @@ def _config(asked: Asked) -> Config:
             "dense_layers": asked.dense_layers,
             "refresh": asked.refresh,
             "strict": asked.strict or None,
+            "correction": asked.correction,
         }
         if asked.cache is not None:  # the options of another cache in the file would not fit it
             given |= {"cache": asked.cache, "cache_options": {}}

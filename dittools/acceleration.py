@@ -34,6 +34,8 @@ def accelerate(
     seed: int = 0,
     cache: str = "none",
     cache_options: Mapping[str, Any] | None = None,
+    correction: str = "none",
+    correction_options: dict[str, Any] | None = None,
     config: Config | None = None,
     **options: Any,
 ) -> Acceleration:
@@ -46,8 +48,8 @@ def accelerate(
         pipe: a diffusers pipeline of a known family, before or after offloading, LoRA and compilation.
         config: all settings at once, in place of the others.
         options: settings of the method itself, for example ``probe_rows=64``.
-        method, sparsity, dense_steps, dense_layers, dense_last_steps, refresh, block_size, strict, seed,
-            cache, cache_options: as in `dittools.Config`.
+        method, sparsity, dense_steps, dense_layers, dense_last_steps, refresh, block_size, strict, seed, cache,
+            cache_options, correction, correction_options: as in `dittools.Config`.
 
     Raises:
         ValueError: one line, when a setting is wrong or the pipeline is of no known family.
@@ -65,6 +67,8 @@ def accelerate(
         options=options,
         cache=cache,
         cache_options=cache_options or {},
+        correction=correction,
+        correction_options=correction_options or {},
     )
     if config is not None:
         both = [f.name for f in dataclasses.fields(Config) if getattr(given, f.name) != getattr(Config(), f.name)]

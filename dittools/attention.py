@@ -38,6 +38,7 @@ def attend(
         v,
         plan.mask,
         order=plan.order,
+        key_order=plan.key_order,
         scale=scale,
         return_lse=return_lse,
         implementation=implementation,

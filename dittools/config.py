@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from numbers import Integral, Real
 from typing import Any
 
-from dittools import caches, methods
+from dittools import caches, corrections, methods
 from dittools.naming import unknown
 from dittools.numbers import whole_steps
 
@@ -39,6 +39,9 @@ class Config:
         cache: which steps are reused instead of computed, a name from `dittools.caches.names()`; its options may
             follow, as in ``"teacache:threshold=0.1:max_skips=3"``.
         cache_options: the cache's options by name; they win over those in ``cache``.
+        correction: what makes up for skipped pairs, a name from `dittools.corrections.names()`. With "none" a method
+            that brings a correction along (svg_ear) still has it.
+        correction_options: settings of the correction itself, for example ``{"every": 4}`` for rettention.
 
     Raises:
         ValueError: one line that says what was asked and what would be right.
@@ -56,6 +59,8 @@ class Config:
     options: dict[str, Any] = field(default_factory=dict)
     cache: str = "none"
     cache_options: dict[str, Any] = field(default_factory=dict)
+    correction: str = "none"
+    correction_options: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self):
         if self.method not in methods.names():
@@ -78,8 +83,16 @@ class Config:
             raise ValueError(f"options must map names to values, got {self.options!r}")
         self._set("options", dict(self.options))
         # Made to be checked: a misspelt option is an error here and not in the middle of a run.
-        methods.create(self.method, self.options, also_known=_names())
+        method = methods.create(self.method, self.options, also_known=_names())
         self._check_cache()
+        if not isinstance(self.correction_options, Mapping):
+            raise ValueError(f"correction_options must map names to values, got {self.correction_options!r}")
+        self._set("correction_options", dict(self.correction_options))
+        corrections.create(self.correction_of(method), self.correction_options)
+
+    def correction_of(self, method: methods.Method) -> str:
+        """Name of the correction that runs with a method: the one asked for, else what the method brings along."""
+        return method.correction if self.correction == "none" else self.correction
 
     def _check_cache(self) -> None:
         if not isinstance(self.cache, str):

@@ -14,7 +14,7 @@ class Observer:
     """Watches nothing. The runtime tells it of every part of a sparse call."""
 
     def part(self, name: str) -> AbstractContextManager:
-        """Surrounds one part of a sparse call: "select", "lists", "attention" or "check"."""
+        """Surrounds one part of a sparse call: "select", "lists", "attention", "correct" or "check"."""
         return nullcontext(name)
 
     def attended(

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
+from dittools.corrections.base import Correction
 from dittools.methods.base import Method, Plan
 from dittools.stopwatch import Stopwatch
 from dittools.tokens import TokenGrid
@@ -63,6 +64,7 @@ class Run:
         self.method = method
         self.why_dense = why_dense
         self.block_size = block_size
+        self.correction: Correction | None = None
         self.plans: dict[tuple, Kept] = {}  # (layer, branch, which part of which call)
         self.memo: dict[Any, Any] = {}
         self.states: dict[tuple, dict[Any, Any]] = defaultdict(dict)  # of a method, by the same key as plans

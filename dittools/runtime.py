@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import torch
 
-from dittools import caches, methods
+from dittools import caches, corrections, methods
 from dittools.caches.base import Model, Trajectory
 from dittools.clock import StepClock, Tick
 from dittools.config import Config
@@ -293,6 +293,7 @@ class Runtime:
         elif problem := method.why_not(grid, size):
             raise ValueError(f"{problem}; use more frames, a larger size or method 'auto'")
         run = Run(grid, steps, len(self.layers), None if why else method, why, size)
+        run.correction = corrections.create(config.correction_of(method), config.correction_options)
         if config.method != "dense" and config.dense_layers > max(layer.depth for layer in self.layers):
             run.notes[f"dense_layers {config.dense_layers} leaves no layer to run sparse"] = None
         if self.cache is not None:

@@ -10,6 +10,7 @@ from dittools.attention import attend
 from dittools.blocks import BlockMask
 from dittools.clock import Tick
 from dittools.config import Config
+from dittools.corrections import SparseCall
 from dittools.kernels.dispatch import choose, why_not
 from dittools.methods.base import AttentionCall, Plan, StayDense
 from dittools.observer import Observer
@@ -27,7 +28,7 @@ class Planned(NamedTuple):
 
 
 class Sparse:
-    """Runs the sparse calls of one run.
+    """Runs the sparse calls of one run: plan, attend, correct, count.
 
     Args:
         run: what is planned, kept and counted.
@@ -83,6 +84,8 @@ class Sparse:
                 piece.put_rest(q, k, v, mask, scale, out)
         # With one piece the density itself, a plan's own tensor: it is read from the device once for all steps.
         share = density if len(parts) == 1 else kept / pairs
+        if kernel is None:
+            share = None
         run.calls.append(Call(tick.step, layer, pairs * q.shape[2], share, kernel))
         run.dtype = q.dtype
         with self._observer.part("check"):
@@ -91,17 +94,30 @@ class Sparse:
 
     def _piece(
         self, layer: int, taken: tuple[torch.Tensor, ...], planned: Planned, call: AttentionCall
-    ) -> tuple[torch.Tensor, torch.Tensor, str]:
-        """Output, kept share and kernel of one piece."""
-        plan, density, _ = planned
+    ) -> tuple[torch.Tensor, torch.Tensor | float, str | None]:
+        """Output, computed share of the pairs, and kernel; no kernel where a correction computed all pairs."""
+        plan, density, fresh = planned
+        correction = self._run.correction
+        if correction is not None and plan.keys is not None:
+            raise ValueError(
+                f"correction {correction.name} makes up for skipped blocks, and {self._run.method.name} takes fewer "
+                "keys instead: use correction none"
+            )
         kernel = self._kernel(*taken, plan)
         if isinstance(plan.mask, BlockMask):  # whose lists every kernel walks, and would make where they are not there
             with self._observer.part("lists"):
                 plan.mask.lists()
         with self._observer.part("attention"):
-            out, _ = attend(*taken, plan, call.scale, kernel)
+            out, lse = attend(*taken, plan, call.scale, kernel, return_lse=correction is not None)
         self._observer.attended(layer, *taken, plan, call.scale, out)
-        return out, density, kernel
+        if correction is None:
+            return out, density, kernel
+        with self._observer.part("correct"):
+            # A key no method uses: what the run forgets of a layer, it forgets of both.
+            state = call.state.setdefault(correction, {})
+            done = correction.correct(SparseCall(*taken, plan, fresh, out, lse, call, state))
+        self._run.notes.update(dict.fromkeys(done.notes))
+        return done.out, 1.0 if done.dense else density, None if done.dense else kernel
 
     def _kernel(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, plan: Plan) -> str:
         """The kernel for a sparse call; plain PyTorch on a GPU is noted with the reason."""
@@ -130,15 +146,16 @@ class Sparse:
     def _plan(self, q, k, v, call: AttentionCall, place: tuple) -> Planned | StayDense:
         """A plan made now, or one that is kept."""
         run, shape = self._run, (q.shape, q.dtype, q.device)
+        refresh = max(self._config.refresh, run.correction.keeps_plans if run.correction else 1)
         kept = run.plans.get(place)
-        if kept and kept.shape == shape and call.step - kept.step < self._config.refresh:
+        if kept and kept.shape == shape and call.step - kept.step < refresh:
             run.plans_reused += 1
             return Planned(kept.plan(), kept.density, False)
         plan = run.method.plan(q, k, v, call)
         if isinstance(plan, StayDense):
             return plan
         density = plan.density().mean()
-        if self._config.refresh > 1:
+        if refresh > 1:
             run.plans[place] = Kept(call.step, shape, plan.again or (lambda: plan), density)
         run.facts.append((call.layer, plan.facts))
         run.notes.update(dict.fromkeys(plan.notes))

@@ -29,6 +29,7 @@ def block_sparse_attention(
     mask,
     *,
     order: torch.Tensor | None = None,
+    key_order: torch.Tensor | None = None,
     scale: float | None = None,
     key_bias: torch.Tensor | None = None,
     return_lse: bool = False,
@@ -39,9 +40,11 @@ def block_sparse_attention(
     Args:
         q: ``[B, Sq, H, D]``, fp16, bf16 or fp32, any strides.
         k, v: ``[B, Sk, H, D]``, same dtype and device.
-        mask: a `dittools.blocks.BlockMask` over positions, on the same device.
+        mask: a `dittools.blocks.BlockMask` over positions, on the same device; or a `dittools.clusters.ClusterMask`,
+            see `dittools.kernels.clustered`.
         order: int32 (or int64) ``[B or 1, H or 1, S]``, a permutation: position -> token. Needs Sq == Sk.
             q, k, v and the results stay in token order; None when positions are tokens.
+        key_order: with clusters, the order of the keys where it is another.
         scale: factor on the logits, ``1 / sqrt(D)`` by default.
         key_bias: fp32 ``[B or 1, H or 1, Nk]``, added to the scaled logits of every key in a key block.
         return_lse: also return the log-sum-exp of each row's logits.
@@ -54,6 +57,16 @@ def block_sparse_attention(
     Raises:
         ValueError: when shapes, dtypes or devices do not fit together, or ``implementation`` cannot run.
     """
+    if getattr(mask, "variable", False):
+        from dittools.kernels.clustered import cluster_sparse_attention
+
+        if key_bias is not None:
+            raise ValueError("key_bias goes with a BlockMask, and this mask has clusters: leave it out")
+        orders = {"order": order, "key_order": key_order}
+        call = {"scale": scale, "return_lse": return_lse, "implementation": implementation}
+        return cluster_sparse_attention(q, k, v, mask, **orders, **call)
+    if key_order is not None:
+        raise ValueError("key_order goes with a ClusterMask, and this mask has even blocks: leave it out")
     _check(q, k, v, mask, order, key_bias)
     if scale is None:
         scale = q.shape[-1] ** -0.5

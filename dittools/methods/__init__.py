@@ -23,6 +23,8 @@ from dittools.methods.sparge import Sparge
 from dittools.methods.sparsed import SparseD
 from dittools.methods.sta import STA
 from dittools.methods.svg import SVG
+from dittools.methods.svg2 import SVG2
+from dittools.methods.svg_ear import SVGEAR
 from dittools.methods.todo import ToDo
 from dittools.methods.vmoba import VMoBA
 from dittools.methods.xattention import XAttention
@@ -31,7 +33,7 @@ from dittools.naming import unknown
 __all__ = ["METHODS", "AttentionCall", "Method", "Plan", "StayDense", "create", "describe", "names", "options"]
 
 _STATIC = (GNA, STA, Clear, Radial, ToDo, AttentionTile)
-_ONLINE = (SVG, AdaSpa, Draft, Jenga, Nabla, Sparge, SparseD, VMoBA, XAttention)
+_ONLINE = (SVG, SVG2, SVGEAR, AdaSpa, Draft, Jenga, Nabla, Sparge, SparseD, VMoBA, XAttention)
 _YARDSTICKS = (Oracle, RandomBlocks)
 
 METHODS: dict[str, type[Method]] = {cls.name: cls for cls in (Dense, *_ONLINE, *_STATIC, *_YARDSTICKS)}

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import torch
 
 from dittools.blocks import BlockMask
+from dittools.clusters import ClusterMask
 from dittools.keys import KeySubset
 from dittools.selectors.geometric import Pattern
 from dittools.selectors.layout import Layout
@@ -22,20 +23,22 @@ class Plan:
 
     Args:
         order: int32 ``[B or 1, H or 1, S]``, position -> token; None is raster.
-        mask: blocks of positions in that order.
+        mask: blocks of positions in that order, or clusters.
         facts: named scalar tensors for the summary, for example how many heads went temporal. Read only
             there.
         notes: what a user should know about this plan, a line each.
         again: makes this plan again from little; a plan that is kept for later steps is kept in this form.
         keys: fewer keys in place of all, without an order; ``mask`` is then over their queries and these keys.
+        key_order: with clusters, the order of the keys; None: that of the queries.
     """
 
     order: torch.Tensor | None
-    mask: BlockMask
+    mask: BlockMask | ClusterMask
     facts: dict[str, torch.Tensor] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     again: Callable[[], Plan] | None = None
     keys: KeySubset | None = None
+    key_order: torch.Tensor | None = None
 
     def density(self) -> torch.Tensor:
         """Share of all query-key pairs that is computed: fp32 ``[B or 1, H or 1]``."""
@@ -92,6 +95,14 @@ class AttentionCall:
             self.memo[key] = make()
         return self.memo[key]
 
+    def of_first_branch(self, key: Hashable, make: Callable[[], Any]) -> Any:
+        """What the first guidance branch of this step made for this key; that branch itself makes it."""
+        found = self.memo.get(key)
+        if found and found[0] == self.step and found[1] != self.branch:
+            return found[2]
+        self.memo[key] = self.step, self.branch, make()
+        return self.memo[key][2]
+
 
 class Method:
     """A recipe: order, selector, budget. Subclasses are frozen dataclasses whose fields are their options.
@@ -101,6 +112,7 @@ class Method:
 
     name: ClassVar[str]
     summary: ClassVar[str]
+    correction: ClassVar[str] = "none"  # what the recipe brings along where no correction is asked for
 
     def plan(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, call: AttentionCall) -> Plan | StayDense:
         """Choose the pairs of one call, or say why it stays dense.

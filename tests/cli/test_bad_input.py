@@ -22,6 +22,7 @@ def one_error(result, code=2):
         (["--model", "wann"], ["'wann'", "did you mean wan", "wan2.1"]),
         (["--method", "svgg"], ["'svgg'", "did you mean svg", "known: "]),
         (["--cache", "teacach"], ["'teacach'", "teacache"]),
+        (["--correction", "centroid"], ["'centroid'", "did you mean centroids", "none, rettention"]),
         (["--sparsty", "0.8"], ["no such option --sparsty", "did you mean --sparsity", "generate --help"]),
         (["--sparsity", "1"], ["below 1", "got 1"]),
         (["--sparsity", "-0.1"], ["at least 0", "-0.1"]),

@@ -68,11 +68,13 @@ def test_models_lists_families_and_the_embedded_one(cli, embedded_model):
 
 
 def test_methods_lists_each_with_its_options(cli):
-    methods = {entry["name"]: entry for entry in cli("methods", "--json").json["methods"]}
-    assert {"auto", "dense", "svg"} <= set(methods)
-    assert "probe_rows" in methods["svg"]["options"]
-    assert all(entry["description"] for entry in methods.values())
-    assert "probe_rows" in cli("methods").out
+    listed = cli("methods", "--json").json
+    methods, corrections = ({e["name"]: e for e in listed[kind]} for kind in ("methods", "corrections"))
+    assert {"auto", "dense", "svg"} <= set(methods) and {"none", "centroids", "rettention"} <= set(corrections)
+    assert "probe_rows" in methods["svg"]["options"] and "every" in corrections["rettention"]["options"]
+    assert all(entry["description"] for entry in (methods | corrections).values())
+    text = cli("methods").out
+    assert "probe_rows" in text and "CORRECTION" in text and "rettention" in text
 
 
 def test_one_method_is_shown_with_its_options(cli):

@@ -2,8 +2,10 @@
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from dittools.blocks import BlockMask, Partition
+from dittools.clusters import ClusterMask, ClusterPartition
 
 pytest.importorskip("triton")
 if torch.cuda.is_available():
@@ -13,16 +15,27 @@ from ahead import compiling
 
 from dittools.kernels import (
     block_mass_triton,
+    clustered_triton,
     counting_sort_triton,
     kmeans_triton,
     lists_triton,
     permute_triton,
     schedule,
+    skipped_triton,
     triton_block_sparse,
 )
+from dittools.kernels.skipped import Blocks, Means
 
 SM90, SM86 = (90, 227 << 10), (86, 99 << 10)  # compute capability, shared memory of one program
 BF16, FULL = torch.bfloat16, torch.float32
+
+
+class NoSync(TorchDispatchMode):
+    """Fails on operators that would wait for a GPU."""
+
+    def __torch_dispatch__(self, op, types, args=(), kwargs=None):
+        assert op.overloadpacket.__name__ not in ("_local_scalar_dense", "nonzero", "masked_select", "equal"), op
+        return op(*args, **(kwargs or {}))
 
 
 def name(value):
@@ -92,3 +105,34 @@ def test_attention_with_a_schedule(monkeypatch, card):
     with compiling(card[0]) as compiled:
         triton_block_sparse.triton_block_sparse_attention(q, q, q, mask, scale=0.1, schedule=starts)
     check(compiled, ["_block_sparse_forward"], card)
+
+
+@pytest.mark.parametrize(
+    ("card", "dtype", "dim", "permute"),
+    [(SM90, BF16, 128, True), (SM90, BF16, 96, False), (SM86, BF16, 128, True), (SM86, FULL, 128, True)],
+    ids=name,
+)
+def test_clusters(monkeypatch, card, dtype, dim, permute):
+    monkeypatch.setattr(triton_block_sparse, "_shared_memory", lambda device: card[1])
+    sides = [ClusterPartition(1000, torch.full((1, 2, n), 1000 // n, dtype=torch.int32)) for n in (5, 20)]
+    mask = ClusterMask(torch.ones(1, 2, 5, 20, dtype=torch.bool), *sides)
+    q, order = torch.empty(1, 1000, 2, dim, dtype=dtype), torch.arange(1000, dtype=torch.int32).expand(1, 2, 1000)
+    call = {"order": order, "key_order": None if permute else order}
+    with compiling(card[0]) as compiled, NoSync():
+        clustered_triton.triton_cluster_attention(q, q, q, mask, **call, scale=0.1, permute=permute)
+    check(compiled, ["_granule_lists", "_cluster_forward", "_cluster_forward"], card)
+    if (card, dtype) == (SM90, BF16):
+        assert all("wgmma" in kernel.asm["ptx"] for kernel in compiled[1:])
+
+
+@pytest.mark.parametrize(("card", "dtype"), [(SM90, BF16), (SM86, BF16), (SM86, FULL)], ids=name)
+def test_skipped(card, dtype):
+    q, lse = torch.empty(1, 1000, 2, 128, dtype=dtype), torch.empty(1, 2, 1000)
+    labels, order = torch.zeros(2, 1000, dtype=torch.long), torch.zeros(1, 2, 1000, dtype=torch.int32)
+    means = Means(torch.empty(2, 60, 128), torch.empty(2, 60, 128), torch.empty(2, 8, 60), torch.empty(2, 8, 128))
+    keep, offsets = torch.ones(2, 8, 60, dtype=torch.bool), torch.zeros(1, 1, 61, dtype=torch.int32)
+    blocks = Blocks(keep, labels, labels, torch.ones(2, 60), order, order, offsets)
+    with compiling(card[0]) as compiled, NoSync():
+        skipped_triton.triton_add_skipped(q, q, lse, blocks, means.bias, means, 0.1)
+        skipped_triton.triton_anchor(means.shift.to(dtype), q, q, blocks, 0.1)
+    check(compiled, ["_add_skipped", "_anchor"], card)

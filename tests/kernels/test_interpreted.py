@@ -7,7 +7,15 @@ from pathlib import Path
 
 import pytest
 
-FILES = ("test_block_mass.py", "test_counting_sort.py", "test_kmeans.py", "test_lists.py", "test_permute.py")
+FILES = (
+    "test_block_mass.py",
+    "test_clustered.py",
+    "test_counting_sort.py",
+    "test_kmeans.py",
+    "test_lists.py",
+    "test_permute.py",
+    "test_skipped.py",
+)
 
 
 def test_the_triton_paths_pass_the_same_tests_in_the_interpreter():

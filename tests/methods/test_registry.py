@@ -11,7 +11,21 @@ CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
 
 NAMES = [
-    *("auto", "dense", "svg", "adaspa", "draft", "jenga", "nabla", "sparge", "sparsed", "vmoba", "xattention"),
+    *(
+        "auto",
+        "dense",
+        "svg",
+        "svg2",
+        "svg_ear",
+        "adaspa",
+        "draft",
+        "jenga",
+        "nabla",
+        "sparge",
+        "sparsed",
+        "vmoba",
+        "xattention",
+    ),
     *("gna", "sta", "clear", "radial", "todo", "attention_tile"),
     *("oracle", "random"),
 ]

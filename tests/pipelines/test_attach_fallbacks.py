@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from dittools import runtime as runtime_module
+from dittools import sparse as sparse_module
 from tests.tiny import draw, svg, tiny_pipeline
 
 
@@ -15,13 +16,13 @@ def shared():
 
 def poison(monkeypatch, times, layers_hit):
     """Make sparse attention return a NaN for the layers in ``layers_hit``, ``times`` times each."""
-    attend = runtime_module.attend
+    attend = sparse_module.attend
     place = {}
-    plan = runtime_module.Runtime._plan
+    plan = sparse_module.Sparse._plan
 
-    def note_layer(self, layer, *args):
-        place.update(layer=layer, step=self._tick.step, branch=self._tick.branch)
-        return plan(self, layer, *args)
+    def note_layer(self, q, k, v, call, *args):
+        place.update(layer=call.layer, step=call.step, branch=call.branch)
+        return plan(self, q, k, v, call, *args)
 
     def poisoned(*args, **kwargs):
         out, lse = attend(*args, **kwargs)
@@ -32,8 +33,8 @@ def poison(monkeypatch, times, layers_hit):
             out[0, 3, 0, 5] = float("nan")
         return out, lse
 
-    monkeypatch.setattr(runtime_module.Runtime, "_plan", note_layer)
-    monkeypatch.setattr(runtime_module, "attend", poisoned)
+    monkeypatch.setattr(sparse_module.Sparse, "_plan", note_layer)
+    monkeypatch.setattr(sparse_module, "attend", poisoned)
 
 
 def test_a_non_finite_result_is_named_and_that_layer_redone_dense(shared, monkeypatch):

@@ -1,0 +1,63 @@
+"""What a correction is given, and what it answers."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+
+from dittools.methods.base import AttentionCall, Plan
+
+
+@dataclass(frozen=True, eq=False)
+class SparseCall:
+    """A sparse call that ran, and what it ran on.
+
+    Args:
+        q, k, v: ``[B, S, H, D]`` in token order, after RoPE.
+        plan: which pairs were computed.
+        fresh: whether the plan was made for this call, and not kept from an earlier step.
+        out, lse: what they gave: ``[B, S, H, D]``, and fp32 ``[B, H, S]`` in natural log.
+        call: everything else about the call.
+        state: belongs to the correction, this run, layer and branch; emptied when a forward is run again.
+    """
+
+    q: torch.Tensor
+    k: torch.Tensor
+    v: torch.Tensor
+    plan: Plan
+    fresh: bool
+    out: torch.Tensor
+    lse: torch.Tensor
+    call: AttentionCall
+    state: dict[Hashable, Any]
+
+
+@dataclass(frozen=True, eq=False)
+class Corrected:
+    """The corrected output ``[B, S, H, D]``; ``dense``: it is exact and took all pairs, so the call counts as dense."""
+
+    out: torch.Tensor
+    dense: bool = False
+    notes: tuple[str, ...] = ()
+
+
+class Correction:
+    """Makes up for skipped pairs, whatever method skipped them. Subclasses are frozen dataclasses of their options.
+
+    They hold settings and no state, as methods do.
+    """
+
+    name: ClassVar[str]
+    summary: ClassVar[str]
+
+    @property
+    def keeps_plans(self) -> int:
+        """For how many steps a plan has to stay what it is; 1 asks for nothing."""
+        return 1
+
+    def correct(self, done: SparseCall) -> Corrected:
+        """Correct one call."""
+        raise NotImplementedError

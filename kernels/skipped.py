@@ -1,0 +1,203 @@
+"""What skipped blocks would have added, from a mean key and value of each: cheap enough to compute every time.
+
+For a query q of query block m and the skipped key blocks n with means c_n and u_n:
+
+    b_mn   = log of the softmax mass of block n as m's anchor sees it, less scale * anchor . c_n;  log(size) without
+    lse'   = log sum_n exp(scale * q . c_n + b_mn)
+    out'   = sum_n exp(scale * q . c_n + b_mn - lse') u_n + d_m
+
+merged with the computed part by LSE. The shift d_m is what makes out' exact at the anchor, the mean query of m.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+
+from dittools.kernels.choice import picks_triton
+from dittools.kernels.counting_sort import offsets_of
+from dittools.kernels.dispatch import TRITON_HEAD_DIMS
+
+# Logits of a chunk of rows. A CPU wants them in its cache.
+CHUNK_BYTES = 256 << 20
+CPU_CHUNK_BYTES = 2 << 20
+
+
+class Blocks(NamedTuple):
+    """Blocks or clusters of both sides by token: what a mask and its orders are in every lane (head of a batch)."""
+
+    keep: torch.Tensor  # bool [lanes, Mq, Nk]
+    rows: torch.Tensor  # int64 [lanes, Sq], the query block of each token
+    columns: torch.Tensor  # int64 [lanes, Sk], the key block of each token
+    key_sizes: torch.Tensor  # [lanes, Nk]
+    order: torch.Tensor | None  # [B or 1, H or 1, Sq], position -> token: in which queries of a block are neighbours
+    key_order: torch.Tensor | None  # [B or 1, H or 1, Sk], in which a key block is a run
+    key_offsets: torch.Tensor  # int32 [B or 1, H or 1, Nk + 1], where those runs begin and end
+
+    @classmethod
+    def of(cls, plan, q: torch.Tensor) -> Blocks:
+        """From a `dittools.methods.base.Plan` for queries ``[B, S, H, D]``."""
+        batches, _, heads, _ = q.shape
+        mask, lanes = plan.mask, (batches, heads)
+        clustered = hasattr(mask.key, "run_sizes")
+        key_order = plan.order if plan.key_order is None else plan.key_order
+        sizes = mask.key.sizes(q.device).expand(*lanes, -1)
+        return cls(
+            mask.keep.expand(*lanes, -1, -1).flatten(0, 1),
+            _labels(mask.query, plan.order, lanes, q.device),
+            _labels(mask.key, key_order, lanes, q.device),
+            sizes.flatten(0, 1),
+            plan.order,
+            key_order,
+            offsets_of(mask.key.sizes(q.device).int().expand(1, 1, -1) if not clustered else mask.key.run_sizes),
+        )
+
+
+class Means(NamedTuple):
+    """What stands for the key blocks of each lane, fp32."""
+
+    keys: torch.Tensor  # [lanes, Nk, D]
+    values: torch.Tensor  # [lanes, Nk, D]
+    bias: torch.Tensor  # [lanes, Mq or 1, Nk], -inf where a block is empty
+    shift: torch.Tensor | None  # [lanes, Mq, D]
+
+
+def summarise(k: torch.Tensor, v: torch.Tensor, blocks: Blocks) -> Means:
+    """Mean key and value of every key block, with the bias log(size). k, v: ``[B, S, H, D]``."""
+    sizes = blocks.key_sizes
+    keys, values = (_block_means(_by_lane(x), blocks.columns, sizes) for x in (k, v))
+    return Means(keys, values, sizes.float().log()[:, None], None)
+
+
+def anchor(q, k, v, blocks: Blocks, means: Means, scale: float, *, implementation: str | None = None) -> Means:
+    """Bias and shift that make mass and output of the skipped blocks exact at the mean query of each query block.
+
+    One query a block against all keys: Mq / S of dense attention.
+
+    Args:
+        q, k, v: ``[B, S, H, D]``.
+        implementation: as in `add_skipped`. The Triton kernel rounds the mean query to the dtype of q.
+    """
+    lanes, rows, columns = blocks.keep.shape
+    sizes = torch.zeros(lanes, rows, device=q.device)
+    sizes.scatter_add_(1, blocks.rows, torch.ones((), device=q.device).expand(blocks.rows.shape))
+    anchors = _block_means(_by_lane(q), blocks.rows, sizes)  # [lanes, Mq, D]
+    if picks_triton(implementation, q, reason=_why_not_triton(q)):
+        from dittools.kernels.skipped_triton import triton_anchor
+
+        anchors = anchors.to(q.dtype)
+        mass, value = triton_anchor(anchors, k, v, blocks, scale)
+        held = mass.masked_fill(blocks.keep, -torch.inf)
+        top = held.amax(-1, keepdim=True)
+        weight = (held - top.masked_fill(top.isneginf(), 0.0)).exp()
+        weight = weight / weight.sum(-1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
+        bias = mass - anchors.float() @ means.keys.transpose(1, 2) * scale
+        return means._replace(bias=bias, shift=value - weight @ means.values)
+    anchors = anchors * scale
+    keys, values = _by_lane(k), _by_lane(v)
+    bias = torch.empty(lanes, rows, columns, device=q.device)
+    shift = torch.empty(lanes, rows, v.shape[-1], device=q.device)
+    for lane, part in _chunks(lanes, rows, k.shape[1], q.device):
+        label, skip = blocks.columns[lane], ~blocks.keep[lane, part]
+        logits = anchors[lane, part] @ keys[lane].float().T  # [m, S]
+        # Relative to the largest skipped one: what is kept may be far above, and must not drown the rest.
+        logits.masked_fill_(~skip[:, label], -torch.inf)
+        top = logits.amax(-1, keepdim=True)
+        top = top.masked_fill(top.isneginf(), 0.0)
+        weight = (logits - top).exp()
+        mass = torch.zeros(len(weight), columns, device=q.device).index_add_(1, label, weight)  # [m, Nk]
+        total = mass.sum(-1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
+        shift[lane, part] = (weight @ values[lane].float() - mass @ means.values[lane]) / total
+        bias[lane, part] = mass.log() + top - anchors[lane, part] @ means.keys[lane].T
+    return means._replace(bias=bias, shift=shift)
+
+
+def add_skipped(
+    q, out, lse, blocks: Blocks, means: Means, scale: float, *, implementation: str | None = None
+) -> torch.Tensor:
+    """Merge the skipped blocks into an output.
+
+    Args:
+        q, out: ``[B, S, H, D]``. lse: fp32 ``[B, H, S]``, natural log, that of ``out``.
+        implementation: "triton" or "portable"; chosen when None. The Triton kernel rounds the means to the dtype of q.
+
+    Returns:
+        ``[B, S, H, D]`` in the dtype of out. A row that skips nothing stays as it is.
+    """
+    bias = means.bias.masked_fill(blocks.keep, -torch.inf)  # [lanes, Mq, Nk]
+    if picks_triton(implementation, q, reason=_why_not_triton(q)):
+        from dittools.kernels.skipped_triton import triton_add_skipped
+
+        return triton_add_skipped(q, out, lse, blocks, bias, means, scale)
+    tokens, heads = out.shape[1:3]
+    queries, computed, base = _by_lane(q), _by_lane(out), lse.flatten(0, 1)
+    merged = torch.empty(out.shape, dtype=out.dtype, device=out.device)
+    into = merged.transpose(1, 2)  # [B, H, S, D]
+    for lane, part in _chunks(len(queries), tokens, bias.shape[-1], q.device):
+        row = blocks.rows[lane, part]
+        logits = torch.addmm(bias[lane][row], queries[lane, part].float(), means.keys[lane].T, alpha=scale)
+        own = logits.logsumexp(-1, keepdim=True)  # [s, 1]
+        extra = (logits - own.masked_fill(own.isneginf(), 0.0)).exp() @ means.values[lane]
+        if means.shift is not None:
+            extra = extra + means.shift[lane][row]
+        share = (own - base[lane, part, None]).sigmoid()
+        mixed = torch.lerp(computed[lane, part].float(), extra, share)
+        into[lane // heads, lane % heads, part] = mixed.to(out.dtype)
+    return merged
+
+
+def naive_add_skipped(q, out, lse, blocks: Blocks, means: Means, scale: float) -> torch.Tensor:
+    """The oracle of `add_skipped`: one query after the other, in fp64."""
+    merged = out.double().clone()
+    heads = out.shape[2]
+    for lane, labels in enumerate(blocks.rows.tolist()):
+        b, h = divmod(lane, heads)
+        for s, m in enumerate(labels):
+            skip = ~blocks.keep[lane, m] & (blocks.key_sizes[lane] > 0)
+            bias = means.bias[lane].expand(blocks.keep.shape[1], -1)[m]
+            logits = means.keys[lane].double() @ q[b, s, h].double() * scale + bias
+            weights = torch.cat((lse[b, h, s].double()[None], logits[skip])).softmax(0)
+            values = means.values[lane][skip].double()
+            if means.shift is not None:
+                values = values + means.shift[lane, m]
+            if skip.any():
+                merged[b, s, h] = weights[0] * out[b, s, h] + weights[1:] @ values
+    return merged.to(out.dtype)
+
+
+def _why_not_triton(q: torch.Tensor) -> str | None:
+    return None if q.shape[-1] in TRITON_HEAD_DIMS else f"needs a head dim in {TRITON_HEAD_DIMS}, got {q.shape[-1]}"
+
+
+def _labels(partition, order, lanes: tuple[int, int], device) -> torch.Tensor:
+    """The block of each token: int64 ``[lanes, S]``."""
+    if hasattr(partition, "run_sizes"):
+        at = partition.labels()
+    else:
+        at = (torch.arange(partition.length, device=device) // partition.size)[None, None]
+    at = at.expand(*lanes, -1)
+    if order is not None:
+        at = torch.empty_like(at).scatter_(-1, order.expand(*lanes, -1).long(), at)
+    return at.flatten(0, 1)
+
+
+def _by_lane(x: torch.Tensor) -> torch.Tensor:
+    """``[B, S, H, D]`` as ``[B * H, S, D]``."""
+    return x.transpose(1, 2).flatten(0, 1)
+
+
+def _block_means(x: torch.Tensor, labels: torch.Tensor, sizes: torch.Tensor) -> torch.Tensor:
+    """Means of the tokens of each block, 0 where it has none: ``[lanes, S, D]`` -> fp32 ``[lanes, M, D]``."""
+    lanes, count = sizes.shape
+    slots = (torch.arange(lanes, device=x.device)[:, None] * count + labels).flatten()
+    sums = torch.zeros(lanes * count, x.shape[-1], device=x.device).index_add_(0, slots, x.flatten(0, 1).float())
+    return sums.view(lanes, count, -1) / sizes.clamp_min(1)[..., None]
+
+
+def _chunks(lanes: int, rows: int, columns: int, device: torch.device):
+    """(lane, rows) whose logits stay small."""
+    budget = CPU_CHUNK_BYTES if device.type == "cpu" else CHUNK_BYTES
+    step = max(1, budget // (4 * columns))
+    for lane in range(lanes):
+        yield from ((lane, slice(i, min(i + step, rows))) for i in range(0, rows, step))

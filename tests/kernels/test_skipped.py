@@ -1,0 +1,127 @@
+"""Means of skipped blocks merged into an output: by the oracle, on every path."""
+
+import pytest
+import torch
+from cases import inputs, random_mask, random_order, rms_error
+from places import everywhere
+from test_clustered import random_clusters
+
+from dittools.kernels import block_sparse_attention
+from dittools.kernels.skipped import Blocks, add_skipped, anchor, naive_add_skipped, summarise
+from dittools.methods.base import Plan
+
+BF16, FULL = torch.bfloat16, torch.float32
+
+
+def plan_of(kind, tokens, lanes):
+    order = random_order(*lanes, tokens)
+    if kind == "clusters":
+        return Plan(order, random_clusters(tokens, tokens, (5, 16), lanes), key_order=random_order(*lanes, tokens, 1))
+    mask = random_mask(tokens, 64, 32 if kind == "small" else 64, *lanes, density=0.5)
+    return Plan(None if kind == "raster" else order, mask)
+
+
+def prepared(kind, tokens, dim, dtype, anchored, batches=1, lanes=(1, 2)):
+    q, k, v = inputs(batches, tokens, 2, dim, dtype)
+    plan = plan_of(kind, tokens, lanes)
+    orders = {"order": plan.order} | ({} if plan.key_order is None else {"key_order": plan.key_order})
+    out, lse = block_sparse_attention(q, k, v, plan.mask, **orders, return_lse=True, implementation="naive")
+    blocks = Blocks.of(plan, q)
+    means = summarise(k, v, blocks)
+    if anchored:
+        means = anchor(q, k, v, blocks, means, dim**-0.5)
+    return q, out, lse, blocks, means, dim**-0.5
+
+
+def moved(x, device):
+    if isinstance(x, tuple):
+        return type(x)(*(moved(y, device) for y in x))
+    return x.to(device) if isinstance(x, torch.Tensor) else x
+
+
+@everywhere
+@pytest.mark.parametrize("anchored", [False, True], ids=["plain", "anchored"])
+@pytest.mark.parametrize(
+    ("kind", "tokens", "dim", "dtype"),
+    [
+        ("raster", 150, 64, FULL),
+        ("ordered", 200, 96, BF16),
+        ("small", 200, 64, BF16),
+        ("clusters", 150, 128, BF16),
+        ("clusters", 110, 64, FULL),
+    ],
+    ids=lambda x: str(x).removeprefix("torch."),
+)
+def test_matches_the_oracle(place, kind, tokens, dim, dtype, anchored):
+    case = prepared(kind, tokens, dim, dtype, anchored)
+    found = add_skipped(*(moved(x, place[1]) for x in case), implementation=place[0])
+    assert found.dtype == dtype and found.shape == case[1].shape
+    wanted = naive_add_skipped(*case)
+    assert rms_error(found.cpu(), wanted) < (1e-5 if dtype == FULL else 6e-3)
+    assert rms_error(case[1], wanted) > 0.05
+
+
+@everywhere
+def test_batches_have_blocks_of_their_own(place):
+    for lanes in ((1, 1), (2, 2)):
+        case = prepared("clusters", 120, 64, FULL, True, batches=2, lanes=lanes)
+        found = add_skipped(*(moved(x, place[1]) for x in case), implementation=place[0])
+        assert rms_error(found.cpu(), naive_add_skipped(*case)) < 1e-5
+
+
+@everywhere
+def test_rows_that_skip_nothing_or_keep_nothing(place):
+    q, out, lse, blocks, means, scale = prepared("raster", 150, 64, FULL, False)
+    blocks.keep[:, 0], blocks.keep[:, 1] = True, False
+    lse[..., 64:128] = -torch.inf
+    case = (q, out, lse, blocks, means, scale)
+    found = add_skipped(*(moved(x, place[1]) for x in case), implementation=place[0]).cpu()
+    assert torch.equal(found[:, :64], out[:, :64])
+    assert rms_error(found, naive_add_skipped(*case)) < 1e-5
+
+
+@everywhere
+@pytest.mark.parametrize(
+    ("kind", "dim", "dtype"), [("ordered", 64, FULL), ("clusters", 64, FULL), ("clusters", 96, BF16)], ids=str
+)
+def test_anchors_are_where_mass_and_output_of_the_skipped_are_exact(place, kind, dim, dtype):
+    implementation, device = place
+    q, k, v = inputs(2, 90, 2, dim, dtype)
+    plan = plan_of(kind, 90, (1, 2))
+    blocks = Blocks.of(plan, q)
+    blocks.keep[0, 1], scale = True, 0.2  # a query block that skips nothing
+    means = summarise(k, v, blocks)
+    found = anchor(
+        *(moved(x, device) for x in (q, k, v, blocks, means)), scale, implementation=implementation
+    )  # fmt: skip
+    found = moved(found, "cpu")
+    for lane in range(4):
+        b, h = divmod(lane, 2)
+        for m in range(blocks.keep.shape[1]):
+            mine = blocks.rows[lane] == m
+            skip = ~blocks.keep[lane, m][blocks.columns[lane]]
+            if not mine.any() or not skip.any():
+                assert found.shift[lane].isfinite().all()
+                continue
+            a = q[b, mine, h].float().mean(0).to(dtype).float() * scale
+            logits = k[b, skip, h].float() @ a
+            own = found.bias[lane, m].masked_fill(blocks.keep[lane, m], -torch.inf) + means.keys[lane] @ a
+            near = {"atol": 1e-4, "rtol": 1e-4} if dtype == FULL else {"atol": 2e-2, "rtol": 2e-2}
+            torch.testing.assert_close(own.logsumexp(0), logits.logsumexp(0), **near)
+            output = own.softmax(0) @ means.values[lane] + found.shift[lane, m]
+            torch.testing.assert_close(output, logits.softmax(0) @ v[b, skip, h].float(), **near)
+
+
+@everywhere
+def test_anchors_make_the_mean_query_exact(place):
+    implementation, device = place
+    q, k, v = inputs(1, 192, 2, 64)
+    q = q[:, ::64].repeat_interleave(64, 1) * 2
+    mask = random_mask(192, 64, 32, 1, 2, density=0.5)
+    out, lse = block_sparse_attention(q, k, v, mask, return_lse=True, implementation="naive")
+    q, k, v, out, lse = (x.to(device) for x in (q, k, v, out, lse))
+    blocks = Blocks.of(Plan(None, mask.to(device)), q)
+    means = anchor(q, k, v, blocks, summarise(k, v, blocks), 0.125, implementation=implementation)
+    found = add_skipped(q, out, lse, blocks, means, 0.125, implementation=implementation)
+    dense = torch.nn.functional.scaled_dot_product_attention(*(x.transpose(1, 2) for x in (q, k, v))).transpose(1, 2)
+    assert rms_error(found, dense) < 1e-5
