@@ -32,6 +32,7 @@ def accelerate(
     block_size: str | int = "auto",
     strict: bool = False,
     seed: int = 0,
+    profile: str | None = None,
     config: Config | None = None,
     **options: Any,
 ) -> Acceleration:
@@ -44,8 +45,8 @@ def accelerate(
         pipe: a diffusers pipeline of a known family, before or after offloading, LoRA and compilation.
         config: all settings at once, in place of the others.
         options: settings of the method itself, for example ``probe_rows=64``.
-        method, sparsity, dense_steps, dense_layers, dense_last_steps, refresh, block_size, strict, seed: as
-            in `dittools.Config`.
+        method, sparsity, dense_steps, dense_layers, dense_last_steps, refresh, block_size, strict, seed,
+            profile: as in `dittools.Config`.
 
     Raises:
         ValueError: one line, when a setting is wrong or the pipeline is of no known family.
@@ -60,6 +61,7 @@ def accelerate(
         block_size=block_size,
         strict=strict,
         seed=seed,
+        profile=profile,
         options=options,
     )
     if config is not None:

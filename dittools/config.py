@@ -33,6 +33,8 @@ class Config:
         strict: raise when a sparse call gives a non-finite result, where the default is to redo it dense.
         seed: fixes what a method draws at random, for example which rows are probed.
         options: settings of the method itself, for example ``{"probe_rows": 64}`` for svg.
+        profile: file of a profile, or the name of one that ships, for methods that decide from measurements; None
+            finds a shipped one that fits where the method needs one.
 
     Raises:
         ValueError: one line that says what was asked and what would be right.
@@ -48,6 +50,7 @@ class Config:
     strict: bool = False
     seed: int = 0
     options: dict[str, Any] = field(default_factory=dict)
+    profile: str | None = None
 
     def __post_init__(self):
         if self.method not in methods.names():
@@ -70,7 +73,12 @@ class Config:
             raise ValueError(f"options must map names to values, got {self.options!r}")
         self._set("options", dict(self.options))
         # Made to be checked: a misspelt option is an error here and not in the middle of a run.
-        methods.create(self.method, self.options, also_known=_names())
+        method = methods.create(self.method, self.options, also_known=_names())
+        if self.profile is not None and not (isinstance(self.profile, str) and self.profile):
+            raise ValueError(f"profile must be the path of a profile or the name of one, got {self.profile!r}")
+        if self.profile is not None and method.profile_use == "none":
+            takers = ", ".join(n for n, cls in methods.METHODS.items() if cls.profile_use != "none")
+            raise ValueError(f"method {self.method} takes no profile: drop it, or use one of {takers}")
 
     def _set(self, name: str, value: Any) -> None:
         object.__setattr__(self, name, value)

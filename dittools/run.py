@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 
 from dittools.methods.base import Method, Plan
+from dittools.profile import Profile
 from dittools.stopwatch import Stopwatch
 from dittools.tokens import TokenGrid
 
@@ -58,6 +59,7 @@ class Run:
         self.method = method
         self.why_dense = why_dense
         self.block_size = block_size
+        self.profile: Profile | None = None
         self.plans: dict[tuple[int, str], Kept] = {}
         self.memo: dict[Any, Any] = {}
         self.states: dict[tuple[int, str], dict[Any, Any]] = defaultdict(dict)  # of a method, by (layer, branch)

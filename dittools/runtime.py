@@ -7,13 +7,14 @@ from typing import NamedTuple
 
 import torch
 
-from dittools import methods
+from dittools import methods, profile
 from dittools.attention import attend
 from dittools.clock import StepClock, Tick
 from dittools.config import Config
 from dittools.kernels.dispatch import implementations
 from dittools.methods import auto
 from dittools.methods.base import AttentionCall, Plan, StayDense
+from dittools.profile import Model
 from dittools.progress import OnStep, StepReports
 from dittools.run import Call, Kept, Run
 from dittools.stopwatch import Stopwatch
@@ -27,6 +28,18 @@ class Layer(NamedTuple):
     depth: int
 
 
+class Heard(NamedTuple):
+    """One self-attention call as a watcher hears it: before anything is decided of it, dense or sparse."""
+
+    layer: int
+    q: torch.Tensor  # [B, S, H, D], as are k and v
+    k: torch.Tensor
+    v: torch.Tensor
+    scale: float
+    tick: Tick
+    grid: TokenGrid
+
+
 class Runtime:
     """Decides every self-attention call of one acceleration.
 
@@ -36,17 +49,23 @@ class Runtime:
     Args:
         config: what the user asked for.
         layers: all self-attention layers, those of a second transformer after those of the first.
+        model: what a profile has to fit; None where nobody knows.
 
     Attributes:
         listeners: called once for every finished step with (step, steps, skipped share of its pairs, seconds
             of its transformer forwards); steps count from 0. On CUDA a report waits for the device.
+        watchers: told of every self-attention call of the grid's length, before it is decided.
+        plan_watchers: told of every sparse call and its plan.
         run: the latest `Run`, or None before the first.
     """
 
-    def __init__(self, config: Config, layers: Sequence[Layer]):
+    def __init__(self, config: Config, layers: Sequence[Layer], model: Model | None = None):
         self.config = config
         self.layers = list(layers)
+        self.model = model
         self.listeners: list[OnStep] = []
+        self.watchers: list[Callable[[Heard], None]] = []
+        self.plan_watchers: list[Callable[[Heard, Plan], None]] = []
         self.run: Run | None = None
         self._clock = StepClock(config.dense_steps, config.dense_last_steps)
         self._reports: StepReports | None = None
@@ -136,6 +155,7 @@ class Runtime:
         """
         if self._tick is None:
             return dense()
+        heard = self._heard(layer, q, k, v, scale)
         if self._scheduled_dense(layer):
             self._count(layer, q, k, None)
             return dense()
@@ -150,6 +170,8 @@ class Runtime:
             self.run.fallbacks[plan.reason] += 1
             self._count(layer, q, k, None)
             return dense()
+        for watch in self.plan_watchers:
+            watch(heard, plan)
         out, _ = attend(q, k, v, plan, scale)
         self._count(layer, q, k, density)
         self.run.flag_non_finite(layer, out)
@@ -161,6 +183,13 @@ class Runtime:
         if self._tick is not None:
             self.run.fallbacks[reason] += 1
             self.run.calls.append(Call(self._tick.step, layer, float(self.run.grid.tokens) ** 2, None))
+
+    def _heard(self, layer: int, q, k, v, scale: float | None) -> Heard:
+        heard = Heard(layer, q, k, v, q.shape[-1] ** -0.5 if scale is None else scale, self._tick, self.run.grid)
+        if q.shape == k.shape and q.shape[1] == self.run.grid.tokens:
+            for watch in self.watchers:
+                watch(heard)
+        return heard
 
     def _scheduled_dense(self, layer: int) -> bool:
         asked = self.config.method == "dense" or self.layers[layer].depth < self.config.dense_layers
@@ -209,6 +238,7 @@ class Runtime:
             block_size=run.block_size,
             memo=run.memo,
             state=run.states[layer, tick.branch],
+            profile=run.profile,
         )
         plan = run.method.plan(q, k, v, call)
         if isinstance(plan, StayDense):
@@ -233,6 +263,10 @@ class Runtime:
         elif problem := method.why_not(grid, size):
             raise ValueError(f"{problem}; use more frames, a larger size or method 'auto'")
         run = Run(grid, steps, len(self.layers), None if why else method, why, size)
+        if why is None and method.profile_use != "none":
+            needed = method.profile_use == "needed"
+            run.profile, notes = profile.choose(config.profile, method.name, needed, self.model, grid, steps)
+            run.notes.update(dict.fromkeys(notes))
         if config.method != "dense" and config.dense_layers > max(layer.depth for layer in self.layers):
             run.notes[f"dense_layers {config.dense_layers} leaves no layer to run sparse"] = None
         return run

@@ -14,6 +14,7 @@ from dittools.pipelines.backend import Socket, SparseProcessor
 from dittools.pipelines.errors import BadInput
 from dittools.pipelines.families import family_of, transformers_of
 from dittools.pipelines.root_hook import RootHook
+from dittools.profile import Model, fingerprint
 from dittools.runtime import Layer, Runtime
 
 
@@ -44,7 +45,7 @@ def attach(pipe: Any, config: Config) -> tuple[Runtime, Callable[[], None]]:
             found = type(module.processor).__name__
             raise BadInput(f"{layer.name} runs {found}, which does not use diffusers' attention dispatcher")
 
-    runtime = Runtime(config, [layer for layer, _ in modules])
+    runtime = Runtime(config, [layer for layer, _ in modules], _model_of(pipe, models, modules))
     with ExitStack() as undo:
         socket = Socket(runtime)
         undo.callback(socket.close)
@@ -57,6 +58,19 @@ def attach(pipe: Any, config: Config) -> tuple[Runtime, Callable[[], None]]:
             RootHook(model, family, runtime, timesteps).install(model, undo)
         socket.detach = undo.pop_all().close
     return runtime, socket.detach
+
+
+def _model_of(pipe: Any, models: list[tuple[str, Any]], modules: list[tuple[Layer, Any]]) -> Model:
+    """What a profile of this pipeline has to fit."""
+    schedule = getattr(getattr(pipe, "scheduler", None), "config", {})
+    shift = schedule.get("flow_shift", schedule.get("shift"))
+    return Model(
+        transformer=type(models[0][1]).__name__,
+        fingerprint=fingerprint([dict(model.config) for _, model in models]),
+        layers=len(modules),
+        heads=getattr(modules[0][1], "heads", 0),
+        shift=None if shift is None else float(shift),
+    )
 
 
 def _put_back(module: torch.nn.Module, processor: SparseProcessor) -> None:

@@ -9,12 +9,14 @@ from typing import Any
 from dittools.methods import auto
 from dittools.methods.base import AttentionCall, Method, Plan, StayDense
 from dittools.methods.dense import Dense
+from dittools.methods.paro import PARO
+from dittools.methods.sparse_vdit import SparseVDiT
 from dittools.methods.svg import SVG
 from dittools.naming import unknown
 
 __all__ = ["METHODS", "AttentionCall", "Method", "Plan", "StayDense", "create", "describe", "names", "options"]
 
-METHODS: dict[str, type[Method]] = {cls.name: cls for cls in (Dense, SVG)}
+METHODS: dict[str, type[Method]] = {cls.name: cls for cls in (Dense, SVG, PARO, SparseVDiT)}
 
 
 def names() -> list[str]:

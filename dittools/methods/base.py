@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import torch
 
 from dittools.blocks import BlockMask
+from dittools.profile import Profile
 from dittools.selectors.geometric import Pattern
 from dittools.tokens import TokenGrid
 
@@ -56,6 +57,7 @@ class AttentionCall:
         memo: lives as long as the run; `remember` keeps there what is the same for every call.
         state: lives as long as the run and belongs to this (layer, branch) alone: what a method carries from step
             to step. It is emptied when a forward is run again after a non-finite result.
+        profile: the run's profile, which fits model and grid; None for a method that uses none.
     """
 
     layer: int
@@ -70,6 +72,7 @@ class AttentionCall:
     block_size: int
     memo: dict[Hashable, Any] = field(default_factory=dict)
     state: dict[Hashable, Any] = field(default_factory=dict)
+    profile: Profile | None = None
 
     @property
     def density(self) -> float:
@@ -87,10 +90,13 @@ class Method:
     """A recipe: order, selector, budget. Subclasses are frozen dataclasses whose fields are their options.
 
     They hold settings and no state: what belongs to a run lives in `AttentionCall.memo` and in the runtime.
+
+    `profile_use`: "none" takes no profile; "given" uses one that the user names; "needed" cannot run without one.
     """
 
     name: ClassVar[str]
     summary: ClassVar[str]
+    profile_use: ClassVar[str] = "none"
 
     def plan(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, call: AttentionCall) -> Plan | StayDense:
         """Choose the pairs of one call, or say why it stays dense.
