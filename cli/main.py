@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from dittools.cli import calibrate, compare, env, generate, methods, models, report
+from dittools.cli import calibrate, compare, env, generate, inspect, methods, models, report
 from dittools.cli.errors import INTERRUPTED, explain
 
 app = typer.Typer(
@@ -29,7 +29,7 @@ Examples:
   dittools generate --help
   dittools env""",
 )
-for verb in (generate, report, calibrate, compare, env, models, methods):
+for verb in (generate, report, calibrate, inspect, compare, env, models, methods):
     app.command(verb.NAME, help=verb.HELP, short_help=verb.SHORT, epilog=verb.EXAMPLES)(verb.command)
 
 

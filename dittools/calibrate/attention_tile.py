@@ -41,8 +41,8 @@ class AttentionTile(RowCalibrator):
 
 
 def reference_frames(frames: int, count: int) -> list[int]:
-    """``count`` frames spread evenly over the video, from the first on."""
-    return sorted({n * frames // count for n in range(count)}) if count else []
+    """``count`` frames spread evenly over the video: the middles of as many equal stretches."""
+    return [(2 * n + 1) * frames // (2 * count) for n in range(count)]
 
 
 def tile_density(frames: int, count: int) -> float:
