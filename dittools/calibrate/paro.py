@@ -104,8 +104,9 @@ class PARO(Calibrator):
         if self.mass.numel() <= MOST_MASS_BYTES:
             return section, arrays | {"mass": encode_mass(self.mass)}
         partition = Partition(self.grid.tokens, self.size.block_size)
-        sizes, force = partition.sizes(), always_kept(self.grid, partition)
+        sizes = partition.sizes()
         for sparsity in SPARSITIES:  # a layer at a time: a sort needs several times its input
+            force = always_kept(self.grid, partition, 1 - sparsity)
             kept = [
                 [pack(spend(mass[None], sizes, sizes, 1 - sparsity, scope="layer", force=force)[0]) for mass in group]
                 for group in self.mass

@@ -82,7 +82,7 @@ def _table(views: Sequence[View], names: Sequence[str]) -> str:
         f"<tr><td>{text(names[view.layer])}</td><td>{view.step}</td><td>{view.head}</td>"
         f"<td>{text(view.shares.name)}</td>"
         + "".join(f"<td>{share:.0%}</td>" for share in view.shares)
-        + f"<td>{_share(view.density)}</td><td>{_share(view.recall)}</td></tr>"
+        + f"<td>{_share(view.density)}</td><td>{'-' if view.recall is None else _share(view.recall)}</td></tr>"
         for view in views
     )
     head = "".join(f"<th scope='col'>{name}</th>" for name in heads)

@@ -18,6 +18,7 @@ from dittools.methods.base import AttentionCall, Method, Plan
 from dittools.orders.axes import AXES, axis_order
 from dittools.profile import Profile
 from dittools.selectors.budget import SCOPES, spend
+from dittools.selectors.geometric import TOLERANCE
 from dittools.selectors.profiled import always_kept, decode_mass, pool_mass, unpack
 
 
@@ -48,7 +49,8 @@ class PARO(Method):
         key = ("paro", group, call.layer, call.sparsity, device)
         chosen = call.remember(key, keep) if tables.mass is not None else keep()
         partition = Partition(call.grid.tokens, call.block_size)
-        return Plan(order, BlockMask(chosen, partition, partition), {"not in raster": order_count(axes)})
+        notes = call.remember("paro notes", lambda: _notes(call, partition))
+        return Plan(order, BlockMask(chosen, partition, partition), {"not in raster": order_count(axes)}, notes)
 
 
 class Tables:
@@ -85,7 +87,7 @@ class Tables:
             raise ValueError(f"{self.profile.name} has blocks of {self.block_size}, this run has {call.block_size}")
         mass = decode_mass(self.mass[group, call.layer].to(device), self.partition)
         partition = Partition(call.grid.tokens, call.block_size)
-        sizes, force = partition.sizes(device), always_kept(call.grid, partition).to(device)
+        sizes, force = partition.sizes(device), always_kept(call.grid, partition, call.density).to(device)
         return spend(pool_mass(mass, factor)[None], sizes, sizes, call.density, scope=scope, force=force)
 
     def _stored(self, group: int, call: AttentionCall, device: torch.device) -> torch.Tensor:
@@ -103,6 +105,15 @@ class Tables:
 
 def order_count(axes: list[int]) -> torch.Tensor:
     return torch.tensor(sum(number != 0 for number in axes))
+
+
+def _notes(call: AttentionCall, partition: Partition) -> tuple[str, ...]:
+    """Known without waiting for the device: text alone may be more than the budget."""
+    force = always_kept(call.grid, partition, call.density)[None, None]
+    skipped = 1 - BlockMask(force, partition, partition).density().item()
+    if skipped >= call.sparsity - TOLERANCE:
+        return ()
+    return (f"paro keeps text dense: at most {skipped:.2f} of the pairs can be skipped, {call.sparsity:g} was asked",)
 
 
 def _orders(call: AttentionCall, axes: list[int]) -> torch.Tensor:

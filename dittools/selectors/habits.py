@@ -14,7 +14,6 @@ from dittools.orders.raster import raster
 from dittools.orders.token_major import token_major
 from dittools.profile import Profile
 from dittools.selectors.geometric import band_pattern
-from dittools.selectors.profiled import always_kept
 from dittools.selectors.stripes import stripes
 from dittools.tokens import TokenGrid
 
@@ -44,12 +43,13 @@ def habit_mask(grid: TokenGrid, partition: Partition, habit: Habit, columns: tor
     Text attends to everything and is attended to by all, except that a skipped head's video rows stay empty: its
     output there is zero. ``columns``: what each key block is worth to this head, ``[M]``.
     """
-    text = always_kept(grid, Partition(grid.tokens, partition.size)) if grid.text else None
     if habit.mode == "full":
         return torch.ones(partition.count, partition.count, dtype=torch.bool)
     if habit.mode == "skip":
-        empty = torch.zeros(partition.count, partition.count, dtype=torch.bool)
-        return empty if text is None else empty | text.all(-1, keepdim=True)
+        blocks = torch.arange(grid.tokens)[grid.is_text()] // partition.size
+        keep = torch.zeros(partition.count, partition.count, dtype=torch.bool)
+        keep[blocks] = True
+        return keep
     if habit.mode == "stripe":
         return stripes(grid, partition, columns, habit.width)
     index = torch.arange(grid.video)

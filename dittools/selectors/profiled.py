@@ -53,8 +53,11 @@ def unpack(bits: torch.Tensor, count: int) -> torch.Tensor:
     return ((bits[..., None] >> places) & 1).bool().flatten(-2)[..., :count]
 
 
-def always_kept(grid: TokenGrid, partition: Partition) -> torch.Tensor:
+def always_kept(grid: TokenGrid, partition: Partition, density: float = 1.0) -> torch.Tensor:
     """Blocks that no mask drops: rows and columns of text, and of the last block where it is ragged.
+
+    A ragged tail that would take more than half of the budget ``density``, on a grid of few blocks, is left to the
+    budget like any other block.
 
     Returns:
         bool ``[M, M]``. Holds for every order that leaves text in its place.
@@ -62,7 +65,7 @@ def always_kept(grid: TokenGrid, partition: Partition) -> torch.Tensor:
     held = torch.zeros(partition.count, dtype=torch.bool)
     is_text = grid.is_text()
     held[torch.arange(grid.tokens)[is_text] // partition.size] = True
-    if partition.tail < partition.size:
+    if partition.tail < partition.size and 4 * partition.tail <= density * partition.length:
         held[-1] = True
     return held[:, None] | held
 

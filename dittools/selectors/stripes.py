@@ -21,7 +21,7 @@ def stripes(grid: TokenGrid, partition: Partition, columns: torch.Tensor, densit
         bool ``[M, M]`` on the CPU, at least one key block in every row.
     """
     sizes = partition.sizes().double()
-    keep = always_kept(grid, partition)
+    keep = always_kept(grid, partition, density)
     best = columns.cpu().double().masked_fill(keep.all(0), torch.inf).argsort(descending=True, stable=True)
     added = ((~keep)[:, best] * sizes[:, None]).sum(0) * sizes[best]
     total = (keep * sizes[:, None] * sizes).sum() + added.cumsum(0)

@@ -10,7 +10,7 @@ from dittools.tokens import TokenGrid
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
 
-@pytest.mark.parametrize("name", ["auto", "dense", "svg"])
+@pytest.mark.parametrize("name", ["auto", "dense", "svg", "paro", "sparse_vdit"])
 def test_each_method_is_described_in_one_line_with_its_options(name):
     described = {n: (line, options) for n, line, options in methods.describe()}
     line, options = described[name]
@@ -19,7 +19,7 @@ def test_each_method_is_described_in_one_line_with_its_options(name):
 
 
 def test_no_method_is_left_out_of_the_list_above():
-    assert methods.names() == ["auto", "dense", "svg"]
+    assert methods.names() == ["auto", "dense", "svg", "paro", "sparse_vdit"]
 
 
 def test_an_unknown_method_names_the_nearest():
