@@ -48,7 +48,6 @@ def one_error(result, code=2):
         (["--offload", "model", "--device", "cpu"], ["--offload model", "cpu"]),
         (["--profile", "p.json", "--method", "paro"], ["no profile at p.json", "dittools calibrate"]),
         (["--profile", "p.json", "--method", "dense"], ["method dense takes no profile", "svg, paro"]),
-        (["--method", "paro"], ["paro needs a profile", "2 x 3 x 4 tokens and 2 steps", "calibrate --method paro"]),
         (["--config", "gone.json"], ["--config gone.json", "No such file"]),
         (["--output", "out.mp5"], [".mp5", "did you mean out.mp4", ".gif, .webp, .npy, .png", "folder"]),
         (["--output", "out.exe"], [".exe", ".mp4, .gif"]),

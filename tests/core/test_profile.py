@@ -134,7 +134,7 @@ def test_a_file_that_says_what_cannot_be_is_one_line(saved, change, says):
 def test_a_file_that_is_no_profile_is_one_line(tmp_path, content):
     path = tmp_path / "p.json"
     path.write_bytes(content)
-    with pytest.raises(ValueError, match="is not JSON|is no profile") as error:
+    with pytest.raises(ValueError, match=r"is not JSON|is no profile") as error:
         load(path)
     assert "\n" not in str(error.value)
 
@@ -152,7 +152,7 @@ def test_tables_are_read_from_safetensors_alone_and_never_unpickled(saved):
 def test_a_table_is_checked_by_whoever_reads_it():
     assert some().array("paro.axes", (8, None), torch.uint8).shape == (8, 6)
     for shape, dtype in (((8, 7), torch.uint8), ((8,), torch.uint8), ((8, 6), torch.float32)):
-        with pytest.raises(ValueError, match="paro.axes must be"):
+        with pytest.raises(ValueError, match=r"paro.axes must be"):
             some().array("paro.axes", shape, dtype)
 
 
