@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from numbers import Integral, Real
@@ -74,6 +75,8 @@ class Config:
         self._set("options", dict(self.options))
         # Made to be checked: a misspelt option is an error here and not in the middle of a run.
         method = methods.create(self.method, self.options, also_known=_names())
+        if isinstance(self.profile, os.PathLike):
+            self._set("profile", os.fspath(self.profile))
         if self.profile is not None and not (isinstance(self.profile, str) and self.profile):
             raise ValueError(f"profile must be the path of a profile or the name of one, got {self.profile!r}")
         if self.profile is not None and method.profile_use == "none":

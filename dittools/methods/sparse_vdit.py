@@ -54,13 +54,12 @@ class SparseVDiT(Method):
         stored = profile.array("sparse_vdit.columns", (*lanes, blocks), torch.float32)[call.layer]
         columns = pool_columns(stored, size, call.block_size, profile.name)
 
-        made = {}
-
         def mask(head: int, habit: Habit) -> torch.Tensor:
-            key = habit, head if habit.mode == "stripe" else None
-            if key not in made:
-                made[key] = habit_mask(call.grid, partition, habit, columns[head])
-            return made[key]
+            def make() -> torch.Tensor:
+                return habit_mask(call.grid, partition, habit, columns[head])
+
+            # Stripes are a head's own; a band is the same in every layer, and costs a sort of all block pairs.
+            return make() if habit.mode == "stripe" else call.remember(("habit", habit), make)
 
         density = [BlockMask(mask(0, habit)[None, None], partition, partition).density().item() for habit in habits]
         density = torch.tensor(density, dtype=torch.float64)

@@ -7,13 +7,15 @@ from pathlib import Path
 import pytest
 import typer
 
-from dittools.cli import compare, env, generate, main, methods, models, report
+from dittools.cli import calibrate, compare, env, generate, inspect, main, methods, models, report
 from tests.cli.test_generate import KEYS
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 COMMANDS = typer.main.get_command(main.app).commands
-SHOWN = "\n".join([README, *(verb.EXAMPLES for verb in (generate, report, compare, env, models, methods))])
+SHOWN = "\n".join(
+    [README, *(verb.EXAMPLES for verb in (generate, report, calibrate, inspect, compare, env, models, methods))]
+)
 LINES = sorted(set(re.findall(r"^\s*(?:.* && )?(dittools [^\n#]+)", SHOWN, re.MULTILINE)))
 
 

@@ -9,7 +9,7 @@ from dittools.config import whole_steps
 
 
 def test_json_round_trip_keeps_every_setting():
-    config = Config("svg", 0.75, 3, 1.0, 2, 4, 64, True, 7, {"probe_rows": 40})
+    config = Config("svg", 0.75, 3, 1.0, 2, 4, 64, True, 7, {"probe_rows": 40}, "p.json")
     again = Config.from_json(config.to_json())
     assert again == config
     assert json.loads(config.to_json())["version"] == 1
@@ -61,6 +61,9 @@ def test_a_share_is_rounded_to_whole_steps_and_a_count_is_a_count(asked, steps, 
         ({"method": "svg", "options": {"probe_rows": 0}}, "probe_rows must be"),
         ({"method": "svg", "options": {"sink": "no"}}, "sink must be"),
         ({"options": ["probe_rows"]}, "options must map"),
+        ({"method": "svg", "profile": 3}, "profile must be the path"),
+        ({"method": "svg", "profile": ""}, "profile must be the path"),
+        ({"method": "dense", "profile": "p.json"}, "method dense takes no profile"),
     ],
 )
 def test_a_bad_setting_is_refused_in_one_line_that_says_what_is_right(bad, says):

@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from dittools import calibrate
 from dittools.attention import attend
@@ -339,6 +340,10 @@ def test_text_above_the_budget_is_noted():
 def test_sparse_vdit_finds_the_habit_of_every_head():
     kinds = ("row", "place", "keys", "silent")
     profile = profile_for("sparse_vdit", kinds=kinds)
+    profile.methods["sparse_vdit"]["cost"] = {
+        "raster": [0.0, 1.0],
+        "ordered": [0.05, 1.0],
+    }  # whatever this machine does
     q, k, v = heads(GRID, kinds, step=99)
     plan = create("sparse_vdit", {}).plan(q, k, v, call(profile, 0.8))
     assert {name: int(count) for name, count in plan.facts.items()} == {
@@ -357,7 +362,8 @@ def test_sparse_vdit_finds_the_habit_of_every_head():
 def test_sparse_vdit_weighs_what_a_launch_costs():
     profile = profile_for("sparse_vdit", kinds=("flat", "flat"))
     section = profile.methods["sparse_vdit"]
-    assert all(slope > 0 for _, slope in section["cost"].values())
+    (fixed, slope), (ordered, same) = section["cost"]["raster"], section["cost"]["ordered"]
+    assert 0 <= fixed <= ordered and slope == same > 0
     section["cost"] = {"raster": [5.0, 1.0], "ordered": [0.0, 1.0]}
     dear = create("sparse_vdit", {"cost_weight": 100.0}).plan(*heads(GRID, ("flat", "flat")), call(profile, 0.5))
     assert set(dear.facts) <= {"multi_diagonal", "skip"}
@@ -405,6 +411,30 @@ def test_a_damaged_profile_is_one_line(name, break_it, says):
 def test_a_bad_option_is_refused(name, bad):
     with pytest.raises(ValueError, match=next(iter(bad))):
         create(name, bad)
+
+
+class Largest(TorchDispatchMode):
+    """Remembers the number of elements of the largest tensor made."""
+
+    most = 0
+
+    def __torch_dispatch__(self, function, types, arguments=(), named=None):
+        made = function(*arguments, **(named or {}))
+        for value in made if isinstance(made, (tuple, list)) else (made,):
+            if isinstance(value, torch.Tensor) and value.untyped_storage().nbytes():
+                self.most = max(self.most, value.untyped_storage().nbytes() // value.element_size())
+        return made
+
+
+@pytest.mark.parametrize("name", calibrate.CALIBRATORS)
+def test_calibration_never_holds_a_tensor_of_tokens_by_tokens(name):
+    grid = TokenGrid(8, 16, 16)
+    calibrator = calibrate.CALIBRATORS[name](Size(1, 1, 2, 64))
+    q, k, v = torch.randn(3, 1, grid.tokens, 1, 16).unbind(0)
+    with Largest() as seen:
+        for round in range(calibrator.rounds):
+            calibrator.hear(Heard(0, q, k, v, 0.2, Tick(False, 1, 2, "cond", True), grid), round)
+    assert 1024 < seen.most < grid.tokens**2 // 2
 
 
 # Windows, tiles and classes
