@@ -343,7 +343,7 @@ def test_sparse_vdit_finds_the_habit_of_every_head():
     profile.methods["sparse_vdit"]["cost"] = {
         "raster": [0.0, 1.0],
         "ordered": [0.05, 1.0],
-    }  # whatever this machine does
+    }
     q, k, v = heads(GRID, kinds, step=99)
     plan = create("sparse_vdit", {}).plan(q, k, v, call(profile, 0.8))
     assert {name: int(count) for name, count in plan.facts.items()} == {
