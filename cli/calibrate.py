@@ -33,7 +33,7 @@ Flag = typer.Option
 
 def command(
     ctx: typer.Context,
-    out: Annotated[str, Flag("--out", metavar="FILE", help="The profile, a .json file.")] = "profile.json",
+    out: Annotated[str, Flag("--out", "-o", metavar="FILE", help="The profile, a .json file.")] = "profile.json",
     method: Annotated[
         list[str] | None, Flag(help="Method to measure for; may be given several times.  [default: all]")
     ] = None,

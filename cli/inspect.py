@@ -28,7 +28,9 @@ Flag = typer.Option
 
 def command(
     ctx: typer.Context,
-    out: Annotated[str, Flag("--out", metavar="FOLDER", help="A folder that is not there yet, or empty.")] = "inspect",
+    out: Annotated[
+        str, Flag("--out", "-o", metavar="FOLDER", help="A folder that is not there yet, or empty.")
+    ] = "inspect",
     layers: Annotated[str | None, Flag(metavar="N,N,...", help="Layers to show.  [default: three]")] = None,
     heads: Annotated[str | None, Flag(metavar="N,N,...", help="Heads to show.  [default: the first four]")] = None,
     at: Annotated[str | None, Flag(metavar="N,N,...", help="Steps to show.  [default: two]")] = None,

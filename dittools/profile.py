@@ -108,13 +108,13 @@ class Profile:
 
     def save(self, path: Path) -> list[Path]:
         """Write ``path`` (JSON) and the tables beside it, each whole; gives the files. Raises OSError."""
-        from safetensors.torch import save_file
+        from safetensors.torch import save
 
         path, beside = Path(path), _tables(Path(path))
         files = [path]
         if self.arrays:
             with whole(beside) as part:
-                save_file({key: value.contiguous() for key, value in self.arrays.items()}, str(part))
+                part.write_bytes(save({key: value.contiguous() for key, value in self.arrays.items()}))
             files.append(beside)
         with whole(path) as part:
             text = json.dumps(self._to_dict(), indent=1, ensure_ascii=False, allow_nan=False)
