@@ -28,9 +28,7 @@ Flag = typer.Option
 
 def command(
     ctx: typer.Context,
-    out: Annotated[
-        str, Flag("--out", "-o", metavar="FOLDER", help="A folder that is not there yet, or empty.")
-    ] = "inspect",
+    out: Annotated[str, Flag("--out", "-o", metavar="FOLDER", help="A new or empty folder.")] = "inspect",
     layers: Annotated[str | None, Flag(metavar="N,N,...", help="Layers to show.  [default: three]")] = None,
     heads: Annotated[str | None, Flag(metavar="N,N,...", help="Heads to show.  [default: the first four]")] = None,
     at: Annotated[str | None, Flag(metavar="N,N,...", help="Steps to show.  [default: two]")] = None,
