@@ -92,6 +92,23 @@ def spread_steps(steps: int, most: int) -> list[int]:
     return sorted({int((n + 0.5) * steps / count) for n in range(count)})
 
 
+def fill_groups(values: torch.Tensor, heard: torch.Tensor) -> torch.Tensor:
+    """Tables of groups in which a layer was never heard, from the nearest group in which it was.
+
+    A layer of the second of two transformers is silent in early steps, and a group may hold no sampled step.
+
+    Args:
+        values: ``[groups, layers, ...]``. heard: bool ``[groups, layers]``.
+    """
+    filled = values.clone()
+    for layer in range(values.shape[1]):
+        known = heard[:, layer].nonzero().flatten().tolist()
+        for group in range(values.shape[0]):
+            if known:
+                filled[group, layer] = values[min(known, key=lambda g, at=group: abs(g - at)), layer]
+    return filled
+
+
 def column_mass(heard: Heard, rows: torch.Tensor) -> torch.Tensor:
     """What each key holds of the softmax of these query rows, in fp32: ``[H, S]``, summed over batches and rows."""
     batches, tokens, heads, _ = heard.q.shape

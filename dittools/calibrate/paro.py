@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from dittools.blocks import Partition
-from dittools.calibrate.base import Calibrator, Size, spread_steps
+from dittools.calibrate.base import Calibrator, Size, fill_groups, spread_steps
 from dittools.calibrate.block_statistics import (
     block_statistics,
     incoherence,
@@ -99,10 +99,11 @@ class PARO(Calibrator):
     def tables(self) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
         section = {"by_step": True, "groups": self.groups, "block_size": self.size.block_size}
         section |= {"axes": [[AXES[n] for n in row] for row in self.axes.tolist()]}
+        heard = self.mass.sum((2, 3, 4)) > 0
         kept = self.kept / self.heard.clamp_min(1)[:, None]
         arrays = {"axes": self.axes, "order_kept": kept, "order_loss": self.paper_loss()}
         if self.mass.numel() <= MOST_MASS_BYTES:
-            return section, arrays | {"mass": encode_mass(self.mass)}
+            return section, arrays | {"mass": fill_groups(encode_mass(self.mass), heard)}
         partition = Partition(self.grid.tokens, self.size.block_size)
         sizes = partition.sizes()
         for sparsity in SPARSITIES:  # a layer at a time: a sort needs several times its input
@@ -111,7 +112,7 @@ class PARO(Calibrator):
                 [pack(spend(mass[None], sizes, sizes, 1 - sparsity, scope="layer", force=force)[0]) for mass in group]
                 for group in self.mass
             ]
-            arrays[f"keep.{sparsity}"] = torch.stack([torch.stack(layers) for layers in kept])
+            arrays[f"keep.{sparsity}"] = fill_groups(torch.stack([torch.stack(layers) for layers in kept]), heard)
         return section | {"sparsities": list(SPARSITIES)}, arrays
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from dittools.calibrate.base import RowCalibrator, Size
+from dittools.calibrate.base import RowCalibrator, Size, fill_groups
 from dittools.runtime import Heard
 from dittools.selectors.sampled import sampled_errors
 from dittools.tokens import TokenGrid
@@ -54,10 +54,7 @@ class STA(RowCalibrator):
             "density": [round(share, 4) for share in density],
         }
         error = self.error / self.count.clamp_min(1)[..., None, None]
-        # A group without a sampled step takes what the nearest one with some found.
-        seen = [g for g in range(GROUPS) if self.count[g].any()]
-        nearest = [min(seen, key=lambda s, g=g: abs(s - g)) for g in range(GROUPS)]
-        return section, {"error": error[nearest].float()}
+        return section, {"error": fill_groups(error, self.count > 0).float()}
 
 
 def windows(grid: TokenGrid, tile: tuple[int, int, int]) -> list[tuple[int, int, int]]:

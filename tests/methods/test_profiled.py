@@ -17,6 +17,7 @@ from dittools.blocks import Partition
 from dittools.calibrate import Size
 from dittools.calibrate import paro as paro_calibration
 from dittools.calibrate.attention_tile import reference_frames, tile_density, tile_rows
+from dittools.calibrate.base import fill_groups
 from dittools.calibrate.block_statistics import (
     block_statistics,
     incoherence,
@@ -148,6 +149,12 @@ def test_text_and_a_ragged_tail_are_always_kept_but_no_whole_tail_and_no_tail_ab
     assert profiled.always_kept(TokenGrid(5, 5, 5), Partition(125, 16), 0.1).sum() == 0
     text = profiled.always_kept(TokenGrid(4, 4, 4, 16, "first"), Partition(80, 16), 0.2)
     assert text[0].all() and text[:, 0].all() and not text[1:, 1:].any()
+
+
+def test_a_group_in_which_a_layer_was_silent_takes_the_nearest_one():
+    values = torch.arange(8.0).view(4, 2)
+    heard = torch.tensor([[True, False], [False, False], [False, True], [True, True]])
+    assert fill_groups(values, heard).tolist() == [[0, 5], [0, 5], [6, 5], [6, 7]]
 
 
 # The budget of modes
