@@ -91,10 +91,6 @@ def _choices(asked: Asked) -> None:
     ):
         if value not in valid:
             raise BadInput(unknown(flag, value, valid))
-    if asked.profile is not None:
-        raise BadInput(
-            f"--profile {asked.profile}: no method takes a profile yet; a cache's goes into --cache NAME:profile=FILE"
-        )
 
 
 def _numbers(asked: Asked) -> None:

@@ -1,4 +1,4 @@
-"""`dittools calibrate`: fits what a model needs to know beforehand, into a profile."""
+"""`dittools calibrate`: dense runs of a few prompts, measured, as a profile for what is decided ahead."""
 
 from __future__ import annotations
 
@@ -8,52 +8,67 @@ import typer
 
 from dittools.cli.flags import Debug, Json
 from dittools.cli.output import Output
+from dittools.pipelines.errors import BadInput
 
 NAME = "calibrate"
-SHORT = "Fit a model's profile from dense runs."
-HELP = """Draw a few videos densely and fit what a model needs to know beforehand, into a JSON profile.
+SHORT = "Measure a model in dense runs, as a profile."
+HELP = """Run a few prompts densely, measure the attention of every layer and head, and write a profile.
 
---cache fits the step caches for this model, scheduler, size and number of steps: TeaCache's polynomial, MagCache's
-ratios, and a mask of the steps to compute. The thresholds and the mask are chosen for --computed.
+A profile serves one model at one size and, for some methods, one step count: paro (orders and block masses),
+sparse_vdit (errors and costs of five head modes), sta (windows by step, layer and head), attention_tile
+(reference frames by layer), svg (head classes). It is FILE.json with FILE.safetensors beside it.
 
-The path of the profile, or with --json the profile, goes to stdout; progress goes to stderr."""
+With --cache it is the step caches that are fitted, for this model, scheduler, size and number of steps: TeaCache's
+polynomial, MagCache's ratios, and a mask of the steps to compute, chosen for --computed. It is FILE.json alone.
+
+The path of the profile, or with --json what was measured and what it took, goes to stdout."""
 EXAMPLES = """\b
 Examples:
-  dittools calibrate --cache --weights embedded --out cache.json
-  dittools calibrate --cache --computed 0.5 --prompts 3 --steps 30 --out wan30.json
-  dittools generate --weights embedded --cache teacache:profile=cache.json"""
+  dittools calibrate --weights embedded --out embedded.json
+  dittools calibrate --weights embedded --method paro --method svg --steps 8 --out p.json
+  dittools calibrate --prompts prompts.txt --frames 81 --height 480 --width 832 --out wan.json
+  dittools generate --weights embedded --method paro --profile embedded.json
+  dittools calibrate --cache --computed 0.5 --prompts builtin:3 --steps 30 --out wan30.json
+  dittools generate --weights embedded --cache teacache:profile=cache.json
+
+\b
+--prompts: a text file with one prompt a line, or builtin (builtin:2 for the first two)."""
 
 Flag = typer.Option
 
 
 def command(
     ctx: typer.Context,
-    cache: Annotated[bool, Flag("--cache", help="Fit the step caches.")] = False,
-    out: Annotated[str, Flag("--out", "-o", help="JSON file of the profile.")] = "profile.json",
-    computed: Annotated[float, Flag(help="Share of the steps to compute, above 0 and at most 1.")] = 0.5,
-    reuse: Annotated[str, Flag(metavar="output|delta", help="What a cache carries over.")] = "output",
-    prompts: Annotated[int, Flag(help="How many of the builtin prompts are drawn, one run each.")] = 1,
+    cache: Annotated[bool, Flag("--cache", help="Fit the step caches instead of the methods.")] = False,
+    computed: Annotated[
+        float | None, Flag(help="With --cache: share of the steps to compute, above 0 and at most 1.  [default: 0.5]")
+    ] = None,
+    reuse: Annotated[
+        str | None, Flag(metavar="output|delta", help="With --cache: what a cache carries over.  [default: output]")
+    ] = None,
+    out: Annotated[str, Flag("--out", "-o", metavar="FILE", help="The profile, a .json file.")] = "profile.json",
+    method: Annotated[
+        list[str] | None, Flag(help="Method to measure for; may be given several times.  [default: all]")
+    ] = None,
     model: Annotated[str, Flag(help="Model family; `dittools models` lists them.")] = "wan",
     weights: Annotated[str, Flag(metavar="auto|embedded|REPO|PATH", help="As for generate.")] = "auto",
+    prompts: Annotated[str, Flag(metavar="FILE|builtin[:N]", help="What to draw, one prompt a line.")] = "builtin",
     steps: Annotated[int | None, Flag(help="Denoising steps.  [default: the model's]")] = None,
     height: Annotated[int | None, Flag(help="Pixels.  [default: the model's]")] = None,
     width: Annotated[int | None, Flag(help="Pixels.  [default: the model's]")] = None,
     frames: Annotated[int | None, Flag(help="Frames, 4n + 1 for Wan.  [default: the model's]")] = None,
     guidance: Annotated[float | None, Flag(help="Classifier-free guidance.  [default: the model's]")] = None,
-    seed: Annotated[int, Flag(help="Fixes the noise.")] = 0,
+    negative_prompt: Annotated[str | None, Flag(help="What not to draw.  [default: nothing]")] = None,
+    seed: Annotated[int, Flag(help="Noise of the first prompt; each next one takes the next seed.")] = 0,
     device: Annotated[str, Flag(help="auto, cpu or cuda.")] = "auto",
     dtype: Annotated[str, Flag(help="auto, bf16, fp16 or fp32.")] = "auto",
-    offload: Annotated[str, Flag(help="none, model or group.")] = "none",
+    offload: Annotated[str, Flag(help="none, model or group: keep weights off the GPU while unused.")] = "none",
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    from pathlib import Path
-
     from dittools.cli.asked import Asked
-    from dittools.pipelines.errors import BadInput
+    from dittools.cli.report_asked import prompts_of
 
-    if not cache:
-        raise BadInput("calibrate was not told what to fit: give --cache")
     asked = Asked(
         model=model,
         prompt=None,
@@ -72,7 +87,7 @@ def command(
         width=width,
         frames=frames,
         guidance=guidance,
-        negative_prompt=None,
+        negative_prompt=negative_prompt,
         seed=seed,
         output="",
         compare_dense=False,
@@ -82,19 +97,49 @@ def command(
         compile=False,
     )
     asked.check_settings()
-    path = Path(out).expanduser()
-    if path.suffix != ".json" or path.is_dir():
-        raise BadInput(f"--out {out} must name a JSON file, such as profile.json")
+    texts, count = prompts_of(prompts)
+    place = check_out(out)
+    sink = Output(as_json)
+    if cache:
+        fit = _cache_settings(method, computed, reuse)
+
+        from dittools.cli.calibrate_cache import calibrate
+        from dittools.cli.request import check
+
+        found = calibrate(check(asked, None), place, *fit, texts, count or 1, ctx.obj["command"], sink)
+        return sink.data(found, lambda: str(place))
+    for flag, value in (("--computed", computed), ("--reuse", reuse)):
+        if value is not None:
+            raise BadInput(f"{flag} is for fitting the step caches: add --cache")
+
+    from dittools.cli.calibrate_run import check_methods, run
+
+    methods = check_methods(method)
+    record = run(asked, methods, texts, count, place, ctx.obj["command"], sink)
+    sink.data(record, lambda: record["output"])
+
+
+def _cache_settings(method: list[str] | None, computed: float | None, reuse: str | None) -> tuple[float, str]:
+    """Share of computed steps, and what is carried over. Raises BadInput."""
+    if method:
+        raise BadInput(f"--method {method[0]} is for calibrating methods: drop it, or drop --cache")
+    computed, reuse = 0.5 if computed is None else computed, reuse or "output"
     if not 0 < computed <= 1:
         raise BadInput(f"--computed is a share of the steps, above 0 and at most 1, got {computed:g}")
     if reuse not in ("output", "delta"):
         raise BadInput(f"--reuse must be output or delta, got {reuse!r}")
-    if prompts < 1:
-        raise BadInput(f"--prompts must be at least 1, got {prompts}")
+    return computed, reuse
 
-    from dittools.cli.calibrate_cache import calibrate
-    from dittools.cli.request import check
 
-    sink = Output(as_json)
-    found = calibrate(check(asked, None), path, computed, reuse, prompts, ctx.obj["command"], sink)
-    sink.data(found, lambda: str(path))
+def check_out(out: str):
+    """The path to write to. Raises BadInput."""
+    from pathlib import Path
+
+    path = Path(out).expanduser()
+    if path.suffix != ".json":
+        raise BadInput(f"--out {out} must end in .json: the profile's tables go into a .safetensors file beside it")
+    if not path.parent.is_dir():
+        raise BadInput(f"--out {out}: there is no folder {path.parent}: make it first")
+    if path.is_dir():
+        raise BadInput(f"--out {out} is a folder: name a file")
+    return path

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +27,16 @@ FIRST = 0.2
 
 
 def calibrate(
-    request: Request, path: Path, computed: float, reuse: str, prompts: int, command: list[str], output: Output
+    request: Request,
+    path: Path,
+    computed: float,
+    reuse: str,
+    prompts: Sequence[str] | None,
+    count: int,
+    command: list[str],
+    output: Output,
 ) -> dict[str, Any]:
-    """Draw, fit, write the profile to ``path`` and return it."""
+    """Draw, fit, write the profile to ``path`` and return it. ``prompts``: None takes ``count`` builtin ones."""
     from dittools.pipelines.recording import recording
 
     with Progress(output) as progress:
@@ -38,7 +46,7 @@ def calibrate(
         if shot.steps < 4:
             raise BadInput(f"--steps {shot.steps} are too few to fit anything: use at least 4")
         measured = fitting.Measured(shot.steps, reuse)
-        for number, prompt in enumerate(_prompts(opened, prompts)):
+        for number, prompt in enumerate(prompts or _builtin(opened, count)):
             scene = dataclasses.replace(
                 opened.scene, prompt=prompt, shot=dataclasses.replace(shot, seed=shot.seed + number)
             )
@@ -68,7 +76,7 @@ def calibrate(
             "width": shot.width,
             "guidance": shot.guidance,
             "dtype": opened.dtype,
-            "prompts": prompts,
+            "prompts": len(prompts) if prompts else count,
             "seed": shot.seed,
             "reuse": reuse,
             "computed": computed,
@@ -88,14 +96,14 @@ def calibrate(
     return found
 
 
-def _prompts(opened: Any, count: int) -> list[str]:
+def _builtin(opened: Any, count: int) -> list[str]:
     known = PROMPTS
     if opened.weights.embedded:
         from dittools.pipelines.embedded.captions import BUILTIN
 
         known = BUILTIN
     if count > len(known):
-        raise BadInput(f"--prompts {count}: there are {len(known)} builtin prompts")
+        raise BadInput(f"--prompts builtin:{count}: there are {len(known)} builtin prompts")
     return list(known[:count])
 
 

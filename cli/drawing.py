@@ -123,13 +123,12 @@ def warm_up(opened: Opened, embeds: dict, scene: Scene, config: Config | None) -
     """One untimed step, with every step sparse and computed; None: the untouched pipeline."""
     import dittools
 
-    once = dataclasses.replace(scene.shot, steps=1)
     if config is None:
-        pipeline.denoise(opened.pipe, embeds, once)
+        pipeline.denoise(opened.pipe, embeds, scene.shot, only_steps=1)
         return
     warm = dataclasses.replace(config, dense_steps=0, dense_last_steps=0, cache="none", cache_options={})
     with dittools.accelerate(opened.pipe, config=warm):
-        pipeline.denoise(opened.pipe, embeds, once)
+        pipeline.denoise(opened.pipe, embeds, scene.shot, only_steps=1)
 
 
 def denoise_dense(opened: Opened, embeds: dict, scene: Scene, stages: Stages, stage: str = "dense") -> Any:

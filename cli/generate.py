@@ -77,7 +77,7 @@ def command(
     dense_layers: Annotated[int | None, Flag(help="First layers that stay dense.  [default: 1]")] = None,
     refresh: Annotated[int | None, Flag(help="Steps for which a choice is used.  [default: 1]")] = None,
     config: Annotated[str | None, Flag(metavar="FILE", help="JSON of a dittools.Config; flags win over it.")] = None,
-    profile: Annotated[str | None, Flag(metavar="FILE", help="Calibrated profile; no method takes one yet.")] = None,
+    profile: Annotated[str | None, Flag(metavar="FILE", help="Of dittools calibrate, or a name that ships.")] = None,
     device: Annotated[str, Flag(help="auto, cpu or cuda.")] = "auto",
     dtype: Annotated[str, Flag(help="auto, bf16, fp16 or fp32. auto: bf16 on CUDA, fp32 on the CPU.")] = "auto",
     compile_: Annotated[bool, Flag("--compile", help="torch.compile the repeated blocks first.")] = False,

@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from dittools.cli import bench, caches, calibrate, compare, env, generate, methods, models, plan, report
+from dittools.cli import bench, caches, calibrate, compare, env, generate, inspect, methods, models, plan, report
 from dittools.cli.errors import INTERRUPTED, explain
 
 app = typer.Typer(
@@ -29,7 +29,7 @@ Examples:
   dittools generate --help
   dittools env""",
 )
-for verb in (generate, report, calibrate, compare, plan, env, models, methods, caches):
+for verb in (generate, report, calibrate, inspect, compare, plan, env, models, methods, caches):
     app.command(verb.NAME, help=verb.HELP, short_help=verb.SHORT, epilog=verb.EXAMPLES)(verb.command)
 bench.add_to(app)
 

@@ -59,7 +59,7 @@ class ReportAsked:
                 raise BadInput(first_line(error)) from None
         found = {**DEFAULTS, **(_read_yaml(plan, given) if plan is not None else {}), **flags}
         _types(found)
-        prompts, count = _prompts(found["prompts"])
+        prompts, count = prompts_of(found["prompts"])
         asked = Asked(
             prompt=None,
             seed=0,
@@ -144,7 +144,7 @@ def _types(found: dict[str, Any]) -> None:
         raise BadInput("seeds is empty: give at least one")
 
 
-def _prompts(asked: Any) -> tuple[tuple[str, ...] | None, int | None]:
+def prompts_of(asked: Any) -> tuple[tuple[str, ...] | None, int | None]:
     """Prompts, each once; or None and how many of the builtin ones."""
     if isinstance(asked, str):
         builtin = re.fullmatch(rf"{BUILTIN}(?::(\d+))?", asked)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dittools import profile
 from dittools.cli.asked import Asked, rule_of
 from dittools.config import Config
 from dittools.pipelines import saving, stages, weights
@@ -89,10 +90,14 @@ def _config(asked: Asked) -> Config:
             "refresh": asked.refresh,
             "strict": asked.strict or None,
             "correction": asked.correction,
+            "profile": asked.profile,
         }
         if asked.cache is not None:  # the options of another cache in the file would not fit it
             given |= {"cache": asked.cache, "cache_options": {}}
-        return dataclasses.replace(base, **{name: value for name, value in given.items() if value is not None})
+        config = dataclasses.replace(base, **{name: value for name, value in given.items() if value is not None})
+        if config.profile is not None:
+            profile.load(profile.find(config.profile))  # a bad file is known before the model is loaded
+        return config
     except BadInput:
         raise
     except (ValueError, TypeError) as error:

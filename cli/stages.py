@@ -19,6 +19,7 @@ NAMES = {
     "dense": "denoising densely, to compare",
     "quality": "comparing with dense",
     "measure": "measuring",
+    "listen": "listening to a dense run",
     "judge": "judging",
     "calibrate": "denoising densely, to calibrate",
     "render": "making the page",

@@ -36,6 +36,7 @@ def accelerate(
     cache_options: Mapping[str, Any] | None = None,
     correction: str = "none",
     correction_options: dict[str, Any] | None = None,
+    profile: str | None = None,
     config: Config | None = None,
     **options: Any,
 ) -> Acceleration:
@@ -49,7 +50,7 @@ def accelerate(
         config: all settings at once, in place of the others.
         options: settings of the method itself, for example ``probe_rows=64``.
         method, sparsity, dense_steps, dense_layers, dense_last_steps, refresh, block_size, strict, seed, cache,
-            cache_options, correction, correction_options: as in `dittools.Config`.
+            cache_options, correction, correction_options, profile: as in `dittools.Config`.
 
     Raises:
         ValueError: one line, when a setting is wrong or the pipeline is of no known family.
@@ -64,6 +65,7 @@ def accelerate(
         block_size=block_size,
         strict=strict,
         seed=seed,
+        profile=profile,
         options=options,
         cache=cache,
         cache_options=cache_options or {},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from numbers import Integral, Real
@@ -42,6 +43,8 @@ class Config:
         correction: what makes up for skipped pairs, a name from `dittools.corrections.names()`. With "none" a method
             that brings a correction along (svg_ear) still has it.
         correction_options: settings of the correction itself, for example ``{"every": 4}`` for rettention.
+        profile: file of a profile, or the name of one that ships, for methods that decide from measurements; None
+            finds a shipped one that fits where the method needs one.
 
     Raises:
         ValueError: one line that says what was asked and what would be right.
@@ -61,6 +64,7 @@ class Config:
     cache_options: dict[str, Any] = field(default_factory=dict)
     correction: str = "none"
     correction_options: dict[str, Any] = field(default_factory=dict)
+    profile: str | None = None
 
     def __post_init__(self):
         if self.method not in methods.names():
@@ -84,6 +88,13 @@ class Config:
         self._set("options", dict(self.options))
         # Made to be checked: a misspelt option is an error here and not in the middle of a run.
         method = methods.create(self.method, self.options, also_known=_names())
+        if isinstance(self.profile, os.PathLike):
+            self._set("profile", os.fspath(self.profile))
+        if self.profile is not None and not (isinstance(self.profile, str) and self.profile):
+            raise ValueError(f"profile must be the path of a profile or the name of one, got {self.profile!r}")
+        if self.profile is not None and method.profile_use == "none":
+            takers = ", ".join(n for n, cls in methods.METHODS.items() if cls.profile_use != "none")
+            raise ValueError(f"method {self.method} takes no profile: drop it, or use one of {takers}")
         self._check_cache()
         if not isinstance(self.correction_options, Mapping):
             raise ValueError(f"correction_options must map names to values, got {self.correction_options!r}")

@@ -3,11 +3,26 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
+from typing import NamedTuple
 
 import torch
 
+from dittools.clock import Tick
 from dittools.methods.base import Plan
 from dittools.stopwatch import Stopwatch
+from dittools.tokens import TokenGrid
+
+
+class Heard(NamedTuple):
+    """One self-attention call as a watcher hears it: before anything is decided of it, dense or sparse."""
+
+    layer: int
+    q: torch.Tensor  # [B, S, H, D], as are k and v
+    k: torch.Tensor
+    v: torch.Tensor
+    scale: float
+    tick: Tick
+    grid: TokenGrid
 
 
 class Observer:

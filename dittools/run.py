@@ -10,6 +10,7 @@ import torch
 
 from dittools.corrections.base import Correction
 from dittools.methods.base import Method, Plan
+from dittools.profile import Profile
 from dittools.stopwatch import Stopwatch
 from dittools.tokens import TokenGrid
 
@@ -64,6 +65,7 @@ class Run:
         self.method = method
         self.why_dense = why_dense
         self.block_size = block_size
+        self.profile: Profile | None = None
         self.correction: Correction | None = None
         self.plans: dict[tuple, Kept] = {}  # (layer, branch, which part of which call)
         self.memo: dict[Any, Any] = {}

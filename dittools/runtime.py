@@ -8,14 +8,15 @@ from typing import NamedTuple
 
 import torch
 
-from dittools import caches, corrections, methods
+from dittools import caches, corrections, methods, profile
 from dittools.caches.base import Model, Trajectory
 from dittools.clock import StepClock, Tick
 from dittools.config import Config
 from dittools.kernels.dispatch import implementations
 from dittools.methods import auto
+from dittools.methods.base import Plan
 from dittools.numbers import whole_steps
-from dittools.observer import Observer
+from dittools.observer import Heard, Observer
 from dittools.progress import OnStep, StepReports
 from dittools.reuse import Reuse
 from dittools.run import Call, Run
@@ -42,6 +43,7 @@ class Runtime:
         config: what the user asked for.
         layers: all self-attention layers, those of a second transformer after those of the first.
         model: what a cache's profile may ask of the model.
+        identity: what a profile of methods has to fit; None where nobody knows.
 
     Raises:
         ValueError: when the cache knows nothing of this model.
@@ -49,19 +51,30 @@ class Runtime:
     Attributes:
         listeners: called once for every finished step with (step, steps, skipped share of its pairs, seconds
             of its transformer forwards); steps count from 0. On CUDA a report waits for the device.
+        watchers: told of every self-attention call of the grid's length, before it is decided.
+        plan_watchers: told of every sparse call and its plan.
         observer: told of the parts of every sparse call; watches nothing unless a bench puts another there.
         run: the latest `Run`, or None before the first.
         latest: step and branch of the latest transformer call, or None before the first.
     """
 
-    def __init__(self, config: Config, layers: Sequence[Layer], model: Model | None = None):
+    def __init__(
+        self,
+        config: Config,
+        layers: Sequence[Layer],
+        model: Model | None = None,
+        identity: profile.Model | None = None,
+    ):
         self.config = config
         self.model = model or Model()
+        self.identity = identity
         self.cache = caches.create(config.cache, config.cache_options)
         if self.cache is not None:
             self.cache.bind(self.model)  # an error at once, not in the middle of a run
         self.layers = list(layers)
         self.listeners: list[OnStep] = []
+        self.watchers: list[Callable[[Heard], None]] = []
+        self.plan_watchers: list[Callable[[Heard, Plan], None]] = []
         self.observer = Observer()
         self.run: Run | None = None
         self.latest: Tick | None = None
@@ -210,6 +223,7 @@ class Runtime:
     def _attend(
         self, layer: int, q, k, v, dense, scale: float | None, mask: torch.Tensor | None, why_dense: str | None
     ) -> torch.Tensor:
+        self._tell(layer, q, k, v, scale)
         if self._scheduled_dense(layer):
             self._count(layer, q, k)
             return dense()
@@ -220,13 +234,21 @@ class Runtime:
             return dense()
         scale = q.shape[-1] ** -0.5 if scale is None else scale
         number = self._calls[layer] = self._calls.get(layer, 0) + 1
-        sparse = Sparse(self.run, self.config, self.observer)
+        sparse = Sparse(self.run, self.config, self.observer, self.plan_watchers)
         out = sparse.attend(self._tick, layer, number, q, k, v, parts, mask, scale)
         if out is None:
             self._count(layer, q, k)
             return dense()
         self._sparse_in_call = True
         return out
+
+    def _tell(self, layer: int, q, k, v, scale: float | None) -> None:
+        """Let watchers hear of a call."""
+        grid = self.run.grid
+        if self.watchers and q.shape == k.shape and q.shape[1] == grid.tokens:
+            scale = q.shape[-1] ** -0.5 if scale is None else scale
+            for watch in self.watchers:
+                watch(Heard(layer, q, k, v, scale, self._tick, grid))
 
     def skip(self, layer: int, reason: str) -> None:
         """Count a call that ran as if nothing were attached, for this reason."""
@@ -293,6 +315,10 @@ class Runtime:
         elif problem := method.why_not(grid, size):
             raise ValueError(f"{problem}; use more frames, a larger size or method 'auto'")
         run = Run(grid, steps, len(self.layers), None if why else method, why, size)
+        if why is None and method.profile_use != "none":
+            needed = method.profile_use == "needed"
+            run.profile, notes = profile.choose(config.profile, method.name, needed, self.identity, grid, steps)
+            run.notes.update(dict.fromkeys(notes))
         run.correction = corrections.create(config.correction_of(method), config.correction_options)
         if config.method != "dense" and config.dense_layers > max(layer.depth for layer in self.layers):
             run.notes[f"dense_layers {config.dense_layers} leaves no layer to run sparse"] = None

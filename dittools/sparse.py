@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -13,7 +14,7 @@ from dittools.config import Config
 from dittools.corrections import SparseCall
 from dittools.kernels.dispatch import choose, why_not
 from dittools.methods.base import AttentionCall, Plan, StayDense
-from dittools.observer import Observer
+from dittools.observer import Heard, Observer
 from dittools.run import Call, Kept, Run
 from dittools.sequence import Piece
 from dittools.tokens import TokenGrid
@@ -34,10 +35,13 @@ class Sparse:
         run: what is planned, kept and counted.
         config: what the user asked for.
         observer: told of the parts of every call.
+        watchers: told of every piece of a call and its plan.
     """
 
-    def __init__(self, run: Run, config: Config, observer: Observer):
-        self._run, self._config, self._observer = run, config, observer
+    def __init__(
+        self, run: Run, config: Config, observer: Observer, watchers: Sequence[Callable[[Heard, Plan], None]] = ()
+    ):
+        self._run, self._config, self._observer, self._watchers = run, config, observer, watchers
 
     def attend(
         self,
@@ -73,6 +77,8 @@ class Sparse:
             if isinstance(planned, StayDense):
                 run.fallbacks[planned.reason] += 1
                 return None
+            for watch in self._watchers:
+                watch(Heard(layer, *taken, scale, tick, piece.grid), planned.plan)
             part, density, kernel = self._piece(layer, taken, planned, call)
             size = float(len(taken[0])) * piece.grid.tokens**2
             pairs, kept = pairs + size, size * density + kept
@@ -141,6 +147,7 @@ class Sparse:
             block_size=run.block_size,
             memo=run.memo.setdefault(grid, {}),
             state=run.states[layer, tick.branch, part],
+            profile=run.profile,
         )
 
     def _plan(self, q, k, v, call: AttentionCall, place: tuple) -> Planned | StayDense:

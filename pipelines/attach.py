@@ -17,6 +17,8 @@ from dittools.pipelines.errors import BadInput
 from dittools.pipelines.families import family_of, transformers_of
 from dittools.pipelines.root_hook import RootHook
 from dittools.pipelines.step_reuse import StepReuse
+from dittools.profile import Model as Identity
+from dittools.profile import fingerprint
 from dittools.runtime import Layer, Runtime
 
 
@@ -53,7 +55,7 @@ def attach(pipe: Any, config: Config) -> tuple[Runtime, Callable[[], None]]:
                 "PyTorch's attention itself: give the module its own processor back"
             )
 
-    runtime = Runtime(config, [layer for layer, _ in modules], facts(models))
+    runtime = Runtime(config, [layer for layer, _ in modules], facts(models), _identity(pipe, models, modules))
     with ExitStack() as undo:
         undo.callback(runtime.close)
         socket = Socket(runtime)
@@ -116,6 +118,19 @@ def _stay_in(
                 _enter(module, socket, layer, later)
 
     undo.callback(model.register_forward_pre_hook(enter_again).remove)
+
+
+def _identity(pipe: Any, models: list[tuple[str, Any]], modules: list[tuple[Layer, Any]]) -> Identity:
+    """What a profile of this pipeline has to fit."""
+    schedule = getattr(getattr(pipe, "scheduler", None), "config", {})
+    shift = schedule.get("flow_shift", schedule.get("shift"))
+    return Identity(
+        transformer=type(models[0][1]).__name__,
+        fingerprint=fingerprint([dict(model.config) for _, model in models]),
+        layers=len(modules),
+        heads=getattr(modules[0][1], "heads", 0),
+        shift=None if shift is None else float(shift),
+    )
 
 
 def _put_back(module: torch.nn.Module, processor: SparseProcessor) -> None:

@@ -65,16 +65,20 @@ def denoise(
     embeds: dict[str, torch.Tensor],
     shot: Shot,
     on_step: Callable[[int, int], None] | None = None,
+    only_steps: int | None = None,
 ) -> torch.Tensor:
     """Latents as the pipeline gives them. The noise comes from the CPU, so a seed means the same on every device.
 
     on_step: told (step, steps) after each step, counted from 1.
+    only_steps: stop after so many, the schedule as it is for all of them.
     """
     import torch
 
     def tell(_pipe: Any, step: int, _timestep: Any, kwargs: dict) -> dict:
         if on_step is not None:
             on_step(step + 1, shot.steps)
+        if only_steps is not None and step + 1 >= only_steps:
+            _pipe._interrupt = True  # diffusers' own way to end a run; the next call of the pipeline resets it
         return kwargs
 
     frames = {"num_frames": shot.frames} if "num_frames" in inspect.signature(type(pipe).__call__).parameters else {}

@@ -17,9 +17,11 @@ from dittools.methods.gna import GNA
 from dittools.methods.jenga import Jenga
 from dittools.methods.nabla import Nabla
 from dittools.methods.oracle import Oracle
+from dittools.methods.paro import PARO
 from dittools.methods.radial import Radial
 from dittools.methods.random_blocks import RandomBlocks
 from dittools.methods.sparge import Sparge
+from dittools.methods.sparse_vdit import SparseVDiT
 from dittools.methods.sparsed import SparseD
 from dittools.methods.sta import STA
 from dittools.methods.svg import SVG
@@ -34,9 +36,10 @@ __all__ = ["METHODS", "AttentionCall", "Method", "Plan", "StayDense", "create", 
 
 _STATIC = (GNA, STA, Clear, Radial, ToDo, AttentionTile)
 _ONLINE = (SVG, SVG2, SVGEAR, AdaSpa, Draft, Jenga, Nabla, Sparge, SparseD, VMoBA, XAttention)
+_PROFILED = (PARO, SparseVDiT)
 _YARDSTICKS = (Oracle, RandomBlocks)
 
-METHODS: dict[str, type[Method]] = {cls.name: cls for cls in (Dense, *_ONLINE, *_STATIC, *_YARDSTICKS)}
+METHODS: dict[str, type[Method]] = {cls.name: cls for cls in (Dense, *_ONLINE, *_STATIC, *_PROFILED, *_YARDSTICKS)}
 
 
 def names() -> list[str]:

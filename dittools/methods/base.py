@@ -11,6 +11,7 @@ import torch
 from dittools.blocks import BlockMask
 from dittools.clusters import ClusterMask
 from dittools.keys import KeySubset
+from dittools.profile import Profile
 from dittools.selectors.geometric import Pattern
 from dittools.selectors.layout import Layout
 from dittools.selectors.packed import pack_bits, unpack_bits
@@ -69,6 +70,7 @@ class AttentionCall:
         memo: lives as long as the run; `remember` keeps there what is the same for every call.
         state: lives as long as the run and belongs to this (layer, branch) alone: what a method carries from step
             to step. It is emptied when a forward is run again after a non-finite result.
+        profile: the run's profile, which fits model and grid; None for a method that uses none.
     """
 
     layer: int
@@ -83,6 +85,7 @@ class AttentionCall:
     block_size: int
     memo: dict[Hashable, Any] = field(default_factory=dict)
     state: dict[Hashable, Any] = field(default_factory=dict)
+    profile: Profile | None = None
 
     @property
     def density(self) -> float:
@@ -108,11 +111,14 @@ class Method:
     """A recipe: order, selector, budget. Subclasses are frozen dataclasses whose fields are their options.
 
     They hold settings and no state: what belongs to a run lives in `AttentionCall.memo` and in the runtime.
+
+    `profile_use`: "none" takes no profile; "given" uses one that the user names; "needed" cannot run without one.
     """
 
     name: ClassVar[str]
     summary: ClassVar[str]
     correction: ClassVar[str] = "none"  # what the recipe brings along where no correction is asked for
+    profile_use: ClassVar[str] = "none"
 
     def plan(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, call: AttentionCall) -> Plan | StayDense:
         """Choose the pairs of one call, or say why it stays dense.

@@ -27,6 +27,7 @@ class SVG(Method):
     """
 
     name: ClassVar[str] = "svg"
+    profile_use: ClassVar[str] = "given"
     summary: ClassVar[str] = "per head: near frames, or the same place in all frames (Sparse VideoGen)"
 
     probe_rows: int | str = field(
@@ -48,6 +49,8 @@ class SVG(Method):
 
     def plan(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, call: AttentionCall) -> Plan:
         patterns = call.remember(("svg", call.sparsity, q.device), lambda: self.patterns(call, q.device))
+        if call.profile is not None:
+            return pick_per_head(patterns, *known_classes(q, call))
         asked = min(max(call.grid.tokens // 100, 16), 64) if self.probe_rows == "auto" else self.probe_rows
         rows = stratified_rows(call.grid.tokens, asked, call.generator).to(q.device, non_blocking=True)
         masks = [pattern.rows(rows) for pattern in patterns]
@@ -64,3 +67,11 @@ class SVG(Method):
         spatial = band_pattern(grid, raster(grid), index, **budget)
         temporal = band_pattern(grid, token_major(grid), index % grid.frame, **budget)
         return spatial.to(device), temporal.to(device)
+
+
+def known_classes(q: torch.Tensor, call: AttentionCall) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """Which heads a profile found temporal, bool ``[B, H]``, and their counts: nothing is probed then."""
+    model = call.profile.model
+    table = call.profile.array("svg.temporal", (model.layers, model.heads), torch.uint8)[call.layer]
+    temporal = table.bool().to(q.device).expand(q.shape[0], -1)
+    return temporal, {"spatial": (~temporal).sum(), "temporal": temporal.sum()}

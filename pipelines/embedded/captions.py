@@ -25,6 +25,13 @@ BUILTIN = (
 )
 """Prompts of a report that names none."""
 
+CALIBRATION = (
+    "a red star falling on a pale striped background",
+    "a small blue square moving right and a large orange ring jumping on a dark cloudy background",
+    "a striped green cross shrinking on a grey gradient background",
+)
+"""Prompts that profiles of this model are measured on; none is one of a report's."""
+
 
 def parse(text: str) -> list[voc.Thing] | None:
     """The objects of a caption, or None when the text is no caption of this world.

@@ -47,7 +47,17 @@ def test_a_cache_that_cannot_be_is_bad_input(generate, cache, says):
 
 def test_a_profile_is_made_and_used(cli, generate, tiny_weights):
     made = cli(
-        "calibrate", "--cache", "--weights", tiny_weights, "--steps", 8, *SMALL, "--out", "p.json", "--prompts", 2
+        "calibrate",
+        "--cache",
+        "--weights",
+        tiny_weights,
+        "--steps",
+        8,
+        *SMALL,
+        "--out",
+        "p.json",
+        "--prompts",
+        "builtin:2",
     )
     assert made.code == 0, made.err
     assert made.out.strip() == "p.json"
@@ -65,11 +75,12 @@ def test_a_profile_is_made_and_used(cli, generate, tiny_weights):
 @pytest.mark.parametrize(
     "flags, says",
     [
-        ((), "give --cache"),
-        (("--cache", "--out", "p.txt"), "must name a JSON file"),
+        (("--computed", 0.5), "add --cache"),
+        (("--cache", "--method", "paro"), "drop --cache"),
+        (("--cache", "--out", "p.txt"), "must end in .json"),
         (("--cache", "--computed", 0), "--computed is a share"),
         (("--cache", "--reuse", "stack"), "output or delta"),
-        (("--cache", "--prompts", 0), "at least 1"),
+        (("--cache", "--prompts", "builtin:0"), "at least 1"),
         (("--cache", "--steps", 3), "at least 4"),
     ],
 )

@@ -7,13 +7,26 @@ from pathlib import Path
 import pytest
 import typer
 
-from dittools.cli import bench, compare, env, generate, main, methods, models, report
+from dittools.cli import (
+    bench,
+    caches,
+    calibrate,
+    compare,
+    env,
+    generate,
+    inspect,
+    main,
+    methods,
+    models,
+    plan,
+    report,
+)
 from tests.cli.test_generate import KEYS
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 COMMANDS = typer.main.get_command(main.app).commands
-VERBS = (generate, report, compare, env, models, methods, bench)
+VERBS = (generate, report, calibrate, inspect, compare, plan, env, models, methods, caches, bench)
 SHOWN = "\n".join([README, *(verb.EXAMPLES for verb in VERBS), bench.KERNEL_EXAMPLES, bench.MODEL_EXAMPLES])
 LINES = sorted(set(re.findall(r"^\s*(?:.* && )?(dittools [^\n#]+)", SHOWN, re.MULTILINE)))
 

@@ -33,11 +33,15 @@ def test_a_wrong_flag_is_answered_without_importing_the_heavy_libraries():
 def test_the_verbs_are_listed(cli, arguments):
     result = cli(*arguments)
     assert result.code == 0 and result.err == ""
-    for verb in ("generate", "report", "compare", "env", "models", "methods", "caches", "calibrate", "Examples"):
+    verbs = ("generate", "report", "calibrate", "inspect", "compare", "plan", "env", "models", "methods", "caches")
+    for verb in (*verbs, "bench", "Examples"):
         assert verb in result.out
 
 
-@pytest.mark.parametrize("verb", ["generate", "report", "calibrate", "compare", "env", "models", "methods", "caches"])
+@pytest.mark.parametrize(
+    "verb",
+    ["generate", "report", "calibrate", "inspect", "compare", "plan", "env", "models", "methods", "caches"],
+)
 def test_every_verb_has_runnable_examples(cli, verb):
     assert f"Examples:\n    dittools {verb}" in cli(verb, "--help").out
 

@@ -1,5 +1,6 @@
 """Settings: what is accepted, what is refused and how, and the JSON form."""
 
+import dataclasses
 import json
 
 import pytest
@@ -9,7 +10,9 @@ from dittools.config import whole_steps
 
 
 def test_json_round_trip_keeps_every_setting():
-    config = Config("svg", 0.75, 3, 1.0, 2, 4, 64, True, 7, {"probe_rows": 40})
+    one = ("teacache", {"threshold": 0.3}, "rettention", {"every": 4}, "p.json")
+    config = Config("svg", 0.75, 3, 1.0, 2, 4, 64, True, 7, {"probe_rows": 40}, *one)
+    assert all(getattr(config, f.name) != getattr(Config(), f.name) for f in dataclasses.fields(Config))
     again = Config.from_json(config.to_json())
     assert again == config
     assert json.loads(config.to_json())["version"] == 1
@@ -61,6 +64,9 @@ def test_a_share_is_rounded_to_whole_steps_and_a_count_is_a_count(asked, steps, 
         ({"method": "svg", "options": {"probe_rows": 0}}, "probe_rows must be"),
         ({"method": "svg", "options": {"sink": "no"}}, "sink must be"),
         ({"options": ["probe_rows"]}, "options must map"),
+        ({"method": "svg", "profile": 3}, "profile must be the path"),
+        ({"method": "svg", "profile": ""}, "profile must be the path"),
+        ({"method": "dense", "profile": "p.json"}, "method dense takes no profile"),
     ],
 )
 def test_a_bad_setting_is_refused_in_one_line_that_says_what_is_right(bad, says):

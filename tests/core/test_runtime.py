@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-import dittools.runtime as home
+import dittools.sparse as home
 from dittools import methods
 from dittools.blocks import BlockMask, Partition
 from dittools.config import Config

@@ -26,7 +26,7 @@ NAMES = [
         "vmoba",
         "xattention",
     ),
-    *("gna", "sta", "clear", "radial", "todo", "attention_tile"),
+    *("gna", "sta", "clear", "radial", "todo", "attention_tile", "paro", "sparse_vdit"),
     *("oracle", "random"),
 ]
 

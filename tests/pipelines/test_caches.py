@@ -10,10 +10,15 @@ import pytest
 import torch
 
 import dittools
-from dittools import caches
+from dittools import caches, summary
 from dittools import runtime as runtime_module
+from dittools import sparse as sparse_module
 from dittools.caches import Shapes
-from dittools.pipelines.families import FAMILIES
+from dittools.config import Config
+from dittools.pipelines.attach import attach
+from dittools.pipelines.families import FAMILIES, find_family
+from tests.families_tiny import TINY
+from tests.pipelines.test_families import Holder, grid_of
 from tests.tiny import draw, tiny_pipeline
 
 NOTHING = {
@@ -30,7 +35,6 @@ NOTHING = {
 
 SMALL = {"frames": 5, "height": 48, "width": 64}
 THIRD = {"interval": 3, "start": 0, "order": 0, "first": 1}
-TINY = {"wan": tiny_pipeline}
 
 
 def cached(pipe, cache, method="dense", **options):
@@ -72,19 +76,29 @@ def test_the_table_above_has_every_cache():
     assert all(caches.create(name, options).bind(caches.Model()).never() for name, options in NOTHING.items())
 
 
-@pytest.mark.parametrize("family", [f.name for f in FAMILIES])
-def test_a_cache_that_reuses_nothing_is_bit_identical_to_none(family):
-    if family not in TINY:
-        pytest.skip(f"no tiny {family} pipeline yet")
-    pipe = TINY[family]()
-    before = draw(pipe, steps=3, **SMALL)
+@pytest.mark.parametrize("family", [f.name for f in FAMILIES if f.why_not is None])
+def test_a_cache_that_reuses_nothing_is_bit_identical_to_none_in_every_family(family):
+    holder, arguments = Holder(family), TINY[family].arguments(grid_of(family), 1)
+
+    def run():
+        return [holder.draw(arguments | later) for later in calls]
+
+    calls = [{}, {}]
+    if find_family(family).clock != "pipeline":
+        clock = find_family(family).timestep
+        calls = [{}, {clock: arguments[clock] * 0.5}]
+    before = run()
     for name, options in NOTHING.items():
-        with cached(pipe, name, **options) as fast:
-            assert torch.equal(draw(pipe, steps=3, **SMALL), before), name
-        record = fast.record()
+        runtime, detach = attach(holder, Config(method="dense", cache=name, cache_options=options))
+        try:
+            assert all(torch.equal(*pair) for pair in zip(run(), before, strict=True)), name
+            record = summary.record(runtime)
+        finally:
+            detach()
+        assert record["cache"]["name"] == name and record["calls"]["dense"] > 0
         assert record["calls"]["reused"] == 0 and record["cache"]["reused_steps"] == []
         assert record["cache"]["bytes_held"] == 0, name
-    assert torch.equal(draw(pipe, steps=3, **SMALL), before)
+    assert all(torch.equal(*pair) for pair in zip(run(), before, strict=True))
 
 
 @pytest.mark.parametrize(
@@ -345,7 +359,7 @@ def test_plans_are_made_anew_by_the_true_step_not_by_the_number_of_calls(shared,
 
 @pytest.mark.parametrize("cache", ["taylorseer", "first_block", "pab"])
 def test_a_forward_run_again_for_a_non_finite_layer_is_kept_in_its_second_form(shared, monkeypatch, cache):
-    attend, hit = runtime_module.attend, []
+    attend, hit = sparse_module.attend, []
 
     def poisoned(*args, **kwargs):
         out, lse = attend(*args, **kwargs)
@@ -354,7 +368,7 @@ def test_a_forward_run_again_for_a_non_finite_layer_is_kept_in_its_second_form(s
             out = out * float("nan")
         return out, lse
 
-    monkeypatch.setattr(runtime_module, "attend", poisoned)
+    monkeypatch.setattr(sparse_module, "attend", poisoned)
     options = {"taylorseer": THIRD, "first_block": {"threshold": 1e9}, "pab": {"interval": 3, "low": 0, "high": 2000}}
     with dittools.accelerate(shared, **SPARSE, dense_steps=1, cache=cache, cache_options=options[cache]) as fast:
         assert draw(shared, steps=6).isfinite().all()

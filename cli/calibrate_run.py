@@ -1,0 +1,149 @@
+"""One calibration from checked flags to a profile: load, run every prompt densely while calibrators listen, save."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from pathlib import Path
+from typing import Any
+
+from dittools.calibrate import CALIBRATORS, Calibrator, Size
+from dittools.cli import drawing
+from dittools.cli.asked import Asked
+from dittools.cli.output import Output
+from dittools.cli.progress import Progress
+from dittools.cli.request import PROMPT, check
+from dittools.cli.stages import Stages
+from dittools.config import Config
+from dittools.naming import unknown
+from dittools.pipelines import stages as pipeline
+from dittools.pipelines.errors import BadInput
+from dittools.profile import Made, Profile
+from dittools.provenance import device_facts, dittools_version, versions
+
+PROMPTS = (PROMPT, "A red car drives along a mountain road at dusk, seen from above")
+"""For a model that is not the embedded one, where the user names none."""
+
+
+def check_methods(asked: list[str] | None) -> list[str]:
+    """Names of calibrators. Raises BadInput for one that there is none of."""
+    names = list(dict.fromkeys(asked or ["all"]))
+    if "all" in names:
+        return list(CALIBRATORS)
+    for name in names:
+        if name not in CALIBRATORS:
+            raise BadInput(unknown("--method", name, [*CALIBRATORS, "all"]))
+    return names
+
+
+def run(
+    asked: Asked,
+    methods: list[str],
+    prompts: tuple[str, ...] | None,
+    count: int | None,
+    place: Path,
+    command: list[str],
+    output: Output,
+) -> dict[str, Any]:
+    """Calibrate, write the profile, and return what it took."""
+    begun = time.perf_counter()
+    request = check(asked, None)
+    with Progress(output) as progress:
+        stages = Stages(progress)
+        opened = drawing.open_model(request, stages, output)
+        prompts = prompts or _builtin(opened.weights.embedded)[:count]
+        scenes = [
+            dataclasses.replace(
+                opened.scene, prompt=text, shot=dataclasses.replace(opened.scene.shot, seed=asked.seed + number)
+            )
+            for number, text in enumerate(prompts)
+        ]
+        for scene in scenes:
+            for note in drawing.prompt_notes(opened, scene):
+                output.note(note)
+        listeners, model = _listen(opened, scenes, methods, stages)
+        with stages("save"):
+            profile = _profile(opened, scenes, listeners, model, command, time.perf_counter() - begun)
+            files = profile.save(place)
+    seconds = {name: round(spent, 3) for name, (_, spent) in listeners.items()}
+    shot = scenes[0].shot
+    output.line(
+        f"{place}: {', '.join(methods)} for {shot.frames} x {shot.height} x {shot.width} in {shot.steps} steps, "
+        f"{sum(file.stat().st_size for file in files) / 1e3:.0f} kB"
+    )
+    dense = stages.seconds["listen"] - sum(seconds.values())
+    measuring = ", ".join(f"{name} {spent:.1f}" for name, spent in seconds.items())
+    output.line(f"seconds {time.perf_counter() - begun:.1f} (dense runs {dense:.1f}, measuring {measuring})")
+    return {
+        "output": str(place),
+        "files": {file.name: file.stat().st_size for file in files},
+        "methods": methods,
+        "prompts": list(prompts),
+        "model": dataclasses.asdict(model),
+        "grid": dataclasses.asdict(profile.grid),
+        "steps": shot.steps,
+        "seconds": {**{name: round(value, 3) for name, value in stages.seconds.items()}, "measuring": seconds},
+    }
+
+
+def _builtin(embedded: bool) -> tuple[str, ...]:
+    if not embedded:
+        return PROMPTS
+    from dittools.pipelines.embedded.captions import CALIBRATION
+
+    return CALIBRATION
+
+
+def _listen(opened: Any, scenes: list, methods: list[str], stages: Stages) -> tuple[dict[str, tuple], Any]:
+    """Calibrators with the seconds they took, and the model they listened to."""
+    import dittools
+
+    made: dict[str, Calibrator] = {}
+    spent = dict.fromkeys(methods, 0.0)
+    rounds = max(CALIBRATORS[name].rounds for name in methods)
+    with dittools.accelerate(opened.pipe, config=Config(method="dense")) as fast:
+        model, round = fast.runtime.identity, 0
+        size = Size(model.layers, model.heads, opened.scene.shot.steps)
+        made.update((name, CALIBRATORS[name](size)) for name in methods)
+
+        def hear(heard: Any) -> None:
+            for name, calibrator in made.items():
+                if round < calibrator.rounds:
+                    started = time.perf_counter()
+                    calibrator.hear(heard, round)
+                    spent[name] += time.perf_counter() - started
+
+        fast.runtime.watchers.append(hear)
+        for round in range(rounds):
+            for number, scene in enumerate(scenes):
+                stages.progress.title = f"round {round + 1} of {rounds}, prompt {number + 1} of {len(scenes)}: "
+                embeds = drawing.encode(opened, scene, stages)
+                with stages("listen", scene.shot.steps):
+                    pipeline.denoise(opened.pipe, embeds, scene.shot, stages.progress.step)
+        stages.progress.title = ""
+    silent = [name for name, calibrator in made.items() if calibrator.grid is None]
+    if silent:
+        raise BadInput(f"nothing was heard for {', '.join(silent)}: no self-attention call has the grid's tokens")
+    return {name: (made[name], spent[name]) for name in methods}, model
+
+
+def _profile(opened: Any, scenes: list, listeners: dict, model: Any, command: list[str], seconds: float) -> Profile:
+    sections, arrays = {}, {}
+    for name, (calibrator, _) in listeners.items():
+        sections[name], tables = calibrator.tables()
+        arrays.update((f"{name}.{table}", value) for table, value in tables.items())
+        grid = calibrator.grid
+    made = Made(
+        weights=opened.weights.name,
+        steps=scenes[0].shot.steps,
+        device=device_facts(opened.device),
+        versions=versions(),
+        dittools=dittools_version(),
+        command=tuple(command),
+        prompts=tuple(scene.prompt for scene in scenes),
+        seeds=tuple(scene.shot.seed for scene in scenes),
+        guidance=scenes[0].shot.guidance,
+        dtype=opened.dtype,
+        seconds=round(seconds, 1),
+    )
+    return Profile(model, grid, made, sections, arrays)

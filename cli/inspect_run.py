@@ -1,0 +1,132 @@
+"""One inspection from checked flags to a folder: load, run up to the last step shown while listening, draw, save."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from dittools.cli import drawing
+from dittools.cli.asked import Asked
+from dittools.cli.output import Output, to_json
+from dittools.cli.progress import Progress
+from dittools.cli.request import Request, check
+from dittools.cli.stages import Stages
+from dittools.inspect import Choice, View, Viewer
+from dittools.inspect.images import map_image, png
+from dittools.inspect.page import Pictures, page
+from dittools.pipelines import saving
+from dittools.pipelines import stages as pipeline
+from dittools.pipelines.errors import BadInput
+from dittools.provenance import device_facts, dittools_version, versions
+
+LAYERS, HEADS = 3, 4
+MOST_VIEWS = 400
+
+
+def run(
+    asked: Asked, wanted: dict[str, tuple[int, ...] | None], place: Path, command: list[str], output: Output
+) -> dict[str, Any]:
+    """Write the folder and return its record."""
+    import dittools
+
+    request = check(asked, None)
+    with Progress(output) as progress:
+        stages = Stages(progress)
+        opened = drawing.open_model(request, stages, output)
+        scene = opened.scene
+        embeds = drawing.encode(opened, scene, stages)
+        for note in drawing.prompt_notes(opened, scene):
+            output.note(note)
+        with stages("denoise", scene.shot.steps), dittools.accelerate(opened.pipe, config=request.config) as fast:
+            model = fast.runtime.identity
+            viewer = Viewer(_choice(wanted, scene.shot.steps, model.layers, model.heads))
+            fast.runtime.watchers.append(viewer.hear)
+            fast.runtime.plan_watchers.append(viewer.plan)
+            last = max(viewer.choice.steps) + 1
+            pipeline.denoise(opened.pipe, embeds, scene.shot, stages.progress.step, only_steps=last)
+        acceleration = fast.record()
+        names = [layer.name for layer in fast.runtime.layers]
+        with stages("render"):
+            record = _record(request, opened, viewer, names, acceleration, place, command)
+            _save(place, viewer, names, record)
+    for note in acceleration["notes"]:
+        output.note(note)
+    sparse = [view.recall for view in viewer.views.values() if view.recall is not None]
+    if sparse:
+        mean = f"{len(viewer.views)} heads shown; recall of {len(sparse)} sparse ones {sum(sparse) / len(sparse):.1%}"
+        output.line(f"{mean} on average, {min(sparse):.1%} at least")
+    else:
+        output.line(f"{len(viewer.views)} heads shown, all from dense calls")
+    return record
+
+
+def _choice(wanted: dict[str, tuple[int, ...] | None], steps: int, layers: int, heads: int) -> Choice:
+    """What was asked for, checked against what there is; else a few of each."""
+    defaults = {
+        "--at": tuple(sorted({steps // 2, steps - 1})),
+        "--layers": tuple(sorted({0, layers // 2, layers - 1})),
+        "--heads": tuple(range(min(HEADS, heads))),
+    }
+    chosen = {flag: wanted[flag] or default for flag, default in defaults.items()}
+    for flag, count, what in (("--at", steps, "steps"), ("--layers", layers, "layers"), ("--heads", heads, "heads")):
+        if max(chosen[flag]) >= count:
+            raise BadInput(f"{flag} {max(chosen[flag])}: there are {count} {what}, 0 to {count - 1}")
+    choice = Choice(chosen["--at"], chosen["--layers"], chosen["--heads"])
+    views = len(choice.steps) * len(choice.layers) * len(choice.heads)
+    if views > MOST_VIEWS:
+        raise BadInput(f"{views} maps are asked for, and a page takes {MOST_VIEWS}: choose fewer")
+    return choice
+
+
+def _record(
+    request: Request, opened: Any, viewer: Viewer, names: list[str], acceleration: dict, place: Path, command: list[str]
+) -> dict[str, Any]:
+    return {
+        "dittools": dittools_version(),
+        "versions": versions(),
+        "command": command,
+        "device": device_facts(opened.device),
+        "model": request.family.name,
+        "weights": opened.weights.name,
+        "grid": acceleration["grid"],
+        "config": request.config.to_dict(),
+        "method": acceleration["method"],
+        "prompt": opened.scene.prompt,
+        "seed": opened.scene.shot.seed,
+        "steps": opened.scene.shot.steps,
+        "heads": [_facts(view, names) for view in viewer.views.values()],
+        "fallbacks": acceleration["fallbacks"],
+        "notes": acceleration["notes"],
+        "output": str(place / "index.html"),
+    }
+
+
+def _facts(view: View, names: list[str]) -> dict[str, Any]:
+    shares = {name: round(value, 4) for name, value in view.shares._asdict().items()}
+    facts = {"step": view.step, "layer": view.layer, "name": names[view.layer], "head": view.head}
+    facts |= {"branch": view.branch, "class": view.shares.name, "shares": shares, "reordered": view.reordered}
+    rounded = {name: getattr(view, name) for name in ("density", "recall")}
+    return facts | {name: None if value is None else round(value, 4) for name, value in rounded.items()}
+
+
+def _save(place: Path, viewer: Viewer, names: list[str], record: dict[str, Any]) -> None:
+    """The folder appears whole or not at all. Names of files hold numbers alone."""
+    pictures = {}
+    with saving.whole(place) as part:
+        part.mkdir()
+        for key, view in viewer.views.items():
+            kept = None if view.keep is None else png(map_image(view.ordered, view.keep))
+            pictures[key] = Pictures(png(map_image(view.map)), kept)
+            stem = "step{:03d}_layer{:03d}_head{:03d}".format(*key)
+            for kind, data in pictures[key]._asdict().items():
+                if data is not None:
+                    (part / f"{stem}_{kind}.png").write_bytes(data)
+        facts = {
+            "prompt": record["prompt"],
+            "method": f"{record['method']}, sparsity {record['config']['sparsity']:g}",
+            "weights": f"{record['weights']}, {record['steps']} steps, seed {record['seed']}",
+            "command": " ".join(record["command"]),
+        }
+        html = page(list(viewer.views.values()), pictures, names, facts, record["notes"])
+        (part / "index.html").write_bytes(html.encode("utf-8", errors="replace"))
+        (part / "record.json").write_text(to_json(record) + "\n", encoding="utf-8")

@@ -1,0 +1,120 @@
+"""What a calibrator is told, and what it gives."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+
+from dittools.runtime import Heard
+from dittools.selectors.sampled import stratified_rows
+from dittools.tokens import TokenGrid
+
+
+@dataclass(frozen=True)
+class Size:
+    """How large what is measured is.
+
+    Args:
+        layers, heads, steps: of the model and the run.
+        block_size: tokens in a block of masks and masses.
+    """
+
+    layers: int
+    heads: int
+    steps: int
+    block_size: int = 64
+
+
+class Calibrator:
+    """Hears q, k and v of every self-attention call of dense runs, and keeps sums.
+
+    `rounds` says how many times it has to hear all prompts: what the first round finds may decide what the second
+    looks at, so that nothing has to be kept for every candidate.
+    """
+
+    method: ClassVar[str]
+    rounds: ClassVar[int] = 1
+    by_step: ClassVar[bool] = False
+
+    def __init__(self, size: Size):
+        self.size = size
+        self.grid: TokenGrid | None = None
+
+    def hear(self, heard: Heard, round: int) -> None:
+        """Add one call to the sums. Nothing of size S x S may be held."""
+        raise NotImplementedError
+
+    def tables(self) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+        """The method's section of a profile, and its arrays by name without the method's."""
+        raise NotImplementedError
+
+
+class RowCalibrator(Calibrator):
+    """One that looks at a few query rows of some steps.
+
+    `sampled_steps` at most are looked at, spread over the run; `sampled_rows` queries in each call.
+    """
+
+    sampled_steps: ClassVar[int] = 6
+    sampled_rows: ClassVar[int] = 32
+
+    def __init__(self, size: Size):
+        super().__init__(size)
+        self.steps = spread_steps(size.steps, self.sampled_steps)
+        self.calls = torch.zeros(size.layers)
+
+    def hear(self, heard: Heard, round: int) -> None:
+        if heard.tick.step not in self.steps:
+            return
+        self.grid = heard.grid
+        tokens, tick = heard.grid.tokens, heard.tick
+        seed = (tick.step * 10_007 + heard.layer) * 101 + sum(tick.branch.encode()) % 101
+        rows = stratified_rows(tokens, self.sampled_rows, torch.Generator().manual_seed(seed)).to(heard.q.device)
+        if round == self.rounds - 1:
+            self.calls[heard.layer] += heard.q.shape[0]
+        self.look(heard, rows, round)
+
+    def look(self, heard: Heard, rows: torch.Tensor, round: int) -> None:
+        """Add what these query rows, int64 ``[n]``, show."""
+        raise NotImplementedError
+
+    def mean(self, sums: torch.Tensor) -> torch.Tensor:
+        """Sums ``[layers, ...]`` over calls to means."""
+        count = self.calls.clamp_min(1).to(sums.dtype)
+        return sums / count.view(-1, *(1,) * (sums.ndim - 1))
+
+
+def spread_steps(steps: int, most: int) -> list[int]:
+    """At most ``most`` steps, evenly over the run."""
+    count = min(steps, most)
+    return sorted({int((n + 0.5) * steps / count) for n in range(count)})
+
+
+def fill_groups(values: torch.Tensor, heard: torch.Tensor) -> torch.Tensor:
+    """Tables of groups in which a layer was never heard, from the nearest group in which it was.
+
+    A layer of the second of two transformers is silent in early steps, and a group may hold no sampled step.
+
+    Args:
+        values: ``[groups, layers, ...]``. heard: bool ``[groups, layers]``.
+    """
+    filled = values.clone()
+    for layer in range(values.shape[1]):
+        known = heard[:, layer].nonzero().flatten().tolist()
+        for group in range(values.shape[0]):
+            if known:
+                filled[group, layer] = values[min(known, key=lambda g, at=group: abs(g - at)), layer]
+    return filled
+
+
+def column_mass(heard: Heard, rows: torch.Tensor) -> torch.Tensor:
+    """What each key holds of the softmax of these query rows, in fp32: ``[H, S]``, summed over batches and rows."""
+    batches, tokens, heads, _ = heard.q.shape
+    held = torch.zeros(heads, tokens, device=heard.q.device)
+    for b in range(batches):
+        for h in range(heads):
+            logits = heard.q[b, rows, h].float() @ heard.k[b, :, h].float().T * heard.scale  # [n, S]
+            held[h] += logits.softmax(-1).sum(0)
+    return held

@@ -1,0 +1,82 @@
+"""Sparse-vDiT: every head has one of five habits, found once: all, nothing, near, same place, or a few keys for all.
+
+Source: arXiv 2506.03065. The paper weighs error against sparsity with a fixed factor and keeps a head full when every
+mode loses too much; here the budget of a layer is met exactly instead, at the least error plus measured cost. Widths
+are not published: each mode comes in several, and `dittools calibrate` measures all of them. Heads of one mode share
+one launch because one block-sparse call takes every head with its own mask.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from numbers import Real
+from typing import ClassVar
+
+import torch
+
+from dittools.blocks import BlockMask, Partition
+from dittools.methods.base import AttentionCall, Method, Plan
+from dittools.selectors.geometric import TOLERANCE
+from dittools.selectors.habits import Habit, from_section, habit_mask, habit_order, head_costs
+from dittools.selectors.modes import choose_modes
+from dittools.selectors.profiled import pool_columns
+
+
+@dataclass(frozen=True)
+class SparseVDiT(Method):
+    """Order: raster, or token-major for the multi-diagonal. Selector: full, skip, diagonal, multi-diagonal or stripe
+    per head, with a width. From a profile of errors and costs; the same in every step.
+    """
+
+    name: ClassVar[str] = "sparse_vdit"
+    summary: ClassVar[str] = "per head: full, skip, diagonal, multi-diagonal or stripe, by measured error (Sparse-vDiT)"
+    profile_use: ClassVar[str] = "needed"
+
+    cost_weight: float = field(
+        default=0.02, metadata={"help": "error, as a share of the output's power, that a head's dense time is worth"}
+    )
+
+    def __post_init__(self):
+        if isinstance(self.cost_weight, bool) or not isinstance(self.cost_weight, Real) or not self.cost_weight >= 0:
+            raise ValueError(f"cost_weight must be a number of at least 0, got {self.cost_weight!r}")
+
+    def plan(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, call: AttentionCall) -> Plan:
+        return call.remember(("sparse_vdit", call.layer, q.device), lambda: self.plan_layer(call, q.device))
+
+    def plan_layer(self, call: AttentionCall, device: torch.device) -> Plan:
+        """The plan of one layer, the same in every step and branch."""
+        profile, partition = call.profile, Partition(call.grid.tokens, call.block_size)
+        habits, size = from_section(profile, "sparse_vdit")
+        lanes = profile.model.layers, profile.model.heads
+        error = profile.array("sparse_vdit.error", (*lanes, len(habits)), torch.float32)[call.layer].double()
+        power = profile.array("sparse_vdit.power", lanes, torch.float32)[call.layer].double()
+        blocks = Partition(call.grid.tokens, size).count
+        stored = profile.array("sparse_vdit.columns", (*lanes, blocks), torch.float32)[call.layer]
+        columns = pool_columns(stored, size, call.block_size, profile.name)
+
+        def mask(head: int, habit: Habit) -> torch.Tensor:
+            def make() -> torch.Tensor:
+                return habit_mask(call.grid, partition, habit, columns[head])
+
+            # Stripes are a head's own; a band is the same in every layer, and costs a sort of all block pairs.
+            return make() if habit.mode == "stripe" else call.remember(("habit", habit), make)
+
+        density = [BlockMask(mask(0, habit)[None, None], partition, partition).density().item() for habit in habits]
+        density = torch.tensor(density, dtype=torch.float64)
+        cost = head_costs(profile, habits, density)
+        loss = error / power.mean().clamp_min(torch.finfo(torch.float32).tiny) + self.cost_weight * cost
+        chosen = [habits[c] for c in choose_modes(loss.numpy(), density.numpy(), call.density)]
+
+        keep = torch.stack([mask(head, habit) for head, habit in enumerate(chosen)])[None]
+        orders = [habit_order(call.grid, habit) for habit in chosen]
+        order = torch.stack(orders)[None].to(device) if any(h.mode == "multi_diagonal" for h in chosen) else None
+        block_mask = BlockMask(keep.to(device), partition, partition)
+        facts = {mode: torch.tensor(sum(h.mode == mode for h in chosen)) for mode in {h.mode: None for h in chosen}}
+        return Plan(order, block_mask, facts, _notes(block_mask, call))
+
+
+def _notes(mask: BlockMask, call: AttentionCall) -> tuple[str, ...]:
+    skipped = 1 - mask.density().mean().item()
+    if abs(skipped - call.sparsity) <= TOLERANCE:
+        return ()
+    return (f"sparse_vdit cannot skip {call.sparsity:g} with {mask.keep.shape[1]} heads: it skips {skipped:.2f}",)

@@ -1,0 +1,313 @@
+"""Profiles: what `dittools calibrate` measured of one model on one token grid, for the methods that decide ahead.
+
+A profile is a JSON file that says what it is and what it was made from, and beside it a safetensors file of the same
+name with the tables that are too large for text. One profile may serve several methods.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dittools.files import whole
+from dittools.naming import unknown
+from dittools.tokens import TokenGrid
+
+VERSION = 1
+KIND = "attention"
+# Far above any profile, and far below what would fill a machine: a file from elsewhere may say anything.
+MOST_JSON_BYTES = 64 << 20
+
+
+@dataclass(frozen=True)
+class Model:
+    """What a profile has to fit: the transformers of a pipeline, and how its schedule is bent.
+
+    Args:
+        transformer: class name.
+        fingerprint: of the configs of its transformers; see `fingerprint`.
+        layers, heads: self-attention layers over all transformers, and heads in each.
+        shift: flow shift of the scheduler, None where it has none.
+    """
+
+    transformer: str
+    fingerprint: str
+    layers: int
+    heads: int
+    shift: float | None = None
+
+
+@dataclass(frozen=True)
+class Made:
+    """How a profile came about, for whoever has to judge it.
+
+    Args:
+        weights: name of the weights.
+        steps: denoising steps of the runs it was measured in.
+        device, versions: as in a run record.
+        dittools, command: what was run.
+        prompts, seeds: what was drawn.
+        guidance, dtype: how.
+        seconds: what calibration took.
+    """
+
+    weights: str
+    steps: int
+    device: dict[str, Any] = field(default_factory=dict)
+    versions: dict[str, Any] = field(default_factory=dict)
+    dittools: str = "unknown"
+    command: tuple[str, ...] = ()
+    prompts: tuple[str, ...] = ()
+    seeds: tuple[int, ...] = ()
+    guidance: float = 1.0
+    dtype: str = "float32"
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True, eq=False)
+class Profile:
+    """Measured tables for methods.
+
+    Args:
+        model, grid, made: what it belongs to, and how it came about.
+        methods: by method, plain values; ``"by_step": true`` where they differ from step to step.
+        arrays: tables on the CPU, named "method.table".
+        name: what notes call it.
+    """
+
+    model: Model
+    grid: TokenGrid
+    made: Made
+    methods: dict[str, dict[str, Any]]
+    arrays: dict[str, torch.Tensor] = field(default_factory=dict)
+    name: str = "this profile"
+
+    def array(self, name: str, shape: tuple[int | None, ...], dtype: torch.dtype) -> torch.Tensor:
+        """A table, checked: whoever reads a profile says what it must look like. None in ``shape`` is any size.
+
+        Raises:
+            ValueError: when the table is missing or another.
+        """
+        found = self.arrays.get(name)
+        fits = found is not None and found.ndim == len(shape) and found.dtype == dtype
+        if not fits or any(want not in (None, have) for want, have in zip(shape, found.shape, strict=True)):
+            what = "nothing" if found is None else f"{found.dtype} {list(found.shape)}"
+            raise ValueError(
+                f"{self.name} is damaged: {name} must be {dtype} {['any' if n is None else n for n in shape]}, "
+                f"found {what}; make it again with dittools calibrate"
+            )
+        return found
+
+    def save(self, path: Path) -> list[Path]:
+        """Write ``path`` (JSON) and the tables beside it, each whole; gives the files. Raises OSError."""
+        from safetensors.torch import save
+
+        path, beside = Path(path), _tables(Path(path))
+        files = [path]
+        if self.arrays:
+            with whole(beside) as part:
+                part.write_bytes(save({key: value.contiguous() for key, value in self.arrays.items()}))
+            files.append(beside)
+        with whole(path) as part:
+            text = json.dumps(self._to_dict(), indent=1, ensure_ascii=False, allow_nan=False)
+            part.write_text(text + "\n", encoding="utf-8")
+        return files
+
+    def _to_dict(self) -> dict[str, Any]:
+        return {
+            "dittools_profile": VERSION,
+            "kind": KIND,
+            "model": dataclasses.asdict(self.model),
+            "grid": dataclasses.asdict(self.grid),
+            "made": dataclasses.asdict(self.made),
+            "methods": self.methods,
+            "arrays": {name: list(value.shape) for name, value in self.arrays.items()},
+        }
+
+
+def fingerprint(configs: list[Mapping[str, Any]]) -> str:
+    """16 hex digits that stand for the configs of a pipeline's transformers; names with a leading _ do not count."""
+    import hashlib
+
+    plain = [{key: value for key, value in config.items() if not key.startswith("_")} for config in configs]
+    return hashlib.sha256(json.dumps(plain, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def shipped() -> dict[str, Path]:
+    """Profiles that come with dittools, by name."""
+    folder = Path(str(resources.files("dittools.profiles")))
+    return {path.stem: path for path in sorted(folder.glob("*.json")) if _kind(path) == KIND}
+
+
+def find(asked: str) -> Path:
+    """The file that a path or the name of a shipped profile stands for.
+
+    Raises:
+        ValueError: when there is neither.
+    """
+    path = Path(asked).expanduser()
+    if path.is_file():
+        return path
+    if asked in shipped():
+        return shipped()[asked]
+    if path.suffix or "/" in asked or not shipped():
+        raise ValueError(f"no profile at {asked}: give the JSON file that dittools calibrate wrote")
+    raise ValueError(unknown("profile", asked, shipped()))
+
+
+def load(path: Path, name: str | None = None) -> Profile:
+    """Read a profile and check all that can be checked without its model.
+
+    Raises:
+        ValueError: one line, when it cannot be read, is none, or is of another version.
+    """
+    name = name or f"profile {path}"
+    found = _read(path, name)
+    try:
+        if found.get("kind") != KIND or "dittools_profile" not in found:
+            raise ValueError(f"{name} is no profile of attention: give the JSON file that dittools calibrate wrote")
+        if found["dittools_profile"] != VERSION:
+            has = found["dittools_profile"]
+            raise ValueError(f"{name} has version {has!r}, and this dittools reads version {VERSION}: make it again")
+        model, grid, made = Model(**found["model"]), TokenGrid(**found["grid"]), dict(found["made"])
+        for key in ("command", "prompts", "seeds"):
+            made[key] = tuple(made.get(key, ()))
+        made = Made(**made)
+        methods, listed = found["methods"], found["arrays"]
+        numbers = (made.steps, model.layers, model.heads)
+        if not all(type(n) is int and 0 < n < 1 << 20 for n in numbers) or not isinstance(methods, dict):
+            raise TypeError("steps, layers and heads must be whole numbers above 0")
+        if model.shift is not None and not (type(model.shift) in (int, float) and math.isfinite(model.shift)):
+            raise TypeError("shift must be a number")
+        if not all(isinstance(section, dict) for section in methods.values()) or not isinstance(listed, dict):
+            raise TypeError("methods and arrays must be objects")
+    except (TypeError, KeyError, AttributeError) as error:
+        raise ValueError(f"{name} is damaged ({error}): make it again with dittools calibrate") from None
+    return Profile(model, grid, made, methods, _read_tables(path, listed, name), name)
+
+
+def misfit(profile: Profile, method: str, model: Model, grid: TokenGrid, steps: int) -> str | None:
+    """Why a method cannot use a profile in this run, naming both sides; None when it can."""
+    if method not in profile.methods:
+        holds = ", ".join(sorted(profile.methods)) or "nothing"
+        return f"{profile.name} is for {holds}, and not for method {method}"
+    ours, theirs = ((m.transformer, m.fingerprint, m.layers, m.heads) for m in (model, profile.model))
+    if ours != theirs:
+        return f"{profile.name} is of {_model(profile.model)}, and this is {_model(model)}"
+    if profile.grid != grid:
+        return f"{profile.name} is for {_grid(profile.grid)}, and this run has {_grid(grid)}"
+    if profile.methods[method].get("by_step", True) and profile.made.steps != steps:
+        return f"{profile.name} is for {profile.made.steps} steps, and this run has {steps}"
+    return None
+
+
+def harmless(profile: Profile, method: str, model: Model, steps: int) -> list[str]:
+    """Differences that do not stop a run, a line each."""
+    notes = []
+    if profile.made.steps != steps:
+        notes.append(f"{profile.name} was measured over {profile.made.steps} steps, this run has {steps}")
+    if profile.model.shift != model.shift:
+        notes.append(f"{profile.name} was measured at flow shift {profile.model.shift}, this run has {model.shift}")
+    return notes
+
+
+def choose(
+    asked: str | None, method: str, needed: bool, model: Model | None, grid: TokenGrid, steps: int
+) -> tuple[Profile | None, list[str]]:
+    """The profile of a run, with notes.
+
+    Args:
+        asked: what the user named; None looks among the shipped ones when the method needs a profile.
+
+    Raises:
+        ValueError: when the named one does not fit, or a method needs one and none does.
+    """
+    remedy = f"make one with dittools calibrate --method {method}"
+    if asked is not None:
+        profile = load(find(asked))
+        why = "the model is not known" if model is None else misfit(profile, method, model, grid, steps)
+        if why:
+            raise ValueError(f"{why}: {remedy}")
+        return profile, harmless(profile, method, model, steps)
+    if not needed:
+        return None, []
+    near = None
+    for name, path in shipped().items() if model is not None else ():
+        profile = load(path, f"the shipped profile {name}")
+        why = misfit(profile, method, model, grid, steps)
+        if why is None:
+            return profile, [
+                f"using {profile.name}, which fits model and grid",
+                *harmless(profile, method, model, steps),
+            ]
+        if profile.model.fingerprint == model.fingerprint:
+            near = why
+    what = f"{_grid(grid)} and {steps} steps"
+    raise ValueError(
+        f"method {method} needs a profile of this model for {what}, and none that ships fits"
+        + (f" ({near})" if near else "")
+        + f": {remedy} and give it with --profile or profile="
+    )
+
+
+def _model(model: Model) -> str:
+    return f"{model.transformer} {model.fingerprint} ({model.layers} layers, {model.heads} heads)"
+
+
+def _grid(grid: TokenGrid) -> str:
+    text = f" and {grid.text} text" if grid.text else ""
+    return f"{grid.frames} x {grid.height} x {grid.width} tokens{text}"
+
+
+def _tables(path: Path) -> Path:
+    return path.with_suffix(".safetensors")
+
+
+def _kind(path: Path) -> str | None:
+    """The kind a JSON file in the folder of profiles says it is; other kinds share that folder."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return found.get("kind") if isinstance(found, dict) else None
+
+
+def _read(path: Path, name: str) -> dict[str, Any]:
+    try:
+        if path.stat().st_size > MOST_JSON_BYTES:
+            raise ValueError(f"{name} is larger than {MOST_JSON_BYTES >> 20} MB: it is no profile")
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ValueError(f"{name} cannot be read ({error.strerror}): give the JSON file of a profile") from None
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError):
+        raise ValueError(f"{name} is not JSON: give the JSON file that dittools calibrate wrote") from None
+    if not isinstance(found, dict):
+        raise ValueError(f"{name} is no profile: it must be a JSON object")
+    return found
+
+
+def _read_tables(path: Path, listed: dict[str, Any], name: str) -> dict[str, torch.Tensor]:
+    """The tables that the JSON lists, in the shapes it says. Safetensors alone: nothing in it can run code."""
+    if not listed:
+        return {}
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    beside = _tables(path)
+    try:
+        arrays = load_file(str(beside))
+    except FileNotFoundError:
+        raise ValueError(f"{name} needs {beside.name} beside it: keep the two files together") from None
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"{name}: {beside.name} cannot be read ({error}): make it again") from None
+    if {key: list(value.shape) for key, value in arrays.items()} != listed:
+        raise ValueError(f"{name} and {beside.name} do not belong together: make the profile again")
+    return arrays

@@ -1,0 +1,512 @@
+"""Orders, tables and methods that decide from a profile, on heads whose habits are known."""
+
+import copy
+import functools
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from dittools import calibrate
+from dittools.attention import attend
+from dittools.blocks import Partition
+from dittools.calibrate import Size
+from dittools.calibrate import paro as paro_calibration
+from dittools.calibrate.attention_tile import reference_frames, tile_density, tile_rows
+from dittools.calibrate.base import fill_groups
+from dittools.calibrate.block_statistics import (
+    block_statistics,
+    incoherence,
+    kept_share,
+    order_loss,
+    sparse_share,
+)
+from dittools.calibrate.sta import window_rows, windows
+from dittools.clock import Tick
+from dittools.kernels import measure_block_mass
+from dittools.methods import AttentionCall, create
+from dittools.orders.axes import AXES, axis_order, inverse
+from dittools.profile import Made, Model, Profile
+from dittools.runtime import Heard
+from dittools.selectors import profiled
+from dittools.selectors.modes import choose_modes
+from dittools.selectors.searched import reference_counts, tile_windows
+from dittools.selectors.stripes import stripes
+from dittools.tokens import TokenGrid
+
+GRID = TokenGrid(6, 8, 10)
+TEXT = TokenGrid(5, 7, 9, text=13, text_position="last")
+STEPS, LAYERS, BLOCK = 8, 2, 16
+KINDS = ("row", "place", "column", "keys", "silent", "flat")
+
+
+# Orders
+
+
+@pytest.mark.parametrize("number, axes", enumerate([(0, 1, 2), (0, 2, 1), (1, 2, 0), (1, 0, 2), (2, 1, 0), (2, 0, 1)]))
+def test_the_six_orders_are_the_six_transposes_in_the_published_numbering(number, axes):
+    grid = TokenGrid(2, 3, 4)
+    video = np.arange(24).reshape(2, 3, 4)
+    assert axis_order(grid, AXES[number]).tolist() == video.transpose(axes).flatten().tolist()
+
+
+def test_an_order_written_out_by_hand():
+    # columns run slowest, then rows, then frames: token = 4 * frame + 2 * row + column
+    assert axis_order(TokenGrid(2, 2, 2), "whf").tolist() == [0, 4, 2, 6, 1, 5, 3, 7]
+
+
+@pytest.mark.parametrize("grid", [TokenGrid(3, 4, 5), TokenGrid(2, 3, 7, 5, "first"), TEXT], ids=str)
+@pytest.mark.parametrize("axes", AXES)
+def test_an_inverse_brings_every_token_back_and_text_never_moves(grid, axes):
+    order = axis_order(grid, axes)
+    tokens = torch.randn(grid.tokens)
+    assert torch.equal(tokens[order.long()][inverse(order).long()], tokens)
+    assert torch.equal(order[grid.text_slice], torch.arange(grid.tokens, dtype=torch.int32)[grid.text_slice])
+
+
+def test_on_a_cube_four_orders_are_their_own_inverse_and_two_are_each_others():
+    cube = TokenGrid(3, 3, 3)
+    of = {axis_order(cube, axes).numpy().tobytes(): n for n, axes in enumerate(AXES)}
+    assert [of[inverse(axis_order(cube, axes)).numpy().tobytes()] for axes in AXES] == [0, 1, 5, 3, 4, 2]
+
+
+def test_an_unknown_order_is_refused_by_name():
+    with pytest.raises(ValueError, match="fhw, fwh, hwf, hfw, whf, wfh, got 'hhw'"):
+        axis_order(GRID, "hhw")
+
+
+# Block scores
+
+
+def test_block_statistics_are_those_of_the_map_written_out():
+    torch.manual_seed(0)
+    q, k = torch.randn(2, 2, 37, 3, 8).unbind(0)
+    found = block_statistics(q, k, Partition(37, 16), [0, 2], 1.5, 0.03)
+    weights = (torch.einsum("bqhd,bkhd->bhqk", q, k) * 1.5).softmax(-1)
+    for h, (n, rows), (m, columns) in itertools.product(
+        range(3), enumerate([slice(0, 16), slice(32, 37)]), enumerate([slice(0, 16), slice(16, 32), slice(32, 37)])
+    ):
+        block = weights[:, h, rows, columns]
+        torch.testing.assert_close(found.mass[h, n, m], block.sum((1, 2)).mean())
+        torch.testing.assert_close(found.peak[h, n, m], block.amax((1, 2)).mean())
+        torch.testing.assert_close(found.small[h, n, m], (block < 0.03).float().mean())
+
+
+def test_incoherence_is_largest_over_mean():
+    q = k = torch.zeros(1, 32, 1, 4)
+    found = block_statistics(q, k, Partition(32, 16), [0, 1], 1.0, 1e-3)
+    torch.testing.assert_close(incoherence(found, torch.full((2, 2), 256.0)), torch.ones(1))
+    torch.testing.assert_close(kept_share(found, 0.5), torch.tensor([0.5]))
+    assert sparse_share(found, 0.9) == 0
+
+
+def test_the_order_with_more_sparse_blocks_wins_where_the_printed_formula_would_pick_the_worst():
+    sparse, quant = torch.tensor([[0.1], [0.7], [0.4]]), torch.ones(3, 1)
+    assert order_loss(sparse, quant, 0.5).argmin(0) == 1
+    assert (0.5 * sparse / sparse.sum(0) + 0.5 * quant / quant.sum(0)).argmin(0) == 0
+    assert order_loss(torch.ones(3, 1), torch.tensor([[3.0], [1.0], [2.0]]), 0.5).argmin(0) == 1
+
+
+# What profiles keep
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(1, 40), st.integers(0, 1000))
+def test_bits_give_back_the_mask(count, seed):
+    keep = torch.rand(2, 3, count, generator=torch.Generator().manual_seed(seed)) < 0.4
+    assert torch.equal(profiled.unpack(profiled.pack(keep), count), keep)
+
+
+def test_the_first_column_is_the_lowest_bit():
+    assert profiled.pack(torch.tensor([True, False, True, False, False, False, False, True, True])).tolist() == [133, 1]
+
+
+def test_mass_survives_a_byte_to_within_three_percent():
+    torch.manual_seed(0)
+    partition = Partition(100, 16)
+    mass = measure_block_mass(*torch.randn(2, 1, 100, 2, 32).unbind(0), partition, partition, scale=0.4)
+    again = profiled.decode_mass(profiled.encode_mass(mass * 7), partition)
+    assert ((again / mass) - 1).abs().max() < 0.05
+    torch.testing.assert_close(again.sum(-1), partition.sizes().float().expand(1, 2, -1))
+    assert profiled.decode_mass(torch.zeros(3, 3, dtype=torch.uint8), Partition(3, 1)).sum() == 0
+
+
+def test_pooled_masses_are_those_of_longer_blocks():
+    torch.manual_seed(0)
+    q, k = torch.randn(2, 1, 100, 2, 16).unbind(0)
+    small, large = (measure_block_mass(q, k, Partition(100, n), Partition(100, n)) for n in (16, 32))
+    torch.testing.assert_close(profiled.pool_mass(small, 2), large)
+
+
+def test_text_and_a_ragged_tail_are_always_kept_but_no_whole_tail_and_no_tail_above_half_the_budget():
+    assert profiled.always_kept(TokenGrid(4, 4, 4), Partition(64, 16)).sum() == 0
+    ragged = profiled.always_kept(TokenGrid(5, 5, 5), Partition(125, 16), 0.5)
+    assert ragged[-1].all() and ragged[:, -1].all() and not ragged[:-1, :-1].any()
+    assert profiled.always_kept(TokenGrid(5, 5, 5), Partition(125, 16), 0.1).sum() == 0
+    text = profiled.always_kept(TokenGrid(4, 4, 4, 16, "first"), Partition(80, 16), 0.2)
+    assert text[0].all() and text[:, 0].all() and not text[1:, 1:].any()
+
+
+def test_a_group_in_which_a_layer_was_silent_takes_the_nearest_one():
+    values = torch.arange(8.0).view(4, 2)
+    heard = torch.tensor([[True, False], [False, False], [False, True], [True, True]])
+    assert fill_groups(values, heard).tolist() == [[0, 5], [0, 5], [6, 5], [6, 7]]
+
+
+# The budget of modes
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(1, 3), st.integers(0, 10_000), st.floats(0.05, 0.95))
+def test_modes_are_the_best_of_all_combinations_near_the_budget(heads, seed, budget):
+    generator = np.random.default_rng(seed)
+    density = np.array([0.0, 0.1, 0.3, 0.5, 1.0])
+    loss = generator.random((heads, 5))
+    chosen = choose_modes(loss, density, budget)
+    every = list(itertools.product(range(5), repeat=heads))
+    spent = {c: sum(density[list(c)]) for c in every}
+    near = [c for c in every if abs(spent[c] - budget * heads) <= heads / 200 + 1e-9]
+    total = {c: sum(loss[h, m] for h, m in enumerate(c)) for c in every}
+    if near:
+        assert total[tuple(chosen)] == pytest.approx(min(total[c] for c in near))
+    else:
+        assert abs(spent[tuple(chosen)] - budget * heads) <= min(abs(s - budget * heads) for s in spent.values()) + 0.01
+
+
+def test_the_whole_budget_is_full_for_every_head_of_many():
+    loss = np.ones((40, 3)) * [0, 0, 5.0]
+    assert choose_modes(loss, np.array([0.0, 0.8, 1.0]), 1.0) == [2] * 40
+
+
+def test_stripes_are_the_heaviest_key_blocks_for_every_query():
+    keep = stripes(TokenGrid(4, 4, 4), Partition(64, 16), torch.tensor([0.1, 0.5, 0.1, 0.3]), 0.5)
+    assert keep.tolist() == [[False, True, False, True]] * 4
+
+
+# Methods from calibrated profiles
+
+
+def heads(grid, kinds, step=0, sharpness=9.0, size=32):
+    """q, k, v ``[1, S, len(kinds), size]``: a "row" head attends to its query's own row of its frame, "column" to its
+    column of the frame, "place" to the same place in all frames, "keys" to a few tokens, a "silent" head gives next to
+    nothing, a "flat" head attends to all alike. Video tokens alone.
+    """
+    generator = torch.Generator().manual_seed(step)
+    at = torch.full((grid.tokens, 3), -1)
+    at[grid.video_slice] = grid.positions()
+    groups = {
+        "row": at[:, 0] * 100 + at[:, 1],
+        "column": at[:, 0] * 100 + at[:, 2],
+        "place": at[:, 1] * 100 + at[:, 2],
+    }
+    q, k, v = torch.zeros(3, 1, grid.tokens, len(kinds), size).unbind(0)
+    v = torch.randn(v.shape, generator=generator)
+    for h, kind in enumerate(kinds):
+        if kind in groups:
+            marks = torch.randn(2000, size, generator=torch.Generator().manual_seed(7))
+            q[0, :, h] = torch.nn.functional.normalize(marks, dim=-1)[groups[kind]] * sharpness
+            k[0, :, h] = q[0, :, h]
+        elif kind == "keys":
+            q[0, :, h, 0] = sharpness
+            k[0, 32:48, h, 0] = sharpness
+        elif kind == "silent":
+            v[0, :, h] *= 1e-3
+    return q, k, v
+
+
+def hear(calibrator, grid, kinds):
+    """All rounds of a run in which every layer has these heads."""
+    for round in range(calibrator.rounds):
+        for step in range(STEPS):
+            for layer in range(LAYERS):
+                tick = Tick(False, step, STEPS, "cond", True)
+                calibrator.hear(Heard(layer, *heads(grid, kinds, step), 0.2, tick, grid), round)
+
+
+@functools.cache
+def tables(name, grid, kinds):
+    calibrator = calibrate.CALIBRATORS[name](Size(LAYERS, len(kinds), STEPS, BLOCK))
+    hear(calibrator, grid, kinds)
+    return calibrator.tables()
+
+
+def profile_for(name, grid=GRID, kinds=KINDS):
+    section, arrays = copy.deepcopy(tables(name, grid, kinds))
+    model = Model("Toy", "0" * 16, LAYERS, len(kinds))
+    made = Made("toy", STEPS)
+    return Profile(model, grid, made, {name: section}, {f"{name}.{key}": value for key, value in arrays.items()})
+
+
+def call(profile, sparsity=0.8, step=3, layer=1, block_size=BLOCK):
+    return AttentionCall(
+        layer, LAYERS, "cond", step, STEPS, profile.grid, sparsity, 0.2, torch.Generator(), block_size, profile=profile
+    )
+
+
+@pytest.fixture(scope="module", params=["paro", "sparse_vdit"])
+def named(request):
+    return request.param
+
+
+@pytest.fixture(scope="module", params=[GRID, TEXT], ids=str)
+def made(request, named):
+    return named, profile_for(named, request.param)
+
+
+@pytest.mark.parametrize("sparsity", [0.5, 0.7])
+@pytest.mark.parametrize("block_size", [16, 32])
+def test_sparsity_binds_whatever_the_heads(made, sparsity, block_size):
+    name, profile = made
+    plan = create(name, {}).plan(*heads(profile.grid, KINDS), call(profile, sparsity, block_size=block_size))
+    assert abs(1 - plan.mask.density().mean() - sparsity) <= 0.02
+    assert plan.notes == ()
+
+
+@pytest.mark.parametrize("sparsity", [0.85, 0.9])
+def test_a_high_sparsity_binds_too(named, sparsity):
+    profile = profile_for(named)
+    plan = create(named, {}).plan(*heads(GRID, KINDS), call(profile, sparsity))
+    assert abs(1 - plan.mask.density().mean() - sparsity) <= 0.02
+
+
+def test_a_full_budget_is_dense(made):
+    name, profile = made
+    q, k, v = heads(profile.grid, KINDS)
+    plan = create(name, {}).plan(q, k, v, call(profile, 0.0))
+    assert plan.mask.keep.all()
+    out, _ = attend(q, k, v, plan, 0.2)
+    dense = torch.nn.functional.scaled_dot_product_attention(*(x.transpose(1, 2) for x in (q, k, v)), scale=0.2)
+    torch.testing.assert_close(out, dense.transpose(1, 2), rtol=1e-4, atol=1e-5)
+
+
+def test_text_is_dense_both_ways():
+    for name in ("paro", "sparse_vdit"):
+        profile = profile_for(name, TEXT)
+        keep = create(name, {}).plan(*heads(TEXT, KINDS), call(profile, 0.6)).mask.keep
+        text = torch.arange(TEXT.video, TEXT.tokens) // BLOCK
+        assert keep[..., text, :].all()
+        if name == "paro":  # a skipped head of sparse_vdit gives zeros for video, whatever the text says
+            assert keep[..., text].all()
+
+
+def test_paro_gives_every_head_the_order_in_which_its_group_is_a_run():
+    profile = profile_for("paro")
+    found = dict(zip(KINDS, profile.methods["paro"]["axes"][1], strict=True))
+    assert found["row"][-1] == "w" and found["column"][-1] == "h" and found["place"][-1] == "f"
+
+
+def test_paro_keeps_more_of_the_true_mass_than_the_same_blocks_in_raster():
+    profile, kinds = profile_for("paro"), KINDS
+    q, k, v = heads(GRID, kinds, step=99)  # not one that was calibrated
+    plan = create("paro", {"scope": "head"}).plan(q, k, v, call(profile, 0.9))
+    partition = Partition(GRID.tokens, BLOCK)
+    raster = measure_block_mass(q, k, partition, partition, scale=0.2)
+    for h in (1, 2):  # place, column
+        order = plan.order[0, h].long()
+        mass = measure_block_mass(q[:, order, h : h + 1], k[:, order, h : h + 1], partition, partition, scale=0.2)
+        kept = (mass[0, 0] * plan.mask.keep[0, h]).sum()
+        best = raster[0, h].flatten().topk(int(plan.mask.keep[0, h].sum())).values.sum()
+        assert kept > 0.9 * GRID.tokens and kept > best + 0.2 * GRID.tokens
+
+
+def test_paro_shares_one_mask_in_the_second_half_and_none_in_the_first():
+    profile = profile_for("paro")
+    assert profile.methods["paro"]["groups"] == [0, 1, 2, 3, 4, 4, 4, 4]
+    profile.arrays["paro.mass"][0] = profile.arrays["paro.mass"][0].flip(-1)
+    q, k, v = heads(GRID, KINDS)
+    keeps = [create("paro", {}).plan(q, k, v, call(profile, step=s)).mask.keep for s in (0, 1, 5, 7)]
+    assert torch.equal(keeps[2], keeps[3]) and not torch.equal(keeps[0], keeps[1])
+
+
+def test_a_profile_too_large_for_masses_holds_masks_at_a_few_sparsities(monkeypatch, request):
+    monkeypatch.setattr(paro_calibration, "MOST_MASS_BYTES", 0)
+    tables.cache_clear()
+    request.addfinalizer(tables.cache_clear)
+    profile = profile_for("paro")
+    assert "paro.mass" not in profile.arrays and profile.arrays["paro.keep.0.8"].dtype == torch.uint8
+    assert profile.methods["paro"]["groups"] == [0, 0, 1, 1, 2, 2, 3, 3]
+    q, k, v = heads(GRID, KINDS)
+    plan = create("paro", {}).plan(q, k, v, call(profile, 0.81))
+    assert abs(1 - plan.mask.density().mean() - 0.8) <= 0.02
+    assert create("paro", {}).plan(q, k, v, call(profile, 0.0)).mask.keep.all()
+    for wrong in (call(profile, 0.65), call(profile, 0.8, block_size=32)):
+        with pytest.raises(ValueError, match=r"sparsity 0.5, 0.6, .* in blocks of 16.*calibrate again"):
+            create("paro", {}).plan(q, k, v, wrong)
+
+
+def test_text_above_the_budget_is_noted():
+    grid = TokenGrid(2, 6, 6, 40, "first")
+    plan = create("paro", {}).plan(*heads(grid, KINDS), call(profile_for("paro", grid), 0.8))
+    assert "keeps text dense" in plan.notes[0]
+
+
+def test_sparse_vdit_finds_the_habit_of_every_head():
+    kinds = ("row", "place", "keys", "silent")
+    profile = profile_for("sparse_vdit", kinds=kinds)
+    profile.methods["sparse_vdit"]["cost"] = {
+        "raster": [0.0, 1.0],
+        "ordered": [0.05, 1.0],
+    }
+    q, k, v = heads(GRID, kinds, step=99)
+    plan = create("sparse_vdit", {}).plan(q, k, v, call(profile, 0.8))
+    assert {name: int(count) for name, count in plan.facts.items()} == {
+        "diagonal": 1,
+        "multi_diagonal": 1,
+        "stripe": 1,
+        "skip": 1,
+    }
+    out, _ = attend(q, k, v, plan, 0.2)
+    dense = torch.nn.functional.scaled_dot_product_attention(*(x.transpose(1, 2) for x in (q, k, v)), scale=0.2)
+    error = (out - dense.transpose(1, 2)).square().mean((0, 1, 3)) / dense.square().mean((0, 2, 3))
+    assert (error[:3] < 0.05).all()
+    assert not plan.mask.keep[0, 3].any() and not out[:, :, 3].any()
+
+
+def test_sparse_vdit_weighs_what_a_launch_costs():
+    profile = profile_for("sparse_vdit", kinds=("flat", "flat"))
+    section = profile.methods["sparse_vdit"]
+    (fixed, slope), (ordered, same) = section["cost"]["raster"], section["cost"]["ordered"]
+    assert 0 <= fixed <= ordered and slope == same > 0
+    section["cost"] = {"raster": [5.0, 1.0], "ordered": [0.0, 1.0]}
+    dear = create("sparse_vdit", {"cost_weight": 100.0}).plan(*heads(GRID, ("flat", "flat")), call(profile, 0.5))
+    assert set(dear.facts) <= {"multi_diagonal", "skip"}
+
+
+@pytest.mark.parametrize("name", ["paro", "sparse_vdit"])
+def test_planning_reads_nothing_back_from_the_device(name):
+    # Meta tensors hold no values: whatever would wait for a GPU fails on them.
+    profile = profile_for(name)
+    q, k, v = (x.to("meta") for x in heads(GRID, KINDS))
+    if name == "sparse_vdit":
+        profile.methods[name]["cost"] = {"raster": [0.0, 1.0], "ordered": [0.0, 1.0]}
+        with torch.device("cpu"):
+            plan = create(name, {}).plan_layer(call(profile), torch.device("cpu"))
+        assert plan.mask.keep.shape == (1, len(KINDS), 30, 30)
+    else:
+        plan = create(name, {}).plan(q, k, v, call(profile))
+        assert plan.mask.keep.device.type == "meta" and plan.order.shape == (1, len(KINDS), GRID.tokens)
+
+
+@pytest.mark.parametrize(
+    "name, break_it, says",
+    [
+        ("paro", lambda p: p.arrays.pop("paro.axes"), "paro.axes must be"),
+        ("paro", lambda p: p.arrays["paro.axes"].fill_(6), "axis order 6"),
+        ("paro", lambda p: p.methods["paro"].update(groups=[0, 1]), "a group for each step"),
+        ("paro", lambda p: p.methods["paro"].update(groups=[-1] * 8), "a group for each step"),
+        ("paro", lambda p: p.methods["paro"].update(block_size=0), "block size"),
+        ("paro", lambda p: p.arrays.update({"paro.mass": torch.zeros(5, 2, 6, 3, 3, dtype=torch.uint8)}), "paro.mass"),
+        ("sparse_vdit", lambda p: p.methods["sparse_vdit"].pop("habits"), "needs habits"),
+        ("sparse_vdit", lambda p: p.methods["sparse_vdit"].update(habits=[["skip", 0], ["round", 1]]), "needs habits"),
+        ("sparse_vdit", lambda p: p.methods["sparse_vdit"].update(cost={"raster": "much"}), "costs must be"),
+        ("sparse_vdit", lambda p: p.arrays.pop("sparse_vdit.error"), "sparse_vdit.error must be"),
+    ],
+)
+def test_a_damaged_profile_is_one_line(name, break_it, says):
+    profile = profile_for(name)
+    break_it(profile)
+    with pytest.raises(ValueError, match=says) as error:
+        create(name, {}).plan(*heads(GRID, KINDS), call(profile))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name, bad", [("paro", {"scope": "all"}), ("sparse_vdit", {"cost_weight": -1})])
+def test_a_bad_option_is_refused(name, bad):
+    with pytest.raises(ValueError, match=next(iter(bad))):
+        create(name, bad)
+
+
+class Largest(TorchDispatchMode):
+    """Remembers the number of elements of the largest tensor made."""
+
+    most = 0
+
+    def __torch_dispatch__(self, function, types, arguments=(), named=None):
+        made = function(*arguments, **(named or {}))
+        for value in made if isinstance(made, (tuple, list)) else (made,):
+            if isinstance(value, torch.Tensor) and value.untyped_storage().nbytes():
+                self.most = max(self.most, value.untyped_storage().nbytes() // value.element_size())
+        return made
+
+
+@pytest.mark.parametrize("name", calibrate.CALIBRATORS)
+def test_calibration_never_holds_a_tensor_of_tokens_by_tokens(name):
+    grid = TokenGrid(8, 16, 16)
+    calibrator = calibrate.CALIBRATORS[name](Size(1, 1, 2, 64))
+    q, k, v = torch.randn(3, 1, grid.tokens, 1, 16).unbind(0)
+    with Largest() as seen:
+        for round in range(calibrator.rounds):
+            calibrator.hear(Heard(0, q, k, v, 0.2, Tick(False, 1, 2, "cond", True), grid), round)
+    assert 1024 < seen.most < grid.tokens**2 // 2
+
+
+# Windows, tiles and classes
+
+
+def test_windows_are_widths_up_to_the_whole_axis():
+    found = windows(TokenGrid(9, 16, 16), (4, 4, 4))
+    assert {w[0] for w in found} == {1, 3} and {w[1] for w in found} == {1, 3, 4} and (3, 4, 4) in found
+    assert len(windows(TokenGrid(21, 48, 80), (2, 4, 4))) <= 64
+
+
+@pytest.mark.parametrize("grid", [GRID, TEXT], ids=str)
+def test_a_window_is_moved_inside_at_edges_and_never_masks_text(grid):
+    tile, window = (2, 2, 4), (1, 3, 1)
+    rows = torch.arange(grid.tokens)
+    seen, at = window_rows(grid, tile, window, rows), grid.positions().tolist()
+    for i in range(0, grid.tokens, 7):
+        for j in range(0, grid.tokens, 5):
+            if i >= grid.video or j >= grid.video:
+                assert seen[i, j]
+                continue
+            inside = True
+            for a in range(3):
+                p, r = (at[n][a] // tile[a] for n in (i, j))
+                count, half = -(-grid.shape[a] // tile[a]), window[a] // 2
+                inside &= abs(r - min(max(p, half), count - 1 - half)) <= half
+            assert seen[i, j] == inside
+
+
+def test_sta_windows_follow_the_heads_and_meet_the_budget():
+    profile = profile_for("sta", TokenGrid(8, 16, 16), ("place", "row"))
+    chosen = tile_windows(profile, layer=1, step=6, density=0.25)
+    section = profile.methods["sta"]
+    share = [section["density"][section["windows"].index(list(w))] for w in chosen]
+    assert sum(share) / 2 == pytest.approx(0.25, abs=0.03)
+    full = [-(-n // t) for n, t in zip(profile.grid.shape, section["tile"], strict=True)]
+    assert chosen[0][0] == full[0] and chosen[1][2] == full[2] and chosen[1][1] < full[1]
+    section["windows"][0] = [1, 1]
+    with pytest.raises(ValueError, match="method sta needs windows"):
+        tile_windows(profile, 1, 6, 0.25)
+
+
+def test_reference_frames_are_spread_and_their_density_is_that_of_the_mask():
+    assert reference_frames(9, 3) == [1, 4, 7] and reference_frames(9, 0) == [] and len(reference_frames(9, 9)) == 9
+    for count in range(7):
+        share = tile_rows(GRID, count, torch.arange(GRID.tokens)).float().mean().item()
+        assert share == pytest.approx(tile_density(6, count))
+
+
+def test_attention_tile_gives_frames_to_the_layers_that_need_them():
+    profile = profile_for("attention_tile", GRID, ("row", "flat"))
+    error = profile.arrays["attention_tile.error"]
+    assert (error.diff(dim=-1) <= 1e-6).all() and (error[:, -1] < 1e-9).all()
+    error[0] *= 100
+    counts = reference_counts(profile, [0, 1], 0.5)
+    assert counts[0] > counts[1]
+    density = profile.methods["attention_tile"]["density"]
+    assert sum(density[c] for c in counts) / 2 == pytest.approx(0.5, abs=0.1)
+
+
+def test_svg_follows_the_classes_of_a_profile_without_probing():
+    profile = profile_for("svg", TokenGrid(6, 12, 12), ("place", "row"))
+    assert profile.methods["svg"]["classes"][1] == ["temporal", "spatial"]
+    q, k, v = heads(profile.grid, ("row", "place"))  # the other way round than calibrated
+    plan = create("svg", {}).plan(q, k, v, call(profile))
+    assert {name: int(count) for name, count in plan.facts.items()} == {"spatial": 1, "temporal": 1}
+    assert not torch.equal(plan.order[0, 0], torch.arange(profile.grid.tokens, dtype=torch.int32))
+    assert torch.equal(plan.order[0, 1], torch.arange(profile.grid.tokens, dtype=torch.int32))
