@@ -37,6 +37,7 @@ def accelerate(
     correction: str = "none",
     correction_options: dict[str, Any] | None = None,
     profile: str | None = None,
+    share_branches: bool = True,
     config: Config | None = None,
     **options: Any,
 ) -> Acceleration:
@@ -50,7 +51,7 @@ def accelerate(
         config: all settings at once, in place of the others.
         options: settings of the method itself, for example ``probe_rows=64``.
         method, sparsity, dense_steps, dense_layers, dense_last_steps, refresh, block_size, strict, seed, cache,
-            cache_options, correction, correction_options, profile: as in `dittools.Config`.
+            cache_options, correction, correction_options, profile, share_branches: as in `dittools.Config`.
 
     Raises:
         ValueError: one line, when a setting is wrong or the pipeline is of no known family.
@@ -66,6 +67,7 @@ def accelerate(
         strict=strict,
         seed=seed,
         profile=profile,
+        share_branches=share_branches,
         options=options,
         cache=cache,
         cache_options=cache_options or {},

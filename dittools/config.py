@@ -33,6 +33,8 @@ class Config:
         dense_last_steps: the same for the end of a run.
         dense_layers: the first layers of each transformer that stay dense, a count.
         refresh: for how many steps a selection is used before it is made anew.
+        share_branches: the guidance branches of a step use one plan, made in the first. Guidance takes their difference
+            several times over: what all of them lose alike is not in it, and only one has to be chosen for.
         block_size: tokens in a query or key block, 64 or 128; "auto" is 128 on CUDA and 64 elsewhere.
         strict: raise when a sparse call gives a non-finite result, where the default is to redo it dense.
         seed: fixes what a method draws at random, for example which rows are probed.
@@ -65,6 +67,7 @@ class Config:
     correction: str = "none"
     correction_options: dict[str, Any] = field(default_factory=dict)
     profile: str | None = None
+    share_branches: bool = True
 
     def __post_init__(self):
         if self.method not in methods.names():
@@ -81,8 +84,9 @@ class Config:
             self._set(name, _count(name, getattr(self, name), least))
         if isinstance(self.block_size, bool) or self.block_size not in BLOCK_SIZES:
             raise ValueError(f"block_size must be 'auto', 64 or 128, got {self.block_size!r}")
-        if not isinstance(self.strict, bool):
-            raise ValueError(f"strict must be True or False, got {self.strict!r}")
+        for name in ("strict", "share_branches"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"{name} must be True or False, got {getattr(self, name)!r}")
         if not isinstance(self.options, Mapping) or not all(isinstance(key, str) for key in self.options):
             raise ValueError(f"options must map names to values, got {self.options!r}")
         self._set("options", dict(self.options))

@@ -30,9 +30,10 @@ class Call(NamedTuple):
 
 
 class Kept(NamedTuple):
-    """A plan to use again, and the step it was made in. ``plan`` makes it: little is held in between."""
+    """A plan to use again, and the step and branch it was made in. ``plan`` makes it: little is held in between."""
 
     step: int
+    branch: str
     shape: tuple
     plan: Callable[[], Plan]
     density: torch.Tensor
@@ -67,14 +68,17 @@ class Run:
         self.block_size = block_size
         self.profile: Profile | None = None
         self.correction: Correction | None = None
-        self.plans: dict[tuple, Kept] = {}  # (layer, branch, which part of which call)
+        self.branches: set[str] = set()  # seen so far
+        self.first_step: int | None = None
+        self.plans: dict[tuple, Kept] = {}  # (layer, branch, which part of which call); branch "" is for all
         self.memo: dict[Any, Any] = {}
         self.states: dict[tuple, dict[Any, Any]] = defaultdict(dict)  # of a method, by the same key as plans
         self.calls: list[Call] = []
         self.facts: list[tuple[int, dict[str, torch.Tensor]]] = []
         self.fallbacks: Counter[str] = Counter()
         self.notes: dict[str, None] = {}  # a set that keeps its order
-        self.plans_reused = 0
+        self.plans_reused = 0  # from an earlier step
+        self.plans_shared = 0  # from another branch of the step
         self.reused_calls = 0  # self-attention calls that a cache saved
         self.reuse: Reuse | None = None  # the step cache of this run
         self.dtype: torch.dtype | None = None  # of the latest attention call
@@ -82,17 +86,17 @@ class Run:
         self.forwards: list[tuple[int, Stopwatch]] = []
         self._bad: torch.Tensor | None = None
 
-    def mark(self) -> tuple[int, int, Counter[str], int]:
+    def mark(self) -> tuple[int, int, Counter[str], tuple[int, int]]:
         """Where the counters stand, for `rewind`."""
-        return len(self.calls), len(self.facts), self.fallbacks.copy(), self.plans_reused
+        return len(self.calls), len(self.facts), self.fallbacks.copy(), (self.plans_reused, self.plans_shared)
 
-    def rewind(self, mark: tuple[int, int, Counter[str], int], branch: str) -> None:
+    def rewind(self, mark: tuple[int, int, Counter[str], tuple[int, int]], branch: str) -> None:
         """Forget what was counted and planned since ``mark``: that forward is run again."""
-        calls, facts, fallbacks, self.plans_reused = mark
+        calls, facts, fallbacks, (self.plans_reused, self.plans_shared) = mark
         self.fallbacks = fallbacks.copy()  # the mark may be needed again
         layers = {call.layer for call in self.calls[calls:]}
         for kept in (self.plans, self.states):
-            for key in [key for key in kept if key[0] in layers and key[1] == branch]:
+            for key in [key for key in kept if key[0] in layers and branch in (key[1], _branch_of(kept[key]))]:
                 del kept[key]
         del self.calls[calls:], self.facts[facts:]
 
@@ -155,3 +159,7 @@ class Run:
             if watch.seconds is not None and step < self.steps:
                 seconds[step] = (seconds[step] or 0.0) + watch.seconds
         return seconds
+
+
+def _branch_of(kept: Any) -> str | None:
+    return kept.branch if isinstance(kept, Kept) else None

@@ -133,6 +133,9 @@ class Runtime:
             self.run = self._new_run(grid, tick, device)
             self._reports = StepReports(self.run, self.listeners)
         self._tick = self.latest = tick
+        if not self.run.branches:
+            self.run.first_step = tick.step
+        self.run.branches.add(tick.branch)
         self._layout = layout or _layout(grid)
         self._calls, self._shown = {}, None
         self._mark, self._reruns, self._sparse_in_call = self.run.mark(), 0, False

@@ -21,7 +21,7 @@ from dittools.tokens import TokenGrid
 
 
 class Planned(NamedTuple):
-    """A plan, the share of pairs it keeps, and whether it was made for this call."""
+    """A plan, the share of pairs it keeps, and whether this branch has not had it before."""
 
     plan: Plan
     density: torch.Tensor
@@ -73,7 +73,7 @@ class Sparse:
             taken = tuple(piece.take(x) for x in (q, k, v))
             call = self._call(tick, layer, scale, piece.grid, (number, index))
             with self._observer.part("select"):
-                planned = self._plan(*taken, call, (layer, tick.branch, (number, index)))
+                planned = self._plan(*taken, call, (number, index))
             if isinstance(planned, StayDense):
                 run.fallbacks[planned.reason] += 1
                 return None
@@ -150,20 +150,28 @@ class Sparse:
             profile=run.profile,
         )
 
-    def _plan(self, q, k, v, call: AttentionCall, place: tuple) -> Planned | StayDense:
-        """A plan made now, or one that is kept."""
+    def _plan(self, q, k, v, call: AttentionCall, part: tuple[int, int]) -> Planned | StayDense:
+        """A plan made now, or one that is kept: from a step before, or from another branch of this step."""
         run, shape = self._run, (q.shape, q.dtype, q.device)
         refresh = max(self._config.refresh, run.correction.keeps_plans if run.correction else 1)
+        # In the first step nobody knows yet whether there will be another branch.
+        shared = self._config.share_branches and (len(run.branches) > 1 or call.step == run.first_step)
+        if not shared:
+            run.plans.pop((call.layer, "", part), None)
+        place = (call.layer, "" if shared else call.branch, part)
         kept = run.plans.get(place)
-        if kept and kept.shape == shape and call.step - kept.step < refresh:
-            run.plans_reused += 1
-            return Planned(kept.plan(), kept.density, False)
+        if kept and kept.shape == shape:
+            others = kept.step == call.step and kept.branch != call.branch
+            if others or (refresh > 1 and call.step - kept.step < refresh):
+                run.plans_reused += not others
+                run.plans_shared += others
+                return Planned(kept.plan(), kept.density, others)
         plan = run.method.plan(q, k, v, call)
         if isinstance(plan, StayDense):
             return plan
         density = plan.density().mean()
-        if refresh > 1:
-            run.plans[place] = Kept(call.step, shape, plan.again or (lambda: plan), density)
+        if refresh > 1 or shared:
+            run.plans[place] = Kept(call.step, call.branch, shape, plan.again or (lambda: plan), density)
         run.facts.append((call.layer, plan.facts))
         run.notes.update(dict.fromkeys(plan.notes))
         return Planned(plan, density, True)

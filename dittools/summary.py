@@ -98,7 +98,8 @@ def summary(runtime: Runtime) -> str:
         f"sparsity  asked {sparsity['asked']:.3f}, sparse calls {_share(sparsity['sparse_calls'])}, "
         f"all calls {_share(sparsity['overall'])}",
         f"calls     {calls['dense']} dense, {calls['sparse']} sparse, {calls['reused']} reused"
-        + (f"; {runtime.run.plans_reused} plans used again" if runtime.run.plans_reused else ""),
+        + (f"; {runtime.run.plans_reused} plans used again" if runtime.run.plans_reused else "")
+        + (f"; {runtime.run.plans_shared} plans shared by branches" if runtime.run.plans_shared else ""),
         f"kernels   {', '.join(f'{name} {count}' for name, count in values['kernels'].items()) or '-'}",
         f"seconds   {sum(seconds):.2f} in the transformer, {len(seconds)} of {values['steps']} steps",
     ]

@@ -98,14 +98,6 @@ class AttentionCall:
             self.memo[key] = make()
         return self.memo[key]
 
-    def of_first_branch(self, key: Hashable, make: Callable[[], Any]) -> Any:
-        """What the first guidance branch of this step made for this key; that branch itself makes it."""
-        found = self.memo.get(key)
-        if found and found[0] == self.step and found[1] != self.branch:
-            return found[2]
-        self.memo[key] = self.step, self.branch, make()
-        return self.memo[key][2]
-
 
 class Method:
     """A recipe: order, selector, budget. Subclasses are frozen dataclasses whose fields are their options.

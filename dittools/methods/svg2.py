@@ -36,9 +36,6 @@ class SVG2(Method):
     top_p: float | None = field(default=None, metadata={"help": "mass to keep a row, in place of the asked sparsity"})
     min_share: float = field(default=0.1, metadata={"help": "with top_p: least share of key clusters to keep"})
     scope: str = field(default="row", metadata={"help": "who shares the budget: row, head or layer"})
-    share_branches: bool = field(
-        default=True, metadata={"help": "guidance branches of a step use one plan: their errors then cancel"}
-    )
     first_iterations: int = field(default=10, metadata={"help": "k-means iterations of a fresh start"})
     iterations: int = field(default=2, metadata={"help": "k-means iterations in later steps, from the step before"})
 
@@ -48,8 +45,6 @@ class SVG2(Method):
             auto = name.endswith("clusters") and value == "auto"
             if not auto and (isinstance(value, bool) or not isinstance(value, Integral) or value < 1):
                 raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
-        if not isinstance(self.share_branches, bool):
-            raise ValueError(f"share_branches must be True or False, got {self.share_branches!r}")
         if self.top_p is not None and not 0 < self.top_p <= 1:
             raise ValueError(f"top_p must be above 0 and at most 1, got {self.top_p!r}")
         if not 0 <= self.min_share <= 1:
@@ -58,13 +53,6 @@ class SVG2(Method):
             raise ValueError(f"scope must be one of {', '.join(SCOPES)}, got {self.scope!r}")
 
     def plan(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, call: AttentionCall) -> Plan:
-        if not self.share_branches:
-            return self.make(q, k, v, call)
-        # Guidance takes a difference of branches, several times: what both lose alike is not in it.
-        return call.of_first_branch((self, call.layer, q.shape), lambda: self.make(q, k, v, call))
-
-    def make(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, call: AttentionCall) -> Plan:
-        """A plan of this call's own."""
         query, key = self.clusters("query", q, call), self.clusters("key", k, call)
         force = None if query.text is None else query.text[:, None] | key.text
         keep = self.choose(query, key, k, v, call, force)

@@ -56,7 +56,7 @@ class Model:
     """Stands for a pipeline of three attention layers: asks the runtime as `pipelines/` does, and keeps outputs."""
 
     def __init__(self, **settings):
-        settings = {"method": "probe", "dense_steps": 0, "dense_layers": 0} | settings
+        settings = {"method": "probe", "dense_steps": 0, "dense_layers": 0, "share_branches": False} | settings
         self.runtime = Runtime(Config(**settings), [Layer(f"blocks.{i}", i) for i in range(3)])
         made = torch.Generator().manual_seed(0)
         self.qkv = [torch.randn(1, GRID.tokens, 2, 64, generator=made) for _ in range(3)]
@@ -154,3 +154,40 @@ def test_a_forward_redone_after_a_non_finite_result_starts_its_branch_without_st
     ]
     other = [state.get("calls", 0) for layer, branch, _, state in probe.seen if (layer, branch) == (0, "uncond")]
     assert other == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("dense_steps", [0, 2])
+def test_the_branches_of_a_step_use_the_plan_of_the_first(probe, dense_steps):
+    run = Model(share_branches=True, dense_steps=dense_steps).run()
+    assert [seen[:3] for seen in probe.seen] == [(i, "cond", s) for s in range(dense_steps, 4) for i in range(3)]
+    assert run.plans_shared == 3 * (4 - dense_steps) and run.plans_reused == 0
+    assert len({id(call.density) for call in run.calls if call.density is not None}) == len(probe.seen)
+
+
+def test_a_shared_plan_is_kept_for_as_many_steps_as_any(probe):
+    Model(share_branches=True, refresh=2).run()
+    assert [seen[1:3] for seen in probe.seen[::3]] == [("cond", 0), ("cond", 2)]
+
+
+def test_without_a_second_branch_nothing_is_kept_for_it(probe):
+    run = Model(share_branches=True).run(only=["cond"])
+    assert len(probe.seen) == 4 * 3 and run.plans_shared == 0 and not run.plans
+
+
+def test_a_shared_plan_made_in_a_forward_that_is_run_again_is_made_again(probe, monkeypatch):
+    attend, bad = home.attend, []
+
+    def poisoned(q, k, v, *args, **kwargs):
+        out, lse = attend(q, k, v, *args, **kwargs)
+        bad.append(1)
+        return (out * float("nan") if len(bad) == 7 else out), lse
+
+    monkeypatch.setattr(home, "attend", poisoned)
+    model = Model(share_branches=True)
+    model.run(steps=2)
+    # Six calls in step 0; the seventh, of layer 0 in step 1, goes wrong: it is dense then, the others planned anew.
+    assert [seen[:3] for seen in probe.seen[3:]] == [
+        *((i, "cond", 1) for i in range(3)),
+        *((i, "cond", 1) for i in (1, 2)),
+    ]
+    assert all(out.isfinite().all() for out in model.out)

@@ -135,30 +135,16 @@ def test_what_is_carried_stays_with_its_layer_and_branch():
     assert torch.equal(SVG2().plan(q, k, v, call(state=other)).key_order, fresh.key_order)
 
 
-@by_name
-def test_guidance_branches_of_a_step_share_a_plan_and_steps_do_not(method):
-    (q, k, v), (q2, k2, v2) = alike(VIDEO, spread=1.0), alike(VIDEO, spread=1.0, seed=1)
-    memo = {}
-    first = method.plan(q, k, v, call(memo=memo))
-    assert method.plan(q2, k2, v2, call(memo=memo, branch="uncond")) is first
-    assert method.plan(q, k, v, call(memo=memo)) is not first, "made again, as after a bad result"
-    assert method.plan(q2, k2, v2, call(memo=memo, branch="uncond", step=4)) is not first
-    assert method.plan(q2[:, :, :1], k2[:, :, :1], v2[:, :, :1], call(memo=memo, step=4)).order.shape[1] == 1
-    own = type(method)(share_branches=False)
-    plans = [own.plan(x, k, v, call(memo=memo, branch=branch)) for x, branch in ((q, "cond"), (q2, "uncond"))]
-    assert not torch.equal(plans[0].order, plans[1].order)
-
-
 def test_what_both_branches_lose_alike_is_not_in_their_difference():
     q, k, v = alike(VIDEO, spread=1.0)
     made = torch.Generator().manual_seed(9)
     near = [x + 0.1 * torch.randn(x.shape, generator=made) for x in (q, k, v)]
     off = {}
     for share in (True, False):
-        method, memo = SVG2(share_branches=share), {}
-        lost = []
-        for n, (x, branch) in enumerate((((q, k, v), "cond"), (near, "uncond"))):
-            plan = method.plan(*x, call(memo=memo, branch=branch, sparsity=0.8, seed=n))
+        lost, first = [], None
+        for n, x in enumerate(((q, k, v), near)):
+            plan = first if share and first else SVG2().plan(*x, call(sparsity=0.8, seed=n))
+            first = first or plan
             lost.append(attend(*x, plan, 0.125)[0] - dense(*x))
         off[share] = (4 * lost[0] - 3 * lost[1]).square().mean().item()
     assert off[True] < 0.5 * off[False]
@@ -250,7 +236,6 @@ def test_refilling_spends_what_was_there_and_keeps_what_is_sure():
         ({"iterations": True}, "iterations must be"),
         ({"top_p": 0.0}, "above 0 and at most 1"),
         ({"scope": "rows"}, "row, head, layer"),
-        ({"share_branches": 1}, "share_branches must be True or False"),
         ({"min_share": 2}, "from 0 to 1"),
     ],
 )

@@ -76,8 +76,8 @@ def test_the_record_has_the_keys_it_promises(shared):
     assert record["grid"] == {"frames": 5, "height": 10, "width": 11, "text": 0, "tokens": 550}
     assert record["cache"] == {"name": "none", "computed_steps": [0, 1, 2, 3], "reused_steps": []}
     assert record["heads"][0] == {}
-    # 3 sparse steps, 2 branches, 2 heads.
-    assert all(h["spatial"] + h["temporal"] == 12 for h in record["heads"][1:])
+    # 3 sparse steps, 2 heads; the second branch uses the plan of the first.
+    assert all(h["spatial"] + h["temporal"] == 6 for h in record["heads"][1:])
     import json
 
     json.dumps(record)
@@ -145,7 +145,7 @@ def test_each_branch_has_plans_of_its_own_and_refresh_says_for_how_long(shared, 
         return plan(self, q, k, v, call)
 
     monkeypatch.setattr(runtime_module.methods.METHODS["svg"], "plan", counted)
-    with svg(shared, refresh=3, dense_layers=2) as fast:
+    with svg(shared, refresh=3, dense_layers=2, share_branches=False) as fast:
         draw(shared, steps=6)
     assert made == [(2, branch, step) for step in (1, 4) for branch in ("cond", "uncond")]
     assert fast.record()["calls"]["sparse"] == 10
@@ -218,7 +218,7 @@ def test_a_transformer_called_by_hand_without_a_context_still_has_steps_and_bran
 def test_branches_are_named_by_a_context_that_gives_no_step_index_as_in_older_diffusers(shared):
     shared.scheduler.set_timesteps(4)
     model, latents, text = shared.transformer, torch.randn(1, 16, 5, 20, 22), torch.randn(1, 16, 32)
-    with svg(shared, refresh=9) as fast, torch.no_grad():
+    with svg(shared, refresh=9, share_branches=False) as fast, torch.no_grad():
         for t in shared.scheduler.timesteps:
             for branch in ("cond", "uncond"):
                 with model.cache_context(branch):
