@@ -34,12 +34,12 @@ from dittools.naming import unknown
 
 __all__ = ["METHODS", "AttentionCall", "Method", "Plan", "StayDense", "create", "describe", "names", "options"]
 
-_STATIC = (GNA, STA, Clear, Radial, ToDo, AttentionTile)
+STATIC = (GNA, STA, Clear, Radial, ToDo, AttentionTile)
 _ONLINE = (SVG, SVG2, SVGEAR, AdaSpa, Draft, Jenga, Nabla, Sparge, SparseD, VMoBA, XAttention)
 _PROFILED = (PARO, SparseVDiT)
 _YARDSTICKS = (Oracle, RandomBlocks)
 
-METHODS: dict[str, type[Method]] = {cls.name: cls for cls in (Dense, *_ONLINE, *_STATIC, *_PROFILED, *_YARDSTICKS)}
+METHODS: dict[str, type[Method]] = {cls.name: cls for cls in (Dense, *_ONLINE, *STATIC, *_PROFILED, *_YARDSTICKS)}
 
 
 def names() -> list[str]:

@@ -24,7 +24,9 @@ from dittools.selectors.profiled import always_kept
 
 @dataclass(frozen=True)
 class PARO(Method):
-    """Order: one of six axis orders per head. Selector: measured block mass, by group of steps. From a profile."""
+    """Order: one of six axis orders per head. Selector: measured block mass, by group of steps. Budget: one
+    threshold for a layer. From a profile.
+    """
 
     name: ClassVar[str] = "paro"
     summary: ClassVar[str] = "per head: the axis order that groups its mass, then the heaviest blocks (PAROAttention)"

@@ -25,7 +25,7 @@ from dittools.selectors.profiled import pool_columns
 @dataclass(frozen=True)
 class SparseVDiT(Method):
     """Order: raster, or token-major for the multi-diagonal. Selector: full, skip, diagonal, multi-diagonal or stripe
-    per head, with a width. From a profile of errors and costs; the same in every step.
+    per head, with a width. Budget: one a layer. From a profile of errors and costs; the same in every step.
     """
 
     name: ClassVar[str] = "sparse_vdit"

@@ -23,7 +23,8 @@ from dittools.selectors.sampled import sampled_errors, stratified_rows
 @dataclass(frozen=True)
 class SVG(Method):
     """Order: raster for spatial heads, token-major for temporal ones. Selector: a band in that order, the
-    first frame, text. Decided per layer, head and branch by the error on sampled rows.
+    first frame, text. Budget: the band, as wide for every head. Decided per layer, head and branch by the error on
+    sampled rows.
     """
 
     name: ClassVar[str] = "svg"

@@ -26,7 +26,9 @@ ROWS_ON_A_GPU = 160  # queries a cluster needs on average to fill tiles of 128 r
 
 @dataclass(frozen=True)
 class SVG2(Method):
-    """Order: k-means clusters, of queries and of keys apart. Selector: mass between cluster means. Text stays dense."""
+    """Order: k-means clusters, of queries and of keys apart. Selector: mass between cluster means. Budget: the same
+    for every row. Text stays dense.
+    """
 
     name: ClassVar[str] = "svg2"
     summary: ClassVar[str] = "clusters of alike queries attend to clusters of alike keys (Sparse VideoGen2)"

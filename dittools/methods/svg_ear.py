@@ -18,7 +18,9 @@ from dittools.selectors.clustered import centroid_mass, compensation_error
 
 @dataclass(frozen=True)
 class SVGEAR(SVG2):
-    """Order: as svg2. Selector: error of the means. With ``top_p``, each query cluster spends what svg2 would."""
+    """Order: as svg2. Selector: error of the means. Budget: as svg2. With ``top_p``, each query cluster spends what
+    svg2 would.
+    """
 
     name: ClassVar[str] = "svg_ear"
     summary: ClassVar[str] = "svg2 where skipped clusters enter as their means, and errors decide (SVG-EAR)"

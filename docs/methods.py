@@ -1,0 +1,136 @@
+"""Fill docs/methods.md: its tables from the registries, and what was measured from docs/measured/*.json.
+
+python docs/methods.py            write them
+python docs/methods.py --check    exit with 1 where the page and registries or results disagree
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+PAGE = HERE / "methods.md"
+
+
+def shown(value: Any) -> str:
+    """An option's default as the page writes it."""
+    return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def defaults(options: dict[str, tuple[Any, str]]) -> str:
+    return ", ".join(f"`{name}={shown(default)}`" for name, (default, _) in options.items())
+
+
+def said(cls: type, part: str) -> str:
+    """What a recipe's docstring says after "Order:", "Selector:" or "Budget:", up to the full stop."""
+    found = re.search(rf"{part}: ([^.]*)\.", " ".join((cls.__doc__ or "").split()))
+    return found[1] if found else "–"
+
+
+def decided(cls: type) -> str:
+    """When a method chooses: in calls, from the grid alone, or before the run."""
+    from dittools.methods import STATIC
+    from dittools.methods.dense import Dense
+
+    if cls is Dense:
+        return "–"
+    online = "static" if cls in STATIC else "online"
+    return {"none": online, "given": f"{online}, or from a profile", "needed": "from a profile"}[cls.profile_use]
+
+
+def methods_table() -> str:
+    from dittools import methods
+    from dittools.methods import auto
+
+    head = ["method", "order", "keeps by", "budget", "decided", "options and defaults"]
+    rows = [["[`auto`](#auto)", *["–"] * 3, f"`{auto.CANDIDATE.name}`, or dense", defaults(methods.options("auto"))]]
+    for name, cls in methods.METHODS.items():
+        parts = [said(cls, part) for part in ("Order", "Selector", "Budget")]
+        rows.append([f"[`{name}`](#{name})", *parts, decided(cls), defaults(methods.options(name))])
+    return table(head, rows)
+
+
+def corrections_table() -> str:
+    from dittools import corrections
+
+    rows = [
+        [f"[`{name}`](#{name})", cls.summary, defaults(corrections.options(name))]
+        for name, cls in corrections.CORRECTIONS.items()
+    ]
+    return table(["correction", "what it does", "options and defaults"], rows)
+
+
+def table(head: list[str], rows: list[list[str]]) -> str:
+    return "\n".join("| " + " | ".join(line) + " |" for line in [head, ["---"] * len(head), *rows])
+
+
+def measured(name: str, folder: Path) -> str:
+    """What the committed results say of a method or correction, in a line each; a table is in performance.md."""
+    lines = []
+    for path in sorted(folder.glob("*.json")):
+        result = json.loads(path.read_text())
+        found = swept(name, result) if result.get("method") == name else reported(name, result)
+        if found:
+            lines.append(f"{found} ({path.name}, whole in [Figures](performance.md))")
+    return "; ".join(lines) if lines else "not measured yet"
+
+
+def swept(name: str, result: dict) -> str:
+    """A sweep of sparsities, means over its runs."""
+    runs: dict[float, list[dict]] = {}
+    for run in result["runs"]:
+        if run["setting"] != "dense":
+            runs.setdefault(run["setting"], []).append(run)
+    cells = [
+        figures(f"{setting:g} skipped", *(sum(r[k] for r in some) / len(some) for k in ("speedup", "psnr", "ssim")))
+        for setting, some in runs.items()
+    ]
+    size = " x ".join(map(str, result["size"]))
+    return f"{size}, {result['steps']} steps, on {result['device']['name']}: {'; '.join(cells)}"
+
+
+def reported(name: str, result: dict) -> str:
+    """The lines of a report whose setting has this name in it."""
+    if "summary" not in result or "manifest" not in result:
+        return ""
+    lines = [line for line in result["summary"] if name in re.split(r"[, ]+", line["setting"])]
+    cells = [figures(line["setting"], line["speedup"], line["psnr"], line["ssim"]) for line in lines]
+    return f"on {result['manifest']['device']['name']}: {'; '.join(cells)}" if cells else ""
+
+
+def figures(setting: str, speedup: float | None, psnr: float | str | None, ssim: float | None) -> str:
+    found = [f"{speedup:.2f}x"] if speedup is not None else []
+    found += ["identical"] if psnr == "inf" else [f"{psnr:.2f} dB"] if psnr is not None else []
+    found += [f"SSIM {ssim:.4f}"] if ssim is not None else []
+    return f"{setting} {', '.join(found)}"
+
+
+def filled(text: str, folder: Path = HERE / "measured") -> str:
+    """The page with its tables, and every ``<!-- measured NAME -->``, made anew."""
+    for name, make in (("methods", methods_table), ("corrections", corrections_table)):
+        fresh = f"<!-- {name} -->\n{make()}\n<!-- end -->"
+        text = re.sub(rf"<!-- {name} -->.*?<!-- end -->", lambda _, fresh=fresh: fresh, text, flags=re.S)
+
+    def line(match: re.Match) -> str:
+        return f"<!-- measured {match[1]} -->{measured(match[1], folder)}<!-- end -->"
+
+    return re.sub(r"<!-- measured (\w+) -->.*?<!-- end -->", line, text, flags=re.S)
+
+
+def main() -> int:
+    text = PAGE.read_text(encoding="utf-8")
+    if "--check" in sys.argv:
+        if filled(text) != text:
+            print("docs/methods.md differs from registries or results: run python docs/methods.py", file=sys.stderr)
+            return 1
+        return 0
+    PAGE.write_text(filled(text), encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
