@@ -66,6 +66,7 @@ class Run:
         self.why_dense = why_dense
         self.block_size = block_size
         self.profile: Profile | None = None
+        self.sparse_layers: dict[int, tuple[int, ...]] = {}  # by layer, those of its transformer that may run sparse
         self.correction: Correction | None = None
         self.plans: dict[tuple, Kept] = {}  # (layer, branch, which part of which call)
         self.memo: dict[Any, Any] = {}
