@@ -28,11 +28,12 @@ from dittools.calibrate.block_statistics import (
 )
 from dittools.calibrate.sta import window_rows, windows
 from dittools.clock import Tick
+from dittools.config import Config
 from dittools.kernels import measure_block_mass
 from dittools.methods import AttentionCall, create
 from dittools.orders.axes import AXES, axis_order, inverse
 from dittools.profile import Made, Model, Profile, misfit
-from dittools.runtime import Heard
+from dittools.runtime import Heard, Layer, Runtime
 from dittools.selectors import profiled
 from dittools.selectors.geometric import TOLERANCE
 from dittools.selectors.modes import choose_modes
@@ -657,3 +658,15 @@ def test_shares_move_alike_until_their_mean_is_the_budget(shares, density):
     assert sum(moved) / len(moved) == pytest.approx(density, abs=TOLERANCE / 2 + 1e-3)
     order = sorted(range(len(shares)), key=shares.__getitem__)
     assert sorted(moved) == [moved[i] for i in order]
+
+
+def test_a_run_says_which_layers_of_a_transformer_share_its_budget(tmp_path):
+    profile = profile_for("attention_tile", LARGE["video"], ("place", "row"))
+    two = dataclasses.replace(profile.model, layers=6)
+    arrays = {key: value.repeat(3, *(1,) * (value.ndim - 1)) for key, value in profile.arrays.items()}
+    path = tmp_path / "p.json"
+    dataclasses.replace(profile, model=two, arrays=arrays).save(path)
+    layers = [Layer(f"{name}.{depth}", depth) for name in ("transformer", "transformer_2") for depth in range(3)]
+    runtime = Runtime(Config(method="attention_tile", sparsity=0.6, profile=str(path)), layers, identity=two)
+    run = runtime._new_run(profile.grid, Tick(False, 0, STEPS, "cond", True), torch.device("cpu"))
+    assert [run.sparse_layers[i] for i in range(6)] == [(1, 2)] * 3 + [(4, 5)] * 3
