@@ -67,6 +67,7 @@ class Run:
         self.why_dense = why_dense
         self.block_size = block_size
         self.profile: Profile | None = None
+        self.sparse_layers: dict[int, tuple[int, ...]] = {}  # by layer, those of its transformer that may run sparse
         self.correction: Correction | None = None
         self.branches: set[str] = set()  # seen so far
         self.first_step: int | None = None

@@ -322,12 +322,26 @@ class Runtime:
             needed = method.profile_use == "needed"
             run.profile, notes = profile.choose(config.profile, method.name, needed, self.identity, grid, steps)
             run.notes.update(dict.fromkeys(notes))
+            run.sparse_layers = self._sparse_layers()
         run.correction = corrections.create(config.correction_of(method), config.correction_options)
         if config.method != "dense" and config.dense_layers > max(layer.depth for layer in self.layers):
             run.notes[f"dense_layers {config.dense_layers} leaves no layer to run sparse"] = None
         if self.cache is not None:
             run.reuse = self._new_reuse(run, tick)
         return run
+
+    def _sparse_layers(self) -> dict[int, tuple[int, ...]]:
+        """For each layer, the layers of the same transformer that are not asked to stay dense."""
+        transformers: list[list[int]] = []
+        for index, layer in enumerate(self.layers):
+            if layer.depth == 0 or not transformers:
+                transformers.append([])
+            transformers[-1].append(index)
+        shared = {}
+        for inside in transformers:
+            sparse = tuple(i for i in inside if self.layers[i].depth >= self.config.dense_layers)
+            shared.update(dict.fromkeys(inside, sparse))
+        return shared
 
     def _new_reuse(self, run: Run, tick: Tick) -> Reuse:
         """The cache for a run. Steps that attention keeps dense are computed, so that both share one warm-up."""

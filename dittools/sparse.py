@@ -148,6 +148,7 @@ class Sparse:
             memo=run.memo.setdefault(grid, {}),
             state=run.states[layer, tick.branch, part],
             profile=run.profile,
+            sparse_layers=run.sparse_layers.get(layer, ()),
         )
 
     def _plan(self, q, k, v, call: AttentionCall, part: tuple[int, int]) -> Planned | StayDense:

@@ -1,31 +1,40 @@
 """Attention tile: every frame sees itself and a few reference frames, and those see and are seen by all.
 
 Source: Ding et al., "Efficient-vDiT", arXiv 2502.06155. With k references among F frames, 2kF - k^2 + F - k of the F^2
-frame pairs are kept. Its search for the k of each layer and its distillation are not part of this recipe.
+frame pairs are kept. With a profile of its search every layer has its own k. Its distillation is not part of this
+recipe.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from numbers import Integral
 from typing import ClassVar
 
 import numpy as np
+import torch
 
+from dittools.methods.base import AttentionCall, Plan
 from dittools.methods.static import StaticVideo
 from dittools.orders.raster import raster
 from dittools.selectors.boxes import boxes_of
 from dittools.selectors.geometric import Pattern
 from dittools.selectors.levels import grow, up_to
+from dittools.selectors.searched import reference_counts, to_budget
+from dittools.tokens import TokenGrid
 
 AUTO = "auto"
 
 
 @dataclass(frozen=True)
 class AttentionTile(StaticVideo):
-    """Order: raster. Selector: own frame, reference rows and columns. Budget: how many references."""
+    """Order: raster. Selector: own frame, reference rows and columns. Budget: how many references, for each layer
+    where a profile says what they are worth to it.
+    """
 
     name: ClassVar[str] = "attention_tile"
+    profile_use: ClassVar[str] = "given"
     summary: ClassVar[str] = "its own frame and k frames that everyone sees (Efficient-vDiT)"
 
     references: int | str = field(
@@ -37,15 +46,33 @@ class AttentionTile(StaticVideo):
         if k != AUTO and (isinstance(k, bool) or not isinstance(k, Integral) or k < 0):
             raise ValueError(f"references must be `auto` or a whole number of at least 0, got {k!r}")
 
+    def plan(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, call: AttentionCall) -> Plan:
+        if call.profile is None:
+            return super().plan(q, k, v, call)
+        if self.references != AUTO:
+            raise ValueError(
+                f"attention_tile was asked for {self.references} references and given {call.profile.name}, which "
+                "decides them: use one of the two"
+            )
+        layers = call.sparse_layers or tuple(range(call.layers))
+        found = call.remember((self, layers, call.sparsity), lambda: self._search(call, layers))
+        count, share = found[call.layer]
+        key = (self, count, share, q.device)  # equal layers share a plan
+        return call.remember(key, lambda: self.plan_of(_counted(call, count, share), call.grid, q.device))
+
+    def _search(self, call: AttentionCall, layers: tuple[int, ...]) -> dict[int, tuple[int, float | None]]:
+        """For each layer its references, and the share it keeps where that is not theirs."""
+        order, level = _levels(call.grid, call.block_size)
+        shares = [
+            up_to(call.grid, order, level(k), 1, call.block_size).mask.density().item()
+            for k in range(call.grid.frames + 1)
+        ]
+        counts = reference_counts(call.profile, layers, call.density, shares)
+        kept = to_budget([shares[k] for k in counts], call.density)
+        return dict(zip(layers, zip(counts, kept, strict=True), strict=True))
+
     def pattern(self, grid, sparsity: float, block_size: int) -> Pattern:
-        order = raster(grid)
-        boxes = boxes_of(grid, order, block_size, flat=True)
-        frame = boxes.low[:, 0]
-
-        def level(k: int) -> np.ndarray:
-            rank = tile_ranks(grid.frames, k)
-            return boxes.least(lambda rows: rank[frame[rows]][:, frame])
-
+        order, level = _levels(grid, block_size)
         if self.references != AUTO:
             k = min(self.references, grid.frames)
             pattern, said = up_to(grid, order, level(k), 1, block_size), f"{k} reference frames"
@@ -65,6 +92,31 @@ class AttentionTile(StaticVideo):
         grown = grow(grid, order, level(fits), sparsity, block_size)
         more = f", and the nearest {grown.share:.0%} of what one more adds" if grown.beyond is not None else ""
         return grown.pattern, f"{fits + max(0, int(grown.level) - 1) if grown.level > 0 else 0} reference frames{more}"
+
+
+def _levels(grid: TokenGrid, block_size: int) -> tuple[torch.Tensor, Callable[[int], np.ndarray]]:
+    """The order, and for k references the first rank of `tile_ranks` in each block pair: fp32 ``[M, M]``."""
+    order = raster(grid)
+    boxes = boxes_of(grid, order, block_size, flat=True)
+    frame = boxes.low[:, 0]
+
+    def level(k: int) -> np.ndarray:
+        rank = tile_ranks(grid.frames, k)
+        return boxes.least(lambda rows: rank[frame[rows]][:, frame])
+
+    return order, level
+
+
+def _counted(call: AttentionCall, k: int, share: float | None) -> Pattern:
+    """The mask of k references; moved to a share of the pairs where one is given."""
+    grid, size = call.grid, call.block_size
+    order, level = _levels(grid, size)
+    if share is None:
+        pattern = up_to(grid, order, level(k), 1, size)
+    else:
+        pattern = grow(grid, order, level(k), 1 - share, size).pattern
+    kept = pattern.mask.density().item()
+    return pattern.noting(f"{k} of {grid.frames} frames are references in some layers, {kept:.1%} of their pairs")
 
 
 def reference_frames(frames: int, k: int) -> list[int]:

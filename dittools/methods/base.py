@@ -71,6 +71,8 @@ class AttentionCall:
         state: lives as long as the run and belongs to this (layer, branch) alone: what a method carries from step
             to step. It is emptied when a forward is run again after a non-finite result.
         profile: the run's profile, which fits model and grid; None for a method that uses none.
+        sparse_layers: layers of this one's transformer that the schedule lets run sparse, for what layers share;
+            empty: all layers.
     """
 
     layer: int
@@ -86,6 +88,7 @@ class AttentionCall:
     memo: dict[Hashable, Any] = field(default_factory=dict)
     state: dict[Hashable, Any] = field(default_factory=dict)
     profile: Profile | None = None
+    sparse_layers: tuple[int, ...] = ()
 
     @property
     def density(self) -> float:

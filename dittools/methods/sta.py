@@ -1,29 +1,43 @@
 """Sliding tile attention: a query tile sees the tiles of a window around its own, so that no block is half in use.
 
 Source: Zhang et al., "Fast Video Generation with Sliding Tile Attention", arXiv 2502.04507: neighborhood attention on
-a grid of tiles. Windows move inwards at borders. Tiles cut short by the grid's edge are tiles like any other.
+a grid of tiles. Windows move inwards at borders. Tiles cut short by the grid's edge are tiles like any other. With a
+profile of its search each head has its own window, by layer and part of the run.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import ClassVar
 
+import numpy as np
+import torch
+
+from dittools.blocks import BlockMask
+from dittools.methods.base import AttentionCall, Plan
 from dittools.methods.options import axes
 from dittools.methods.static import Static
 from dittools.orders.tiles import fit_tile, tiles
-from dittools.selectors.boxes import boxes_of
+from dittools.selectors.boxes import Boxes, boxes_of
 from dittools.selectors.geometric import Pattern
+from dittools.selectors.searched import searched_windows, tile_windows, to_budget
 from dittools.selectors.windows import growing, grown_window, sees, set_window
+from dittools.tokens import TokenGrid
 
 AUTO = "auto"
+Axes = tuple[int, int, int]
 
 
 @dataclass(frozen=True)
 class STA(Static):
-    """Order: 3-D tiles. Selector: windows of whole tiles, an odd number of them or all. Budget: the window."""
+    """Order: 3-D tiles. Selector: windows of whole tiles, an odd number of them or all. Budget: the window,
+    for each head where a profile says what windows are worth to it.
+    """
 
     name: ClassVar[str] = "sta"
+    profile_use: ClassVar[str] = "given"
     summary: ClassVar[str] = "a window of whole tiles around every tile (Sliding Tile Attention)"
 
     window: int | tuple[int, int, int] | str = field(
@@ -38,20 +52,103 @@ class STA(Static):
         for name in ("window", "tile"):
             object.__setattr__(self, name, axes(name, getattr(self, name), auto=True))
 
+    def plan(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, call: AttentionCall) -> Plan:
+        if call.profile is None:
+            return super().plan(q, k, v, call)
+        tile, _, groups = call.remember((self, "searched"), lambda: self._searched(call))
+        # Steps of a group share their windows, and heads of any layer the masks of equal ones.
+        key = (self, groups[call.step], call.layer, call.sparsity, q.device)
+        masks = call.remember(key, lambda: self._by_head(call, q.device))
+        order = call.remember((self, "order", q.device), lambda: tiles(call.grid, tile)[None, None].to(q.device))
+        return _per_head(order, masks, (f"sta: a window for each head from {call.profile.name}",))
+
+    def _searched(self, call: AttentionCall) -> tuple[Axes, list[Axes], list[int]]:
+        tile, windows, groups = searched_windows(call.profile)
+        if self.window != AUTO:
+            raise ValueError(
+                f"sta was asked for the window {list(self.window)} and given {call.profile.name}, which decides it: "
+                "use one of the two"
+            )
+        if self.tile not in (AUTO, tile):
+            raise ValueError(
+                f"sta was asked for tiles of {list(self.tile)}, and {call.profile.name} has windows of tiles of "
+                f"{list(tile)}: leave tile at auto"
+            )
+        return tile, windows, groups
+
+    def _by_head(self, call: AttentionCall, device: torch.device) -> list[BlockMask]:
+        """The mask of each head, ``[1, 1, M, M]``; those of equal windows are one."""
+        tile, windows, _ = searched_windows(call.profile)
+        tiling = call.remember((self, "tiling"), lambda: Tiling(call.grid, tile, call.block_size))
+        shares = call.remember((self, "shares"), lambda: {w: tiling.window(w).mask.density().item() for w in windows})
+        chosen = tile_windows(call.profile, call.layer, call.step, call.density, list(shares.values()))
+        kept = to_budget([shares[w] for w in chosen], call.density)
+
+        def mask(window: Axes, share: float | None) -> BlockMask:
+            pattern = tiling.window(window) if share is None else tiling.near(window, share)
+            return pattern.mask.to(device)
+
+        return [
+            call.remember((self, window, share, device), lambda window=window, share=share: mask(window, share))
+            for window, share in zip(chosen, kept, strict=True)
+        ]
+
     def pattern(self, grid, sparsity: float, block_size: int) -> Pattern:
         tile = fit_tile(grid, block_size) if self.tile == AUTO else self.tile
-        order = tiles(grid, tile)
-        boxes = boxes_of(grid, order, block_size)
-        count = tuple(-(-x // t) for x, t in zip(grid.shape, tile, strict=True))
-
-        def seen(axis: int, size: int):
-            x, t, n = grid.shape[axis], tile[axis], count[axis]
-            by_tile = sees(n, size, 1)
-            return by_tile.repeat(t, 0).repeat(t, 1)[:x, :x]
-
+        tiling = Tiling(grid, tile, block_size)
         if self.window != AUTO:
-            # An even window has no middle tile: the original sees as far to both sides, which is one more.
-            window = tuple(min(w + 1 - w % 2, n) for w, n in zip(self.window, count, strict=True))
-            return set_window(grid, order, boxes, window, seen, block_size, unit=tile)
-        path = growing((1, 1, 1), count, count, (2, 2, 2))
-        return grown_window(grid, order, boxes, path, seen, sparsity, block_size, unit=tile)
+            return tiling.window(self.window)
+        return tiling.grown(growing((1, 1, 1), tiling.count, tiling.count, (2, 2, 2)), sparsity)
+
+
+@dataclass(frozen=True, eq=False)
+class Tiling:
+    """A grid cut into tiles, and masks of windows on it."""
+
+    grid: TokenGrid
+    tile: Axes
+    block_size: int
+
+    @property
+    def count(self) -> Axes:
+        """Tiles along each axis."""
+        return tuple(-(-x // t) for x, t in zip(self.grid.shape, self.tile, strict=True))
+
+    @cached_property
+    def order(self) -> torch.Tensor:
+        return tiles(self.grid, self.tile)
+
+    @cached_property
+    def boxes(self) -> Boxes:
+        return boxes_of(self.grid, self.order, self.block_size)
+
+    def seen(self, axis: int, size: int) -> np.ndarray:
+        """Which tokens of an axis see each other in a window of this many tiles: bool ``[X, X]``."""
+        x, t = self.grid.shape[axis], self.tile[axis]
+        return sees(self.count[axis], size, 1).repeat(t, 0).repeat(t, 1)[:x, :x]
+
+    def window(self, window: Axes) -> Pattern:
+        """The mask of one window."""
+        # An even window has no middle tile: the original sees as far to both sides, which is one more.
+        window = tuple(min(w + 1 - w % 2, n) for w, n in zip(window, self.count, strict=True))
+        return set_window(self.grid, self.order, self.boxes, window, self.seen, self.block_size, unit=self.tile)
+
+    def grown(self, path: Sequence[Axes], sparsity: float) -> Pattern:
+        """The mask of the window on a path that skips ``sparsity``."""
+        return grown_window(
+            self.grid, self.order, self.boxes, path, self.seen, sparsity, self.block_size, unit=self.tile
+        )
+
+    def near(self, window: Axes, share: float) -> Pattern:
+        """A window made smaller or larger until it keeps this share of the pairs."""
+        step = (2, 2, 2)
+        path = growing((1, 1, 1), window, self.count, step) + growing(window, self.count, self.count, step)[1:]
+        return self.grown(path, 1 - share)
+
+
+def _per_head(order: torch.Tensor, masks: Sequence[BlockMask], notes: tuple[str, ...]) -> Plan:
+    one = masks[0]
+    if all(mask is one for mask in masks):
+        return Plan(order, one, notes=notes)
+    keep = torch.cat([mask.keep for mask in masks], 1)  # [1, H, M, M]
+    return Plan(order, BlockMask(keep, one.query, one.key), notes=notes, again=lambda: _per_head(order, masks, notes))

@@ -23,8 +23,11 @@ class Static(Method):
         return call.remember((self, call.sparsity, q.device), lambda: self._plan(call, q.device))
 
     def _plan(self, call: AttentionCall, device: torch.device) -> Plan:
-        pattern = self.pattern(call.grid, call.sparsity, call.block_size)
-        in_order = torch.equal(pattern.order, raster(call.grid))
+        return self.plan_of(self.pattern(call.grid, call.sparsity, call.block_size), call.grid, device)
+
+    def plan_of(self, pattern: Pattern, grid: TokenGrid, device: torch.device) -> Plan:
+        """The plan of a pattern that all heads share."""
+        in_order = torch.equal(pattern.order, raster(grid))
         pattern = pattern.to(device)
         order = None if in_order else pattern.order[None, None]
         return Plan(order, pattern.mask, notes=tuple(f"{self.name}: {note}" for note in pattern.notes))

@@ -1,6 +1,7 @@
 """Orders, tables and methods that decide from a profile, on heads whose habits are known."""
 
 import copy
+import dataclasses
 import functools
 import itertools
 
@@ -27,16 +28,19 @@ from dittools.calibrate.block_statistics import (
 )
 from dittools.calibrate.sta import window_rows, windows
 from dittools.clock import Tick
+from dittools.config import Config
 from dittools.kernels import measure_block_mass
 from dittools.methods import AttentionCall, create
 from dittools.orders.axes import AXES, axis_order, inverse
-from dittools.profile import Made, Model, Profile
-from dittools.runtime import Heard
+from dittools.profile import Made, Model, Profile, misfit
+from dittools.runtime import Heard, Layer, Runtime
 from dittools.selectors import profiled
+from dittools.selectors.geometric import TOLERANCE
 from dittools.selectors.modes import choose_modes
-from dittools.selectors.searched import reference_counts, tile_windows
+from dittools.selectors.searched import reference_counts, searched_windows, tile_windows, to_budget
 from dittools.selectors.stripes import stripes
 from dittools.tokens import TokenGrid
+from tests.methods.watch import NoSync
 
 GRID = TokenGrid(6, 8, 10)
 TEXT = TokenGrid(5, 7, 9, text=13, text_position="last")
@@ -510,3 +514,159 @@ def test_svg_follows_the_classes_of_a_profile_without_probing():
     assert {name: int(count) for name, count in plan.facts.items()} == {"spatial": 1, "temporal": 1}
     assert not torch.equal(plan.order[0, 0], torch.arange(profile.grid.tokens, dtype=torch.int32))
     assert torch.equal(plan.order[0, 1], torch.arange(profile.grid.tokens, dtype=torch.int32))
+
+
+# Recipes that take a profile when they are given one
+
+LARGE = {"video": TokenGrid(8, 16, 16), "text": TokenGrid(7, 14, 13, text=9, text_position="first")}
+OPTIONS = {"sta": {"window": [3, 1, 3]}, "attention_tile": {"references": 2}}
+
+
+@pytest.fixture(scope="module", params=LARGE)
+def large(request):
+    return LARGE[request.param]
+
+
+def planned(name, profile, options=None, **how):
+    asked = call(profile, **how)
+    q, k, v = heads(profile.grid, ("place", "row"), step=asked.step)
+    return create(name, options or {}).plan(q, k, v, asked), (q, k, v)
+
+
+@pytest.mark.parametrize("sparsity", [0.3, 0.6, 0.8, 0.85])
+def test_searched_windows_differ_between_heads_and_bind(large, sparsity):
+    profile = profile_for("sta", large, ("place", "row"))
+    plan, (q, k, v) = planned("sta", profile, sparsity=sparsity, layer=1)
+    assert plan.mask.keep.shape[1] == 2 and not torch.equal(*plan.mask.keep[0])
+    assert 1 - plan.density().mean().item() == pytest.approx(sparsity, abs=TOLERANCE)
+    assert plan.mask.keep.diagonal(dim1=-2, dim2=-1).all()
+    text = torch.zeros(plan.mask.query.count * BLOCK, dtype=torch.bool)
+    text[: large.tokens] = large.is_text()[plan.order[0, 0].long()]
+    text = text.view(-1, BLOCK).any(-1)
+    assert plan.mask.keep[..., text, :].all() and plan.mask.keep[..., text].all()
+    out, _ = attend(q, k, v, plan, 0.2)
+    assert out.isfinite().all()
+
+
+def test_a_head_sees_the_window_that_the_search_chose_for_it_in_tiles_of_the_profile():
+    grid = LARGE["video"]
+    profile = profile_for("sta", grid, ("place", "row"))
+    plan, _ = planned("sta", profile, sparsity=0.85)
+    tile, tried, _ = searched_windows(profile)
+    every = torch.arange(grid.tokens)
+    share = [window_rows(grid, tile, window, every).float().mean().item() for window in tried]
+    chosen = tile_windows(profile, 1, 3, 0.15, share)  # tiles divide this grid and are blocks: the same by block
+    assert chosen[0] != chosen[1]
+    for h, window in enumerate(chosen):
+        order = plan.order[0, 0].long()
+        kept = torch.empty(grid.tokens, grid.tokens, dtype=torch.bool)
+        kept[order[:, None], order] = plan.mask.to_tokens(0, h, every)
+        assert torch.equal(kept, window_rows(grid, tile, window, every))
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_all_of_the_budget_is_dense(name, large):
+    plan, _ = planned(name, profile_for(name, large, ("place", "row")), sparsity=0.0)
+    assert plan.mask.keep.all()
+
+
+@pytest.mark.parametrize("sparsity", [0.3, 0.5, 0.7, 0.85])
+@pytest.mark.parametrize("layers", [(), (1, 2, 3)])
+def test_layers_have_their_own_references_and_meet_the_budget_together(large, sparsity, layers):
+    section, arrays = tables("attention_tile", large, ("row", "flat"))
+    arrays = {key: value[:1].repeat(4, *(1,) * (value.ndim - 1)) for key, value in arrays.items()}
+    arrays["error"] *= torch.tensor([1.0, 100, 1, 10])[:, None]
+    profile = Profile(
+        Model("Toy", "0" * 16, 4, 2),
+        large,
+        Made("toy", STEPS),
+        {"attention_tile": copy.deepcopy(section)},
+        {f"attention_tile.{key}": value for key, value in arrays.items()},
+    )
+    method, found, memo = create("attention_tile", {}), {}, {}
+    q = k = v = torch.zeros(1, large.tokens, 2, 8)
+    for layer in layers or range(4):
+        asked = dataclasses.replace(
+            call(profile, sparsity=sparsity, layer=layer), layers=4, sparse_layers=layers, memo=memo
+        )
+        found[layer] = method.plan(q, k, v, asked).density().item()
+    # At 0.85 own frames are all there is to spend on.
+    assert found[1] > found[2] or (sparsity == 0.85 and found[1] == found[2])
+    assert 1 - sum(found.values()) / len(found) == pytest.approx(sparsity, abs=TOLERANCE)
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_without_a_profile_every_head_and_layer_is_alike_as_before(name):
+    profile = profile_for(name, LARGE["video"], ("place", "row"))
+    bare = dataclasses.replace(call(profile), profile=None)
+    q, k, v = heads(profile.grid, ("place", "row"))
+    plan = create(name, {}).plan(q, k, v, bare)
+    pattern = create(name, {}).pattern(profile.grid, 0.8, BLOCK)
+    assert torch.equal(plan.mask.keep, pattern.mask.keep) and plan.mask.keep.shape[:2] == (1, 1)
+    assert create(name, {}).plan(q, k, v, dataclasses.replace(bare, layer=0)) is plan
+
+
+def test_masks_are_made_once_for_the_steps_of_a_group(monkeypatch):
+    profile = profile_for("sta", LARGE["video"], ("place", "row"))
+    q, k, v = heads(profile.grid, ("place", "row"))
+    first, method = call(profile, step=2), create("sta", {})
+    plan = method.plan(q, k, v, first)
+    groups, made = profile.methods["sta"]["groups"], len(first.memo)
+    same = next(s for s in range(STEPS) if s != 2 and groups[s] == groups[2])
+    monkeypatch.setattr("dittools.methods.sta.set_window", None)  # nothing may be made again
+    again = method.plan(q, k, v, dataclasses.replace(first, step=same, branch="uncond"))
+    assert torch.equal(again.mask.keep, plan.mask.keep) and len(first.memo) == made
+    assert torch.equal(plan.again().mask.keep, plan.mask.keep)
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_nothing_waits_for_the_device_once_masks_are_made(name):
+    profile = profile_for(name, LARGE["text"], ("place", "row"))
+    q, k, v = heads(profile.grid, ("place", "row"))
+    asked, method = call(profile), create(name, {})
+    method.plan(q, k, v, asked)
+    with NoSync():
+        method.plan(q, k, v, asked)
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_a_setting_that_the_profile_decides_is_refused_beside_it(name):
+    profile = profile_for(name, LARGE["video"], ("place", "row"))
+    with pytest.raises(ValueError, match="and given this profile"):
+        planned(name, profile, OPTIONS[name])
+
+
+def test_a_tile_beside_a_profile_must_be_its_tile():
+    profile = profile_for("sta", LARGE["video"], ("place", "row"))
+    tile = profile.methods["sta"]["tile"]
+    assert torch.equal(planned("sta", profile, {"tile": tile})[0].mask.keep, planned("sta", profile)[0].mask.keep)
+    with pytest.raises(ValueError, match=r"tiles of \[2, 2, 2\], and this profile has windows of tiles of \[1, 4, 4\]"):
+        planned("sta", profile, {"tile": 2})
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_a_profile_of_another_grid_is_refused_naming_both(name):
+    profile = profile_for(name, LARGE["video"], ("place", "row"))
+    why = misfit(profile, name, profile.model, TokenGrid(8, 16, 18), STEPS)
+    assert "8 x 16 x 16 tokens" in why and "8 x 16 x 18 tokens" in why
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.floats(0.01, 1), min_size=1, max_size=6), st.floats(0, 1))
+def test_shares_move_alike_until_their_mean_is_the_budget(shares, density):
+    moved = [share if to is None else to for share, to in zip(shares, to_budget(shares, density), strict=True)]
+    assert sum(moved) / len(moved) == pytest.approx(density, abs=TOLERANCE / 2 + 1e-3)
+    order = sorted(range(len(shares)), key=shares.__getitem__)
+    assert sorted(moved) == [moved[i] for i in order]
+
+
+def test_a_run_says_which_layers_of_a_transformer_share_its_budget(tmp_path):
+    profile = profile_for("attention_tile", LARGE["video"], ("place", "row"))
+    two = dataclasses.replace(profile.model, layers=6)
+    arrays = {key: value.repeat(3, *(1,) * (value.ndim - 1)) for key, value in profile.arrays.items()}
+    path = tmp_path / "p.json"
+    dataclasses.replace(profile, model=two, arrays=arrays).save(path)
+    layers = [Layer(f"{name}.{depth}", depth) for name in ("transformer", "transformer_2") for depth in range(3)]
+    runtime = Runtime(Config(method="attention_tile", sparsity=0.6, profile=str(path)), layers, identity=two)
+    run = runtime._new_run(profile.grid, Tick(False, 0, STEPS, "cond", True), torch.device("cpu"))
+    assert [run.sparse_layers[i] for i in range(6)] == [(1, 2)] * 3 + [(4, 5)] * 3
