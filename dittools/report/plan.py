@@ -200,9 +200,10 @@ def _cache(base: Mapping[str, Any], chosen: Mapping[str, Any]) -> dict[str, Any]
 
 
 def _correction(base: Mapping[str, Any], chosen: Mapping[str, Any], method: str) -> dict[str, Any]:
-    """The chosen correction with the options that it has; none for dense, which skips nothing."""
+    """The chosen correction with the options that it has; none for a method that skips no blocks."""
     before = base.get("correction", "none")
-    name = "none" if method == "dense" else str(chosen.get("correction", before))
+    skips = method != "dense" and methods.create(method, {}).takes_corrections
+    name = str(chosen.get("correction", before)) if skips else "none"
     options = dict(base.get("correction_options", {})) if name == before else {}
     for key, value in chosen.items():
         option = key.removeprefix(_CORRECTION)
