@@ -12,7 +12,7 @@ def closing(record: dict[str, Any], record_path: Path) -> list[str]:
     stages = ", ".join(f"{name} {seconds[name]:.1f}" for name in seconds if name != "total")
     lines = [
         f"{record['output']}: {run['frames']} frames of {run['height']} x {run['width']}; record {record_path}",
-        _skipped(record["method"], sparsity, calls),
+        _skipped(record["method"], record["correction"], sparsity, calls),
         *_reused(record["cache"], calls),
         f"seconds {seconds['total']:.1f} ({stages})",
     ]
@@ -38,10 +38,12 @@ def _reused(cache: dict[str, Any], calls: dict[str, int]) -> list[str]:
     ]
 
 
-def _skipped(method: str, sparsity: dict[str, Any], calls: dict[str, int]) -> str:
+def _skipped(method: str, correction: str, sparsity: dict[str, Any], calls: dict[str, int]) -> str:
     counted = f"{calls['dense']} dense and {calls['sparse']} sparse attention calls"
     if not calls["sparse"]:
         return f"method {method}: {counted}, nothing skipped"
+    if correction != "none":
+        method += f" with {correction}"
     return (
         f"method {method}: skipped {sparsity['sparse_calls']:.1%} in sparse calls "
         f"({sparsity['asked']:.0%} asked), {sparsity['overall']:.1%} overall; {counted}"

@@ -63,6 +63,7 @@ def build(
         "quality": quality,
         "output": str(output),
         "method": acceleration["method"],
+        "correction": acceleration["correction"],
         "run": run,
         "heads": acceleration["heads"],
         "notes": acceleration["notes"],

@@ -26,6 +26,7 @@ Examples:
   dittools report --weights embedded --sweep method=svg --sweep sparsity=0.5,0.7,0.8,0.9 --out report
   dittools report --prompts prompts.txt --seeds 0 1 2 --sweep sparsity=0.7,0.8 --repeats 3 --out report
   dittools report --sweep method=dense,svg --sweep cache=none,teacache:threshold=0.1,easycache --out report
+  dittools report --sweep method=svg,sparge --sweep correction=none,centroids --out report
   dittools report --plan report.yaml --out report
   dittools report --out report --phase render
 
@@ -89,6 +90,9 @@ def command(
         str | None,
         Flag(metavar="NAME[:OPTION=VALUE...]", help="Step cache where none is swept.  [default: none]"),
     ] = None,
+    correction: Annotated[
+        str | None, Flag(help="What makes up for what is skipped, where none is swept.  [default: none]")
+    ] = None,
     sparsity: Annotated[float | None, Flag(help="Sparsity where none is swept.  [default: 0.8]")] = None,
     steps: Annotated[
         int | None, Flag(help="Denoising steps.  [default: the model's; 8 for builtin prompts on a CPU]")
@@ -123,6 +127,7 @@ def command(
         fewer_steps=fewer_steps,
         method=method,
         cache=cache,
+        correction=correction,
         sparsity=sparsity,
         steps=steps,
         height=height,

@@ -28,7 +28,10 @@ DEFAULTS = {
     "offload": "none",
     "compile": False,
 }
-_TEXTS = ("model", "weights", "method", "cache", "negative_prompt", "config", "device", "dtype", "offload")
+_TEXTS = (
+    *("model", "weights", "method", "cache", "correction"),
+    *("negative_prompt", "config", "device", "dtype", "offload"),
+)
 _WHOLE = ("repeats", "fewer_steps", "steps", "height", "width", "frames", "dense_layers", "refresh")
 _NUMBERS = ("sparsity", "guidance")
 _LONGEST_PROMPT = 100_000

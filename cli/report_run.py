@@ -263,6 +263,7 @@ class Drawer:
             "cache": {"name": "none", "computed_steps": list(range(steps)), "reused_steps": []},
             "fallbacks": [],
             "method": "dense",
+            "correction": "none",
             "heads": [],
             "notes": [],
         }

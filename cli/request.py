@@ -94,6 +94,8 @@ def _config(asked: Asked) -> Config:
         }
         if asked.cache is not None:  # the options of another cache in the file would not fit it
             given |= {"cache": asked.cache, "cache_options": {}}
+        if asked.correction not in (None, base.correction):
+            given |= {"correction_options": {}}
         config = dataclasses.replace(base, **{name: value for name, value in given.items() if value is not None})
         if config.profile is not None:
             profile.load(profile.find(config.profile))  # a bad file is known before the model is loaded

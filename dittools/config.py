@@ -104,6 +104,11 @@ class Config:
             raise ValueError(f"correction_options must map names to values, got {self.correction_options!r}")
         self._set("correction_options", dict(self.correction_options))
         corrections.create(self.correction_of(method), self.correction_options)
+        if self.correction != "none" and not method.takes_corrections:
+            raise ValueError(
+                f"correction {self.correction} makes up for skipped blocks, and method {self.method} takes fewer keys "
+                "instead: use correction none"
+            )
 
     def correction_of(self, method: methods.Method) -> str:
         """Name of the correction that runs with a method: the one asked for, else what the method brings along."""

@@ -323,7 +323,10 @@ class Runtime:
             run.profile, notes = profile.choose(config.profile, method.name, needed, self.identity, grid, steps)
             run.notes.update(dict.fromkeys(notes))
             run.sparse_layers = self._sparse_layers()
-        run.correction = corrections.create(config.correction_of(method), config.correction_options)
+        if why is None and config.method != "dense":
+            run.correction = corrections.create(config.correction_of(method), config.correction_options)
+        elif config.correction != "none":
+            run.notes[f"a dense run skips nothing that correction {config.correction} could make up for"] = None
         if config.method != "dense" and config.dense_layers > max(layer.depth for layer in self.layers):
             run.notes[f"dense_layers {config.dense_layers} leaves no layer to run sparse"] = None
         if self.cache is not None:

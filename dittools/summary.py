@@ -15,14 +15,14 @@ def record(runtime: Runtime) -> dict[str, Any]:
     """The latest run in plain values, as the run record has them. Waits for the device.
 
     Skipped shares are measured from the masks that ran: ``sparse_calls`` over sparse calls, all others over
-        every
-    self-attention call. They are None where nothing ran. Seconds are those of transformer forwards.
+    every self-attention call. They are None where nothing ran. Seconds are those of transformer forwards.
     """
     config = runtime.config
     run = runtime.run or Run(None, 0, len(runtime.layers), None, None, 0)
     sparse = [call for call in run.calls if call.density is not None]
     return {
         "method": "dense" if run.why_dense else run.method.name if run.method else config.method,
+        "correction": run.correction.name if run.correction else "none",
         "steps": run.steps,
         "grid": _grid(run.grid),
         "sparsity": {
@@ -92,8 +92,9 @@ def summary(runtime: Runtime) -> str:
     text = f" + {grid['text']} text" if grid["text"] else ""
     seconds = [s for s in values["step_seconds"] if s is not None]
     asked = runtime.config.method
+    correction = "" if values["correction"] == "none" else f", correction {values['correction']}"
     lines = [
-        f"method    {values['method']}" + (f" (asked: {asked})" if asked != values["method"] else ""),
+        f"method    {values['method']}" + (f" (asked: {asked})" if asked != values["method"] else "") + correction,
         f"grid      {grid['frames']} x {grid['height']} x {grid['width']}{text} = {grid['tokens']} tokens",
         f"sparsity  asked {sparsity['asked']:.3f}, sparse calls {_share(sparsity['sparse_calls'])}, "
         f"all calls {_share(sparsity['overall'])}",

@@ -67,6 +67,8 @@ def create(name: str, given: Mapping[str, Any]) -> Cache | None:
     """
     if name not in names():
         raise ValueError(unknown("cache", name, names()))
+    if given and name == NONE:
+        raise ValueError(f"cache is none, and options of one are given ({', '.join(given)}): name the cache")
     for option in given:
         if option not in options(name):
             raise ValueError(unknown(f"option of cache {name}", option, options(name)))

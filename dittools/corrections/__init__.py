@@ -41,6 +41,8 @@ def create(name: str, given: Mapping[str, Any]) -> Correction | None:
     """
     if name not in names():
         raise ValueError(unknown("correction", name, names()))
+    if given and name == "none":
+        raise ValueError(f"correction is none, and options of one are given ({', '.join(given)}): name the correction")
     for option in given:
         if option not in options(name):
             raise ValueError(unknown(f"option of correction {name}", option, options(name)))

@@ -55,7 +55,7 @@ class Rettention(Correction):
         ratio = (done.lse - missed_lse).sigmoid()  # [B, H, S]
         residual = _rows(1 - ratio) * missed
         done.state.update(ratio=ratio, residual=residual.to(missed.dtype))
-        notes = (f"rettention: every {self.every}. sparse step computed all pairs and counts as dense",)
+        notes = (f"rettention: one sparse step in {self.every} computed all pairs and counts as dense",)
         return Corrected((_rows(ratio) * done.out + residual).to(done.out.dtype), dense=True, notes=notes)
 
 

@@ -70,7 +70,8 @@ def _legend() -> str:
     return (
         "A map shows how much of the softmax each block of keys (across) holds for each block of queries (down), from "
         "dark (little) to light (much), on a logarithmic scale. Beside it is the same map in the order the method "
-        "gave the head: grey blocks were skipped. Recall is the share of the true mass in what was computed. A head is "
+        "gave the head (svg2: in its clusters): grey was skipped. Recall is the share of the "
+        "true mass in what was computed. A head is "
         f"spatial or temporal when the nearest {BAND:.0%} of pairs in its frame or at its place hold more than "
         f"{MOST:.0%} of its mass; it belongs to the first frame or to text when these do; else it is spread."
     )

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from dittools.blocks import Partition
+from dittools.clusters import ClusterMask, lane
 from dittools.inspect.classes import Shares, head_shares
 from dittools.kernels import gather_tokens, measure_block_mass
 from dittools.methods.base import Plan
@@ -30,7 +31,8 @@ class View:
 
     map: softmax mass of blocks of positions in raster, ``[M, M]``; a row block sums to its queries.
     shares: where the head attends. ordered, keep, recall, density: the map in the order of the plan that ran, its
-    mask, the share of the true mass it keeps and of the pairs it computes; None where the call ran dense.
+    mask (with fewer keys, the computed share of each block), the share of the true mass it keeps and of the pairs it
+    computes; None where the call ran dense.
     reordered: whether the plan has an order other than raster.
     """
 
@@ -76,6 +78,9 @@ class Viewer:
         """Note the plan of a sparse call."""
         if not self._chosen(heard):
             return
+        if plan.keys is not None or isinstance(plan.mask, ClusterMask):
+            self._plan_by_tokens(heard, plan)
+            return
         q, k = self._heads(heard)
         heads, mask = list(self.choice.heads), plan.mask
         keep = mask.keep[0].expand(heard.q.shape[2], -1, -1)[heads]
@@ -92,6 +97,16 @@ class Viewer:
             view.recall, view.density = recall[n].item(), density[n].item()
             view.reordered = bool((order[n] != straight).any())
 
+    def _plan_by_tokens(self, heard: Heard, plan: Plan) -> None:
+        """The same for clusters, as clusters by clusters, and for fewer keys, as shares of the map's own blocks."""
+        q, k = self._heads(heard)
+        density = plan.density()[0].expand(heard.q.shape[2])
+        for n, head in enumerate(self.choice.heads):
+            view = self.views[heard.tick.step, heard.layer, head]
+            measure = _fewer_keys if plan.keys is not None else _clusters
+            view.ordered, view.keep, view.recall = measure(q[0, :, n], k[0, :, n], plan, head, heard.scale)
+            view.density, view.reordered = density[head].item(), plan.keys is None
+
     def _chosen(self, heard: Heard) -> bool:
         if self._branch is None:
             self._branch = heard.tick.branch
@@ -102,3 +117,41 @@ class Viewer:
         """q and k of the chosen heads, of the first of a batch: plans of a batch may differ."""
         heads = list(self.choice.heads)
         return heard.q[:1, :, heads], heard.k[:1, :, heads]
+
+
+def _clusters(q: torch.Tensor, k: torch.Tensor, plan: Plan, head: int, scale: float):
+    """(map, mask, recall) of one head, each cluster of queries by each cluster of keys."""
+    mask = plan.mask.to(q.device)
+    order = lane(plan.order, 0, head).to(q.device)
+    key_order = order if plan.key_order is None else lane(plan.key_order, 0, head).to(q.device)
+    keep, rows, columns = (lane(x, 0, head) for x in (mask.keep, mask.query.labels(), mask.key.labels()))
+    found = torch.zeros(keep.shape, device=q.device)
+    for queries, share in _softmax_rows(q[order.long()], k[key_order.long()], scale):
+        found.index_add_(0, rows[queries], share.new_zeros(len(share), keep.shape[1]).index_add_(1, columns, share))
+    return found.cpu(), keep.cpu(), ((found * keep).sum() / found.sum()).item()
+
+
+def _fewer_keys(q: torch.Tensor, k: torch.Tensor, plan: Plan, head: int, scale: float):
+    """(map, computed share of each block, recall) of one head, in raster."""
+    keys, tokens = plan.keys, len(q)
+    block = torch.arange(tokens, device=q.device) // BLOCK
+    blocks = -(-tokens // BLOCK)
+    found, kept, pairs = torch.zeros(3, blocks, blocks, device=q.device)
+    recall = found.new_zeros(())
+    for queries, share in _softmax_rows(q, k, scale):
+        few = (queries >= keys.queries.start) & (queries < keys.queries.stop)
+        seen = torch.ones(share.shape, dtype=torch.bool, device=q.device)
+        seen[few] = False
+        picked = plan.mask.to_tokens(0, head, queries[few] - keys.queries.start).to(q.device)
+        seen[few.nonzero(), keys.tokens.to(q.device)[None]] = picked
+        for total, what in ((found, share), (kept, seen.float()), (pairs, torch.ones_like(share))):
+            total.index_add_(0, block[queries], share.new_zeros(len(share), blocks).index_add_(1, block, what))
+        recall = recall + (share * seen).sum()
+    return found.cpu(), (kept / pairs).cpu(), (recall / tokens).item()
+
+
+def _softmax_rows(q: torch.Tensor, k: torch.Tensor, scale: float):
+    """Runs of queries, and their softmax weights over all keys: fp32 ``[run, S]``."""
+    for start in range(0, len(q), 4 * BLOCK):
+        queries = torch.arange(start, min(start + 4 * BLOCK, len(q)), device=q.device)
+        yield queries, (q[queries].float() @ k.float().T * scale).softmax(-1)

@@ -113,6 +113,7 @@ class Method:
     name: ClassVar[str]
     summary: ClassVar[str]
     correction: ClassVar[str] = "none"  # what the recipe brings along where no correction is asked for
+    takes_corrections: ClassVar[bool] = True  # not where it takes fewer keys in place of skipping blocks
     profile_use: ClassVar[str] = "none"
 
     def plan(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, call: AttentionCall) -> Plan | StayDense:

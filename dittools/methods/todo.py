@@ -25,6 +25,7 @@ class ToDo(Method):
 
     name: ClassVar[str] = "todo"
     summary: ClassVar[str] = "all queries see the same few keys, picked evenly from every frame (ToDo)"
+    takes_corrections: ClassVar[bool] = False
 
     stride: int | tuple[int, int, int] | str = field(
         default=AUTO,

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from dittools import caches, methods
+from dittools import caches, corrections, methods
 from dittools.config import Config
 from dittools.naming import unknown
 
@@ -22,8 +22,9 @@ KINDS = {
     STEPS: "yardstick: equal time",
     SEED: "yardstick: another video, equally good",
 }
-_NOT_SWEPT = ("options", "cache_options", "seed", "strict")
+_NOT_SWEPT = ("options", "cache_options", "correction_options", "seed", "strict")
 _CACHE = "cache_"
+_CORRECTION = "correction_"
 
 
 @dataclass(frozen=True)
@@ -131,9 +132,11 @@ def swept(base: Mapping[str, Any], sweep: Mapping[str, list], steps: int) -> tup
     options = {option for name in names if name in methods.names() for option in methods.options(name)}
     fields = {field.name for field in dataclasses.fields(Config)} - set(_NOT_SWEPT)
     of_caches = {_CACHE + option for name in _caches(base, sweep) for option in caches.options(name)}
+    of_corrections = {_CORRECTION + o for name in _corrections(base, sweep) for o in corrections.options(name)}
+    known = fields | options | of_caches | of_corrections
     for key in sweep:
-        if key not in fields | options | of_caches:
-            raise ValueError(unknown("setting to sweep", key, fields | options | of_caches))
+        if key not in known:
+            raise ValueError(unknown("setting to sweep", key, known))
     found: dict[str, Setting] = {}
     notes: dict[str, None] = {}
     for values in itertools.product(*sweep.values()):
@@ -158,8 +161,17 @@ def _caches(base: Mapping[str, Any], sweep: Mapping[str, list]) -> list[str]:
     return found
 
 
+def _corrections(base: Mapping[str, Any], sweep: Mapping[str, list]) -> list[str]:
+    """Names of the corrections that a sweep may come to. Raises ValueError for one that does not exist."""
+    found = [base.get("correction", "none"), *(str(value) for value in sweep.get("correction", ()))]
+    for name in found:
+        if name not in corrections.names():
+            raise ValueError(unknown("correction", name, corrections.names()))
+    return found
+
+
 def _config(base: Mapping[str, Any], chosen: Mapping[str, Any]) -> Config:
-    """The base with chosen settings; an option goes only to a method that has it."""
+    """The base with chosen settings; an option or a profile goes only to a method that takes it."""
     method = chosen.get("method", base["method"])
     if method not in methods.names():
         raise ValueError(unknown("method", method, methods.names()))
@@ -167,7 +179,11 @@ def _config(base: Mapping[str, Any], chosen: Mapping[str, Any]) -> Config:
     fields = {field.name for field in dataclasses.fields(Config)}
     single = {key: value for key, value in chosen.items() if key in fields}
     options = {key: value for key, value in {**base["options"], **chosen}.items() if key in known}
-    return Config.from_dict({**base, **single, "options": options, **_cache(base, chosen)})
+    if methods.create(method, {}).profile_use == "none":
+        single["profile"] = None
+    return Config.from_dict(
+        {**base, **single, "options": options, **_cache(base, chosen), **_correction(base, chosen, method)}
+    )
 
 
 def _cache(base: Mapping[str, Any], chosen: Mapping[str, Any]) -> dict[str, Any]:
@@ -183,14 +199,31 @@ def _cache(base: Mapping[str, Any], chosen: Mapping[str, Any]) -> dict[str, Any]
     return {"cache": name, "cache_options": options}
 
 
+def _correction(base: Mapping[str, Any], chosen: Mapping[str, Any], method: str) -> dict[str, Any]:
+    """The chosen correction with the options that it has; none for a method that skips no blocks."""
+    before = base.get("correction", "none")
+    skips = method != "dense" and methods.create(method, {}).takes_corrections
+    name = str(chosen.get("correction", before)) if skips else "none"
+    options = dict(base.get("correction_options", {})) if name == before else {}
+    for key, value in chosen.items():
+        option = key.removeprefix(_CORRECTION)
+        if key.startswith(_CORRECTION) and option in corrections.options(name):
+            options[option] = value
+    return {"correction": name, "correction_options": options}
+
+
 def _name(config: Config, chosen: Mapping[str, Any]) -> str:
     """For people: the method, its sparsity, and what else was swept."""
     parts = [config.method] + ([f"sparsity {config.sparsity:g}"] if config.method != "dense" else [])
     if config.cache != caches.NONE:
         parts.append(" ".join((config.cache, *(f"{k} {_short(v)}" for k, v in config.cache_options.items()))))
+    if config.correction != "none":
+        parts.append(" ".join((config.correction, *(f"{k} {_short(v)}" for k, v in config.correction_options.items()))))
+    if "profile" in chosen and config.profile is not None:
+        parts.append(f"profile {_short(config.profile)}")
     known = methods.options(config.method)
     for key, value in chosen.items():
-        if key.startswith("cache") or (config.method == "dense" and key in known):
+        if key.startswith(("cache", "correction")) or key == "profile" or (config.method == "dense" and key in known):
             continue
         if key not in ("method", "sparsity") and (key not in known or key in config.options):
             parts.append(f"{key.replace('_', ' ')} {value:g}" if isinstance(value, float) else f"{key} {value}")

@@ -43,7 +43,7 @@ def test_options_given_apart_win_and_the_config_survives_json():
         ({"cache": "teacach"}, "did you mean teacache"),
         ({"cache": "teacache:treshold=1"}, "did you mean threshold"),
         ({"cache": "teacache:threshold"}, "option=value"),
-        ({"cache": "none:threshold=1"}, "unknown option of cache none"),
+        ({"cache": "none:threshold=1"}, "cache is none, and options of one are given (threshold)"),
         ({"cache": "teacache", "cache_options": {"threshold": -1}}, "at least 0, got -1"),
         ({"cache": "teacache", "cache_options": {"threshold": True}}, "threshold must be a number"),
         ({"cache": "easycache", "cache_options": {"threshold": "auto"}}, "threshold must be a number"),

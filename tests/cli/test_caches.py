@@ -102,6 +102,18 @@ def test_a_cache_flag_replaces_that_of_a_config_file_with_its_options(tmp_path):
     assert (found.cache, found.cache_options) == ("pab", {"interval": 3})
 
 
+def test_a_correction_flag_replaces_that_of_a_config_file_with_its_options(tmp_path):
+    from dataclasses import fields
+
+    from dittools.cli.asked import Asked
+
+    path = tmp_path / "c.json"
+    path.write_text(Config(correction="rettention", correction_options={"every": 3}).to_json())
+    given = {field.name: None for field in fields(Asked)} | {"model": "wan", "config": str(path), "strict": False}
+    assert check(Asked(**given | {"correction": "rettention"}), None).config.correction_options == {"every": 3}
+    assert check(Asked(**given | {"correction": "centroids"}), None).config.correction_options == {}
+
+
 def names(sweep, **base):
     found, notes = swept(Config(**base).to_dict(), sweep, 16)
     return [(s.name, s.config["cache"], s.config["cache_options"]) for s in found], notes

@@ -34,6 +34,7 @@ KEYS = {
     "quality": {"psnr", "ssim", "psnr_per_frame", "dense_denoise_seconds", "speedup"},
     "output": None,
     "method": None,
+    "correction": None,
     "run": {"frames", "height", "width", "fps", "guidance", "dtype", "offload", "compile"},
     "heads": None,
     "notes": None,

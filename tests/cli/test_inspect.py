@@ -73,6 +73,18 @@ def test_all_of_the_attention_is_a_recall_of_one_and_the_run_stops_at_the_last_s
     assert result.out == "m/index.html\n"
 
 
+@pytest.mark.parametrize("method", ["svg2", "todo"])
+def test_clusters_and_fewer_keys_are_shown_too(inspect, tmp_path, method):
+    flags = ("--layers", 1, "--heads", "0,1", "--at", 1, "--dense-steps", 0, "--json")
+    for sparsity, out in ((0, "all"), (0.6, "some")):
+        result = inspect("--method", method, *flags, "--sparsity", sparsity, "--out", out)
+        assert result.code == 0, result.err
+        for head in result.json["heads"]:
+            assert head["density"] == pytest.approx(1 - sparsity, abs=0.03)
+            assert head["recall"] == pytest.approx(1, abs=1e-5) if sparsity == 0 else 0.2 < head["recall"] < 0.999
+        assert len(list((tmp_path / out).glob("*_kept.png"))) == 2
+
+
 def test_a_dense_run_shows_maps_alone(inspect, tmp_path):
     result = inspect("--method", "dense", "--layers", 1, "--heads", 0, "--at", 0, "--out", "m")
     assert result.code == 0 and "1 heads shown, all from dense calls" in result.err

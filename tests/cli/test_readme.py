@@ -41,6 +41,11 @@ def test_every_command_shown_has_a_known_verb_and_known_flags(line):
     assert {part for part in arguments if part.startswith("-")} <= known
 
 
+def test_the_readme_shows_every_verb():
+    block = README.split("## Command line")[1].split("```")[1]
+    assert {line.split()[1] for line in block.splitlines() if line.startswith("dittools")} >= set(COMMANDS)
+
+
 def test_there_is_one_line_to_run_and_one_to_test():
     lines = [line for line in README.splitlines() if line.startswith("pip install ")]
     assert len(lines) == 2 and all("-c constraints.txt" in line for line in lines)

@@ -262,8 +262,9 @@ def test_corrections_are_listed_and_checked():
         ({"correction": "rettention", "correction_options": {"every": 0}}, "every must be a whole number"),
         ({"correction": "rettention", "correction_options": {"ramp": 2}}, "ramp must be a number from 0 to 1"),
         ({"correction": "centroids", "correction_options": {"anchored": 1}}, "anchored must be True or False"),
-        ({"correction_options": {"every": 3}}, "option of correction none"),
+        ({"correction_options": {"every": 3}}, "correction is none, and options of one are given (every)"),
         ({"correction_options": [1]}, "correction_options must map"),
+        ({"correction": "centroids", "method": "todo"}, "todo takes fewer keys instead: use correction none"),
     ):
         with pytest.raises(ValueError) as raised:
             Config(**settings)

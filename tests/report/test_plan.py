@@ -84,11 +84,39 @@ def test_an_option_goes_to_the_methods_that_have_it():
         ({"sparsity": [2]}, "below 1"),
         ({"cache": ["teacach"]}, "teacache"),
         ({"seed": [1]}, "seed"),
+        ({"correction": ["centroid"]}, "did you mean centroids"),
+        ({"correction": ["rettention"], "correction_evry": [4]}, "did you mean correction_every"),
+        ({"correction_options": [1]}, "unknown setting to sweep"),
     ],
 )
 def test_an_impossible_sweep_is_refused_by_name(sweep, said):
     with pytest.raises(ValueError, match=said):
         swept(PLAN.base, sweep, 4)
+
+
+def test_corrections_are_swept_each_with_its_options_alone_and_only_where_blocks_are_skipped():
+    base = Config(cache="easycache", correction="rettention", correction_options={"every": 4}).to_dict()
+    sweep = {
+        "method": ["dense", "svg", "todo"],
+        "correction": ["none", "centroids", "rettention"],
+        "correction_ramp": [0.1],
+    }
+    found, _ = swept(base, sweep, 4)
+    assert [(s.name, s.config["correction_options"]) for s in found] == [
+        ("dense, easycache", {}),
+        ("svg, sparsity 0.8, easycache", {}),
+        ("svg, sparsity 0.8, easycache, centroids", {}),
+        ("svg, sparsity 0.8, easycache, rettention every 4 ramp 0.1", {"every": 4, "ramp": 0.1}),
+        ("todo, sparsity 0.8, easycache", {}),
+    ]
+
+
+def test_a_swept_profile_goes_only_to_methods_that_take_one():
+    found, _ = swept(Config().to_dict(), {"method": ["svg2", "paro"], "profile": ["folder/a.json"]}, 4)
+    assert [(s.name, s.config["profile"]) for s in found] == [
+        ("svg2, sparsity 0.8", None),
+        ("paro, sparsity 0.8, profile a.json", "folder/a.json"),
+    ]
 
 
 def test_sweeps_are_read_as_numbers_where_they_are():
