@@ -157,8 +157,9 @@ class Sparse:
         refresh = max(self._config.refresh, run.correction.keeps_plans if run.correction else 1)
         # In the first step nobody knows yet whether there will be another branch.
         shared = self._config.share_branches and (len(run.branches) > 1 or call.step == run.first_step)
-        if not shared:
-            run.plans.pop((call.layer, "", part), None)
+        alone = None if shared else run.plans.pop((call.layer, "", part), None)
+        if alone is not None and refresh > 1:
+            run.plans[call.layer, alone.branch, part] = alone
         place = (call.layer, "" if shared else call.branch, part)
         kept = run.plans.get(place)
         if kept and kept.shape == shape:

@@ -69,7 +69,7 @@ def test_the_record_has_the_keys_it_promises(shared):
     draw(shared)
     record = fast.record()
     fast.restore()
-    keys = "method steps grid sparsity calls kernels cache fallbacks heads step_seconds notes"
+    keys = "method correction steps grid sparsity calls kernels cache fallbacks heads step_seconds notes"
     assert set(record) == set(empty) == set(keys.split())
     assert set(record["sparsity"]) == {"asked", "sparse_calls", "overall", "per_step", "per_layer"}
     assert empty["sparsity"]["sparse_calls"] is None and empty["grid"] is None
