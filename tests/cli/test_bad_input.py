@@ -48,7 +48,7 @@ def one_error(result, code=2):
         (["--offload", "disk"], ["'disk'", "group, model, none"]),
         (["--offload", "model", "--device", "cpu"], ["--offload model", "cpu"]),
         (["--profile", "p.json", "--method", "paro"], ["no profile at p.json", "dittools calibrate"]),
-        (["--profile", "p.json", "--method", "dense"], ["method dense takes no profile", "svg, sta, attention_tile, paro"]),
+        (["--profile", "p.json", "--method", "dense"], ["method dense takes no profile", "svg, sta, attention_tile"]),
         (["--config", "gone.json"], ["--config gone.json", "No such file"]),
         (["--output", "out.mp5"], [".mp5", "did you mean out.mp4", ".gif, .webp, .npy, .png", "folder"]),
         (["--output", "out.exe"], [".exe", ".mp4, .gif"]),
