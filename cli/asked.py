@@ -18,34 +18,37 @@ _LARGEST_SEED = 2**63 - 1
 
 @dataclass(frozen=True)
 class Asked:
-    """The flags as given; None where one was not and its default depends on something else."""
+    """The flags as given; None where one was not and its default depends on something else.
+
+    A verb that has no such flag leaves a field as it is.
+    """
 
     model: str
-    prompt: str | None
     weights: str
-    method: str | None
-    sparsity: float | None
-    dense_steps: str | None
-    dense_layers: int | None
-    refresh: int | None
-    strict: bool
-    cache: str | None
-    profile: str | None
-    config: str | None
-    steps: int | None
-    height: int | None
-    width: int | None
-    frames: int | None
-    guidance: float | None
-    negative_prompt: str | None
-    seed: int
-    output: str
-    compare_dense: bool
-    device: str
-    dtype: str
-    offload: str
-    compile: bool
+    prompt: str | None = None
+    method: str | None = None
+    sparsity: float | None = None
+    dense_steps: str | None = None
+    dense_layers: int | None = None
+    refresh: int | None = None
+    strict: bool = False
+    cache: str | None = None
     correction: str | None = None
+    profile: str | None = None
+    config: str | None = None
+    steps: int | None = None
+    height: int | None = None
+    width: int | None = None
+    frames: int | None = None
+    guidance: float | None = None
+    negative_prompt: str | None = None
+    seed: int = 0
+    output: str = ""
+    compare_dense: bool = False
+    device: str = "auto"
+    dtype: str = "auto"
+    offload: str = "none"
+    compile: bool = False
 
     def check(self) -> saving.Output:
         """Check what needs neither PyTorch nor a model, and give the output. Raises BadInput."""

@@ -71,17 +71,8 @@ def command(
 
     asked = Asked(
         model=model,
-        prompt=None,
         weights=weights,
         method="dense",
-        sparsity=None,
-        dense_steps=None,
-        dense_layers=None,
-        refresh=None,
-        strict=False,
-        cache=None,
-        profile=None,
-        config=None,
         steps=steps,
         height=height,
         width=width,
@@ -89,12 +80,9 @@ def command(
         guidance=guidance,
         negative_prompt=negative_prompt,
         seed=seed,
-        output="",
-        compare_dense=False,
         device=device,
         dtype=dtype,
         offload=offload,
-        compile=False,
     )
     asked.check_settings()
     texts, count = prompts_of(prompts)

@@ -63,8 +63,6 @@ def command(
         sparsity=sparsity,
         dense_steps=dense_steps,
         dense_layers=dense_layers,
-        refresh=None,
-        strict=False,
         cache="none",
         profile=profile,
         config=config,
@@ -73,14 +71,10 @@ def command(
         width=width,
         frames=frames,
         guidance=guidance,
-        negative_prompt=None,
         seed=seed,
-        output="",
-        compare_dense=False,
         device=device,
         dtype=dtype,
         offload=offload,
-        compile=False,
     )
     asked.check_settings()
     wanted = {

@@ -64,12 +64,6 @@ class ReportAsked:
         _types(found)
         prompts, count = prompts_of(found["prompts"])
         asked = Asked(
-            prompt=None,
-            seed=0,
-            output="",
-            compare_dense=False,
-            profile=None,
-            strict=False,
             dense_steps=None if found.get("dense_steps") is None else str(found["dense_steps"]),
             **{name: found.get(name) for name in (*_TEXTS, "sparsity", "steps", "height", "width", "frames")},
             **{name: found.get(name) for name in ("guidance", "dense_layers", "refresh", "compile")},

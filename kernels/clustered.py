@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import torch
 
+from dittools.kernels.checks import check_lanes, check_tensors
 from dittools.kernels.portable import _attend
 
 
@@ -149,22 +150,7 @@ def _of_lane(order: torch.Tensor | None, b: int, h: int, tokens: int, device: to
 
 def _check(q, k, v, mask, order, key_order) -> None:
     """Raise a one-line ValueError unless the arguments fit together."""
-    from dittools.kernels.dispatch import _check_lanes
-
-    for name, x in (("q", q), ("k", k), ("v", v)):
-        if x.ndim != 4:
-            raise ValueError(f"{name} must be [B, S, H, D], got {list(x.shape)}")
-        if x.dtype != q.dtype or x.device != q.device:
-            raise ValueError(f"{name} is {x.dtype} on {x.device}, but q is {q.dtype} on {q.device}")
-    batches, queries, heads, dim = q.shape
-    keys = k.shape[1]
-    if k.shape != v.shape or k.shape != (batches, keys, heads, dim):
-        raise ValueError(f"k {list(k.shape)} and v {list(v.shape)} do not go with q {list(q.shape)}")
-    if (mask.query.length, mask.key.length) != (queries, keys):
-        raise ValueError(
-            f"the mask clusters {mask.query.length} queries and {mask.key.length} keys, "
-            f"but q has {queries} tokens and k has {keys}"
-        )
+    batches, queries, heads, keys = check_tensors(q, k, v, mask, "clusters")
     for name, x, shape in (
         ("the mask", mask.keep, (mask.query.count, mask.key.count)),
         ("sizes of query clusters", mask.query.run_sizes, (mask.query.count,)),
@@ -176,4 +162,4 @@ def _check(q, k, v, mask, order, key_order) -> None:
             continue
         if "order" in name and x.dtype not in (torch.int32, torch.int64):
             raise ValueError(f"{name} must be int32, got {x.dtype}")
-        _check_lanes(name, x, (batches, heads, *shape), q.device)
+        check_lanes(name, x, (batches, heads, *shape), q.device)

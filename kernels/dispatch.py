@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from dittools.kernels.checked import why_unchecked
+from dittools.kernels.checks import check_lanes, check_tensors
 from dittools.kernels.hopper import why_not_hopper
 
 IMPLEMENTATIONS = ("hopper", "triton", "portable", "naive")
@@ -283,39 +284,16 @@ def _any_of(values: tuple[int, ...]) -> str:
 
 def _check(q, k, v, mask, order, key_bias) -> None:
     """Raise a one-line ValueError unless the arguments of a block-sparse call fit together."""
-    for name, x in (("q", q), ("k", k), ("v", v)):
-        if x.ndim != 4:
-            raise ValueError(f"{name} must be [B, S, H, D], got {list(x.shape)}")
-        if x.dtype != q.dtype or x.device != q.device:
-            raise ValueError(f"{name} is {x.dtype} on {x.device}, but q is {q.dtype} on {q.device}")
-    batches, queries, heads, dim = q.shape
-    keys = k.shape[1]
-    if k.shape != v.shape or k.shape != (batches, keys, heads, dim):
-        raise ValueError(f"k {list(k.shape)} and v {list(v.shape)} do not go with q {list(q.shape)}")
-    if (mask.query.length, mask.key.length) != (queries, keys):
-        raise ValueError(
-            f"the mask partitions {mask.query.length} queries and {mask.key.length} keys, "
-            f"but q has {queries} tokens and k has {keys}"
-        )
+    batches, queries, heads, keys = check_tensors(q, k, v, mask, "partitions")
     # Lists have the shape of the mask, and a mask made from lists need not draw its boolean form for a check.
-    _check_lanes("the mask", mask.lists()[1], (batches, heads, mask.query.count, mask.key.count), q.device)
+    check_lanes("the mask", mask.lists()[1], (batches, heads, mask.query.count, mask.key.count), q.device)
     if order is not None:
         if queries != keys:
             raise ValueError(f"an order needs as many queries as keys, got {queries} and {keys}")
         if order.dtype not in (torch.int32, torch.int64):
             raise ValueError(f"order must be int32, got {order.dtype}")
-        _check_lanes("order", order, (batches, heads, queries), q.device)
+        check_lanes("order", order, (batches, heads, queries), q.device)
     if key_bias is not None:
         if key_bias.dtype != torch.float32:
             raise ValueError(f"key_bias must be torch.float32, got {key_bias.dtype}")
-        _check_lanes("key_bias", key_bias, (batches, heads, mask.key.count), q.device)
-
-
-def _check_lanes(name: str, x: torch.Tensor, shape: tuple[int, ...], device: torch.device) -> None:
-    found = tuple(x.shape)
-    fits = len(found) == len(shape) and found[2:] == shape[2:]
-    if not fits or found[0] not in (1, shape[0]) or found[1] not in (1, shape[1]):
-        want = ", ".join([f"{shape[0]} or 1", f"{shape[1]} or 1", *map(str, shape[2:])])
-        raise ValueError(f"{name} must have shape [{want}], got {list(found)}")
-    if x.device != device:
-        raise ValueError(f"{name} is on {x.device}, but q is on {device}")
+        check_lanes("key_bias", key_bias, (batches, heads, mask.key.count), q.device)
