@@ -42,7 +42,7 @@ class Partition:
     def sizes(self, device: torch.device | str | None = None) -> torch.Tensor:
         """Positions in each block: int64 ``[count]``."""
         sizes = torch.full((self.count,), self.size, device=device)
-        sizes[-1] = self.tail
+        sizes[-1:] = self.tail  # of a single element it would wait for the device
         return sizes
 
 

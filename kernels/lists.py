@@ -14,7 +14,7 @@ from dittools.kernels.choice import picks_triton
 MAX_TRITON_BLOCKS = 8192
 
 
-def from_keep(keep: torch.Tensor, *, implementation: str | None = "portable") -> tuple[torch.Tensor, torch.Tensor]:
+def from_keep(keep: torch.Tensor, *, implementation: str | None = None) -> tuple[torch.Tensor, torch.Tensor]:
     """Turn a boolean block mask into lists of kept key blocks.
 
     Args:

@@ -53,7 +53,7 @@ def measure_lists(job: dict[str, Any], at: At) -> dict[str, Any]:
             return counts, indices, schedule(counts)
 
         contest.enter(name, lambda call=call: call, judge, PATIENCE)
-    return _finish(job, contest, device, 1000, short=True)
+    return _finish(job, contest, device, 1000)
 
 
 def measure_permute(job: dict[str, Any], shape: Shape, at: At) -> dict[str, Any]:
@@ -192,11 +192,10 @@ def _finish(
     *,
     ours: list[str] | None = None,
     of: Callable[[dict[str, Any], str], dict[str, Any] | None] | None = None,
-    short: bool = False,
 ) -> dict[str, Any]:
     """Time what is right. The value is ms x factor, over the ms of what ``of`` picks from (times, kind of figure)."""
     ours = _implementations(job) if ours is None else ours
-    times = contest.time(device, job, short=short)
+    times = contest.time(device, job)
     valued = {}
     for name in ours:
         for kind, figures in times.get(name, {}).items():

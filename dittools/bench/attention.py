@@ -21,7 +21,6 @@ from dittools.kernels.supervise import At, Broken
 OURS = ("hopper", "triton", "portable")
 DENSE = "dense: "
 PATIENCE = 60
-SMALL_BYTES = 128 << 20
 
 
 class Shape:
@@ -75,11 +74,6 @@ class Shape:
             raise refused
         best = min(ms, key=ms.get)
         self.dense[name], self.layouts[name], self.ms[name] = calls[best], best, ms[best]
-
-    @property
-    def short(self) -> bool:
-        """Whether the inputs could stay in L2 from call to call."""
-        return 3 * self.q.nbytes < SMALL_BYTES
 
     def baselines(self) -> dict[str, Callable[[], object]]:
         """The two fastest dense kernels, and cuDNN and FlashAttention 3 and 4 where they are not among them."""
@@ -193,7 +187,7 @@ def _enter_ours(
 
 def _result(job: dict[str, Any], shape: Shape, contest: Contest, mask: BlockMask, ours: list[str]) -> dict[str, Any]:
     kept = mask.density().double().mean().item()
-    times = contest.time(shape.device, job, short=shape.short)
+    times = contest.time(shape.device, job)
     rates(times, job, kept)
     return {
         "kept": kept,

@@ -121,7 +121,7 @@ def measure_clusters(job: dict[str, Any], shape: Shape, at: At) -> dict[str, Any
         contest.enter(name, lambda call=call: call, lambda call, whole=whole: judge(call, whole), PATIENCE)
         ours.append(name)
     ours += _enter_clustered(contest, job, shape, found, (in_order, keys, values))
-    times = contest.time(shape.device, job, short=shape.short)
+    times = contest.time(shape.device, job)
     rates(times, job, found.kept)
     return {
         "kept": found.kept, "kept_computed": mask.density().double().mean().item(), "dense": fastest_dense(times),

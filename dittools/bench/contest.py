@@ -76,11 +76,11 @@ class Contest:
         if peer:
             self.peers.add(name)
 
-    def time(self, device: torch.device, job: dict[str, Any], *, short: bool = False) -> dict[str, dict[str, Any]]:
+    def time(self, device: torch.device, job: dict[str, Any]) -> dict[str, dict[str, Any]]:
         """Time all that is right, as the job says: "seconds", "burst" and "sustained"."""
         patience = 30 + 2 * job["seconds"]
         times = measure(
-            self.calls, device, seconds=job["seconds"], bursts=job["burst"], sustain=job["sustained"], short=short,
+            self.calls, device, seconds=job["seconds"], bursts=job["burst"], sustain=job["sustained"],
             only_bursts=self.peers,
             tell=lambda name: self._at(name, patience),
         )  # fmt: skip

@@ -1,6 +1,7 @@
 """How long calls take, in turn with one another: in bursts, and back to back.
 
-*Burst*: one call at a time with a pause before each, so that clocks stay high; the median. *Sustained*: each call back
+*Burst*: one call at a time with a pause before each, so that clocks stay high, queued behind a little other work, so
+that its launch is not in it; the median. *Sustained*: each call back
 to back for seconds, in two rounds, the second in reverse; the mean. A card under load lowers its clocks, and not
 equally for every kernel: both figures are true.
 """
@@ -18,9 +19,9 @@ Calls = dict[str, Callable[[], object]]
 Tell = Callable[[str], None]
 PAUSE = 0.03  # seconds before each call of a burst
 FEWEST, MOST = 3, 30
-# Work in front of a short call, while which the host runs ahead: what is timed is the device and not Python. It also
-# leaves nothing of the inputs in L2.
-RUN_UP_BYTES, RUN_UPS = 256 << 20, 6
+# Work in front of a call, while which the host runs ahead: what is timed is the device and not the launch, as inside a
+# model. It also leaves nothing of the inputs in L2. About 2 ms on an H100.
+RUN_UP_BYTES, RUN_UPS = 256 << 20, 12
 
 
 def once(call: Callable[[], object], device: torch.device, run_up: torch.Tensor | None = None) -> float:
@@ -41,18 +42,17 @@ def once(call: Callable[[], object], device: torch.device, run_up: torch.Tensor 
 
 
 def burst(
-    calls: Calls, device: torch.device, seconds: float, short: bool = False, tell: Tell = lambda name: None
+    calls: Calls, device: torch.device, seconds: float, tell: Tell = lambda name: None
 ) -> dict[str, dict[str, Any]]:
     """Median, least and most milliseconds of each call, and how many there were.
 
     Args:
         calls: already run once, so that nothing is compiled here.
         seconds: what all of it may take; `FEWEST` rounds run all the same.
-        short: calls of well under a millisecond, or whose inputs fit into L2.
         tell: told of each call before it is made.
     """
     run_up = None
-    if short and device.type == "cuda":
+    if device.type == "cuda":
         run_up = torch.zeros(RUN_UP_BYTES, dtype=torch.uint8, device=device)
     found: dict[str, list[float]] = {name: [] for name in calls}
     begun, turn = time.monotonic(), 0
@@ -112,19 +112,18 @@ def measure(
     seconds: float,
     bursts: bool,
     sustain: bool,
-    short: bool = False,
     only_bursts: Collection[str] = (),
     tell: Tell = lambda name: None,
 ) -> dict[str, dict[str, Any]]:
     """Each call's ``burst`` and ``sustained`` figures, as asked for, within about ``seconds``.
 
     Args:
-        calls, short, tell: as for `burst`.
+        calls, tell: as for `burst`.
         only_bursts: calls that are not timed back to back.
     """
     share = seconds / 3 if sustain else seconds
     found: dict[str, dict[str, Any]] = {name: {} for name in calls}
-    first = burst(calls, device, share if bursts else 0.0, short, tell)
+    first = burst(calls, device, share if bursts else 0.0, tell)
     if bursts:
         for name, figures in first.items():
             found[name]["burst"] = figures

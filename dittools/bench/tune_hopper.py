@@ -121,7 +121,7 @@ class Worker:
         for name, call in calls.items():
             contest.enter(name, lambda call=call: call, lambda call: oracle.judge(*result_of(call)), PATIENCE)
         kept = mask.density().double().mean().item()
-        times = contest.time(shape.device, job, short=shape.short)
+        times = contest.time(shape.device, job)
         rates(times, job, kept)
         ours = {name: times[name] for name in calls if name in times}
         return {

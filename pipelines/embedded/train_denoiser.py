@@ -24,10 +24,10 @@ SHAPES = (
 )
 # For a run that goes on from trained weights: the same scenes long, large, and both.
 LARGE = (
-    ClipShape(33, 256, 256, batch=20, kept=4000, weight=0.55),
-    ClipShape(9, 480, 832, batch=10, kept=1000, weight=0.15, until=0.5),
-    ClipShape(81, 256, 256, batch=8, kept=1000, weight=0.15, until=0.5),
-    ClipShape(81, 480, 832, batch=2, kept=500, weight=0.25, since=0.25),
+    ClipShape(33, 256, 256, batch=20, kept=2500, weight=0.5),
+    ClipShape(9, 480, 832, batch=10, kept=500, weight=0.2, until=0.4),
+    ClipShape(81, 256, 256, batch=8, kept=400, weight=0.15, until=0.4),
+    ClipShape(81, 480, 832, batch=2, kept=250, weight=0.35, since=0.2),
 )
 SMALL = (
     ClipShape(9, 64, 64, batch=2, kept=8, weight=0.5),

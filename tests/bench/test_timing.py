@@ -52,7 +52,7 @@ def test_nothing_to_time_is_nothing():
     assert timing.measure({}, CPU, seconds=1, bursts=True, sustain=True) == {}
 
 
-def test_on_a_card_events_are_read_after_a_pause_and_nothing_runs_between(monkeypatch):
+def test_on_a_card_a_call_queues_behind_other_work_after_a_pause(monkeypatch):
     log = []
 
     class Event:
@@ -71,8 +71,13 @@ def test_on_a_card_events_are_read_after_a_pause_and_nothing_runs_between(monkey
     monkeypatch.setattr(torch.cuda, "Event", Event)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda *_: log.append("idle"))
     monkeypatch.setattr(timing.time, "sleep", lambda seconds: log.append("pause"))
+    class Ballast:
+        def add_(self, _):
+            log.append("work")
+
+    monkeypatch.setattr(torch, "zeros", lambda *_, **__: Ballast())
     found = timing.burst({"a": lambda: log.append("a")}, torch.device("cuda"), 0.0)
-    assert log == ["idle", "pause", "record", "a", "record", "wait"] * timing.FEWEST
+    assert log == ["idle", "pause", *["work"] * timing.RUN_UPS, "record", "a", "record", "wait"] * timing.FEWEST
     assert found["a"] == {"ms": 2.5, "least": 2.5, "most": 2.5, "calls": timing.FEWEST}
     found = timing.sustained({"a": lambda: log.append("a")}, torch.device("cuda"), 0.02, {"a": 2.5})
     assert log[-7:] == ["record", "a", "a", "a", "a", "record", "wait"] and found["a"]["ms"] == 2.5 / 4
