@@ -30,11 +30,11 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, required=True, help="pipeline folder to write")
     parser.add_argument("--minutes", type=float, nargs=2, default=(6.0, 40.0), metavar=("VAE", "DENOISER"))
     parser.add_argument("--stages", nargs="+", choices=STAGES, default=STAGES)
-    parser.add_argument("--start", type=Path, help="pipeline folder to go on from instead of random weights")
+    parser.add_argument("--start-from", type=Path, help="pipeline folder to go on from instead of random weights")
     parser.add_argument("--vae", type=Path, help="folder of a trained autoencoder to use instead of stage vae")
     parser.add_argument("--stop-after", type=float, default=1e9, help="minutes after which the denoiser stage pauses")
     parser.add_argument("--lr", type=float, default=train_denoiser.SETTINGS["lr"], help="of the denoiser stage")
-    parser.add_argument("--large", action="store_true", help="train on long and large clips too (go on from --start)")
+    parser.add_argument("--large", action="store_true", help="train on long and large clips too (go on from --start-from)")
     parser.add_argument("--tiny", action="store_true", help="tiny networks and clips, to try the path on a CPU")
     args = parser.parse_args(argv)
 
@@ -59,8 +59,8 @@ def main(argv: list[str] | None = None) -> None:
     (args.work / "settings.json").write_text(json.dumps(settings, indent=1))
 
     vae, start = None, None
-    if args.start:
-        vae, *start = export.load(args.start, device)
+    if args.start_from:
+        vae, *start = export.load(args.start_from, device)
     if args.vae:
         vae = export.load_vae(args.vae, device)
     if "vae" in args.stages:
@@ -69,7 +69,7 @@ def main(argv: list[str] | None = None) -> None:
         vae = train_vae.train(args.work, args.minutes[0], sizes, device, log)
         log(stage="vae", **train_vae.measure(vae, device, clips=16 if device.type == "cuda" else 1))
     if vae is None:
-        parser.error("without the vae stage there is no autoencoder: give --vae or --start FOLDER")
+        parser.error("without the vae stage there is no autoencoder: give --vae or --start-from FOLDER")
     if "denoiser" in args.stages:
         start = train_denoiser.train(
             args.work,

@@ -70,7 +70,7 @@ def test_training_runs_resumes_exports_and_goes_on_from_what_it_exported(tmp_pat
     assert last > 0
     again = run("0.02", "0.1")
     assert [line["step"] for line in again if line.get("done")][-1] > last
-    more = ["--start", str(tmp_path / "out"), "--stages", "denoiser", "--minutes", "0", "0.03"]
+    more = ["--start-from", str(tmp_path / "out"), "--stages", "denoiser", "--minutes", "0", "0.03"]
     train.main(["--tiny", "--work", str(tmp_path / "more"), "--out", str(tmp_path / "better"), *more])
     from diffusers import DiffusionPipeline
 
