@@ -34,7 +34,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--vae", type=Path, help="folder of a trained autoencoder to use instead of stage vae")
     parser.add_argument("--stop-after", type=float, default=1e9, help="minutes after which the denoiser stage pauses")
     parser.add_argument("--lr", type=float, default=train_denoiser.SETTINGS["lr"], help="of the denoiser stage")
-    parser.add_argument("--large", action="store_true", help="train on long and large clips too (go on from --start-from)")
+    parser.add_argument("--large", action="store_true", help="train on large clips too (after --start-from)")
     parser.add_argument("--tiny", action="store_true", help="tiny networks and clips, to try the path on a CPU")
     args = parser.parse_args(argv)
 

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from . import architecture, vae_sequence
+from .fast_attention import fast_attention
 from .latents import ClipShape, LatentBuffer, latent_scale, tokenise
 from .optim import Average, optimisers
 from .team import Team
@@ -24,10 +25,9 @@ SHAPES = (
 )
 # For a run that goes on from trained weights: the same scenes long, large, and both.
 LARGE = (
-    ClipShape(33, 256, 256, batch=20, kept=2500, weight=0.5),
-    ClipShape(9, 480, 832, batch=10, kept=500, weight=0.2, until=0.4),
-    ClipShape(81, 256, 256, batch=8, kept=400, weight=0.15, until=0.4),
-    ClipShape(81, 480, 832, batch=2, kept=250, weight=0.35, since=0.2),
+    ClipShape(33, 256, 256, batch=20, kept=2000, weight=0.3),
+    ClipShape(33, 480, 832, batch=5, kept=300, weight=0.35),
+    ClipShape(81, 480, 832, batch=2, kept=250, weight=0.35, since=0.1),
 )
 SMALL = (
     ClipShape(9, 64, 64, batch=2, kept=8, weight=0.5),
@@ -126,7 +126,8 @@ def train(
         torch.save(kept | dict(optimisers=[o.state_dict() for o in chain]), partial)
         partial.replace(path)
 
-    with vae_sequence.whole_clips(vae):
+    with vae_sequence.whole_clips(vae), fast_attention(device) as kernel:
+        log(stage=name, attention=kernel)
         if scale is None:
             scale = latent_scale(vae, device, max(shapes, key=lambda s: s.frames), 256 if cuda else 8)
         buffers: dict[int, LatentBuffer] = {}
