@@ -1,0 +1,119 @@
+"""Every Triton and Gluon kernel once, on small ragged inputs: what compute-sanitizer watches.
+
+    compute-sanitizer --tool memcheck python tests/kernels/small_cases.py hopper
+
+Run through ``python tests/on_a_gpu.py --sanitizer``, which does so for each of `CASES`.
+"""
+
+import sys
+
+import torch
+from cases import inputs, random_mask, random_order, rms_error
+
+from dittools.kernels import (
+    block_sparse_attention,
+    cluster_tokens,
+    from_mass,
+    from_top_k,
+    gather_tokens,
+    measure_block_mass,
+    pool_blocks,
+    scatter_tokens,
+    sort_by_label,
+)
+
+TOKENS, HEADS = 333, 2
+
+
+def attention(name, key_block=128, dims=(64, 128)):
+    for dim in dims:
+        q, k, v = inputs(1, TOKENS, HEADS, dim, torch.bfloat16, device="cuda")
+        mask = random_mask(TOKENS, 128, key_block, heads=HEADS, density=0.6, device="cuda")
+        bias = torch.randn(1, HEADS, mask.key.count, device="cuda")
+        order = random_order(1, HEADS, TOKENS, device="cuda")
+        for call in ({}, {"key_bias": bias}, {"order": order}):
+            found = block_sparse_attention(q, k, v, mask, implementation=name, **call)
+            same(found, block_sparse_attention(q, k, v, mask, implementation="naive", **call))
+
+
+def clusters(name="triton"):
+    from test_clustered import random_clusters
+
+    for dim in (64, 128):
+        q, k, v = inputs(1, TOKENS, HEADS, dim, torch.bfloat16, device="cuda")
+        mask = random_clusters(TOKENS, TOKENS, (5, 16), (1, HEADS)).to("cuda")
+        order, key_order = (random_order(1, HEADS, TOKENS, seed, "cuda") for seed in (1, 2))
+        orders = {"order": order, "key_order": key_order}
+        found = block_sparse_attention(q, k, v, mask, implementation=name, **orders)
+        same(found, block_sparse_attention(q, k, v, mask, implementation="naive", **orders))
+
+
+def lists():
+    scores = torch.rand(1, HEADS, 37, 41, device="cuda")
+    for make, much in ((from_top_k, 7), (from_mass, 0.5)):
+        (counts, found), (want_counts, want) = (make(scores, much, implementation=n) for n in ("triton", "portable"))
+        assert torch.equal(counts, want_counts)
+        live = torch.arange(found.shape[-1], device="cuda") < counts[..., None]
+        assert torch.equal(found[live], want[live])
+
+
+def permute():
+    x = inputs(1, TOKENS, HEADS, 64, torch.bfloat16, device="cuda")
+    order = random_order(1, HEADS, TOKENS, device="cuda")
+    there = gather_tokens(x, order, implementation="triton")
+    for back, was in zip(scatter_tokens(there, order, implementation="triton"), x, strict=True):
+        assert torch.equal(back, was)
+
+
+def kmeans():
+    x = inputs(HEADS, TOKENS, 1, 64, torch.bfloat16, device="cuda")[0][:, :, 0]
+    found = cluster_tokens(x, 17, implementation="triton")
+    order, offsets = sort_by_label(found.labels, 17, implementation="triton")
+    assert torch.equal(order.sort(-1).values, torch.arange(TOKENS, device="cuda", dtype=torch.int32).expand(HEADS, -1))
+    assert (offsets[:, -1] == TOKENS).all()
+
+
+def mass():
+    q, k, _ = inputs(1, TOKENS, HEADS, 64, torch.bfloat16, device="cuda")
+    mask = random_mask(TOKENS, 128, 64, heads=HEADS, device="cuda")
+    found = measure_block_mass(q, k, mask.query, mask.key, implementation="triton")
+    sizes = mask.query.sizes("cuda").float()
+    torch.testing.assert_close(found.sum(-1), sizes.expand(1, HEADS, -1), atol=0.5, rtol=0.01)
+
+
+def pooling():
+    x = inputs(1, TOKENS, HEADS, 64, torch.bfloat16, device="cuda")[0]
+    assert pool_blocks(x, random_mask(TOKENS, 128, 64).key).isfinite().all()
+
+
+def skipped():
+    from test_skipped import moved, prepared
+
+    from dittools.kernels.skipped import add_skipped, naive_add_skipped
+
+    case = prepared("clusters", 150, 128, torch.bfloat16, True)
+    found = add_skipped(*(moved(x, "cuda") for x in case), implementation="triton")
+    assert rms_error(found.cpu(), naive_add_skipped(*case)) < 6e-3
+
+
+def same(found, want):
+    assert rms_error(found, want) < 0.02
+
+
+CASES = {
+    "hopper": lambda: [attention("hopper", block) for block in (64, 128)],
+    "triton": lambda: [attention("triton", block, (64, 96, 128)) for block in (64, 128)],
+    "clusters": clusters,
+    "lists": lists,
+    "permute": permute,
+    "kmeans": kmeans,
+    "mass": mass,
+    "pooling": pooling,
+    "skipped": skipped,
+}
+
+if __name__ == "__main__":
+    with torch.no_grad():
+        CASES[sys.argv[1]]()
+    torch.cuda.synchronize()
+    print("right")

@@ -1,0 +1,48 @@
+"""What the record of a GPU's test run says, from a pytest run of its own and a stand-in for compute-sanitizer."""
+
+import subprocess
+import sys
+
+import pytest
+
+from tests import on_a_gpu
+
+
+def test_outcomes_are_counted_by_file(tmp_path):
+    (tmp_path / "test_some.py").write_text(
+        "import pytest\n"
+        "def test_fine(): pass\n"
+        "def test_wrong(): assert 1 == 2, 'one is not two'\n"
+        "@pytest.mark.skip\ndef test_not_here(): pass\n"
+        "@pytest.fixture\ndef broken(): raise ValueError('no fixture')\n"
+        "def test_broken(broken): pass\n"
+    )
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--junitxml=report.xml", "test_some.py"]
+    subprocess.run(command, cwd=tmp_path, capture_output=True)
+    (found,) = on_a_gpu.read(tmp_path / "report.xml").values()
+    assert (found["passed"], found["failed"], found["skipped"]) == (1, 2, 1)
+    assert set(found["failures"]) == {"test_wrong", "test_broken"}
+    assert "one is not two" in found["failures"]["test_wrong"][0]
+
+
+def test_every_kernel_has_a_small_case():
+    kernels = {p.stem for p in (on_a_gpu.HERE.parent / "kernels").glob("*_triton.py")}
+    assert len(on_a_gpu.case_names()) >= len(kernels)
+    assert {"hopper", "triton", "clusters"} <= set(on_a_gpu.case_names())
+
+
+@pytest.mark.parametrize(
+    ("said", "code", "clean"),
+    [
+        ("right\n========= ERROR SUMMARY: 0 errors", 0, True),
+        ("right\n========= ERROR SUMMARY: 2 errors", 9, False),
+        ("========= ERROR SUMMARY: 0 errors", 1, False),
+        ("Device not supported", 1, False),
+    ],
+)
+def test_clean_is_right_and_without_errors(tmp_path, monkeypatch, said, code, clean):
+    tool = tmp_path / "compute-sanitizer"
+    tool.write_text(f"#!/bin/sh\ncat <<'X'\n{said}\nX\nexit {code}\n")
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    assert on_a_gpu.sanitize("lists")["clean"] is clean
