@@ -2,7 +2,8 @@
 
     python tests/on_a_gpu.py --json docs/measured/gpu_tests_<card>.json [--sanitizer] [PYTEST ARGUMENTS]
 
-Each file of tests: how many passed, failed and were skipped, and what the failures said first. With --sanitizer,
+Each file of tests: how many passed, failed and were skipped, what the failures said first, and what
+tests noted, such as the memory of a plan. With --sanitizer,
 compute-sanitizer's memcheck also watches every kernel on small ragged inputs (`kernels/small_cases.py`).
 The exit code is 1 when anything failed.
 """
@@ -36,6 +37,9 @@ def read(report: Path) -> dict[str, dict]:
         outcome = "failed" if bad else "skipped" if case.find("skipped") is not None else "passed"
         entry[outcome] += 1
         entry["seconds"] = round(entry["seconds"] + float(case.get("time", 0)), 2)
+        noted = {p.get("name"): p.get("value") for p in case.iter("property")}
+        if noted:
+            entry.setdefault("noted", {})[case.get("name")] = noted
         if bad:
             entry["failures"][case.get("name")] = (bad[0].get("message") or "").splitlines()[:1]
     return dict(sorted(files.items()))

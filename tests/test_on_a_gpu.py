@@ -11,7 +11,7 @@ from tests import on_a_gpu
 def test_outcomes_are_counted_by_file(tmp_path):
     (tmp_path / "test_some.py").write_text(
         "import pytest\n"
-        "def test_fine(): pass\n"
+        "def test_fine(record_property): record_property('held_mb', 12)\n"
         "def test_wrong(): assert 1 == 2, 'one is not two'\n"
         "@pytest.mark.skip\ndef test_not_here(): pass\n"
         "@pytest.fixture\ndef broken(): raise ValueError('no fixture')\n"
@@ -21,6 +21,7 @@ def test_outcomes_are_counted_by_file(tmp_path):
     subprocess.run(command, cwd=tmp_path, capture_output=True)
     (found,) = on_a_gpu.read(tmp_path / "report.xml").values()
     assert (found["passed"], found["failed"], found["skipped"]) == (1, 2, 1)
+    assert found["noted"] == {"test_fine": {"held_mb": "12"}}
     assert set(found["failures"]) == {"test_wrong", "test_broken"}
     assert "one is not two" in found["failures"]["test_wrong"][0]
 
