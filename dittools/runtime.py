@@ -302,9 +302,13 @@ class Runtime:
         return self._shown[2]
 
     def _no_kernel(self, q: torch.Tensor) -> str | None:
-        able = {}
-        for name, reason in implementations(q.device, q.dtype, q.shape[-1]):
-            able[name] = reason
+        kind = (q.device, q.dtype, q.shape[-1])
+        if kind not in self.run.why_no_kernel:
+            self.run.why_no_kernel[kind] = self._ask_for_kernel(q)
+        return self.run.why_no_kernel[kind]
+
+    def _ask_for_kernel(self, q: torch.Tensor) -> str | None:
+        able = dict(implementations(q.device, q.dtype, q.shape[-1]))
         # On a GPU the portable kernel is for those who ask: it has not been seen to beat dense there.
         name = "triton" if q.device.type == "cuda" and self.config.method == "auto" else "portable"
         return f"no sparse kernel: {able[name]}" if able[name] else None

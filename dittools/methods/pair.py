@@ -1,0 +1,81 @@
+"""Two static patterns side by side, so that every head takes its own by number."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+
+from dittools.blocks import BlockMask, Partition
+from dittools.methods.base import Plan
+from dittools.selectors.geometric import Pattern
+
+
+@dataclass(frozen=True, eq=False)
+class Pair:
+    """What plans of two patterns are picked from, made once a run.
+
+    Args:
+        orders: int32 ``[2, S]``.
+        counts, indices: the lists of their masks, int32 ``[2, M]`` and ``[2, M, M]``.
+        density: fp32 ``[2]``.
+        keep: bool ``[2 M, M]``, one mask below the other.
+        block_of_token: int64 ``[2, S]``, and the row of ``keep`` for it: ``row_of_token``.
+        partition: S positions in M blocks.
+        notes: of both.
+    """
+
+    orders: torch.Tensor
+    counts: torch.Tensor
+    indices: torch.Tensor
+    density: torch.Tensor
+    keep: torch.Tensor
+    block_of_token: torch.Tensor
+    row_of_token: torch.Tensor
+    partition: Partition
+    notes: tuple[str, ...]
+
+    @classmethod
+    def of(cls, one: Pattern, two: Pattern) -> Pair:
+        """Of two patterns over the same blocks, on one device."""
+        masks, blocks = (one.mask, two.mask), torch.stack((one.block_of_token, two.block_of_token))
+        partition, (counts, indices) = one.mask.query, zip(*(mask.lists() for mask in masks), strict=True)
+        below = torch.stack((torch.zeros_like(blocks[0]), torch.full_like(blocks[1], partition.count)))
+        return cls(
+            torch.stack((one.order, two.order)),
+            torch.cat(counts, 1)[0],
+            torch.cat(indices, 1)[0],
+            torch.cat([mask.density().flatten() for mask in masks]),
+            torch.cat([mask.keep[0, 0] for mask in masks]),
+            blocks,
+            blocks + below,
+            partition,
+            tuple(dict.fromkeys(one.notes + two.notes)),
+        )
+
+    def rows(self, tokens: torch.Tensor) -> torch.Tensor:
+        """`Pattern.rows` of both: bool ``[2, len(tokens), S]``."""
+        rows = self.row_of_token.index_select(1, tokens).flatten()
+        kept = self.keep.index_select(0, rows).view(2, len(tokens), -1)  # [2, n, M]
+        return kept.gather(2, self.block_of_token[:, None].expand(-1, len(tokens), -1))
+
+    def pick(self, second: torch.Tensor, facts: dict[str, torch.Tensor]) -> Plan:
+        """The plan in which each head runs one of the two.
+
+        Args:
+            second: bool ``[B, H]``, which heads run the second.
+            facts: for the summary.
+
+        Nothing is read back from the device, except on the CPU, where it costs nothing to see that no head needs
+        an order.
+        """
+        which, lanes = second.flatten().long(), second.shape
+
+        def of(x: torch.Tensor) -> torch.Tensor:
+            return x.index_select(0, which).view(*lanes, *x.shape[1:])
+
+        order = of(self.orders) if second.device.type != "cpu" or second.any() else None
+        lists = of(self.counts), of(self.indices)
+        mask = BlockMask.from_lists(*lists, self.partition, self.partition, of(self.density))
+        return Plan(order, mask, facts, self.notes, fold=lambda: partial(self.pick, second, facts))
