@@ -19,7 +19,6 @@ from dittools.run import Call, Kept, Run
 from dittools.sequence import Piece
 from dittools.tokens import TokenGrid
 
-
 # Kept plans of all layers may take this much as they are; larger ones are folded.
 KEPT_BYTES = 256 << 20
 

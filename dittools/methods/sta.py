@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import ClassVar
 
 import numpy as np
@@ -151,4 +151,5 @@ def _per_head(order: torch.Tensor, masks: Sequence[BlockMask], notes: tuple[str,
     if all(mask is one for mask in masks):
         return Plan(order, one, notes=notes)
     keep = torch.cat([mask.keep for mask in masks], 1)  # [1, H, M, M]
-    return Plan(order, BlockMask(keep, one.query, one.key), notes=notes, fold=lambda: lambda: _per_head(order, masks, notes))
+    again = partial(_per_head, order, masks, notes)
+    return Plan(order, BlockMask(keep, one.query, one.key), notes=notes, fold=lambda: again)

@@ -18,7 +18,7 @@ from dittools.methods.pair import Pair
 from dittools.orders.raster import raster
 from dittools.orders.token_major import token_major
 from dittools.selectors.geometric import Pattern, band_pattern
-from dittools.selectors.sampled import sampled_errors, stratified_rows
+from dittools.selectors.sampled import errors_of, stratified_rows
 from dittools.upload import upload
 
 
@@ -56,7 +56,7 @@ class SVG(Method):
             return pair.pick(*known_classes(q, call))
         asked = min(max(call.grid.tokens // 100, 16), 64) if self.probe_rows == "auto" else self.probe_rows
         rows = upload(stratified_rows(call.grid.tokens, asked, call.generator), q.device)
-        spatial_error, temporal_error = sampled_errors(q, k, v, rows, pair.rows(rows), call.scale)
+        spatial_error, temporal_error = errors_of(q, k, v, rows, pair.rows(rows), call.scale)
         temporal = temporal_error < spatial_error  # [B, H]
         return pair.pick(temporal, {"spatial": ~temporal, "temporal": temporal})
 

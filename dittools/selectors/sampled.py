@@ -31,7 +31,7 @@ def sampled_errors(
     k: torch.Tensor,
     v: torch.Tensor,
     rows: torch.Tensor,
-    masks: Sequence[torch.Tensor] | torch.Tensor,
+    masks: Sequence[torch.Tensor],
     scale: float,
 ) -> torch.Tensor:
     """Mean squared error that each mask makes on the sampled rows, against their dense output.
@@ -39,18 +39,23 @@ def sampled_errors(
     Args:
         q, k, v: ``[B, S, H, D]``.
         rows: query tokens to look at, int64 ``[n]``, on the device of q.
-        masks: bool ``[n, S]`` each, in token coordinates; every row keeps something. Or all of them, ``[C, n, S]``.
+        masks: bool ``[n, S]`` each, in token coordinates; every row keeps something.
         scale: factor on the logits.
 
     Returns:
         fp32 ``[len(masks), B, H]``: mean over rows and D. The softmax sums and the errors are fp32; products run
         in the dtype of q with fp32 accumulation.
     """
+    return errors_of(q, k, v, rows, torch.stack((torch.ones_like(masks[0]), *masks)), scale)
+
+
+def errors_of(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, rows: torch.Tensor, kept: torch.Tensor, scale: float
+) -> torch.Tensor:
+    """`sampled_errors` of masks in one tensor: bool ``[1 + C, n, S]``, of which the first keeps everything."""
     batches, tokens, heads, _ = q.shape
-    wide = (3 + len(masks)) * q.element_size()  # bytes an element of the logits takes on the way
+    wide = (2 + len(kept)) * q.element_size()  # bytes an element of the logits takes on the way
     chunk = max(1, CHUNK_BYTES // (batches * len(rows) * tokens * wide))
-    everything = torch.ones_like(masks[0])
-    kept = torch.stack((everything, *masks))  # [1 + C, n, S]
     q = q.index_select(1, rows)
     if chunk >= heads:
         return _errors(q, k, v, kept, scale)
