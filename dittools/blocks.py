@@ -42,7 +42,8 @@ class Partition:
 
     def sizes(self, device: torch.device | str | None = None) -> torch.Tensor:
         """Positions in each block: int64 ``[count]``. It is shared: do not write into it."""
-        return _sizes(self, torch.device(device or "cpu"))
+        make = _sizes.__wrapped__ if torch.compiler.is_compiling() else _sizes  # a trace sees through caches
+        return make(self, torch.device(device or "cpu"))
 
 
 @lru_cache(maxsize=64)

@@ -125,3 +125,10 @@ def test_plans_too_large_to_keep_are_folded_and_made_again_as_they_were(method, 
     monkeypatch.setattr(sparse_home, "KEPT_BYTES", 0)
     _, again = draw(method, **settings)
     assert folded and all(torch.equal(a, b) for a, b in zip(kept, again, strict=True))
+
+
+def test_a_call_is_cut_into_pieces_once_a_forward(monkeypatch):
+    cut, pieces = [], runtime_home.pieces
+    monkeypatch.setattr(runtime_home, "pieces", lambda *args: cut.append(args) or pieces(*args))
+    draw("gna", steps=2)
+    assert len(cut) == 4  # forwards, of three layers each
