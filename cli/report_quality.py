@@ -75,12 +75,9 @@ def _wanted(folder: Folder, row: Row) -> bool:
 def _measure(folder: Folder, row: Row, frames: _Frames) -> None:
     if not _compared(folder, row) or folder.scores(row.case.id, row.reference.id) is not None:
         return
-    import torch
-
     from dittools.quality import measure
 
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    found = measure(frames(row.case.id), frames(row.reference.id), device)
+    found = measure(frames(row.case.id), frames(row.reference.id))
     scores = {
         name: {"mean": _rounded(score.mean), "per_frame": [_rounded(value) for value in score.per_frame]}
         for name, score in found.scores.items()

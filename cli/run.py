@@ -35,7 +35,7 @@ def run(request: Request, command: list[str], output: Output) -> dict[str, Any]:
             scene,
             stages,
             begun,
-            quality=None if dense is None else _quality(frames, dense, stages),
+            quality=None if dense is None else _quality(frames, dense, stages, opened.device),
             device=opened.device,
             command=command,
             weights=opened.weights.name,
@@ -55,12 +55,13 @@ def _dense_run(opened: Any, embeds: dict, scene: Scene, request: Request, stages
         return drawing.decode(opened, latents, scene), stages.seconds["dense"]
 
 
-def _quality(frames: Any, dense: tuple[Any, float], stages: Stages) -> dict[str, Any]:
+def _quality(frames: Any, dense: tuple[Any, float], stages: Stages, device: Any) -> dict[str, Any]:
     from dittools.quality import psnr, ssim
 
     reference, dense_seconds = dense
     with stages("quality"):
-        scores = psnr(frames, reference), ssim(frames, reference)
+        where = device if device.type == "cuda" else None
+        scores = psnr(frames, reference, where), ssim(frames, reference, where)
     return records.quality_facts(*scores, dense_seconds, stages.seconds["denoise"])
 
 

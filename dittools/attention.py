@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from dittools.blocks import BlockMask, Partition
-from dittools.kernels.dispatch import block_sparse_attention
+from dittools.kernels.dispatch import attend_by, block_sparse_attention
 from dittools.methods.base import Plan
 
 
@@ -17,6 +17,7 @@ def attend(
     scale: float | None = None,
     implementation: str | None = None,
     return_lse: bool = False,
+    known: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Attention over the pairs a plan keeps.
 
@@ -26,23 +27,19 @@ def attend(
         scale: factor on the logits, ``1 / sqrt(D)`` by default.
         implementation: a kernel by name; the fastest that can run by default.
         return_lse: corrections need it; it costs a little, so it is asked for.
+        known: the plan was found to fit such a call, and ``implementation`` to run it: nothing is asked again.
 
     Returns:
         out ``[B, S, H, D]`` in token order, and lse fp32 ``[B, H, S]`` or None.
     """
     if plan.keys is not None:
         return _attend_to_fewer(q, k, v, plan, scale, implementation, return_lse)
-    result = block_sparse_attention(
-        q,
-        k,
-        v,
-        plan.mask,
-        order=plan.order,
-        key_order=plan.key_order,
-        scale=scale,
-        return_lse=return_lse,
-        implementation=implementation,
-    )
+    call = {"order": plan.order, "scale": scale, "return_lse": return_lse}
+    if known and isinstance(plan.mask, BlockMask):
+        result = attend_by(implementation, q, k, v, plan.mask, **call)
+    else:
+        call |= {"key_order": plan.key_order, "implementation": implementation}
+        result = block_sparse_attention(q, k, v, plan.mask, **call)
     return result if return_lse else (result, None)
 
 

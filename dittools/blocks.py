@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from numbers import Integral
 
 import torch
@@ -40,9 +41,16 @@ class Partition:
         return self.length - (self.count - 1) * self.size
 
     def sizes(self, device: torch.device | str | None = None) -> torch.Tensor:
-        """Positions in each block: int64 ``[count]``."""
-        sizes = torch.full((self.count,), self.size, device=device)
-        sizes[-1:] = self.tail  # of a single element it would wait for the device
+        """Positions in each block: int64 ``[count]``. It is shared: do not write into it."""
+        make = _sizes.__wrapped__ if torch.compiler.is_compiling() else _sizes  # a trace sees through caches
+        return make(self, torch.device(device or "cpu"))
+
+
+@lru_cache(maxsize=64)
+def _sizes(blocks: Partition, device: torch.device) -> torch.Tensor:
+    with torch.inference_mode(False):
+        sizes = torch.full((blocks.count,), blocks.size, device=device)
+        sizes[-1:] = blocks.tail  # of a single element it would wait for the device
         return sizes
 
 
@@ -82,7 +90,14 @@ class BlockMask:
         return cls(torch.ones(1, 1, query.count, key.count, dtype=torch.bool, device=device), query, key)
 
     @classmethod
-    def from_lists(cls, counts: torch.Tensor, indices: torch.Tensor, query: Partition, key: Partition) -> BlockMask:
+    def from_lists(
+        cls,
+        counts: torch.Tensor,
+        indices: torch.Tensor,
+        query: Partition,
+        key: Partition,
+        density: torch.Tensor | None = None,
+    ) -> BlockMask:
         """The mask of ready lists, for selectors that find lists and kernels that read nothing else.
 
         ``keep`` is drawn from the lists when somebody first asks for it.
@@ -92,6 +107,7 @@ class BlockMask:
             indices: int32 ``[B or 1, H or 1, Mq, L]`` with L at most Nk. Each row ascends up to its count, and
                 what stands after the count is a valid block; neither is checked, which would wait for the device.
             query, key: partitions with ``query.count == Mq`` and ``key.count == Nk``.
+            density: what `density` gives, where it is known.
 
         Raises:
             ValueError: when dtypes, shapes or devices do not fit together.
@@ -111,11 +127,13 @@ class BlockMask:
             )
         if counts.device != indices.device:
             raise ValueError(f"counts are on {counts.device}, but indices on {indices.device}")
-        # Kernels step from row to row by Nk.
-        indices = torch.nn.functional.pad(indices, (0, blocks[1] - indices.shape[-1])).contiguous()
+        if indices.shape[-1] < blocks[1]:  # kernels step from row to row by Nk
+            indices = torch.nn.functional.pad(indices, (0, blocks[1] - indices.shape[-1]))
         mask = cls.__new__(cls)
-        lists = {"lists": (counts.contiguous(), indices)}
-        for name, value in (("query", query), ("key", key), ("_cache", lists)):
+        known = {"lists": (counts.contiguous(), indices.contiguous())}
+        if density is not None:
+            known["density"] = density
+        for name, value in (("query", query), ("key", key), ("_cache", known)):
             object.__setattr__(mask, name, value)
         return mask
 
@@ -127,6 +145,11 @@ class BlockMask:
 
     def density(self) -> torch.Tensor:
         """Kept query-key pairs over all pairs: fp32 ``[B or 1, H or 1]``; ragged tails count as they are."""
+        if "density" not in self._cache:
+            self._cache["density"] = self._density()
+        return self._cache["density"]
+
+    def _density(self) -> torch.Tensor:
         # Whole numbers until the division, so that the result is exact for any sequence length.
         keys = self.keep.sum(-1) * self.key.size - self.keep[..., -1].long() * (self.key.size - self.key.tail)
         pairs = keys.sum(-1) * self.query.size - keys[..., -1] * (self.query.size - self.query.tail)

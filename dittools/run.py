@@ -85,7 +85,9 @@ class Run:
         self.dtype: torch.dtype | None = None  # of the latest attention call
         self.dense_from: set[tuple[int, int]] = set()  # (step, layer) forced dense after a non-finite result
         self.forwards: list[tuple[int, Stopwatch]] = []
-        self._bad: torch.Tensor | None = None
+        self.kernels: dict[tuple, str] = {}  # the kernel of each kind of sparse call
+        self.why_no_kernel: dict[tuple, str | None] = {}  # by device, dtype and head dim
+        self._sums: list[tuple[int, torch.Tensor]] = []  # of the outputs of this forward, with their layers
 
     def mark(self) -> tuple[int, int, Counter[str], tuple[int, int]]:
         """Where the counters stand, for `rewind`."""
@@ -103,18 +105,17 @@ class Run:
 
     def flag_non_finite(self, layer: int, out: torch.Tensor) -> None:
         """Remember on the device whether ``out`` holds a NaN or inf."""
-        if self._bad is None:
-            self._bad = torch.zeros(self.layers, dtype=torch.bool, device=out.device)
         # A sum is finite if and only if its terms are, short of an overflow in fp32; it reads `out` once.
-        self._bad[layer].logical_or_(~out.sum(dtype=torch.float32).isfinite())
+        self._sums.append((layer, out.sum(dtype=torch.float32)))
 
     def non_finite_layers(self) -> list[int]:
         """Layers flagged since the last time this was asked. Waits for the device."""
-        if self._bad is None or not self._bad.any():
+        if not self._sums:
             return []
-        layers = self._bad.nonzero().flatten().tolist()
-        self._bad = None
-        return layers
+        layers, sums = zip(*self._sums, strict=True)
+        self._sums.clear()
+        finite = torch.stack(sums).isfinite().tolist()
+        return sorted({layer for layer, fine in zip(layers, finite, strict=True) if not fine})
 
     def densities(self, calls: list[Call]) -> list[float]:
         """Kept share of each call. Waits for the device once."""
@@ -147,7 +148,7 @@ class Run:
         """Facts of the plans made, summed for each layer."""
         counts: list[dict[str, int]] = [defaultdict(int) for _ in range(self.layers)]
         names = [(layer, name) for layer, facts in self.facts for name in facts]
-        values = [value for _, facts in self.facts for value in facts.values()]
+        values = [value.sum() for _, facts in self.facts for value in facts.values()]
         numbers = torch.stack(values).tolist() if values else []
         for (layer, name), number in zip(names, numbers, strict=True):
             counts[layer][name] += number

@@ -83,7 +83,7 @@ class Runtime:
         self._tick: Tick | None = None  # set between begin_call and end_call
         self._layout: Layout | None = None  # None: every call has exactly the tokens of the grid
         self._calls: dict[int, int] = {}  # attention calls of each layer in this forward
-        self._shown: tuple | None = None  # the latest mask, and the keys it shows
+        self._cut: tuple | None = None  # the latest mask and shape, and the pieces of such a call
         self._mark = None
         self._reruns = 0
         self._sparse_in_call = False
@@ -137,7 +137,7 @@ class Runtime:
             self.run.first_step = tick.step
         self.run.branches.add(tick.branch)
         self._layout = layout or _layout(grid)
-        self._calls, self._shown = {}, None
+        self._calls, self._cut = {}, None
         self._mark, self._reruns, self._sparse_in_call = self.run.mark(), 0, False
         self._reports.begin_call(tick.step)
         self.run.forwards.append((tick.step, Stopwatch(device)))
@@ -178,7 +178,7 @@ class Runtime:
 
     def _end(self) -> None:
         self.run.forwards[-1][1].stop()
-        self._tick = self._shown = None
+        self._tick = self._cut = None
         self._reports.end_call()
 
     def attend(
@@ -286,7 +286,14 @@ class Runtime:
         reason = self._why_dense(layer, q, k)
         if reason is not None:
             return reason
-        shown = None if mask is None else self._keys(mask, q)
+        about = (q.shape[:2], q.device)
+        if self._cut is None or self._cut[0] is not mask or self._cut[1] != about:
+            self._cut = (mask, about, self._pieces(q, mask))
+        return self._cut[2]
+
+    def _pieces(self, q: torch.Tensor, mask: torch.Tensor | None) -> list[Piece] | str:
+        """What sparse calls can take of every layer of this forward that has these tokens and this mask."""
+        shown = None if mask is None else shown_keys(mask, *q.shape[:2])
         if isinstance(shown, str):
             return shown
         found = pieces(self._layout, q.shape[1], shown, q.device)
@@ -294,17 +301,14 @@ class Runtime:
             self.run.grid = found[0].grid  # text is first seen here where no argument tells it
         return found
 
-    def _keys(self, mask: torch.Tensor, q: torch.Tensor) -> torch.Tensor | str:
-        """`shown_keys`, asked once for a mask that all layers of a forward are given."""
-        shape = q.shape[:2]
-        if self._shown is None or self._shown[0] is not mask or self._shown[1] != shape:
-            self._shown = (mask, shape, shown_keys(mask, *shape))
-        return self._shown[2]
-
     def _no_kernel(self, q: torch.Tensor) -> str | None:
-        able = {}
-        for name, reason in implementations(q.device, q.dtype, q.shape[-1]):
-            able[name] = reason
+        kind = (q.device, q.dtype, q.shape[-1])
+        if kind not in self.run.why_no_kernel:
+            self.run.why_no_kernel[kind] = self._ask_for_kernel(q)
+        return self.run.why_no_kernel[kind]
+
+    def _ask_for_kernel(self, q: torch.Tensor) -> str | None:
+        able = dict(implementations(q.device, q.dtype, q.shape[-1]))
         # On a GPU the portable kernel is for those who ask: it has not been seen to beat dense there.
         name = "triton" if q.device.type == "cuda" and self.config.method == "auto" else "portable"
         return f"no sparse kernel: {able[name]}" if able[name] else None

@@ -34,13 +34,15 @@ class Piece(NamedTuple):
 
     def take(self, x: torch.Tensor) -> torch.Tensor:
         """The tokens of this piece: ``[B, S, H, D]`` -> ``[b, grid.tokens, H, D]``."""
+        if self.whole:
+            return x
         x = x if self.samples is None else x.index_select(0, self.samples)
         return x[:, self.tokens] if isinstance(self.tokens, slice) else x.index_select(1, self.tokens)
 
     @property
     def whole(self) -> bool:
         """Whether it is the call as it stands."""
-        return self.samples is None and self.tokens == slice(None)
+        return self.samples is None and isinstance(self.tokens, slice) and self.tokens == slice(None)
 
     def put(self, part: torch.Tensor, out: torch.Tensor) -> None:
         """Write what was computed of `take` to its place in ``[B, S, H, D]``."""

@@ -12,12 +12,15 @@ from dittools.blocks import BlockMask
 from dittools.clock import Tick
 from dittools.config import Config
 from dittools.corrections import SparseCall
-from dittools.kernels.dispatch import choose, why_not
+from dittools.kernels.dispatch import check_call, choose, why_not
 from dittools.methods.base import AttentionCall, Plan, StayDense
 from dittools.observer import Heard, Observer
 from dittools.run import Call, Kept, Run
 from dittools.sequence import Piece
 from dittools.tokens import TokenGrid
+
+# Kept plans of all layers may take this much as they are; larger ones are folded.
+KEPT_BYTES = 256 << 20
 
 
 class Planned(NamedTuple):
@@ -81,7 +84,9 @@ class Sparse:
                 watch(Heard(layer, *taken, scale, tick, piece.grid), planned.plan)
             part, density, kernel = self._piece(layer, taken, planned, call)
             size = float(len(taken[0])) * piece.grid.tokens**2
-            pairs, kept = pairs + size, size * density + kept
+            pairs += size
+            if len(parts) > 1:
+                kept = size * density + kept
             if out is None:
                 out = part
                 continue
@@ -113,8 +118,10 @@ class Sparse:
         if isinstance(plan.mask, BlockMask):  # whose lists every kernel walks, and would make where they are not there
             with self._observer.part("lists"):
                 plan.mask.lists()
+            if fresh and plan.keys is None:
+                check_call(*taken, plan.mask, plan.order)
         with self._observer.part("attention"):
-            out, lse = attend(*taken, plan, call.scale, kernel, return_lse=correction is not None)
+            out, lse = attend(*taken, plan, call.scale, kernel, return_lse=correction is not None, known=True)
         self._observer.attended(layer, *taken, plan, call.scale, out)
         if correction is None:
             return out, density, kernel
@@ -127,6 +134,15 @@ class Sparse:
 
     def _kernel(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, plan: Plan) -> str:
         """The kernel for a sparse call; plain PyTorch on a GPU is noted with the reason."""
+        mask = plan.mask
+        blocks = (mask.query.size, mask.key.size) if isinstance(mask, BlockMask) else None
+        learning = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v))
+        kind = (q.device, q.dtype, q.shape[-1], blocks, plan.order is None, learning)
+        if kind not in self._run.kernels:
+            self._run.kernels[kind] = self._choose(q, k, v, plan)
+        return self._run.kernels[kind]
+
+    def _choose(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, plan: Plan) -> str:
         name = choose(q, k, v, plan.mask, order=plan.order)
         if name == "portable" and q.device.type == "cuda":
             self._run.notes[f"plain PyTorch kernel on the GPU: {why_not('triton', q, k, v, plan.mask)}"] = None
@@ -171,13 +187,18 @@ class Sparse:
         plan = run.method.plan(q, k, v, call)
         if isinstance(plan, StayDense):
             return plan
-        density = plan.density().mean()
         if refresh > 1 or shared:
-            run.plans[place] = Kept(call.step, call.branch, shape, plan.again or (lambda: plan), density)
+            again = plan.fold() if plan.fold and _bytes(plan, q) * run.layers > KEPT_BYTES else lambda: plan
+            run.plans[place] = Kept(call.step, call.branch, shape, again, plan.share)
         run.facts.append((call.layer, plan.facts))
         run.notes.update(dict.fromkeys(plan.notes))
-        return Planned(plan, density, True)
+        return Planned(plan, plan.share, True)
 
     def _generator(self, step: int, layer: int) -> torch.Generator:
         seed = (self._config.seed * 100_003 + step) * 10_007 + layer
         return torch.Generator().manual_seed(seed % (1 << 63))
+
+
+def _bytes(plan: Plan, q: torch.Tensor) -> int:
+    """What a plan of even blocks takes at most, with an order for each head and lists beside the mask."""
+    return q.shape[0] * q.shape[2] * (5 * plan.mask.query.count * plan.mask.key.count + 4 * q.shape[1])

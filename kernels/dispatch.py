@@ -8,6 +8,7 @@ import os
 import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
+from functools import cache
 
 import torch
 import torch.nn.functional as F
@@ -68,12 +69,30 @@ def block_sparse_attention(
         return cluster_sparse_attention(q, k, v, mask, **orders, **call)
     if key_order is not None:
         raise ValueError("key_order goes with a ClusterMask, and this mask has even blocks: leave it out")
-    _check(q, k, v, mask, order, key_bias)
+    check_call(q, k, v, mask, order, key_bias)
     if scale is None:
         scale = q.shape[-1] ** -0.5
     elif not 0 < scale < float("inf"):
         raise ValueError(f"scale must be a positive number, got {scale}")
     name = choose(q, k, v, mask, order=order, implementation=implementation)
+    return attend_by(name, q, k, v, mask, order=order, scale=scale, key_bias=key_bias, return_lse=return_lse)
+
+
+def attend_by(
+    name: str,
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    mask,
+    *,
+    order: torch.Tensor | None,
+    scale: float,
+    key_bias: torch.Tensor | None = None,
+    return_lse: bool = False,
+) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+    """`block_sparse_attention` over even blocks by the implementation of this name, for callers that asked `choose`
+    and `check_call` before: nothing is asked again.
+    """
     call = {"order": order, "scale": float(scale), "key_bias": key_bias}
     if name == "hopper":
         from dittools.kernels.hopper import hopper_block_sparse_attention
@@ -160,11 +179,16 @@ def implementations(device: torch.device | str, dtype: torch.dtype, head_dim: in
     return found
 
 
+@cache
+def _has_triton() -> bool:
+    return importlib.util.find_spec("triton") is not None
+
+
 def why_not_triton(
     device: torch.device, dtype: torch.dtype, head_dim: int, blocks: tuple[int, int] | None = None
 ) -> str | None:
     """None when the Triton kernel can run, else why it cannot. ``blocks``: query and key block size."""
-    if importlib.util.find_spec("triton") is None:
+    if not _has_triton():
         return "Triton is not installed"
     if device.type == "cpu":
         if os.environ.get("TRITON_INTERPRET") != "1":
@@ -173,7 +197,7 @@ def why_not_triton(
         return f"needs a CUDA device, got {device.type}"
     elif torch.version.hip is not None:
         return "not tested on ROCm"
-    elif not torch.cuda.is_available():
+    elif not torch.cuda.is_initialized() and not torch.cuda.is_available():
         return "no CUDA device was found"
     elif torch.cuda.get_device_capability(device) < (8, 0):
         major, minor = torch.cuda.get_device_capability(device)
@@ -282,7 +306,7 @@ def _any_of(values: tuple[int, ...]) -> str:
     return f"{', '.join(map(str, values[:-1]))} or {values[-1]}"
 
 
-def _check(q, k, v, mask, order, key_bias) -> None:
+def check_call(q, k, v, mask, order=None, key_bias=None) -> None:
     """Raise a one-line ValueError unless the arguments of a block-sparse call fit together."""
     batches, queries, heads, keys = check_tensors(q, k, v, mask, "partitions")
     # Lists have the shape of the mask, and a mask made from lists need not draw its boolean form for a check.

@@ -7,7 +7,7 @@ a private copy of their code that calls ours.
 
 Attention is told nothing about the layer, so a wrapper around the processor writes the layer into a small CPU
 tensor, the cursor, first. Both steps are custom operators: a compiled block sees two opaque calls fed with
-tensors, the same in every layer and step.
+tensors, the same in every layer and step. What is not compiled takes both steps directly, which is faster.
 """
 
 from __future__ import annotations
@@ -111,7 +111,10 @@ class SparseProcessor:
             # The sparse kernels have no backward.
             torch.ops.dittools.skip_layer(self._cursor, self._place)
             return self.original(*args, **kwargs)
-        torch.ops.dittools.enter_layer(self._cursor, self._place)
+        if torch.compiler.is_compiling():
+            torch.ops.dittools.enter_layer(self._cursor, self._place)
+        else:
+            self._cursor.copy_(self._place)
         return self._inner(*args, **kwargs)
 
     # The backend and parallel plan a user sets go to the original, where dense calls read them.
@@ -197,13 +200,6 @@ def _(cursor, reason):
     return None
 
 
-@torch.library.custom_op(
-    "dittools::attend",
-    mutates_args=(),
-    schema="(Tensor q, Tensor k, Tensor v, Tensor? mask, Tensor cursor, float? scale, float dropout, "
-    "bool causal, bool grouped) -> Tensor",
-    **_TAGS,
-)
 def _attend(q, k, v, mask, cursor, scale, dropout, causal, grouped):
     """Attention of the layer under the cursor: ``[B, S, H, D]``, contiguous as the fake one promises."""
     number, layer = cursor.tolist()
@@ -228,7 +224,17 @@ def _attend(q, k, v, mask, cursor, scale, dropout, causal, grouped):
     return out.contiguous()
 
 
-@_attend.register_fake
+_attend_op = torch.library.custom_op(
+    "dittools::attend",
+    _attend,
+    mutates_args=(),
+    schema="(Tensor q, Tensor k, Tensor v, Tensor? mask, Tensor cursor, float? scale, float dropout, "
+    "bool causal, bool grouped) -> Tensor",
+    **_TAGS,
+)
+
+
+@_attend_op.register_fake
 def _(q, k, v, mask, cursor, scale, dropout, causal, grouped):
     return q.new_empty((*q.shape[:-1], v.shape[-1]))
 
@@ -250,7 +256,8 @@ def _backend_function(cursor: torch.Tensor) -> Any:
             call = {"attn_mask": attn_mask, "scale": scale, "enable_gqa": enable_gqa}
             return dispatch_attention_fn(query, key, value, **call, backend=AttentionBackendName.FLEX)
         call = (attn_mask, cursor, scale, dropout_p, is_causal, enable_gqa)
-        return torch.ops.dittools.attend(query, key, value, *call)
+        attend = torch.ops.dittools.attend if torch.compiler.is_compiling() else _attend
+        return attend(query, key, value, *call)
 
     return dittools_attention
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, ClassVar
 
 import torch
@@ -12,7 +13,6 @@ from dittools.blocks import BlockMask
 from dittools.clusters import ClusterMask
 from dittools.keys import KeySubset
 from dittools.profile import Profile
-from dittools.selectors.geometric import Pattern
 from dittools.selectors.layout import Layout
 from dittools.selectors.packed import pack_bits, unpack_bits
 from dittools.tokens import TokenGrid
@@ -25,10 +25,9 @@ class Plan:
     Args:
         order: int32 ``[B or 1, H or 1, S]``, position -> token; None is raster.
         mask: blocks of positions in that order, or clusters.
-        facts: named scalar tensors for the summary, for example how many heads went temporal. Read only
-            there.
+        facts: named tensors for the summary, for example which heads went temporal. Only there they are summed.
         notes: what a user should know about this plan, a line each.
-        again: makes this plan again from little; a plan that is kept for later steps is kept in this form.
+        fold: gives what makes this plan again from little; a large plan that is kept is kept in that form.
         keys: fewer keys in place of all, without an order; ``mask`` is then over their queries and these keys.
         key_order: with clusters, the order of the keys; None: that of the queries.
     """
@@ -37,7 +36,7 @@ class Plan:
     mask: BlockMask | ClusterMask
     facts: dict[str, torch.Tensor] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
-    again: Callable[[], Plan] | None = None
+    fold: Callable[[], Callable[[], Plan]] | None = None
     keys: KeySubset | None = None
     key_order: torch.Tensor | None = None
 
@@ -45,6 +44,11 @@ class Plan:
         """Share of all query-key pairs that is computed: fp32 ``[B or 1, H or 1]``."""
         kept = self.mask.density()
         return kept if self.keys is None else self.keys.density(kept)
+
+    @cached_property
+    def share(self) -> torch.Tensor:
+        """The mean `density` of all heads, a scalar tensor; one for all calls of a plan that many use."""
+        return self.density().mean()
 
 
 @dataclass(frozen=True)
@@ -146,29 +150,8 @@ def block_plan(layout: Layout, keep: torch.Tensor, *notes: str) -> Plan:
         notes: what a user should know.
     """
 
-    def again() -> Plan:
-        return block_plan(layout, unpack_bits(packed, layout.partition.count), *notes)
+    def fold() -> Callable[[], Plan]:
+        packed = pack_bits(keep)
+        return lambda: block_plan(layout, unpack_bits(packed, layout.partition.count), *notes)
 
-    packed = pack_bits(keep)
-    return Plan(layout.order, BlockMask(keep, layout.partition, layout.partition), notes=notes, again=again)
-
-
-def pick_per_head(patterns: Sequence[Pattern], second: torch.Tensor, facts: dict[str, torch.Tensor]) -> Plan:
-    """The plan in which each head runs one of two static patterns.
-
-    Args:
-        patterns: the two.
-        second: bool ``[B, H]``, which heads run the second.
-        facts: for the summary.
-
-    Nothing is read back from the device, except on the CPU, where it costs nothing to see that no head needs
-    an order.
-    """
-    one, two = patterns
-    keep = torch.where(second[..., None, None], two.mask.keep, one.mask.keep)  # [B, H, M, M]
-    order = None
-    if second.device.type != "cpu" or second.any():
-        order = torch.where(second[..., None], two.order, one.order)  # [B, H, S]
-    mask = BlockMask(keep, one.mask.query, one.mask.key)
-    notes = tuple(dict.fromkeys(one.notes + two.notes))
-    return Plan(order, mask, facts, notes, again=lambda: pick_per_head(patterns, second, facts))
+    return Plan(layout.order, BlockMask(keep, layout.partition, layout.partition), notes=notes, fold=fold)

@@ -12,6 +12,7 @@ from dittools.methods.checks import one_of
 from dittools.orders.named import ORDERS
 from dittools.selectors.budget import spend
 from dittools.selectors.layout import lay_out
+from dittools.upload import upload
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,6 @@ class RandomBlocks(Method):
     def plan(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, call: AttentionCall) -> Plan:
         blocks = lay_out(call, q.device, self.order)
         shape = 1, q.shape[2], blocks.partition.count, blocks.partition.count  # a batch shares it
-        scores = torch.rand(shape, generator=call.generator).to(q.device, non_blocking=True)
+        scores = upload(torch.rand(shape, generator=call.generator), q.device)
         keep = spend(scores, blocks.sizes, blocks.sizes, call.density, force=blocks.force)
         return block_plan(blocks, keep, *blocks.why_over(call.sparsity))

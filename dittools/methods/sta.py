@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import ClassVar
 
 import numpy as np
@@ -150,5 +150,7 @@ def _per_head(order: torch.Tensor, masks: Sequence[BlockMask], notes: tuple[str,
     one = masks[0]
     if all(mask is one for mask in masks):
         return Plan(order, one, notes=notes)
-    keep = torch.cat([mask.keep for mask in masks], 1)  # [1, H, M, M]
-    return Plan(order, BlockMask(keep, one.query, one.key), notes=notes, again=lambda: _per_head(order, masks, notes))
+    lists = (torch.cat(part, 1) for part in zip(*(mask.lists() for mask in masks), strict=True))  # [1, H, ...]
+    density = torch.cat([mask.density() for mask in masks], 1)
+    again = partial(_per_head, order, masks, notes)
+    return Plan(order, BlockMask.from_lists(*lists, one.query, one.key, density), notes=notes, fold=lambda: again)

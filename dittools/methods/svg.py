@@ -13,11 +13,13 @@ from typing import ClassVar
 
 import torch
 
-from dittools.methods.base import AttentionCall, Method, Plan, pick_per_head
+from dittools.methods.base import AttentionCall, Method, Plan
+from dittools.methods.pair import Pair
 from dittools.orders.raster import raster
 from dittools.orders.token_major import token_major
 from dittools.selectors.geometric import Pattern, band_pattern
-from dittools.selectors.sampled import sampled_errors, stratified_rows
+from dittools.selectors.sampled import errors_of, stratified_rows
+from dittools.upload import upload
 
 
 @dataclass(frozen=True)
@@ -49,16 +51,14 @@ class SVG(Method):
         return super().why_not(grid, block_size)
 
     def plan(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, call: AttentionCall) -> Plan:
-        patterns = call.remember(("svg", call.sparsity, q.device), lambda: self.patterns(call, q.device))
+        pair = call.remember(("svg", call.sparsity, q.device), lambda: Pair.of(*self.patterns(call, q.device)))
         if call.profile is not None:
-            return pick_per_head(patterns, *known_classes(q, call))
+            return pair.pick(*known_classes(q, call))
         asked = min(max(call.grid.tokens // 100, 16), 64) if self.probe_rows == "auto" else self.probe_rows
-        rows = stratified_rows(call.grid.tokens, asked, call.generator).to(q.device, non_blocking=True)
-        masks = [pattern.rows(rows) for pattern in patterns]
-        spatial_error, temporal_error = sampled_errors(q, k, v, rows, masks, call.scale)
+        rows = upload(stratified_rows(call.grid.tokens, asked, call.generator), q.device)
+        spatial_error, temporal_error = errors_of(q, k, v, rows, pair.rows(rows), call.scale)
         temporal = temporal_error < spatial_error  # [B, H]
-        facts = {"spatial": (~temporal).sum(), "temporal": temporal.sum()}
-        return pick_per_head(patterns, temporal, facts)
+        return pair.pick(temporal, {"spatial": ~temporal, "temporal": temporal})
 
     def patterns(self, call: AttentionCall, device: torch.device) -> tuple[Pattern, Pattern]:
         """(spatial, temporal): near in raster distance, and near in patch position whatever the frame."""
@@ -75,4 +75,4 @@ def known_classes(q: torch.Tensor, call: AttentionCall) -> tuple[torch.Tensor, d
     model = call.profile.model
     table = call.profile.array("svg.temporal", (model.layers, model.heads), torch.uint8)[call.layer]
     temporal = table.bool().to(q.device).expand(q.shape[0], -1)
-    return temporal, {"spatial": (~temporal).sum(), "temporal": temporal.sum()}
+    return temporal, {"spatial": ~temporal, "temporal": temporal}

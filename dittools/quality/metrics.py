@@ -7,19 +7,19 @@ Fidelity to another run of the same model, not beauty: both say how much the fra
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
-SSIM_WINDOW = 11
-_SSIM_SIGMA = 1.5
-_C1, _C2 = 0.01**2, 0.03**2
+from dittools.quality.windows import SSIM_WINDOW, structure
+
 _MS_SSIM_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
 MS_SSIM_SIDE = SSIM_WINDOW * 2 ** (len(_MS_SSIM_WEIGHTS) - 1)
 """The window must still fit after four halvings."""
+_CHUNK = 64 << 20  # bytes of a video that a GPU measures at a time; a CPU takes frame by frame
 
 
 class Score(NamedTuple):
@@ -29,17 +29,21 @@ class Score(NamedTuple):
     per_frame: list[float]
 
 
-def psnr(video: np.ndarray | torch.Tensor, reference: np.ndarray | torch.Tensor) -> Score:
+def psnr(
+    video: np.ndarray | torch.Tensor, reference: np.ndarray | torch.Tensor, device: torch.device | str | None = None
+) -> Score:
     """Peak signal-to-noise ratio in dB, peak 1.
 
     video, reference: `[T, H, W, C]` or `[B, T, H, W, C]`, float in [0, 1], the same shape. A batch is read
     as one long video. A frame equal to its reference scores inf. The mean is over the frames that differ (an
     infinite one would hide the others) and is inf only when every frame is equal.
 
+    device: what measures, a few frames at a time; by default the one that holds the video.
+
     Raises ValueError for shapes that differ or are no videos, and for integer frames.
     """
     a, b = pair(video, reference)
-    return _psnr(a, b)
+    return _psnr(a, b, device)
 
 
 def temporal_psnr(video: np.ndarray | torch.Tensor, reference: np.ndarray | torch.Tensor) -> Score:
@@ -54,13 +58,15 @@ def temporal_psnr(video: np.ndarray | torch.Tensor, reference: np.ndarray | torc
     return _psnr(a.diff(dim=0), b.diff(dim=0))
 
 
-def ssim(video: np.ndarray | torch.Tensor, reference: np.ndarray | torch.Tensor) -> Score:
+def ssim(
+    video: np.ndarray | torch.Tensor, reference: np.ndarray | torch.Tensor, device: torch.device | str | None = None
+) -> Score:
     """Structural similarity (Wang et al. 2004): 11 x 11 Gaussian window of sigma 1.5, data range 1.
 
-    The mean over channels and over every place where the whole window fits, as in the paper. Shapes and errors as in
-    `psnr`; frames must be at least 11 x 11 pixels.
+    The mean over channels and over every place where the whole window fits, as in the paper. Shapes, device and errors
+    as in `psnr`; frames must be at least 11 x 11 pixels.
     """
-    return _by_frame(lambda x, y: _structure(x, y)[0], "SSIM", SSIM_WINDOW, video, reference)
+    return _by_frame(lambda x, y: structure(x, y)[0], "SSIM", SSIM_WINDOW, video, reference, device)
 
 
 def ms_ssim(video: np.ndarray | torch.Tensor, reference: np.ndarray | torch.Tensor) -> Score:
@@ -72,33 +78,31 @@ def ms_ssim(video: np.ndarray | torch.Tensor, reference: np.ndarray | torch.Tens
 
 
 def _multi_scale(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-    value = x.new_ones(())
+    value = x.new_ones(len(x), dtype=torch.float64)
     for scale, weight in enumerate(_MS_SSIM_WEIGHTS):
-        similarity, contrast = _structure(x, y)
+        similarity, contrast = structure(x, y)
         last = scale == len(_MS_SSIM_WEIGHTS) - 1
         value = value * (similarity if last else contrast).clamp(min=0) ** weight
         x, y = (F.avg_pool2d(v, 2) for v in (x, y))
     return value
 
 
-def _structure(x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """SSIM of two frames `[C, H, W]` and its contrast-and-structure part, means over where the window fits."""
-    offsets = torch.arange(SSIM_WINDOW, dtype=x.dtype, device=x.device) - SSIM_WINDOW // 2
-    window = (-(offsets**2) / (2 * _SSIM_SIGMA**2)).exp()
-    window = window / window.sum()
-
-    planes = torch.stack((x, y, x * x, y * y, x * y)).flatten(0, 1)[:, None]  # [5 C, 1, H, W]
-    planes = F.conv2d(F.conv2d(planes, window.view(1, 1, -1, 1)), window.view(1, 1, 1, -1))
-    mean_x, mean_y, xx, yy, xy = planes.unflatten(0, (5, -1))
-    contrast = (2 * (xy - mean_x * mean_y) + _C2) / (xx - mean_x**2 + yy - mean_y**2 + _C2)
-    light = (2 * mean_x * mean_y + _C1) / (mean_x**2 + mean_y**2 + _C1)
-    return (light * contrast).mean(), contrast.mean()
-
-
-def _psnr(a: torch.Tensor, b: torch.Tensor) -> Score:
-    errors = [(x.double() - y.double()).square().mean().item() for x, y in zip(a, b, strict=True)]
+def _psnr(a: torch.Tensor, b: torch.Tensor, device: torch.device | str | None = None) -> Score:
+    found = [(x - y).square_().sum((1, 2, 3), dtype=torch.float64) for x, y in _chunks(a, b, device)]
+    errors = (torch.cat(found) / a[0].numel()).tolist()
     values = [math.inf if error == 0 else -10 * math.log10(error) for error in errors]
     return Score(mean_psnr(values), values)
+
+
+def _chunks(
+    a: torch.Tensor, b: torch.Tensor, device: torch.device | str | None
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """A few frames of both at a time, at least fp32, on the device."""
+    device = a.device if device is None else torch.device(device)
+    frames = 1 if device.type == "cpu" else max(1, _CHUNK // (4 * a[0].numel()))
+    wide = torch.promote_types(torch.promote_types(a.dtype, b.dtype), torch.float32)
+    for x, y in zip(a.split(frames), b.split(frames), strict=True):
+        yield x.to(device, wide), y.to(device, wide)
 
 
 def mean_psnr(values: Iterable[float]) -> float:
@@ -107,16 +111,17 @@ def mean_psnr(values: Iterable[float]) -> float:
     return math.fsum(finite) / len(finite) if finite else math.inf
 
 
-def _by_frame(measure: Callable, name: str, least: int, video: Any, reference: Any) -> Score:
+def _by_frame(
+    measure: Callable, name: str, least: int, video: Any, reference: Any, device: torch.device | str | None = None
+) -> Score:
     a, b = pair(video, reference)
     if min(a.shape[1:3]) < least:
         raise ValueError(
             f"{name} asked of frames of {a.shape[1]} x {a.shape[2]} pixels: its window needs at least {least} x {least}"
         )
-    values = []
-    for x, y in zip(a, b, strict=True):  # one frame at a time: the windowed copies are large
-        x, y = (frame.double().permute(2, 0, 1) for frame in (x, y))  # [C, H, W]
-        values.append(float(measure(x, y)))
+    chunks = _chunks(a, b, device)
+    found = [measure(*(frames.permute(0, 3, 1, 2) for frames in chunk)) for chunk in chunks]  # of [T, C, H, W]
+    values = torch.cat(found).tolist()
     return Score(math.fsum(values) / len(values), values)
 
 

@@ -89,13 +89,14 @@ class Measured(NamedTuple):
     left_out: dict[str, str]
 
 
-def measure(video: np.ndarray, reference: np.ndarray, device: str = "cpu") -> Measured:
+def measure(video: np.ndarray, reference: np.ndarray, device: str | None = None) -> Measured:
     """Everything that can be measured of two videos `[T, H, W, 3]`, uint8 or float in [0, 1].
 
-    device: where torch computes; frames are moved there.
+    device: where torch computes; frames are moved there. By default a GPU where there is one.
 
     Raises ValueError when they differ in shape or are no videos.
     """
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     a, b = (torch.from_numpy(_floats(x)).to(device) for x in (video, reference))
     pair(a, b)  # raises for what no measure takes
     scores, left_out = {}, {}

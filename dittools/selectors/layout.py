@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 
@@ -35,6 +36,11 @@ class Layout:
     force_on_cpu: torch.Tensor
     block_of_token: torch.Tensor
     forced_share: float
+
+    @cached_property
+    def log_fill(self) -> torch.Tensor:
+        """Log of the share of a whole block that each block holds: fp32 ``[M]``, 0 but for a ragged tail."""
+        return (self.sizes / self.partition.size).log()
 
     @property
     def force_text(self) -> torch.Tensor:

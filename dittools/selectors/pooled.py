@@ -17,6 +17,16 @@ def pool(x: torch.Tensor, layout: Layout, how: str = "mean") -> torch.Tensor:
     return over_heads(lambda _, part: pool_blocks(part, layout.partition, how=how).transpose(1, 2), [x], layout.order)
 
 
+def _pool_both(q: torch.Tensor, k: torch.Tensor, layout: Layout, how: str) -> tuple[torch.Tensor, ...]:
+    """`pool` of two tensors of one shape, brought into the order in one pass."""
+
+    def both(_, *parts: torch.Tensor) -> torch.Tensor:
+        pooled = [pool_blocks(part, layout.partition, how=how).transpose(1, 2) for part in parts]
+        return torch.stack(pooled, 2)  # [B, h, 2, M, D]
+
+    return over_heads(both, [q, k], layout.order).unbind(2)
+
+
 def pooled_logits(
     q: torch.Tensor, k: torch.Tensor, layout: Layout, scale: float, *, how: str = "mean", centre_keys: bool = False
 ) -> torch.Tensor:
@@ -32,7 +42,7 @@ def pooled_logits(
     Returns:
         fp32 ``[B, H, M, M]``: four bytes a block pair, 1.4 MB a head at 75,600 tokens and blocks of 128.
     """
-    queries, keys = pool(q, layout, how), pool(k, layout, how)
+    queries, keys = _pool_both(q, k, layout, how)
     if centre_keys:
         keys = keys - k.mean(1, dtype=torch.float32)[:, :, None]
     return (queries * scale) @ keys.transpose(-1, -2)
@@ -50,6 +60,6 @@ def block_softmax(logits: torch.Tensor, layout: Layout, skip: torch.Tensor | Non
     """
     out = layout.text if skip is None else layout.text | skip  # [.., M]
     # A block of half the tokens holds half the mass at the same logit.
-    logits = logits + (layout.sizes / layout.partition.size).log()
+    logits = logits + layout.log_fill
     # Finite, so that a row in which nothing is left becomes flat and not NaN.
     return logits.masked_fill(out[..., None, :], torch.finfo(logits.dtype).min).softmax(-1)

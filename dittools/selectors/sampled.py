@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 import torch
 
@@ -12,10 +13,17 @@ CHUNK_BYTES = 256 << 20
 
 def stratified_rows(tokens: int, count: int, generator: torch.Generator) -> torch.Tensor:
     """One random token of each of ``count`` equal stretches of the sequence: int64 ``[count]`` on the CPU."""
-    count = min(count, tokens)
-    edges = torch.arange(count + 1, dtype=torch.float64) * tokens / count
-    low, high = edges[:-1].ceil().long(), edges[1:].ceil().long()
-    return low + (torch.rand(count, generator=generator, dtype=torch.float64) * (high - low)).long()
+    low, length = _stretches(tokens, min(count, tokens))
+    return low + (torch.rand(len(low), generator=generator, dtype=torch.float64) * length).long()
+
+
+@lru_cache(maxsize=16)
+def _stretches(tokens: int, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """First token and length of each stretch: int64 ``[count]``."""
+    with torch.inference_mode(False):
+        edges = torch.arange(count + 1, dtype=torch.float64) * tokens / count
+        low, high = edges[:-1].ceil().long(), edges[1:].ceil().long()
+        return low, high - low
 
 
 def sampled_errors(
@@ -35,30 +43,34 @@ def sampled_errors(
         scale: factor on the logits.
 
     Returns:
-        fp32 ``[len(masks), B, H]``: mean over rows and D. Logits, softmax and errors are fp32; products run
+        fp32 ``[len(masks), B, H]``: mean over rows and D. The softmax sums and the errors are fp32; products run
         in the dtype of q with fp32 accumulation.
     """
+    return errors_of(q, k, v, rows, torch.stack((torch.ones_like(masks[0]), *masks)), scale)
+
+
+def errors_of(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, rows: torch.Tensor, kept: torch.Tensor, scale: float
+) -> torch.Tensor:
+    """`sampled_errors` of masks in one tensor: bool ``[1 + C, n, S]``, of which the first keeps everything."""
     batches, tokens, heads, _ = q.shape
-    wide = 4 + 4 + (1 + len(masks)) * q.element_size()  # bytes an element of the logits takes on the way
+    wide = (2 + len(kept)) * q.element_size()  # bytes an element of the logits takes on the way
     chunk = max(1, CHUNK_BYTES // (batches * len(rows) * tokens * wide))
-    kept = torch.stack(tuple(masks))[:, None, None]  # [C, 1, 1, n, S]
-    errors = [
-        _errors(*(x[:, :, i : i + chunk].transpose(1, 2) for x in (q[:, rows], k, v)), kept, scale)
-        for i in range(0, heads, chunk)
-    ]
-    return torch.cat(errors, dim=-1)
+    q = q.index_select(1, rows)
+    if chunk >= heads:
+        return _errors(q, k, v, kept, scale)
+    parts = zip(*(x.split(chunk, dim=2) for x in (q, k, v)), strict=True)
+    return torch.cat([_errors(*part, kept, scale) for part in parts], dim=-1)
 
 
-def _errors(q, k, v, kept, scale: float) -> torch.Tensor:
-    logits = (q @ k.transpose(-1, -2)).float().mul_(scale)  # [B, h, n, S]
-    mass = logits.sub_(logits.amax(-1, keepdim=True)).exp_()
-    dense = _output(mass.to(v.dtype), v)
-    # Masking the dense weights and normalising again is the masked softmax, for one exp instead of three.
-    return torch.stack([(_output(mass.mul(m).to(v.dtype), v) - dense).square().mean((-1, -2)) for m in kept])
-
-
-def _output(weights: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-    """Rows of weights ``[B, h, n, S]``, normalised, times v ``[B, h, S, D]``: fp32 ``[B, h, n, D]``."""
-    total = weights.sum(-1, keepdim=True, dtype=torch.float32)
+def _errors(q, k, v, kept: torch.Tensor, scale: float) -> torch.Tensor:
+    """fp32 ``[C, B, h]`` of q ``[B, n, h, D]`` and k, v ``[B, S, h, D]``; the first of ``kept`` keeps everything."""
+    lanes = q.shape[0], q.shape[2]
+    q, k, v = (x.transpose(1, 2).flatten(0, 1) for x in (q, k, v))  # [L, n or S, D], L = B h
+    logits = torch.baddbmm(q.new_empty(1, 1, 1), q, k.transpose(1, 2), beta=0, alpha=scale)  # [L, n, S]
+    # Masking the dense weights and normalising again is the masked softmax, for one softmax instead of three.
+    weights = logits.softmax(-1)[:, None] * kept  # [L, 1 + C, n, S]
     # A mask that keeps nothing of the mass fp32 can see loses the whole output.
-    return (weights @ v).float() / total.clamp_min(torch.finfo(torch.float32).tiny)
+    total = weights.sum(-1, keepdim=True, dtype=torch.float32).clamp_min(torch.finfo(torch.float32).tiny)
+    out = (weights.flatten(1, 2) @ v).unflatten(1, kept.shape[:2]) / total  # fp32 [L, 1 + C, n, D]
+    return (out[:, 1:] - out[:, :1]).square().mean((-1, -2)).T.unflatten(1, lanes)

@@ -57,13 +57,16 @@ def to_grid(video: Any) -> np.ndarray:
     frames = video.detach().cpu().numpy() if hasattr(video, "detach") else np.asarray(video)
     if frames.ndim != 4 or frames.shape[-1] != 3:
         raise ValueError(f"The judge reads a video [T, H, W, 3], but was given shape {tuple(frames.shape)}.")
-    scale = 255.0 if frames.dtype == np.uint8 else 1.0
-    frames = frames.astype(np.float32) / scale
+    whole = frames.dtype == np.uint8
     pool = pooling(frames.shape[1], frames.shape[2])
     height, width = frames.shape[1] // pool, frames.shape[2] // pool
-    frames = frames[:, : height * pool, : width * pool]
-    rows = sum(frames[:, i::pool] for i in range(pool))
-    return sum(rows[:, :, i::pool] for i in range(pool)) / pool**2
+    grid = np.empty((len(frames), height, width, 3), np.float32)
+    for frame, out in zip(frames[:, : height * pool, : width * pool], grid, strict=True):  # one stays in the cache
+        frame = frame.astype(np.float32, copy=False)
+        frame = frame / 255.0 if whole else frame
+        rows = sum(frame[i::pool] for i in range(pool))
+        out[:] = sum(rows[:, i::pool] for i in range(pool)) / pool**2
+    return grid
 
 
 def chroma(rgb: np.ndarray) -> np.ndarray:

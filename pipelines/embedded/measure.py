@@ -155,8 +155,8 @@ def main(argv: list[str] | None = None) -> None:
             row["judge"] = judge.score(videos[setting], captions.parse(prompt))["objects"]
             if setting != "dense":
                 row |= {key: records[setting][key] for key in ("sparsity", "calls", "heads", "fallbacks", "notes")}
-                row["psnr"] = number(psnr(videos[setting], videos["dense"]).mean)
-                row["ssim"] = ssim(videos[setting], videos["dense"]).mean
+                row["psnr"] = number(psnr(videos[setting], videos["dense"], device).mean)
+                row["ssim"] = ssim(videos[setting], videos["dense"], device).mean
                 row["speedup"] = dense_seconds / statistics.median(seconds[setting])
             result["runs"].append(row)
             shown = {k: row[k] for k in ("setting", "seconds", "psnr", "ssim", "speedup", "judge") if k in row}

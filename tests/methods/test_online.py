@@ -113,7 +113,7 @@ def test_heads_that_differ_get_masks_that_differ(name):
 def test_a_plan_kept_for_later_is_made_again_as_it_was(name):
     grid = GRIDS["ragged"]
     plan = plan_of(name, *scene(grid), call(grid))
-    again = plan.again()
+    again = plan.fold()()
     assert torch.equal(plan.mask.keep, again.mask.keep) and again.notes == plan.notes
     assert again.order is plan.order
 

@@ -357,7 +357,7 @@ def test_sparse_vdit_finds_the_habit_of_every_head():
     }
     q, k, v = heads(GRID, kinds, step=99)
     plan = create("sparse_vdit", {}).plan(q, k, v, call(profile, 0.8))
-    assert {name: int(count) for name, count in plan.facts.items()} == {
+    assert {name: int(count.sum()) for name, count in plan.facts.items()} == {
         "diagonal": 1,
         "multi_diagonal": 1,
         "stripe": 1,
@@ -511,7 +511,7 @@ def test_svg_follows_the_classes_of_a_profile_without_probing():
     assert profile.methods["svg"]["classes"][1] == ["temporal", "spatial"]
     q, k, v = heads(profile.grid, ("row", "place"))  # the other way round than calibrated
     plan = create("svg", {}).plan(q, k, v, call(profile))
-    assert {name: int(count) for name, count in plan.facts.items()} == {"spatial": 1, "temporal": 1}
+    assert {name: int(count.sum()) for name, count in plan.facts.items()} == {"spatial": 1, "temporal": 1}
     assert not torch.equal(plan.order[0, 0], torch.arange(profile.grid.tokens, dtype=torch.int32))
     assert torch.equal(plan.order[0, 1], torch.arange(profile.grid.tokens, dtype=torch.int32))
 
@@ -616,7 +616,7 @@ def test_masks_are_made_once_for_the_steps_of_a_group(monkeypatch):
     monkeypatch.setattr("dittools.methods.sta.set_window", None)  # nothing may be made again
     again = method.plan(q, k, v, dataclasses.replace(first, step=same, branch="uncond"))
     assert torch.equal(again.mask.keep, plan.mask.keep) and len(first.memo) == made
-    assert torch.equal(plan.again().mask.keep, plan.mask.keep)
+    assert torch.equal(plan.fold()().mask.keep, plan.mask.keep)
 
 
 @pytest.mark.parametrize("name", OPTIONS)

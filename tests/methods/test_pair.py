@@ -1,0 +1,48 @@
+"""Plans picked from two patterns by number: the masks, orders and shares of the patterns themselves."""
+
+import pytest
+import torch
+
+from dittools.methods.pair import Pair
+from dittools.methods.svg import SVG
+from dittools.tokens import TokenGrid
+from tests.methods.test_svg import call
+
+GRIDS = [TokenGrid(6, 9, 11), TokenGrid(5, 8, 8, text=13, text_position="last")]
+SECOND = torch.tensor([[True, False, True], [False, False, True]])
+
+
+@pytest.fixture(params=GRIDS, ids=str)
+def patterns(request):
+    return SVG().patterns(call(request.param), torch.device("cpu"))
+
+
+def test_every_head_gets_its_pattern_whole(patterns):
+    plan = Pair.of(*patterns).pick(SECOND, {})
+    for b in range(2):
+        for h in range(3):
+            mine = patterns[int(SECOND[b, h])]
+            assert torch.equal(plan.order[b, h], mine.order)
+            assert torch.equal(plan.mask.keep[b, h], mine.mask.keep[0, 0])
+            assert torch.equal(plan.mask.lists()[0][b, h], mine.mask.lists()[0][0, 0])
+            assert torch.equal(plan.mask.lists()[1][b, h], mine.mask.lists()[1][0, 0])
+            assert plan.density()[b, h] == mine.mask.density()
+    assert plan.share == plan.density().mean()
+
+
+def test_rows_are_everything_and_then_those_of_the_patterns(patterns):
+    tokens = torch.tensor([0, 7, 100, 319])
+    everything, *both = Pair.of(*patterns).rows(tokens)
+    assert everything.all()
+    assert all(torch.equal(rows, pattern.rows(tokens)) for rows, pattern in zip(both, patterns, strict=True))
+
+
+def test_a_folded_plan_is_the_plan(patterns):
+    plan = Pair.of(*patterns).pick(SECOND, {})
+    again = plan.fold()()
+    assert torch.equal(plan.order, again.order) and torch.equal(plan.mask.keep, again.mask.keep)
+    assert torch.equal(plan.share, again.share)
+
+
+def test_no_order_where_no_head_runs_the_second(patterns):
+    assert Pair.of(*patterns).pick(torch.zeros(1, 3, dtype=torch.bool), {}).order is None
