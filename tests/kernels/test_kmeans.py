@@ -50,10 +50,16 @@ def test_iterations_are_those_of_lloyd(place, lanes, count, dim, clusters, seed)
     implementation, device = place
     x = points(lanes, count, dim, seed, device=device)
     start = stratified_start(x, min(clusters, count))
-    found = cluster_tokens(x, centroids=start, iterations=2, implementation=implementation)
-    want = naive_kmeans(x, start, 2)
-    assert torch.equal(found.labels, want.labels) and torch.equal(found.sizes, want.sizes)
-    torch.testing.assert_close(found.centroids, want.centroids, atol=1e-4, rtol=1e-4)
+    once = cluster_tokens(x, centroids=start, iterations=1, implementation=implementation)
+    twice = cluster_tokens(x, centroids=start, iterations=2, implementation=implementation)
+    for before, found in ((start, once), (once.centroids, twice)):
+        consistent(x, found)
+        assert torch.equal(found.centroids[found.sizes == 0], before[found.sizes == 0])
+        # Every label is the nearest centroid, but for ties within what fp32 can tell.
+        distances = (x[:, :, None].double() - before[:, None].double()).square().sum(-1)  # [N, S, C]
+        chosen = distances.gather(-1, found.labels[..., None].long())[..., 0]
+        size = x.square().sum(-1) + before.square().sum(-1).amax(-1, keepdim=True)  # [N, S]
+        assert (chosen <= distances.amin(-1) + 1e-5 * (size + 1)).all()
 
 
 @everywhere
