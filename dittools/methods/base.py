@@ -11,6 +11,7 @@ import torch
 from dittools.blocks import BlockMask
 from dittools.clusters import ClusterMask
 from dittools.keys import KeySubset
+from dittools.parts import inner_part
 from dittools.profile import Profile
 from dittools.selectors.geometric import Pattern
 from dittools.selectors.layout import Layout
@@ -168,7 +169,8 @@ def pick_per_head(patterns: Sequence[Pattern], second: torch.Tensor, facts: dict
     keep = torch.where(second[..., None, None], two.mask.keep, one.mask.keep)  # [B, H, M, M]
     order = None
     if second.device.type != "cpu" or second.any():
-        order = torch.where(second[..., None], two.order, one.order)  # [B, H, S]
+        with inner_part("order"):
+            order = torch.where(second[..., None], two.order, one.order)  # [B, H, S]
     mask = BlockMask(keep, one.mask.query, one.mask.key)
     notes = tuple(dict.fromkeys(one.notes + two.notes))
     return Plan(order, mask, facts, notes, again=lambda: pick_per_head(patterns, second, facts))
