@@ -148,7 +148,6 @@ def _measure_missing(jobs, missing, settings, results: Any, out: Output, make: A
     from dittools.bench import model as bench
 
     pipe, forward, facts = make()
-    results.head.update(facts)
     if facts["dense_attention"] is not None:
         out.note(f"dense attention by {facts['dense_attention']}")
     by_id = {one["id"]: one for one in jobs}
@@ -160,7 +159,7 @@ def _measure_missing(jobs, missing, settings, results: Any, out: Output, make: A
     def told(name: str, values: dict[str, Any]) -> None:
         job = by_id[name]
         label = job["kind"] + (f" {job['method']}" if "method" in job else "")
-        out.line(line_of(label, results.add(job, values)))
+        out.line(line_of(label, results.add(job, values if "method" in job else {**values, **facts})))
 
     blocks = bench.Blocks(pipe.transformer)
     first = True
@@ -180,8 +179,8 @@ def _made(size: Any, shape: tuple[int, int, int], tokens: int, device: Any, dtyp
     Raises:
         RunFailed: when there is no memory for it.
     """
-    from dittools.bench.backend import fastest_dense
     from dittools.pipelines import speed_only
+    from dittools.pipelines.speed_only.backend import fastest_dense
 
     frames, height, width = shape
     try:

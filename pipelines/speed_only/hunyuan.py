@@ -18,7 +18,7 @@ GUIDANCE = 6.0  # the pipeline's default, given to the model in thousandths
 def _arguments(call: Call) -> dict[str, Any]:
     return {
         "hidden_states": call.noise(1, call.config.in_channels, *call.latents),
-        "timestep": call.timestep.expand(1),
+        "timestep": call.timestep.expand(1).to(call.dtype),
         "encoder_hidden_states": call.text(call.config.text_embed_dim),
         "encoder_attention_mask": call.shown(),
         "pooled_projections": call.noise(1, call.config.pooled_projection_dim),
@@ -59,7 +59,7 @@ def _arguments_15(call: Call) -> dict[str, Any]:
     text = call.size.text_tokens - byt5 - seen
     return {
         "hidden_states": call.noise(1, call.config.in_channels, *call.latents),
-        "timestep": call.timestep.expand(1),
+        "timestep": call.timestep.expand(1).to(call.dtype),
         "encoder_hidden_states": call.noise(1, text, call.config.text_embed_dim),
         "encoder_attention_mask": call.shown(text),
         "encoder_hidden_states_2": call.noise(1, byt5, glyphs),

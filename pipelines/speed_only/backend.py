@@ -9,7 +9,7 @@ import torch
 
 from dittools.bench.timing import once
 from dittools.pipelines.families import find_family
-from dittools.pipelines.speed_only import RECORDS
+from dittools.pipelines.speed_only.table import RECORDS
 
 NAMES = ("native", "_native_cudnn", "_native_flash", "_flash_3")
 
@@ -21,7 +21,7 @@ def fastest_dense(
     """Set a model to the fastest of diffusers' dense backends, found by timing one layer's shape on this card.
 
     Args:
-        pipe: of `dittools.pipelines.speed_only`.
+        pipe: a `SpeedOnly`.
         tokens: in a self-attention sequence, text included.
 
     Returns:
