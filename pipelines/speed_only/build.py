@@ -6,6 +6,7 @@ It is made without memory first, and filled module by module on its device: no s
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -98,3 +99,15 @@ def call_of(
     generator = torch.Generator(device).manual_seed(1)
     call = Call(pipe.size, pipe.transformer.config, latents, timestep, dtype, generator)
     return {**RECORDS[pipe.size.family].arguments(call), "return_dict": False}
+
+
+def forward_of(pipe: SpeedOnly, call: dict[str, Any]) -> Callable[[], torch.Tensor]:
+    """What makes one call and gives its output. All calls are of one guidance branch, as pipelines name it: without a
+    name, calls within a step would count as branches that may share a plan.
+    """
+
+    def forward() -> torch.Tensor:
+        with pipe.transformer.cache_context("cond"):
+            return pipe.transformer(**call)[0]
+
+    return forward

@@ -38,7 +38,7 @@ def test_a_call_is_timed_dense_and_sparse_and_compiled(name):
     settings = {"method": speed_only.RECORDS[name].method, "sparsity": 0.6, "dense_layers": 1, "dense_steps": 0}
     torch._dynamo.reset()
     bench.measure(
-        pipe, lambda: pipe.transformer(**call)[0], bench.cases_of(settings, True), device=device, repeats=2,
+        pipe, speed_only.forward_of(pipe, call), bench.cases_of(settings, True), device=device, repeats=2,
         told=lambda kind, row: found.update({kind: row}),
     )  # fmt: skip
     assert list(found) == ["dense", "dense compiled", "sparse", "sparse compiled"]

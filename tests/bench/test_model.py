@@ -26,7 +26,7 @@ def pipe():
 @pytest.fixture
 def forward(pipe):
     call = speed_only.call_of(pipe, 128, 192, 33, CPU, torch.float32)
-    return lambda: pipe.transformer(**call)[0]
+    return speed_only.forward_of(pipe, call)
 
 
 def measure(pipe, forward, settings=SETTINGS, compiled=False, **options):
@@ -130,30 +130,38 @@ def test_methods_share_one_model_and_its_dense_calls(pipe, forward):
     assert told["draft"]["parts"]["permute"] > 0
 
 
-def test_a_part_within_another_is_taken_out_of_it():
+@pytest.fixture
+def clock(monkeypatch):
+    """Time passes only where a test says so: what it gives makes it pass."""
+    now = [0.0]
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+    return lambda seconds: now.__setitem__(0, now[0] + seconds)
+
+
+def test_a_part_within_another_is_taken_out_of_it(clock):
     times = PartTimes(CPU)
     with times.part("select"):
-        time.sleep(0.02)
+        clock(2)
         with inner_part("order"):
-            time.sleep(0.04)
+            clock(4)
             with inner_part("permute"):
-                time.sleep(0.01)
+                clock(1)
     with inner_part("order"):  # inside of no part
-        time.sleep(0.03)
-    found = times.seconds()
-    assert found == pytest.approx({"select": 0.02, "order": 0.04, "permute": 0.01}, rel=0.4)
+        clock(3)
+    assert times.seconds() == pytest.approx({"select": 2, "order": 4, "permute": 1})
 
 
-def test_an_order_is_told_from_the_attention_that_walks_it(pipe, forward, monkeypatch):
-    """Attention in an order takes 20 ms longer here, and that is what the permute comes to."""
+def test_an_order_is_told_from_the_attention_that_walks_it(pipe, forward, monkeypatch, clock):
+    """Attention takes 1 s, and 3 s in an order."""
     right = portable.portable_block_sparse_attention
 
     def slow(*args, order=None, **call):
-        time.sleep(0.02 if order is not None else 0)
+        clock(1 if order is None else 3)
         return right(*args, order=order, **call)
 
     monkeypatch.setattr(portable, "portable_block_sparse_attention", slow)
     with torch.no_grad(), dittools.accelerate(pipe, **{**SETTINGS, "method": "draft"}) as fast:
         forward()
         found = costs.measure(fast.runtime, forward, CPU)
-    assert 0.03 < found["parts"]["permute"] < 0.1  # two sparse layers
+    assert found["parts"]["attention"] == pytest.approx(2) and found["parts"]["permute"] == pytest.approx(4)  # 2 layers
+    assert found["costs"] == {"select": 0, "lists": 0, "permute": pytest.approx(2), "all": pytest.approx(2)}
