@@ -71,6 +71,7 @@ def measure(asked: Asked, out: Output) -> bool:
     if asked.dense_layers >= size.layers:
         raise BadInput(f"--dense-layers {asked.dense_layers} leaves none of {size.layers} layers sparse: give fewer")
     settings = [settings_of(asked, name, grid, device) for name in asked.methods(record.method)]
+    check_profile(asked, settings)
     results = open_results(asked, "model", device)
     results.head["named"] = NAMED
     job = {
@@ -127,6 +128,20 @@ def settings_of(asked: Asked, name: str, grid: Any, device: Any) -> dict[str, An
     if why is not None:
         raise BadInput(f"--method {name} cannot run here: {why}; use more frames, a larger size or another method")
     return settings
+
+
+def check_profile(asked: Asked, settings: list[dict[str, Any]]) -> None:
+    """Raise BadInput for a profile that cannot be read, or that none of the methods takes."""
+    from dittools import profile
+
+    if asked.profile is None:
+        return
+    if not any("profile" in one for one in settings):
+        raise BadInput(f"--profile {asked.profile}: none of {asked.method or settings[0]['method']} takes one: drop it")
+    try:
+        profile.load(profile.find(asked.profile))
+    except (OSError, ValueError) as error:
+        raise BadInput(f"--profile: {error}") from None
 
 
 def jobs_of(job: dict[str, Any], settings: list[dict[str, Any]], compiled: bool) -> list[dict[str, Any]]:

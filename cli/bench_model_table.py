@@ -36,4 +36,6 @@ def line_of(kind: str, row: dict[str, Any]) -> str:
         return f"{kind}: error: {row['error']}"
     gain = "".join(f", {value:.2f}x against {name}" for name, value in row.get("speedup", {}).items())
     parts = "".join(f", {name} {1000 * seconds:.1f} ms" for name, seconds in row.get("parts", {}).items())
+    if "no_parts" in row:
+        parts = f", parts not known: {row['no_parts']}"
     return f"{kind}: {row['median']:.3f} s over {len(row['seconds'])} calls{gain}{parts}"

@@ -174,7 +174,8 @@ def _tried(pipe, forward: Forward, blocks: Blocks, case: Case, device) -> dict[s
                 raise Wrong("the layer that was to be checked did not run sparse: " + _why_not_sparse(fast))
             facts |= _checked(fast.record(), case.settings["sparsity"])
             if not case.compiled:
-                facts |= costs.measure(fast.runtime, forward, device)
+                parts = _guarded(lambda: costs.measure(fast.runtime, forward, device))
+                facts |= parts if "error" not in parts else {"no_parts": parts["error"]}
     return facts
 
 

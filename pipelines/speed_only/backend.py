@@ -43,7 +43,7 @@ def fastest_dense(
             pipe.transformer.set_attention_backend(name)
             call = {"attn_mask": mask, "backend": name}
             times = [once(lambda call=call: dispatch_attention_fn(q, k, v, **call), device) for _ in range(5)]
-        except (ValueError, RuntimeError):
+        except (ImportError, ValueError, RuntimeError):
             continue
         ms[name] = statistics.median(times[1:])
     if not ms:

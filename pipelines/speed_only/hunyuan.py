@@ -55,6 +55,7 @@ TEXT = 1000
 
 def _arguments_15(call: Call) -> dict[str, Any]:
     image, glyphs = call.config.image_embed_dim, call.config.text_embed_2_dim
+    # The tiny size has 4 of each.
     byt5, seen = (BYT5, IMAGE) if call.size.text_tokens > BYT5 + IMAGE else (4, 4)
     text = call.size.text_tokens - byt5 - seen
     return {

@@ -114,6 +114,15 @@ def test_what_fails_in_one_row_costs_no_other(pipe, forward, calls):
     assert found["dense"]["complete"] and len(found["dense"]["seconds"]) == 2
 
 
+def test_a_call_is_timed_although_its_parts_cannot_be(pipe, forward, monkeypatch):
+    def fails(*args):
+        raise torch.OutOfMemoryError("no memory for parts")
+
+    monkeypatch.setattr(costs, "measure", fails)
+    sparse = measure(pipe, forward)["sparse"]
+    assert sparse["complete"] and "no memory for parts" in sparse["no_parts"] and "parts" not in sparse
+
+
 def test_methods_share_one_model_and_its_dense_calls(pipe, forward):
     told = {}
     dense = {"dense": 1000.0}

@@ -88,6 +88,8 @@ def test_model_says_speed_only_and_goes_on_from_its_file(cli, tmp_path):
         ((*TINY, "--method", "svg,drft"), "did you mean draft"),
         ((*TINY, "--method", "svg,dense"), "--method dense skips nothing"),
         ((*TINY, "--method", "paro"), "--method paro needs a profile of this model"),
+        ((*TINY, "--method", "paro", "--profile", "missing.json"), "--profile: "),
+        ((*TINY, "--method", "draft", "--profile", "missing.json"), "none of draft takes one: drop it"),
         (("--model", "flux", "--size", "tiny", "--method", "svg", "--device", "cpu"), "svg needs a video"),
         (("--model", "qwen_imag"), "did you mean"),
     ],
