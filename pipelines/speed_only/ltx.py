@@ -1,5 +1,6 @@
 """LTX-Video. Configs of Lightricks/LTX-Video (2b: the defaults of diffusers' class) and of the 13B versions 0.9.7 and
-0.9.8 (those of diffusers' converter); tiny is ours.
+0.9.8 (those of diffusers' converter); tiny is ours. Text tokens are those of the text-to-video pipeline; the one that
+starts from images pads to more.
 """
 
 from __future__ import annotations
