@@ -80,25 +80,38 @@ dittools.accelerate, with everything that a sparse call needs.
 
 The weights are random, so this says how fast, and nothing about pictures. The sparse attention of one layer is checked
 against fp32 first; a result that is wrong is not timed, and the exit code is 1. With --json the file is written after
-every part, and parts that are there already are kept."""
+every part, and parts that are there already are kept.
+
+Several methods run one after another in the same model. What each costs besides attention (order, selection, lists,
+permutes, correction) is told as a share of its attention; a few layers are enough for that."""
 MODEL_EXAMPLES = """\b
 Examples:
   dittools bench model --model wan --size 14b --height 720 --width 1280 --frames 81 --sparsity 0.8
   dittools bench model --size 1.3b --height 480 --width 832 --json docs/measured/model_h100.json
+  dittools bench model --model flux --method draft --json docs/measured/model_h100_flux.json
+  dittools bench model --size 14b --layers 2 --method svg,draft,radial,gna,svg2 --no-compile --json costs.json
   dittools bench model --size tiny --height 256 --width 256 --frames 17 --device cpu"""
 
 
 @app.command("model", help=MODEL_HELP, short_help="Time one denoiser call.", epilog=MODEL_EXAMPLES)
 def model(
     ctx: typer.Context,
-    model: Annotated[str, Flag(help="Model family.")] = "wan",
-    size: Annotated[str, Flag(metavar="tiny|1.3b|14b", help="Which of its sizes.")] = "1.3b",
+    model: Annotated[
+        str, Flag(metavar="wan|hunyuan|hunyuan-video-1.5|cogvideox|ltx|flux|qwen_image", help="Model family.")
+    ] = "wan",
+    size: Annotated[str | None, Flag(help="Which of its sizes; each has a tiny one.  [default: the family's]")] = None,
     layers: Annotated[int | None, Flag(help="Layers in place of the size's own.")] = None,
     heads: Annotated[int | None, Flag(help="Heads in place of the size's own.")] = None,
-    height: Annotated[int | None, Flag(help="Pixels.  [default: the model's]")] = None,
-    width: Annotated[int | None, Flag(help="Pixels.  [default: the model's]")] = None,
-    frames: Annotated[int | None, Flag(help="Frames.  [default: the model's]")] = None,
-    method: Annotated[str, Flag(help="How to choose what is skipped.")] = "svg",
+    height: Annotated[int | None, Flag(help="Pixels.  [default: the size's]")] = None,
+    width: Annotated[int | None, Flag(help="Pixels.  [default: the size's]")] = None,
+    frames: Annotated[int | None, Flag(help="Frames.  [default: the size's]")] = None,
+    method: Annotated[
+        str | None,
+        Flag(metavar="NAME,...", help="How to choose what is skipped.  [default: svg, draft for images]"),
+    ] = None,
+    profile: Annotated[
+        str | None, Flag(metavar="FILE", help="Of dittools calibrate, for methods that need one.")
+    ] = None,
     sparsity: Annotated[float, Flag(help="Share of attention to skip, in [0, 1).")] = 0.8,
     dense_layers: Annotated[int, Flag(help="First layers that stay dense.")] = 1,
     repeats: Annotated[int, Flag(help="Timed calls of each kind.")] = 4,
@@ -114,8 +127,8 @@ def model(
 
     asked = Asked(
         model=model, size=size, layers=layers, heads=heads, height=height, width=width, frames=frames, method=method,
-        sparsity=sparsity, dense_layers=dense_layers, repeats=repeats, compile=compile_, dtype=dtype, device=device,
-        path=Path(json) if json else None, command=ctx.obj["command"],
+        profile=profile, sparsity=sparsity, dense_layers=dense_layers, repeats=repeats, compile=compile_, dtype=dtype,
+        device=device, path=Path(json) if json else None, command=ctx.obj["command"],
     )  # fmt: skip
     if not measure(asked, Output()):
         raise typer.Exit(1)

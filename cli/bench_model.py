@@ -1,17 +1,17 @@
-"""`dittools bench model` from flags to calls, a table and an exit code."""
+"""`dittools bench model` from flags to calls, tables and an exit code."""
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from dittools.cli.bench_kernel import open_results
+from dittools.cli.bench_model_table import COLUMNS, COST_COLUMNS, cells_of, cost_cells_of, line_of
 from dittools.cli.output import Output, table
 from dittools.naming import unknown
 from dittools.pipelines import loading
-from dittools.pipelines.errors import BadInput
+from dittools.pipelines.errors import BadInput, RunFailed, first_line
 
 NAMED = "speed only: random weights"
 
@@ -21,13 +21,14 @@ class Asked:
     """The flags as given; None where one was not and its default depends on something else."""
 
     model: str
-    size: str
+    size: str | None
     layers: int | None
     heads: int | None
     height: int | None
     width: int | None
     frames: int | None
-    method: str
+    method: str | None
+    profile: str | None
     sparsity: float
     dense_layers: int
     repeats: int
@@ -48,134 +49,162 @@ class Asked:
         if self.repeats < 1:
             raise BadInput(f"--repeats must be at least 1, got {self.repeats}")
 
+    def methods(self, default: str) -> list[str]:
+        """Methods to measure, each once, in the order given."""
+        return list(dict.fromkeys(name.strip() for name in (self.method or default).split(",")))
+
 
 def measure(asked: Asked, out: Output) -> bool:
     """Measure, print, and say whether all that ran was right."""
-    from dittools.bench import model as bench
     from dittools.bench.results import failed
-    from dittools.config import Config
     from dittools.pipelines import speed_only
-    from dittools.pipelines.families import find_family
-    from dittools.pipelines.limits import SizeRule
 
     asked.check()
-    family = find_family(asked.model)
-    size = speed_only.size_of(family.name, asked.size, asked.layers, asked.heads)
-    settings = {
-        "method": asked.method, "sparsity": asked.sparsity, "dense_layers": asked.dense_layers, "dense_steps": 0,
+    record = speed_only.record_of(asked.model)
+    size_name = asked.size or record.default
+    size = speed_only.size_of(asked.model, size_name, asked.layers, asked.heads)
+    device = loading.pick_device(asked.device)
+    dtype = loading.pick_dtype(asked.dtype, device)
+    compiled = device.type == "cuda" if asked.compile is None else asked.compile
+    shape = (asked.frames or size.frames, asked.height or size.height, asked.width or size.width)
+    grid = size.grid(*shape)
+    if asked.dense_layers >= size.layers:
+        raise BadInput(f"--dense-layers {asked.dense_layers} leaves none of {size.layers} layers sparse: give fewer")
+    settings = [settings_of(asked, name, grid, device) for name in asked.methods(record.method)]
+    check_profile(asked, settings)
+    results = open_results(asked, "model", device)
+    results.head["named"] = NAMED
+    job = {
+        "model": record.family, "size": size_name, "layers": size.layers, "heads": size.heads,
+        "head_dim": size.head_dim, "shape": list(shape), "tokens": grid.tokens,
+        "dtype": str(dtype).removeprefix("torch."), "device": device.type, "repeats": asked.repeats,
+        "dense_steps": 0, "dense_layers": asked.dense_layers,
     }  # fmt: skip
+    jobs = jobs_of(job, settings, compiled)
+    missing = [one for one in jobs if not (results.holds(one) and results.rows[one["id"]]["complete"])]
+    if not missing:
+        out.note("every row is there already: nothing to measure")
+    else:
+        out.note(f"{NAMED}; making {size.layers} layers of {size.heads} heads; {grid.tokens} tokens")
+        _measure_missing(jobs, missing, settings, results, out, lambda: _made(size, shape, grid.tokens, device, dtype))
+    rows = [results.rows[one["id"]] for one in jobs if one["id"] in results.rows]
+    print(f"{NAMED}\n{table(COLUMNS, [cells_of(row) for row in rows])}", flush=True)
+    told = [cost_cells_of(row) for row in rows if "costs" in row and "error" not in row]
+    if told:
+        print(f"\n{table(COST_COLUMNS, told)}", flush=True)
+    return len(rows) == len(jobs) and not any(failed(row) for row in rows)
+
+
+def settings_of(asked: Asked, name: str, grid: Any, device: Any) -> dict[str, Any]:
+    """What `dittools.accelerate` is given for a method.
+
+    Raises:
+        BadInput: when the method does not exist, needs what was not given, or cannot run on this grid.
+    """
+    from dittools import methods
+    from dittools.config import Config
+    from dittools.methods import auto
+
+    use = methods.METHODS[name].profile_use if name in methods.METHODS else "none"
+    if use == "needed" and asked.profile is None:
+        raise BadInput(
+            f"--method {name} needs a profile of this model: make one with dittools calibrate --method {name} and "
+            "give it with --profile FILE"
+        )
+    settings = {"method": name, "sparsity": asked.sparsity, "dense_layers": asked.dense_layers, "dense_steps": 0}
+    if asked.profile is not None and use != "none":
+        settings["profile"] = asked.profile
     try:
         Config(**settings)
     except ValueError as error:
         raise BadInput(str(error)) from None
-    if asked.dense_layers >= size.layers:
-        raise BadInput(f"--dense-layers {asked.dense_layers} leaves none of {size.layers} layers sparse: give fewer")
-    device = loading.pick_device(asked.device)
-    dtype = loading.pick_dtype(asked.dtype, device)
-    compiled = device.type == "cuda" if asked.compile is None else asked.compile
-    shape = [asked.frames or family.frames, asked.height or family.height, asked.width or family.width]
-    SizeRule().check(*shape)
-    results = open_results(asked, "model", device)
-    results.head["named"] = NAMED
-    job = {
-        "model": family.name, "size": asked.size, "layers": size.layers, "heads": size.heads,
-        "head_dim": size.head_dim, "shape": shape, "dtype": str(dtype).removeprefix("torch."), "device": device.type,
-        "repeats": asked.repeats, **settings,
-    }  # fmt: skip
-    jobs = {kind: _job(job, kind) for kind in kinds(compiled)}
-    if all(results.holds(one) and results.rows[one["id"]]["complete"] for one in jobs.values()):
-        out.note("every row is there already: nothing to measure")
+    if name == "dense":
+        raise BadInput("--method dense skips nothing: dense calls are timed beside those of any other method")
+    block = 128 if device.type == "cuda" else 64
+    if name == "auto":
+        why = auto.why_dense(grid, asked.sparsity, block, device)
     else:
-        out.note(f"{NAMED}; making {size.layers} layers of {size.heads} heads")
-        pipe = speed_only.build(size, device, dtype)
-        frames, height, width = shape
-        call = speed_only.call_of(pipe, height, width, frames, device, dtype)
-        best, ms = fastest_dense(pipe, call, device)
-        results.head["dense_attention_ms"], results.head["dense_attention"] = ms, best
-        if best is not None:
-            out.note(f"dense attention by {best}")
-        branch = getattr(pipe.transformer, "cache_context", nullcontext)
-
-        def forward() -> Any:
-            with branch("cond"):
-                return pipe.transformer(**call)[0]
-
-        def told(kind: str, values: dict[str, Any]) -> None:
-            out.line(line_of(kind, results.add(jobs[kind], values)))
-
-        bench.measure(pipe, forward, settings, device=device, repeats=asked.repeats, compiled=compiled, told=told)
-    rows = [results.rows[one["id"]] for one in jobs.values() if one["id"] in results.rows]
-    print(f"{NAMED}\n{table(COLUMNS, [cells_of(row) for row in rows])}", flush=True)
-    return len(rows) == len(jobs) and not any(failed(row) for row in rows)
+        why = methods.create(name, {}).why_not(grid, block)
+    if why is not None:
+        raise BadInput(f"--method {name} cannot run here: {why}; use more frames, a larger size or another method")
+    return settings
 
 
-def kinds(compiled: bool) -> list[str]:
-    return ["dense", "dense compiled", "sparse", "sparse compiled"] if compiled else ["dense", "sparse"]
+def check_profile(asked: Asked, settings: list[dict[str, Any]]) -> None:
+    """Raise BadInput for a profile that cannot be read, or that none of the methods takes."""
+    from dittools import profile
+
+    if asked.profile is None:
+        return
+    if not any("profile" in one for one in settings):
+        raise BadInput(f"--profile {asked.profile}: none of {asked.method or settings[0]['method']} takes one: drop it")
+    try:
+        profile.load(profile.find(asked.profile))
+    except (OSError, ValueError) as error:
+        raise BadInput(f"--profile: {error}") from None
 
 
-def fastest_dense(pipe: Any, call: dict[str, Any], device: Any) -> tuple[str | None, dict[str, float]]:
-    """Set the model to the fastest of diffusers' dense backends, found by timing one layer's shape on this card.
-
-    Returns:
-        Its name (None where nothing was to choose: on a CPU), and the milliseconds of each.
-    """
-    import statistics
-
-    import torch
-    from diffusers.models.attention_dispatch import dispatch_attention_fn
-
-    from dittools.bench.timing import once
-
-    if device.type != "cuda":
-        return None, {}
-    latents, patch = call["hidden_states"].shape[2:], pipe.transformer.config.patch_size
-    tokens = 1
-    for n, p in zip(latents, patch, strict=True):
-        tokens *= n // p
-    shape = (1, tokens, pipe.size.heads, pipe.size.head_dim)
-    q, k, v = (torch.randn(shape, device=device, dtype=call["hidden_states"].dtype) for _ in range(3))
-    ms = {}
-    with torch.no_grad():
-        for name in ("native", "_native_cudnn", "_native_flash", "_flash_3"):
-            try:
-                pipe.transformer.set_attention_backend(name)
-                times = [once(lambda name=name: dispatch_attention_fn(q, k, v, backend=name), device) for _ in range(5)]
-            except (ValueError, RuntimeError):
-                continue
-            ms[name] = statistics.median(times[1:])
-    # What a user runs wins unless another is clearly faster.
-    best = min(ms, key=lambda name: ms[name] * (0.98 if name == "native" else 1))
-    pipe.transformer.set_attention_backend(best)
-    return best, ms
-
-
-def _job(job: dict[str, Any], kind: str) -> dict[str, Any]:
+def jobs_of(job: dict[str, Any], settings: list[dict[str, Any]], compiled: bool) -> list[dict[str, Any]]:
+    """One job a row: dense calls, then those of each method."""
+    ways = ("", " compiled") if compiled else ("",)
     frames, height, width = job["shape"]
     what = f"{job['model']} {job['size']} {job['layers']} layers {job['heads']} heads"
-    how = "" if "sparse" not in kind else f" {job['method']} {job['sparsity']:g}"
-    return {**job, "kind": kind, "id": f"{kind}{how}, {what}, {frames} x {height} x {width} {job['dtype']}"}
+    where = f"{what}, {frames} x {height} x {width} {job['dtype']}"
+    jobs = [{**job, "kind": f"dense{way}", "id": f"dense{way}, {where}"} for way in ways]
+    for one in settings:
+        how = f"{one['method']} {one['sparsity']:g}" + (f", {job['dense_layers']} dense" if job["dense_layers"] else "")
+        jobs += [{**job, **one, "kind": f"sparse{way}", "id": f"sparse{way} {how}, {where}"} for way in ways]
+    return jobs
 
 
-COLUMNS = ("call", "median s", "least", "most", "first s", "peak GB", "against dense", "against compiled", "kernels")
+def _measure_missing(jobs, missing, settings, results: Any, out: Output, make: Any) -> None:
+    """Time what no file has: dense calls in turn with those of the first method, then each other method's."""
+    from dittools.bench import model as bench
+
+    pipe, forward, facts = make()
+    if facts["dense_attention"] is not None:
+        out.note(f"dense attention by {facts['dense_attention']}")
+    by_id = {one["id"]: one for one in jobs}
+    wanted = {one["id"] for one in missing}
+    repeats, device = jobs[0]["repeats"], next(pipe.transformer.parameters()).device
+    dense = {one["kind"]: results.rows[one["id"]]["median"]
+             for one in jobs if "method" not in one and one["id"] not in wanted}  # fmt: skip
+
+    def told(name: str, values: dict[str, Any]) -> None:
+        job = by_id[name]
+        label = job["kind"] + (f" {job['method']}" if "method" in job else "")
+        out.line(line_of(label, results.add(job, values if "method" in job else {**values, **facts})))
+
+    blocks = bench.Blocks(pipe.transformer)
+    first = True
+    for setting in settings:
+        group = [one for one in jobs if one.get("method") == setting["method"] or (first and "method" not in one)]
+        cases = [bench.Case(one["kind"], setting if "method" in one else None, one["id"])
+                 for one in group if one["id"] in wanted]  # fmt: skip
+        dense = bench.measure(
+            pipe, forward, cases, device=device, repeats=repeats, told=told, dense=dense, blocks=blocks
+        )
+        first = False
 
 
-def cells_of(row: dict[str, Any]) -> list[Any]:
-    """A row of results as a line of the table."""
-    if "error" in row:
-        return [f"{row['id']}: error: {row['error']}", *[None] * 8]
-    gain = row.get("speedup", {})
-    kernels = ", ".join(f"{name} {count}" for name, count in row.get("kernels", {}).items()) or None
-    return [
-        row["id"], *(f"{row[name]:.3f}" for name in ("median", "least", "most", "first_seconds")),
-        None if row["peak_gb"] is None else f"{row['peak_gb']:.1f}",
-        *(f"{gain[name]:.2f}x" if name in gain else None for name in ("dense", "dense compiled")), kernels,
-    ]  # fmt: skip
+def _made(size: Any, shape: tuple[int, int, int], tokens: int, device: Any, dtype: Any) -> tuple[Any, Any, dict]:
+    """The pipeline, what makes one call of it, and what its dense attention is.
 
+    Raises:
+        RunFailed: when there is no memory for it.
+    """
+    from dittools.pipelines import speed_only
+    from dittools.pipelines.speed_only.backend import fastest_dense
 
-def line_of(kind: str, row: dict[str, Any]) -> str:
-    """A row of results in one line, as it comes."""
-    if "error" in row:
-        return f"{kind}: error: {row['error']}"
-    gain = "".join(f", {value:.2f}x against {name}" for name, value in row.get("speedup", {}).items())
-    parts = "".join(f", {name} {1000 * seconds:.1f} ms" for name, seconds in row.get("parts", {}).items())
-    return f"{kind}: {row['median']:.3f} s over {len(row['seconds'])} calls{gain}{parts}"
+    frames, height, width = shape
+    try:
+        pipe = speed_only.build(size, device, dtype)
+        call = speed_only.call_of(pipe, height, width, frames, device, dtype)
+        best, ms = fastest_dense(pipe, tokens, device, dtype)
+    except Exception as error:
+        if loading.out_of_memory(error):
+            raise RunFailed(
+                f"no memory for {size.layers} layers of {size.family}: give fewer with --layers ({first_line(error)})"
+            ) from None
+        raise
+    return pipe, speed_only.forward_of(pipe, call), {"dense_attention": best, "dense_attention_ms": ms}

@@ -134,17 +134,32 @@ def report(result: dict) -> str:
 
 
 def bench(columns: Callable[[dict], tuple[list[str], list[list]]]) -> Callable[[dict], str]:
-    """A table of `dittools bench`, under the card's name."""
+    """A table of `dittools bench`, under the card's name; nothing where a file has no rows for it."""
 
     def render(result: dict) -> str:
         head, rows = columns(result)
+        if not rows:
+            return ""
         device = result["device"]
         power = device.get("power_limit_watts")
         named = f" ({result['named']})" if "named" in result else ""
         card = f"**{device['name']}**{f', {power:g} W' if power else ''}{named}"
-        return "\n\n".join((card, table(head, rows), where(result), how(result)))
+        commands = "\n\n".join(how(one) for one in result.get("files", [result]))
+        return "\n\n".join((card, table(head, rows), where(result), commands))
 
     return render
+
+
+def by_card(results: list[dict]) -> list[dict]:
+    """Results of one card and the same versions as one, with the rows of all."""
+    cards: dict[str, dict] = {}
+    for result in results:
+        device = result["device"]
+        key = json.dumps([device["name"], device.get("power_limit_watts"), result["dittools"], result["versions"]])
+        card = cards.setdefault(key, {**result, "rows": [], "files": []})
+        card["rows"] += result["rows"]
+        card["files"].append(result)
+    return list(cards.values())
 
 
 def caches(result: dict) -> str:
@@ -174,9 +189,11 @@ RENDER = {
     "kernels": bench(figures_bench.kernels),
     "hopper": bench(figures_bench.variants),
     "model": bench(figures_bench.model),
+    "method_costs": bench(figures_bench.costs),
 }
-# One file a card: kernels_h100.json, kernels_h200.json.
-EVERY_CARD = ("kernels", "hopper", "model")
+# A file for each card, and more with another word behind it: kernels_h100.json, model_h100_flux.json. The value is what
+# the names of the files begin with.
+EVERY_CARD = {"kernels": "kernels", "hopper": "hopper", "model": "model", "method_costs": "model"}
 
 
 def filled(text: str, folder: Path = HERE / "measured") -> str:
@@ -184,9 +201,11 @@ def filled(text: str, folder: Path = HERE / "measured") -> str:
 
     def block(match: re.Match) -> str:
         name = match[1]
-        paths = sorted(folder.glob(f"{name}_*.json")) if name in EVERY_CARD else [folder / f"{name}.json"]
-        bodies = [RENDER[name](json.loads(path.read_text())) for path in paths if path.exists()]
-        body = "\n\n".join(bodies) or "Not measured yet."
+        every = name in EVERY_CARD
+        paths = sorted(folder.glob(f"{EVERY_CARD[name]}_*.json")) if every else [folder / f"{name}.json"]
+        results = [json.loads(path.read_text()) for path in paths if path.exists()]
+        bodies = [RENDER[name](result) for result in (by_card(results) if every else results)]
+        body = "\n\n".join(filter(None, bodies)) or "Not measured yet."
         return f"<!-- {name} -->\n{body}\n<!-- end -->"
 
     return re.sub(r"<!-- (\w+) -->\n.*?<!-- end -->", block, text, flags=re.S)

@@ -79,28 +79,77 @@ def variants(result: dict) -> tuple[list[str], list[list]]:
 
 
 def model(result: dict) -> tuple[list[str], list[list]]:
-    """Head and rows of whole denoiser calls."""
-    head = ["call", "grid", "seconds (least to most)", "against eager dense", "against compiled dense", "skipped",
-            "GB", "select / lists / attention / check, ms"]  # fmt: skip
-    return head, [_model_row(row) for row in result["rows"]]
-
-
-def _model_row(row: dict) -> list:
-    job = row["job"]
-    name = f"{row['job']['kind']}, {job['model']} {job['size']}" + (
-        f", {job['method']} {job['sparsity']:g}" if "sparse" in job["kind"] else ""
-    )
-    grid = " x ".join(map(str, job["shape"]))
-    if "error" in row:
-        return [name, grid, row["error"], *[""] * 5]
-    gain, parts = row.get("speedup", {}), row.get("parts", {})
-    return [
-        name, grid, f"{row['median']:.3f} ({row['least']:.3f} to {row['most']:.3f})",
-        *(f"{gain[kind]:.2f}x" if kind in gain else "" for kind in ("dense", "dense compiled")),
-        f"{row['skipped_sparse_calls']:.3f}" if "skipped_sparse_calls" in row else "",
-        "" if row["peak_gb"] is None else f"{row['peak_gb']:.1f}",
-        " / ".join(f"{1000 * parts[part]:.1f}" for part in ("select", "lists", "attention", "check") if part in parts),
+    """Head and rows of whole denoiser calls: a line for each model, size and method."""
+    head = ["model", "pixels", "tokens", "sparse by", "dense s", "dense compiled s", "sparse s", "sparse compiled s",
+            "eager", "compiled", "against the faster dense", "skipped", "peak GB, dense / sparse"]  # fmt: skip
+    dense = {(_place(row), row["job"]["kind"]): row for row in result["rows"] if "method" not in row["job"]}
+    lines: dict[tuple, dict[str, dict]] = {}
+    for row in result["rows"]:
+        if "method" in row["job"]:
+            lines.setdefault((_place(row), _how(row)), {})[row["job"]["kind"]] = row
+    for place in dict.fromkeys(place for place, _ in dense):
+        if not any(place == other for other, _ in lines):
+            lines[place, ""] = {}
+    return head, [
+        _model_row(place, how, {kind: row for (other, kind), row in dense.items() if other == place} | sparse)
+        for (place, how), sparse in lines.items()
     ]  # fmt: skip
+
+
+def _place(row: dict) -> tuple:
+    """What dense and sparse calls that are compared share."""
+    job = row["job"]
+    whole = f"{job['model']} {job['size']}"
+    part = f", {job['layers']} layers of {job['heads']} heads" if "layers" in job else ""
+    return whole + part, " x ".join(map(str, job["shape"])), job.get("tokens"), job.get("dtype")
+
+
+def _how(row: dict) -> str:
+    job = row["job"]
+    first = job.get("dense_layers")
+    return f"{job['method']} {job['sparsity']:g}" + (f", first {first} dense" if first else "")
+
+
+def _model_row(place: tuple, how: str, rows: dict[str, dict]) -> list:
+    """One line: seconds of each kind, or why there are none."""
+    kinds = ("dense", "dense compiled", "sparse", "sparse compiled")
+    median = {kind: row["median"] for kind, row in rows.items() if "median" in row and "error" not in row}
+    seconds = [f"{median[k]:.3f}" if k in median else rows[k]["error"] if k in rows else "" for k in kinds]
+    eager, compiled = _gain(median, ("dense",), "sparse"), _gain(median, ("dense compiled",), "sparse compiled")
+    best = min((k for k in kinds[2:] if k in median), key=median.get, default=None)
+    skipped = next((r["skipped_sparse_calls"] for r in rows.values() if "skipped_sparse_calls" in r), None)
+    gb = [max((r["peak_gb"] for k, r in rows.items() if k.startswith(kind) and r.get("peak_gb")), default=None)
+          for kind in ("dense", "sparse")]  # fmt: skip
+    return [
+        place[0], place[1], f"{place[2]:,}" if place[2] else "", how, *seconds, eager, compiled,
+        _gain(median, kinds[:2], best), "" if skipped is None else f"{skipped:.3f}",
+        "" if gb == [None, None] else " / ".join("-" if x is None else f"{x:.1f}" for x in gb),
+    ]  # fmt: skip
+
+
+def _gain(median: dict[str, float], dense: tuple[str, ...], sparse: str | None) -> str:
+    """How many times as fast as the fastest of some dense kinds."""
+    base = [median[kind] for kind in dense if kind in median]
+    return f"{min(base) / median[sparse]:.2f}x" if base and sparse in median else ""
+
+
+COSTS = ("order", "select", "lists", "permute", "correct", "all")
+
+
+def costs(result: dict) -> tuple[list[str], list[list]]:
+    """Head and rows of what methods cost besides attention, as shares of their attention's seconds."""
+    head = ["method", "model", "pixels", "tokens", "attention ms", *COSTS[:-1], "all of it"]
+    rows = []
+    for row in result["rows"]:
+        if "costs" not in row or "error" in row:
+            continue
+        model, pixels, tokens, _ = _place(row)
+        shares = (f"{100 * row['costs'][name]:.1f} %" if name in row["costs"] else "" for name in COSTS)
+        rows.append([
+            f"{row['job']['method']} {row['job']['sparsity']:g}", model, pixels, f"{tokens:,}" if tokens else "",
+            f"{1000 * row['parts']['attention']:.1f}", *shares,
+        ])  # fmt: skip
+    return head, rows
 
 
 def cell(number: float | None, unit: str) -> str:

@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 
+from dittools.pipelines.speed_only import images
+
 TEXT = 7
 Grid = tuple[int, int, int]
 
@@ -66,10 +68,7 @@ def shown(batch: int, length: int = TEXT) -> torch.Tensor:
 
 def image_ids(grid: Grid, columns: int = 3) -> torch.Tensor:
     """(image, row, column, ..) of every token."""
-    ids = torch.zeros(grid[0] * grid[1] * grid[2], columns)
-    ids[:, 1] = torch.arange(grid[1]).repeat_interleave(grid[2])
-    ids[:, 2] = torch.arange(grid[2]).repeat(grid[1])
-    return ids
+    return images.image_ids(*grid[1:], columns)
 
 
 def _video(config: dict, *, axes: str = "bcfhw", patch: Grid = (1, 2, 2), channels: int = 4, **more) -> Tiny:

@@ -19,7 +19,9 @@ def filled(tmp_path, monkeypatch):
     def fill(**results):
         for name, result in results.items():
             (tmp_path / f"{name}.json").write_text(json.dumps(result))
-        page = "".join(f"<!-- {name} -->\nold\n<!-- end -->\n" for name in ("kernels", "hopper", "model"))
+        page = "".join(
+            f"<!-- {name} -->\nold\n<!-- end -->\n" for name in ("kernels", "hopper", "model", "method_costs")
+        )
         return figures.filled(page, tmp_path)
 
     return fill
@@ -48,7 +50,7 @@ def kernel_row(**changes):
 
 
 def test_sections_say_so_where_nothing_was_measured(filled):
-    assert filled().count("Not measured yet.") == 3 and "old" not in filled()
+    assert filled().count("Not measured yet.") == 4 and "old" not in filled()
 
 
 def test_kernels_of_every_card_have_a_table_with_card_versions_and_command(filled):
@@ -73,22 +75,60 @@ def test_a_row_that_compares_shows_each_of_ours(filled):
     assert "| hopper | 0.930 |" in page and "| triton | 0.720 |" in page
 
 
-def test_variants_and_models_have_their_tables(filled):
+def test_variants_have_their_table(filled):
     timed = {**JOB, "kind": "time", "head_dim": 128, "key_block": 128, "family": "ragged"}
     tried = kernel_row(job=timed, dense="cudnn", ours=["stages2", "pinned"], wrong={"pinned": "hung"},
                        times={"stages2": figures_of(0.91)})  # fmt: skip
-    call = {"model": "wan", "size": "14b", "shape": [81, 720, 1280], "method": "svg", "sparsity": 0.8}
-    dense = {"job": {**call, "kind": "dense"}, "median": 12.2, "least": 12.1, "most": 12.3, "peak_gb": 40.0}
-    sparse = {
-        "job": {**call, "kind": "sparse compiled"}, "median": 4.88, "least": 4.8, "most": 5.0, "peak_gb": 41.0,
-        "skipped_sparse_calls": 0.8, "speedup": {"dense": 2.5, "dense compiled": 2.24},
-        "parts": {"select": 0.1, "lists": 0.002, "attention": 2.0, "check": 0.01},
-    }  # fmt: skip
-    page = filled(hopper_h100=result([tried]), model_h100=result([dense, sparse], named="speed only: random weights"))
+    page = filled(hopper_h100=result([tried]))
     assert "| 12 x 32,768, hd128, 128 x 128, ragged | 20.0 % | cudnn | 0.910 | hung |" in page
-    assert "(speed only: random weights)" in page
-    assert "| dense, wan 14b | 81 x 720 x 1280 | 12.200 (12.100 to 12.300) |  |  |  | 40.0 |  |" in page
-    assert "2.50x | 2.24x | 0.800 | 41.0 | 100.0 / 2.0 / 2000.0 / 10.0 |" in page
+
+
+def call_rows(model="wan", size="14b", shape=(81, 720, 1280), tokens=75_600, method="svg", layers=40):
+    """Rows of one model: dense calls, and sparse ones by one method."""
+    job = {"model": model, "size": size, "shape": list(shape), "tokens": tokens, "layers": layers, "heads": 40}
+    sparse = {**job, "method": method, "sparsity": 0.8, "dense_layers": 1}
+    spread = {"least": 1.0, "most": 20.0}
+    return [
+        {"job": {**job, "kind": "dense"}, "median": 12.2, "peak_gb": 40.0, **spread},
+        {"job": {**job, "kind": "dense compiled"}, "median": 11.0, "peak_gb": 39.0, **spread},
+        {
+            "job": {**sparse, "kind": "sparse"}, "median": 6.1, "peak_gb": 41.0, **spread,
+            "skipped_sparse_calls": 0.8, "parts": {"select": 0.1, "lists": 0.002, "attention": 2.0, "check": 0.01},
+            "costs": {"select": 0.05, "lists": 0.001, "all": 0.051},
+        },
+        {"job": {**sparse, "kind": "sparse compiled"}, "median": 5.0, "peak_gb": 40.5, **spread},
+    ]  # fmt: skip
+
+
+def test_models_of_one_card_share_a_table(filled):
+    named = {"named": "speed only: random weights"}
+    page = filled(
+        model_h100=result(call_rows(), **named),
+        model_h100_flux=result(call_rows("flux", "dev", (1, 4096, 4096), 66_048, "draft", 57), **named),
+        model_h200=result(call_rows()[:2], "NVIDIA H200"),
+    )
+    assert page.count("**NVIDIA H100 80GB HBM3**, 700 W (speed only: random weights)") == 2  # and once for the costs
+    wan = "| wan 14b, 40 layers of 40 heads | 81 x 720 x 1280 | 75,600 | svg 0.8, first 1 dense |"
+    figures = " 12.200 | 11.000 | 6.100 | 5.000 | 2.00x | 2.20x | 2.20x | 0.800 | 40.0 / 41.0 |"
+    assert wan + figures in page
+    assert "| flux dev, 57 layers of 40 heads | 1 x 4096 x 4096 | 66,048 | draft 0.8, first 1 dense |" in page
+    assert "|  | 12.200 | 11.000 |  |  |  |  |  |  | 40.0 / - |" in page  # dense alone
+
+
+def test_costs_of_methods_are_shares_of_their_attention(filled):
+    page = filled(model_h100=result(call_rows()))
+    line = "| svg 0.8 | wan 14b, 40 layers of 40 heads | 81 x 720 x 1280 | 75,600 | 2000.0 |"
+    assert f"{line}  | 5.0 % | 0.1 % |  |  | 5.1 % |" in page
+    bare = call_rows()
+    del bare[2]["costs"]
+    assert filled(model_h100=result(bare)).endswith("<!-- method_costs -->\nNot measured yet.\n<!-- end -->\n")
+
+
+def test_a_call_that_failed_shows_why_beside_those_that_did_not(filled):
+    rows = call_rows()
+    rows[2] = {"job": rows[2]["job"], "error": "out of memory"}
+    page = filled(model_h100=result(rows))
+    assert "| 12.200 | 11.000 | out of memory | 5.000 |  | 2.20x | 2.20x |  |" in page
 
 
 def test_performance_page_agrees_with_its_json():

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import gc
 import statistics
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 import dittools
+from dittools.bench import costs
 from dittools.bench.check import Oracle, Wrong
 from dittools.bench.contest import line
 from dittools.bench.timing import once
-from dittools.observer import Observer, PartTimes
+from dittools.observer import Observer
 
 ROUNDS = 2
 LOOSE = 0.02  # how far from the sparsity asked for the masks that ran may be
@@ -56,8 +59,12 @@ class Blocks:
     def compiled(self, on: bool) -> Iterator[None]:
         """Inside, the blocks run compiled, or all eager."""
         if on and not self._compiled:
-            self._model.compile_repeated_blocks(**self._options)
-            self._compiled = {m: m._compiled_call_impl for m in self._model.modules() if m._compiled_call_impl}
+            # CogVideoX names no repeated blocks, but the blocks that cannot be split are the same.
+            names = getattr(self._model, "_repeated_blocks", None) or self._model._no_split_modules
+            repeated = [module for module in self._model.modules() if type(module).__name__ in names]
+            for module in repeated:
+                module.compile(**self._options)
+            self._compiled = {module: module._compiled_call_impl for module in repeated}
         for module, call in self._compiled.items():
             module._compiled_call_impl = call if on else None
         try:
@@ -67,81 +74,128 @@ class Blocks:
                 module._compiled_call_impl = None
 
 
+@dataclass(frozen=True, eq=False)
+class Case:
+    """One row to measure.
+
+    Args:
+        kind: "dense" or "sparse", and "compiled" behind it where the blocks are.
+        settings: for `dittools.accelerate`, every step being a sparse one; None for a dense call.
+        name: what it is told by.
+    """
+
+    kind: str
+    settings: dict[str, Any] | None
+    name: str
+
+    @property
+    def compiled(self) -> bool:
+        return "compiled" in self.kind
+
+
+def cases_of(settings: dict[str, Any], compiled: bool) -> list[Case]:
+    """Dense and sparse calls under these settings, eager and with compiled blocks."""
+    ways = ("", " compiled") if compiled else ("",)
+    return [
+        *(Case(f"dense{way}", None, f"dense{way}") for way in ways),
+        *(Case(f"sparse{way}", settings, f"sparse{way}") for way in ways),
+    ]
+
+
 @torch.no_grad()
 def measure(
-    pipe: Any, forward: Forward, settings: dict[str, Any], *, device: torch.device, repeats: int, compiled: bool,
-    told: Told, **compile_options: Any,
-) -> None:  # fmt: skip
-    """Time dense and sparse calls in turn.
+    pipe: Any, forward: Forward, cases: Sequence[Case], *, device: torch.device, repeats: int, told: Told,
+    dense: Mapping[str, float] | None = None, blocks: Blocks | None = None,
+) -> dict[str, float]:  # fmt: skip
+    """Time dense and sparse calls in turn. What goes wrong in one case is told in its place, and the others go on.
 
     Args:
         pipe: what `dittools.accelerate` takes; its transformer has to be diffusers' own.
         forward: makes one call and gives its output.
-        settings: for `dittools.accelerate`; every step is a sparse one.
-        repeats: timed calls of each kind, over `ROUNDS` rounds.
-        compiled: also with compiled blocks.
-        told: called with the name of a kind and what is known of it, after each round.
-        compile_options: of `torch.compile`.
+        cases: what to time.
+        repeats: timed calls of each, over at most `ROUNDS` rounds.
+        told: called with the name of a case and what is known of it, after each round.
+        dense: median seconds of dense kinds that were measured before.
+        blocks: of the transformer; the same for all calls of this function, so that they are compiled once.
+
+    Returns:
+        Median seconds of dense kinds, ``dense`` included.
     """
-    blocks = Blocks(pipe.transformer, **compile_options)
-    kinds = ["dense", "sparse"] + (["dense compiled", "sparse compiled"] if compiled else [])
-    found = {kind: _tried(pipe, forward, settings, blocks, kind, device) for kind in kinds}
-    for kind, values in found.items():
+    blocks = blocks or Blocks(pipe.transformer)
+    found = {case: _guarded(lambda case=case: _tried(pipe, forward, blocks, case, device)) for case in cases}
+    for case, values in found.items():
         if "error" in values:
-            told(kind, values)
-    kinds = [kind for kind in kinds if "error" not in found[kind]]
-    for turn in range(ROUNDS):
-        for kind in sorted(kinds, key=lambda name: "sparse" in name):
-            calls = repeats // ROUNDS + (turn < repeats % ROUNDS)
-            found[kind]["seconds"] += _timed(pipe, forward, settings, blocks, kind, device, calls)
-            found[kind]["peak_gb"] = _peak_gb(device)
-            told(kind, _figures(found, kind, turn == ROUNDS - 1))
+            told(case.name, values)
+    medians = dict(dense or {})
+    rounds = min(ROUNDS, repeats)
+    for turn in range(rounds):
+        for case in sorted(found, key=lambda case: case.settings is not None):
+            values = found[case]
+            if "error" in values:
+                continue
+            calls = repeats // rounds + (turn < repeats % rounds)
+            timed = _guarded(lambda case=case, calls=calls: _timed(pipe, forward, blocks, case, device, calls))
+            if "error" in timed:
+                found[case] = {**values, "seconds": [], **timed}
+                told(case.name, found[case])
+                continue
+            values["seconds"] = values["seconds"] + timed["seconds"]
+            values["peak_gb"] = timed["peak_gb"]
+            if case.settings is None:
+                medians[case.kind] = statistics.median(values["seconds"])
+            told(case.name, _figures(values, case, medians, turn == rounds - 1))
+    return medians
 
 
-def _tried(pipe, forward: Forward, settings, blocks: Blocks, kind: str, device) -> dict[str, Any]:
-    """The first call of a kind: compiled, checked, and what it needs; {"error": why} where it is wrong."""
-    facts: dict[str, Any] = {"seconds": []}
+def _guarded(work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """What it gives, or {"error": why, "seconds": []}; memory that a failure held is free again."""
     try:
-        with blocks.compiled("compiled" in kind):
-            if "sparse" not in kind:
-                facts["first_seconds"] = once(lambda: _finite(forward()), device) / 1000
-                return facts
-            with dittools.accelerate(pipe, **settings) as fast:
-                layers = len(fast.runtime.layers)
-                fast.runtime.observer = Witness(layers // 2 if layers > 1 else 0)
-                facts["first_seconds"] = once(lambda: _finite(forward()), device) / 1000
-                if not fast.runtime.observer.seen:
-                    raise Wrong("the layer that was to be checked did not run sparse: " + _why_not_sparse(fast))
-                fast.runtime.observer = PartTimes(device)
-                facts["parts_of_seconds"] = once(forward, device) / 1000
-                facts["parts"] = fast.runtime.observer.seconds()
-                facts |= _checked(fast.record(), settings["sparsity"])
+        return work()
     except Exception as error:
-        facts["error"] = line(error)
+        failure = {"error": line(error), "seconds": []}
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    return failure
+
+
+def _tried(pipe, forward: Forward, blocks: Blocks, case: Case, device) -> dict[str, Any]:
+    """The first call of a case: compiled, checked, and what it needs. Raises where it is wrong."""
+    facts: dict[str, Any] = {"seconds": []}
+    with blocks.compiled(case.compiled):
+        if case.settings is None:
+            facts["first_seconds"] = once(lambda: _finite(forward()), device) / 1000
+            return facts
+        with dittools.accelerate(pipe, **case.settings) as fast:
+            sparse = [i for i, layer in enumerate(fast.runtime.layers) if layer.depth >= case.settings["dense_layers"]]
+            witness = fast.runtime.observer = Witness(sparse[len(sparse) // 2])
+            facts["first_seconds"] = once(lambda: _finite(forward()), device) / 1000
+            if not witness.seen:
+                raise Wrong("the layer that was to be checked did not run sparse: " + _why_not_sparse(fast))
+            facts |= _checked(fast.record(), case.settings["sparsity"])
+            if not case.compiled:
+                parts = _guarded(lambda: costs.measure(fast.runtime, forward, device))
+                facts |= parts if "error" not in parts else {"no_parts": parts["error"]}
     return facts
 
 
-def _timed(pipe, forward: Forward, settings, blocks: Blocks, kind: str, device, calls: int) -> list[float]:
-    """Seconds of calls of one kind, after one that does not count: the plan of a run is made in its first call."""
+def _timed(pipe, forward: Forward, blocks: Blocks, case: Case, device, calls: int) -> dict[str, Any]:
+    """Seconds of calls of one case, after one that does not count: the plan of a run is made in its first call."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-    with blocks.compiled("compiled" in kind):
-        if "sparse" not in kind:
-            forward()
-            return [once(forward, device) / 1000 for _ in range(calls)]
-        with dittools.accelerate(pipe, **settings):
-            forward()
-            return [once(forward, device) / 1000 for _ in range(calls)]
+    around = nullcontext() if case.settings is None else dittools.accelerate(pipe, **case.settings)
+    with blocks.compiled(case.compiled), around:
+        forward()
+        seconds = [once(forward, device) / 1000 for _ in range(calls)]
+    return {"seconds": seconds, "peak_gb": _peak_gb(device)}
 
 
-def _figures(found: dict[str, dict[str, Any]], kind: str, complete: bool) -> dict[str, Any]:
-    values = dict(found[kind])
-    median = {name: statistics.median(x["seconds"]) for name, x in found.items() if x["seconds"]}
-    values |= {
-        "median": median[kind], "least": min(values["seconds"]), "most": max(values["seconds"]), "complete": complete,
-    }  # fmt: skip
-    if "sparse" in kind:
-        values["speedup"] = {name: median[name] / median[kind] for name in median if "sparse" not in name}
+def _figures(values: dict[str, Any], case: Case, dense: Mapping[str, float], complete: bool) -> dict[str, Any]:
+    seconds = values["seconds"]
+    median = statistics.median(seconds)
+    values = {**values, "median": median, "least": min(seconds), "most": max(seconds), "complete": complete}
+    if case.settings is not None:
+        values["speedup"] = {name: dense[name] / median for name in dense}
     return values
 
 

@@ -122,7 +122,7 @@ def source(kind: str) -> str:
     root, *rooms = (Path(p.__path__[0]) for p in (dittools, dittools.bench, dittools.kernels, dittools.pipelines))
     paths = [path for room in rooms[:2] for path in room.glob("*.py")]
     if kind == "model":
-        paths += [*root.glob("*.py"), *rooms[2].glob("*.py")]
+        paths += [*root.glob("*.py"), *rooms[2].glob("*.py"), *rooms[2].glob("speed_only/*.py")]
         for part in ("methods", "selectors", "orders", "corrections", "caches"):
             paths += (root / part).glob("*.py")
     found = hashlib.sha256()

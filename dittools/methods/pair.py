@@ -9,6 +9,7 @@ import torch
 
 from dittools.blocks import BlockMask, Partition
 from dittools.methods.base import Plan
+from dittools.parts import inner_part
 from dittools.selectors.geometric import Pattern
 
 
@@ -78,7 +79,10 @@ class Pair:
         def of(x: torch.Tensor) -> torch.Tensor:
             return x.index_select(0, which).view(*lanes, *x.shape[1:])
 
-        order = of(self.orders) if second.device.type != "cpu" or second.any() else None
+        order = None
+        if second.device.type != "cpu" or second.any():
+            with inner_part("order"):
+                order = of(self.orders)
         lists = of(self.counts), of(self.indices)
         mask = BlockMask.from_lists(*lists, self.partition, self.partition, of(self.density))
         return Plan(order, mask, facts, self.notes, fold=lambda: partial(self.pick, second, facts))

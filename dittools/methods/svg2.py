@@ -17,6 +17,7 @@ from dittools.clusters import ClusterMask
 from dittools.kernels.lists import keep_mass
 from dittools.methods.base import AttentionCall, Method, Plan
 from dittools.orders.clusters import Clustered, cluster_order
+from dittools.parts import inner_part
 from dittools.selectors.budget import SCOPES, spend
 from dittools.selectors.clustered import centroid_mass
 
@@ -65,7 +66,8 @@ class SVG2(Method):
         """Clusters of one side, from where they stood in the step before."""
         before = call.state.get(side)
         iterations = self.first_iterations if before is None else self.iterations
-        made = cluster_order(x, call.grid, self.count(side, call), before, iterations, call.generator)
+        with inner_part("order"):
+            made = cluster_order(x, call.grid, self.count(side, call), before, iterations, call.generator)
         call.state[side] = made.centroids
         return made
 

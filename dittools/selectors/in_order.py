@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 
 from dittools.kernels.permute import gather_tokens
+from dittools.parts import inner_part
 
 # Largest copy of q and k that a selector makes at a time.
 CHUNK_BYTES = 256 << 20
@@ -39,5 +40,8 @@ def over_heads(
     for first in range(0, heads, step):
         of = slice(first, min(first + step, heads))
         chunk = [x[:, :, of] for x in tensors]
-        parts.append(compute(of, *(chunk if order is None else gather_tokens(chunk, order))))
+        if order is not None:
+            with inner_part("permute"):
+                chunk = gather_tokens(chunk, order)
+        parts.append(compute(of, *chunk))
     return parts[0] if len(parts) == 1 else torch.cat(parts, 1)

@@ -29,15 +29,20 @@ def test_every_row_is_measured_in_a_child_process():
             assert row["times"][row["best"]]["burst"]["r"] > 0
 
 
-def test_a_call_is_timed_dense_and_sparse_and_compiled():
+@pytest.mark.parametrize("name", list(speed_only.RECORDS))
+def test_a_call_is_timed_dense_and_sparse_and_compiled(name):
     device, found = torch.device("cuda"), {}
-    pipe = speed_only.build(speed_only.size_of("wan", "tiny"), device, torch.bfloat16)
-    call = speed_only.call_of(pipe, 256, 256, 33, device, torch.bfloat16)
-    settings = {"method": "svg", "sparsity": 0.7, "dense_layers": 1, "dense_steps": 0}
+    size = speed_only.size_of(name, "tiny")
+    pipe = speed_only.build(size, device, torch.bfloat16)
+    # Twice the pixels: enough blocks of 128 for a budget to be met.
+    call = speed_only.call_of(pipe, 2 * size.height, 2 * size.width, size.frames, device, torch.bfloat16)
+    settings = {"method": speed_only.RECORDS[name].method, "sparsity": 0.6, "dense_layers": 1, "dense_steps": 0}
+    torch._dynamo.reset()
     bench.measure(
-        pipe, lambda: pipe.transformer(**call)[0], settings, device=device, repeats=2, compiled=True,
+        pipe, speed_only.forward_of(pipe, call), bench.cases_of(settings, True), device=device, repeats=2,
         told=lambda kind, row: found.update({kind: row}),
     )  # fmt: skip
     assert list(found) == ["dense", "dense compiled", "sparse", "sparse compiled"]
     for row in found.values():
         assert "error" not in row and row["peak_gb"] > 0, row
+    assert found["sparse"]["costs"]["all"] > 0 and found["sparse"]["parts"]["attention"] > 0

@@ -1,14 +1,18 @@
 """One denoiser call with random weights: built without a second copy, checked, timed dense and sparse."""
 
+import time
+
 import pytest
 import torch
 
 import dittools
+from dittools import sparse as sparse_calls
+from dittools.bench import costs
 from dittools.bench import model as bench
 from dittools.kernels import portable
 from dittools.observer import PartTimes
+from dittools.parts import inner_part
 from dittools.pipelines import speed_only
-from dittools.pipelines.errors import BadInput
 
 CPU = torch.device("cpu")
 SETTINGS = {"method": "svg", "sparsity": 0.7, "dense_layers": 1, "dense_steps": 0}
@@ -22,7 +26,7 @@ def pipe():
 @pytest.fixture
 def forward(pipe):
     call = speed_only.call_of(pipe, 128, 192, 33, CPU, torch.float32)
-    return lambda: pipe.transformer(**call)[0]
+    return speed_only.forward_of(pipe, call)
 
 
 def measure(pipe, forward, settings=SETTINGS, compiled=False, **options):
@@ -31,42 +35,9 @@ def measure(pipe, forward, settings=SETTINGS, compiled=False, **options):
     def told(kind, row):
         found[kind] = row
 
-    bench.measure(pipe, forward, settings, device=CPU, repeats=2, compiled=compiled, told=told, **options)
+    cases, blocks = bench.cases_of(settings, compiled), bench.Blocks(pipe.transformer, **options)
+    bench.measure(pipe, forward, cases, device=CPU, repeats=2, told=told, blocks=blocks)
     return found
-
-
-def test_a_model_has_its_shapes_dtypes_and_no_empty_weight():
-    pipe = speed_only.build(speed_only.size_of("wan", "tiny", layers=1, heads=3), CPU, torch.bfloat16)
-    model = pipe.transformer
-    assert model.config.num_layers == 1 and model.blocks[0].attn1.heads == 3
-    assert model.blocks[0].ffn.net[0].proj.weight.dtype == torch.bfloat16
-    assert model.blocks[0].scale_shift_table.dtype == torch.float32
-    for name, x in [*model.named_parameters(), *model.named_buffers()]:
-        assert x.device == CPU and x.isfinite().all(), name
-        assert name.endswith("bias") or x.abs().max() > 0, name
-    with torch.no_grad():
-        out = model(**speed_only.call_of(pipe, 64, 64, 5, CPU, torch.bfloat16))[0]
-    assert out.isfinite().all() and out.std() > 0.01
-
-
-def test_the_real_sizes_are_those_of_the_checkpoints():
-    for name, parameters in (("1.3b", 1.42e9), ("14b", 14.3e9)):
-        size = speed_only.size_of("wan", name)
-        with torch.device("meta"):
-            from diffusers import WanTransformer3DModel
-
-            model = WanTransformer3DModel(
-                num_attention_heads=size.heads, attention_head_dim=size.head_dim, num_layers=size.layers,
-                ffn_dim=size.ffn, text_dim=size.text_dim, freq_dim=size.freq_dim,
-            )  # fmt: skip
-        assert sum(x.numel() for x in model.parameters()) == pytest.approx(parameters, rel=0.01)
-
-
-def test_unknown_sizes_are_refused():
-    with pytest.raises(BadInput, match=r"'15b'.*14b"):
-        speed_only.size_of("wan", "15b")
-    with pytest.raises(BadInput, match="--heads must be at least 1"):
-        speed_only.size_of("wan", "tiny", heads=0)
 
 
 def test_dense_and_sparse_calls_are_timed_with_what_ran(pipe, forward):
@@ -78,8 +49,12 @@ def test_dense_and_sparse_calls_are_timed_with_what_ran(pipe, forward):
     assert sparse["skipped_sparse_calls"] == pytest.approx(0.7, abs=0.02)
     assert sparse["skipped_all_calls"] == pytest.approx(0.7 * 2 / 3, abs=0.02)
     assert set(sparse["kernels"]) == {"portable"}
-    assert set(sparse["parts"]) == {"select", "lists", "attention", "check"}
+    assert {"select", "order", "lists", "attention", "check"} <= set(sparse["parts"])
     assert 0 < sum(sparse["parts"].values()) < sparse["parts_of_seconds"]
+    shares = {
+        n: x / sparse["parts"]["attention"] for n, x in sparse["parts"].items() if n not in ("attention", "check")
+    }
+    assert sparse["costs"] == pytest.approx({**shares, "all": sum(shares.values())})
 
 
 @pytest.mark.parametrize("fault", ["wrong", "not finite", "stays dense"])
@@ -118,3 +93,84 @@ def test_an_observer_sees_the_parts_and_changes_nothing(pipe, forward):
         assert fast.record()["kernels"] == {"portable": 4}
         assert "kernels   portable 4" in fast.summary()
     assert torch.equal(before, after)
+
+
+@pytest.mark.parametrize("calls", [1, 2, 6])
+def test_what_fails_in_one_row_costs_no_other(pipe, forward, calls):
+    """Sparse calls run out of memory: the first, one of those of the parts, or one that is timed."""
+    left = [calls]
+    chosen = sparse_calls.choose
+
+    def fails(*args, **how):
+        left[0] -= 1
+        if left[0] < 0:
+            raise torch.OutOfMemoryError("no memory")
+        return chosen(*args, **how)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sparse_calls, "choose", fails)
+        found = measure(pipe, forward)
+    assert "OutOfMemoryError: no memory" in found["sparse"]["error"] and "median" not in found["sparse"]
+    assert found["dense"]["complete"] and len(found["dense"]["seconds"]) == 2
+
+
+def test_a_call_is_timed_although_its_parts_cannot_be(pipe, forward, monkeypatch):
+    def fails(*args):
+        raise torch.OutOfMemoryError("no memory for parts")
+
+    monkeypatch.setattr(costs, "measure", fails)
+    sparse = measure(pipe, forward)["sparse"]
+    assert sparse["complete"] and "no memory for parts" in sparse["no_parts"] and "parts" not in sparse
+
+
+def test_methods_share_one_model_and_its_dense_calls(pipe, forward):
+    told = {}
+    dense = {"dense": 1000.0}
+    for method in ("draft", "svg2"):
+        case = bench.Case("sparse", {**SETTINGS, "method": method}, method)
+        dense = bench.measure(
+            pipe, forward, [case], device=CPU, repeats=1, told=lambda name, row: told.update({name: row}), dense=dense
+        )
+    assert dense == {"dense": 1000.0} and list(told) == ["draft", "svg2"]
+    for row in told.values():
+        assert row["speedup"] == {"dense": pytest.approx(1000 / row["median"])} and row["complete"]
+    # Its clusters are made in every call; the other's order is static, and copies in it are made for its selection.
+    assert told["svg2"]["costs"]["order"] > 0 and "order" not in told["draft"]["costs"]
+    assert told["draft"]["parts"]["permute"] > 0
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """Time passes only where a test says so: what it gives makes it pass."""
+    now = [0.0]
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+    return lambda seconds: now.__setitem__(0, now[0] + seconds)
+
+
+def test_a_part_within_another_is_taken_out_of_it(clock):
+    times = PartTimes(CPU)
+    with times.part("select"):
+        clock(2)
+        with inner_part("order"):
+            clock(4)
+            with inner_part("permute"):
+                clock(1)
+    with inner_part("order"):  # inside of no part
+        clock(3)
+    assert times.seconds() == pytest.approx({"select": 2, "order": 4, "permute": 1})
+
+
+def test_an_order_is_told_from_the_attention_that_walks_it(pipe, forward, monkeypatch, clock):
+    """Attention takes 1 s, and 3 s in an order."""
+    right = portable.portable_block_sparse_attention
+
+    def slow(*args, order=None, **call):
+        clock(1 if order is None else 3)
+        return right(*args, order=order, **call)
+
+    monkeypatch.setattr(portable, "portable_block_sparse_attention", slow)
+    with torch.no_grad(), dittools.accelerate(pipe, **{**SETTINGS, "method": "draft"}) as fast:
+        forward()
+        found = costs.measure(fast.runtime, forward, CPU)
+    assert found["parts"]["attention"] == pytest.approx(2) and found["parts"]["permute"] == pytest.approx(4)  # 2 layers
+    assert found["costs"] == {"select": 0, "lists": 0, "permute": pytest.approx(2), "all": pytest.approx(2)}

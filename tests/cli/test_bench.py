@@ -5,6 +5,8 @@ import json
 import pytest
 
 from dittools.kernels import portable
+from dittools.methods.draft import Draft
+from dittools.pipelines import speed_only
 
 SMALL = ("--device", "cpu", "--shape", "2x300", "--head-dim", 64, "--seconds", 0.05)
 TINY = ("--size", "tiny", "--height", 128, "--width", 192, "--frames", 33, "--device", "cpu", "--repeats", 1)
@@ -80,11 +82,60 @@ def test_model_says_speed_only_and_goes_on_from_its_file(cli, tmp_path):
         (("--method", "svgg"), "did you mean svg"),
         (("--size", "tiny", "--dense-layers", "2"), "--dense-layers 2 leaves none of 2 layers sparse"),
         (("--size", "tiny", "--height", "100", "--device", "cpu"), "--height 100 does not fit"),
+        ((*TINY, "--frames", 1), "--method svg cannot run here: svg needs a video"),
+        ((*TINY, "--height", 32, "--width", 32), "needs at least 4 blocks of 64 tokens"),
+        ((*TINY, "--method", "auto"), "video tokens are too few to gain on cpu"),
+        ((*TINY, "--method", "svg,drft"), "did you mean draft"),
+        ((*TINY, "--method", "svg,dense"), "--method dense skips nothing"),
+        ((*TINY, "--method", "paro"), "--method paro needs a profile of this model"),
+        ((*TINY, "--method", "paro", "--profile", "missing.json"), "--profile: "),
+        ((*TINY, "--method", "draft", "--profile", "missing.json"), "none of draft takes one: drop it"),
+        (("--model", "flux", "--size", "tiny", "--method", "svg", "--device", "cpu"), "svg needs a video"),
+        (("--model", "qwen_imag"), "did you mean"),
     ],
 )
 def test_bad_flags_of_model_are_one_line(cli, flags, message):
     done = cli("bench", "model", *flags)
-    assert done.code == 2 and done.out == "" and message in done.err
+    assert done.code == 2 and done.out == "" and message in done.err and done.err.count("\n") == 1
+
+
+def test_bad_sizes_are_known_before_a_model_is_made(cli, monkeypatch):
+    monkeypatch.setattr(speed_only, "build", lambda *args: pytest.fail("a model was made"))
+    assert cli("bench", "model", "--model", "hunyuan", "--height", 721, "--device", "cpu").code == 2
+
+
+def test_several_methods_share_a_model_and_a_file_that_is_gone_on_from(cli, tmp_path, monkeypatch):
+    flags = ("bench", "model", *TINY, "--sparsity", 0.7, "--json", "m.json")
+    done = cli(*flags, "--method", "svg")
+    assert done.code == 0 and "share of its attention" in done.out
+    before = {row["id"]: row for row in json.loads((tmp_path / "m.json").read_text())["rows"]}
+    builds, build = [], speed_only.build
+    monkeypatch.setattr(speed_only, "build", lambda *args: builds.append(args) or build(*args))
+    assert cli(*flags, "--method", "svg,draft,svg2").code == 0
+    rows = json.loads((tmp_path / "m.json").read_text())["rows"]
+    assert len(builds) == 1
+    assert [row["job"].get("method") for row in rows] == [None, "svg", "draft", "svg2"]
+    assert {row["id"]: row for row in rows[:2]} == before  # measured once
+    assert all(row["speedup"].keys() == {"dense"} and row["costs"]["all"] > 0 for row in rows[1:])
+
+
+def test_a_method_that_fails_is_named_and_the_others_are_measured(cli, tmp_path, monkeypatch):
+    def fails(*args):
+        raise RuntimeError("no such luck")
+
+    monkeypatch.setattr(Draft, "plan", fails)
+    flags = ("bench", "model", *TINY, "--sparsity", 0.7, "--method", "draft,svg2", "--json", "m.json")
+    done = cli(*flags)
+    assert done.code == 1 and "error: RuntimeError: no such luck" in done.out
+    rows = {row["job"].get("method"): row for row in json.loads((tmp_path / "m.json").read_text())["rows"]}
+    assert rows[None]["complete"] and rows["svg2"]["complete"] and "error" in rows["draft"]
+
+
+@pytest.mark.parametrize("model", ["hunyuan", "qwen_image"])
+def test_other_families_run_at_their_own_sizes(cli, model):
+    done = cli("bench", "model", "--model", model, "--size", "tiny", "--device", "cpu", "--repeats", 1)
+    assert done.code == 0, done.err
+    assert "portable 1" in done.out
 
 
 @pytest.mark.parametrize("verb", ["kernel", "model"])

@@ -1,0 +1,79 @@
+"""What a sparse call costs besides attention: order, selection, lists, permutes and correction, each by itself."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from dittools.attention import attend
+from dittools.bench.timing import once
+from dittools.kernels.dispatch import choose
+from dittools.methods.base import Plan
+from dittools.observer import Observer, PartTimes
+
+# What is not attention itself. "check", which looks for numbers that are not finite, belongs to no method.
+COSTS = ("order", "select", "lists", "permute", "correct")
+
+
+class Unordered(Observer):
+    """Times the attention of every sparse call again: with its order, and with the same mask in raster order.
+
+    A kernel may walk an order while it attends, or copy tokens there and back: the difference is what moving costs.
+
+    Attributes:
+        ordered, raster: seconds of all calls that have an order.
+    """
+
+    def __init__(self, device: torch.device):
+        self._device = device
+        self.ordered = self.raster = 0.0
+
+    def attended(self, layer, q, k, v, plan: Plan, scale, out) -> None:
+        if plan.keys is not None or (plan.order is None and plan.key_order is None):
+            return
+        kernel = choose(q, k, v, plan.mask, order=plan.order)
+        bare = dataclasses.replace(plan, order=None, key_order=None, again=None)
+        for name, one in (("ordered", plan), ("raster", bare)):
+            attend(q, k, v, one, scale, kernel)  # a kernel may be compiled for it
+            ms = once(lambda one=one: attend(q, k, v, one, scale, kernel), self._device)
+            setattr(self, name, getattr(self, name) + ms / 1000)
+
+    @property
+    def moving(self) -> float:
+        """Share of the seconds of ordered attention that its order costs."""
+        return max(0.0, 1 - self.raster / self.ordered) if self.ordered else 0.0
+
+
+def measure(runtime: Any, forward: Callable[[], object], device: torch.device) -> dict[str, Any]:
+    """Parts of one sparse call in steady state: one that comes after others of its run.
+
+    Args:
+        runtime: of an acceleration whose first call is over.
+        forward: makes one call.
+
+    Returns:
+        ``parts``, seconds over all layers, ``parts_of_seconds``, of the call they are of, and ``costs``, parts as
+        shares of the seconds of attention alone.
+    """
+    # What follows the first call may be another kernel: that one does not count.
+    for _ in range(2):
+        runtime.observer = PartTimes(device)
+        seconds = once(forward, device) / 1000
+    parts = runtime.observer.seconds()
+    runtime.observer = Unordered(device)
+    forward()
+    moving = runtime.observer.moving * min(runtime.observer.ordered, parts["attention"])
+    runtime.observer = Observer()
+    parts["attention"] -= moving
+    if moving or "permute" in parts:
+        parts["permute"] = parts.get("permute", 0.0) + moving
+    return {"parts": parts, "parts_of_seconds": seconds, "costs": shares(parts)}
+
+
+def shares(parts: dict[str, float]) -> dict[str, float]:
+    """What a method costs besides attention, as shares of its attention; ``all`` of them together."""
+    found = {name: parts[name] / parts["attention"] for name in COSTS if name in parts}
+    return {**found, "all": sum(found.values())}
