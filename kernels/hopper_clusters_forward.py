@@ -29,7 +29,7 @@ LANES = gl.constexpr(gl.BlockedLayout([1], [32], [1], [0]))
 
 
 @gluon.jit
-def _tile(p_tiles, p_counts, tiles, heads, query_clusters, first_lane, strides):
+def _tile(p_tiles, tiles, heads, query_clusters, first_lane, strides):
     """What a program attends: batch, head, first position, live rows, row of the lists."""
     i_here = gl.program_id(0) // tiles
     # Tiles run fastest: those in flight share one head's K and V in L2.
@@ -124,7 +124,7 @@ def _produce(
     """The producer warp: K and V in the order in which they are used: K0 K1 V0 K2 V1 ..."""
     k_full, k_empty, v_full, v_empty = bars
     UNITS: gl.constexpr = BN // UNIT
-    i_b, i_h, _, rows, i_list = _tile(p_tiles, p_counts, tiles, heads, query_clusters, first_lane, strides)
+    i_b, i_h, _, rows, i_list = _tile(p_tiles, tiles, heads, query_clusters, first_lane, strides)
     pieces, ends, _, units = _sections(p_counts, i_list, UNIT)
     p_list += i_list * entries
     slots = _slots(rows, units, UNITS)
@@ -156,13 +156,18 @@ def _token(p_order, position, mask, HAS_ORDER: gl.constexpr):
 
 
 @gluon.jit
-def _alive(p_live, i_slot, o_n):
-    """Which keys of a slot live: ``[BN]``. ``i_slot``: among those with dead keys, -1 for one without."""
+def _live_keys(p_live, i_slot):
+    """Live keys of each group of a slot, two words. ``i_slot``: among those with dead keys, below 0 of one without."""
     low = gl.load(p_live + i_slot * 2, mask=i_slot >= 0, other=ALL_ALIVE)
-    high = gl.load(p_live + i_slot * 2 + 1, mask=i_slot >= 0, other=ALL_ALIVE)
+    return low, gl.load(p_live + i_slot * 2 + 1, mask=i_slot >= 0, other=ALL_ALIVE)
+
+
+@gluon.jit
+def _without_dead(b_s, low, high, o_n):
+    """Logits of a slot ``[64, BN]`` with -inf for its dead keys."""
     o_group = o_n // GROUP
     count = gl.where(o_group < 8, low, high) >> (o_group % 8 * 4) & 15
-    return o_n % GROUP < count
+    return gl.where((o_n % GROUP < count)[None, :], b_s, float("-inf"))
 
 
 @gluon.jit
@@ -185,8 +190,8 @@ def _consume(
     Q_LAYOUT: gl.constexpr = gl.BlockedLayout([1, 8], [256 // D, D // 8], [4, 1], [1, 0])
     DTYPE: gl.constexpr = s_q.dtype
 
-    i_b, i_h, start, rows, i_list = _tile(p_tiles, p_counts, tiles, heads, query_clusters, first_lane, strides)
-    pieces, ends, whole, units = _sections(p_counts, i_list, UNIT)
+    i_b, i_h, start, rows, i_list = _tile(p_tiles, tiles, heads, query_clusters, first_lane, strides)
+    _pieces, _ends, whole, units = _sections(p_counts, i_list, UNIT)
     slots = _slots(rows, units, UNITS)
     start += half * WG_ROWS
     rows -= half * WG_ROWS
@@ -208,7 +213,7 @@ def _consume(
 
         o_n = gl.arange(0, BN, gl.SliceLayout(0, S_LAYOUT))
         scale = scale * LOG2_E
-        b_alive = _alive(p_live, slots - 1 - full, o_n)
+        low, high = _live_keys(p_live, slots - 1 - full)
         mbarrier.wait(k_full.index(stage), phase)
         b_s = gl.zeros([WG_ROWS, BN], gl.float32, S_LAYOUT)
         b_s = warpgroup_mma(s_mine, s_k.index(stage).permute((1, 0)), b_s, use_acc=False, is_async=True)
@@ -216,7 +221,7 @@ def _consume(
         mbarrier.arrive(k_empty.index(stage))
         stage, phase = _advance(stage, phase, STAGES)
 
-        b_s = gl.where(b_alive[None, :], b_s, float("-inf"))
+        b_s = _without_dead(b_s, low, high, o_n)
         b_max = gl.max(b_s, 1) * scale  # [64]
         # An empty list leaves no live key, and -inf minus -inf is not a number.
         b_base = gl.where(b_max == float("-inf"), 0.0, b_max)
@@ -226,6 +231,8 @@ def _consume(
         b_acc = gl.zeros([WG_ROWS, D], gl.float32, O_LAYOUT)
 
         for j in range(1, slots):
+            i_dead = slots - 1 - j - full
+            low, high = _live_keys(p_live, i_dead)
             mbarrier.wait(k_full.index(stage), phase)
             b_s = gl.zeros([WG_ROWS, BN], gl.float32, S_LAYOUT)
             b_s = warpgroup_mma(s_mine, s_k.index(stage).permute((1, 0)), b_s, use_acc=False, is_async=True)
@@ -235,9 +242,8 @@ def _consume(
             mbarrier.arrive(k_empty.index(stage))
             stage, phase = _advance(stage, phase, STAGES)
 
-            i_slot = slots - 1 - j
-            if i_slot >= full:
-                b_s = gl.where(_alive(p_live, i_slot - full, o_n)[None, :], b_s, float("-inf"))
+            if i_dead >= 0:
+                b_s = _without_dead(b_s, low, high, o_n)
             # Each slot after the first has a live key, so that no maximum is of nothing.
             b_new = gl.maximum(b_max, gl.max(b_s, 1) * scale)  # [64]
             b_p = gl.exp2(b_s * scale - b_new[:, None])  # [64, BN]
@@ -272,7 +278,7 @@ def _consume(
         o_token = (o_b * queries + _token(p_order, start + o_row, o_row < rows, HAS_ORDER)) * heads + o_h
         gl.store(p_out + (o_token * D)[:, None] + o_column[None, :], b_out.to(DTYPE), mask=(o_row < rows)[:, None])
     else:
-        for i in range(0, slots):
+        for _j in range(0, slots):
             mbarrier.wait(k_full.index(stage), phase)
             mbarrier.arrive(k_empty.index(stage))
             mbarrier.wait(v_full.index(stage), phase)
