@@ -154,7 +154,7 @@ def random_clusters(
             share *= torch.rand(1, heads, count, device=device, generator=generator) < 0.5
             share[..., 0] += 0.01
         elif family == "one giant":
-            share[..., count // 2] = 2 * count
+            share[..., count // 3] = 2 * count  # one of those that the oracle looks at
         elif family == "even":
             share += 0.5
         ends = (share.double().cumsum(-1) / share.double().sum(-1, keepdim=True) * tokens).round().int()

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dittools.clusters import ClusterMask, ClusterPartition
-from dittools.kernels import gather_tokens
+from dittools.kernels import gather_tokens, hopper_clusters
 from dittools.kernels.clustered import naive_cluster_attention
 from dittools.kernels.hopper import why_no_gluon
 from dittools.kernels.hopper_clusters import Variant, launch_arguments
@@ -80,3 +80,128 @@ def test_any_sizes_in_any_variant(queries, keys, counts, lanes, dim, dtype, dens
     mask = random_mask(queries, keys, counts, lanes, density, seed)
     orders = (random_order(*lanes, queries, seed), random_order(*lanes, keys, seed + 1)) if ordered else (None, None)
     run(q, k, v, mask, order=orders[0], key_order=orders[1], variant=Variant(stages, unit, pin), seed=seed)
+
+
+# Sizes of key clusters that make each kind of slot: full ones, pieces of every size, rests over several slots.
+KEY_SIZES = {
+    "one key": (1,),
+    "one slot": (128,),
+    "full slots": (256, 128, 64, 64),
+    "pieces of every size": (64 + 32 + 16 + 8, 32 + 16, 8, 64),
+    "rests": (7,) * 40,
+    "rests behind a slot that is not full": (64 + 5, 3, 64 + 16 + 1, 9, 15, 31),
+    "rests and empty clusters": (0, 5, 0, 0, 130, 0, 71, 0),
+    "one giant": (3, 700, 2, 0, 1),
+}
+
+
+@pytest.mark.parametrize("unit", [8, 16])
+@pytest.mark.parametrize("dim", [64, 128])
+@pytest.mark.parametrize("sizes", KEY_SIZES.values(), ids=KEY_SIZES)
+def test_every_kind_of_slot(sizes, dim, unit):
+    key = clusters(*sizes)
+    query = clusters(64, 3, 0, 128, 65, 130, 1)
+    q, k, v = inputs(1, query.length, 1, dim, torch.bfloat16, keys=key.length)
+    keep = torch.rand(1, 1, query.count, key.count, generator=torch.Generator().manual_seed(2)) < 0.7
+    keep[0, 0, 0], keep[0, 0, 3], keep[0, 0, 4] = True, True, False
+    run(q, k, v, ClusterMask(keep, query, key), variant=Variant(unit=unit))
+
+
+def test_tiles_of_every_height():
+    key = clusters(70, 130)
+    for sizes in ((1,), (63,), (64,), (65,), (127,), (128,), (129, 5), (191, 192, 193), (256, 0, 257)):
+        query = clusters(*sizes)
+        q, k, v = inputs(1, query.length, 1, 64, torch.bfloat16, keys=200)
+        run(q, k, v, ClusterMask.full(query, key))
+
+
+@pytest.mark.parametrize("lanes", [(1, 1), (1, 3), (2, 1), (2, 3)], ids=str)
+def test_masks_sizes_and_orders_are_shared_or_of_a_batch_and_a_head(lanes):
+    q, k, v = inputs(2, 150, 3, 64, torch.bfloat16)
+    one, other = random_mask(150, 150, (4, 9), lanes), random_mask(150, 150, (4, 9), (2, 3), seed=3)
+    run(q, k, v, one, order=random_order(2, 3, 150), key_order=random_order(*lanes, 150, seed=1))
+    run(q, k, v, ClusterMask(other.keep, one.query, other.key), order=random_order(*lanes, 150))
+    run(q, k, v, ClusterMask(one.keep, other.query, one.key))
+
+
+def test_lanes_some_at_a_time_give_the_same(monkeypatch):
+    q, k, v = inputs(2, 150, 3, 64, torch.bfloat16)
+    mask = random_mask(150, 150, (4, 9), (2, 3))
+    want = run(q, k, v, mask)
+    monkeypatch.setattr(hopper_clusters, "LIST_BYTES", 2 * 4 * 4 * (150 // 64 + 4 * 9))
+    _, _, launches = launch_arguments(q, k, v, mask, 0.1)
+    tiles = 150 // 128 + 4
+    assert [programs for programs, _, _ in launches] == [2 * tiles] * 3
+    found = run(q, k, v, mask)
+    assert torch.equal(found[0], want[0]) and torch.equal(found[1], want[1])
+
+
+@pytest.mark.parametrize("layout", ["packed", "heads first", "odd offset", "expanded", "dim first"])
+def test_any_strides(layout):
+    q, k, v = inputs(2, 130, 2, 64, torch.float16)
+    if layout == "packed":
+        q, k, v = torch.stack((q, k, v), 2).unbind(2)
+    elif layout == "heads first":
+        q, k, v = (x.transpose(1, 2).contiguous().transpose(1, 2) for x in (q, k, v))
+    elif layout == "odd offset":
+        q, k, v = (torch.cat((x[..., :1], x), -1)[..., 1:] for x in (q, k, v))
+    elif layout == "dim first":
+        q, k, v = (x.transpose(1, 3).contiguous().transpose(1, 3) for x in (q, k, v))
+    else:
+        k, v = (x[:, :, :1].expand(-1, -1, 2, -1) for x in (k, v))
+    run(q, k, v, random_mask(130, 130, (3, 6), (1, 2)))
+
+
+def test_keys_that_are_not_kept_have_no_influence():
+    q, k, v = inputs(1, 300, 1, 64, torch.bfloat16)
+    # Each is copied along with the rest of the cluster before it.
+    key = clusters(77, 20, 90, 13, 95, 5)
+    keep = torch.tensor([[[[True, False, True, False, True, False], [False, True, False, False, True, False]]]])
+    mask = ClusterMask(keep, clusters(100, 200), key)
+    want, want_lse = run(q, k, v, mask)
+    k[:, 187:200], v[:, 187:200] = 1e30, -1e30
+    k[:, 295:], v[:, 295:] = -1e30, 1e30
+    found, found_lse = run(q, k, v, mask)
+    assert torch.equal(found, want) and torch.equal(found_lse, want_lse)
+    v[:, 97:187] += 1
+    assert (run(q, k, v, mask)[0][:, :100] != want[:, :100]).any(-1).all()
+
+
+def test_a_tile_writes_the_rows_of_its_cluster_and_no_other():
+    from gluon_emulator import emulate
+
+    from dittools.kernels.hopper_clusters_forward import cluster_forward
+
+    q, k, v = inputs(1, 300, 1, 64, torch.bfloat16)
+    mask = ClusterMask.full(clusters(70, 30, 180, 20), clusters(100, 200))
+    order = random_order(1, 1, 300)
+    out, lse, launches = launch_arguments(q, k, v, mask, 0.1, order)
+    ((_, arguments, options),) = launches
+    tiles = arguments[11]
+    assert sorted(tiles[..., 2].flatten().tolist()) == [0, 20, 30, 52, 70, 128]
+    for turn, (_, start, rows) in enumerate(tiles[0, 0].tolist()):
+        out.fill_(torch.nan)
+        lse.fill_(torch.nan)
+        alone = list(arguments)
+        alone[11] = tiles[:, :, turn : turn + 1].contiguous()
+        emulate(cluster_forward, 1, alone, options)
+        mine = torch.zeros(300, dtype=torch.bool)
+        mine[order[0, 0, start : start + rows].long()] = True
+        assert torch.equal(~lse[0, 0].isnan(), mine)
+        assert torch.equal(~out[0, :, 0].isnan().any(-1), mine) and torch.equal(~out[0, :, 0].isnan().all(-1), mine)
+
+
+@pytest.mark.parametrize("keep", [False, True])
+def test_all_or_nothing(keep):
+    q, k, v = inputs(1, 200, 1, 64, torch.bfloat16)
+    mask = random_mask(200, 200, (3, 20))
+    mask.keep[:] = keep
+    _, lse = run(q, k, v, mask, order=random_order(1, 1, 200), key_order=random_order(1, 1, 200, seed=4))
+    assert lse.isneginf().all() == (not keep)
+
+
+def test_a_mask_that_keeps_only_empty_clusters_keeps_nothing():
+    q, k, v = inputs(1, 100, 1, 64, torch.bfloat16)
+    keep = torch.tensor([False, True, False]).expand(1, 1, 2, 3)
+    _, lse = run(q, k, v, ClusterMask(keep, clusters(40, 60), clusters(60, 0, 40)))
+    assert lse.isneginf().all()
