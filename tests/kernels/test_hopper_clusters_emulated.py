@@ -167,6 +167,13 @@ def test_keys_that_are_not_kept_have_no_influence():
     assert (run(q, k, v, mask)[0][:, :100] != want[:, :100]).any(-1).all()
 
 
+def test_units_behind_the_end_of_a_list_are_zeros_and_no_key():
+    q, k, v = inputs(1, 60, 1, 64, torch.bfloat16, keys=300)
+    mask = ClusterMask(torch.tensor([[[[False, True]]]]), clusters(60), clusters(100, 200))
+    v[:, :100] = torch.inf
+    run(q, k, v, mask)
+
+
 def test_a_tile_writes_the_rows_of_its_cluster_and_no_other():
     from gluon_emulator import emulate
 
