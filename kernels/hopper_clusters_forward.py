@@ -1,9 +1,10 @@
 """Attention between clusters of any size, forward, for Hopper, in Gluon: the design of `hopper_forward`, other lists.
 
-A tile is up to 128 query rows of one cluster. The producer warp fills ring slots of 128 keys with *pieces*: stretches
-of 64, 32, 16 or 8 keys of one kept cluster, at any position, each one TMA box of 64 columns a panel of the slot. A
-list holds its pieces largest first, so that none straddles two slots; last come the rests of clusters, pieces of which
-not every key lives. As there, lists are walked from their end: slots with dead keys come first, and mask them.
+A tile is up to 128 query rows of one cluster. Ring slots of 128 keys are filled with *pieces*: stretches of 64, 32, 16
+or 8 keys of one kept cluster, at any position. Swizzled slots lie in shared memory as panels of 64 columns, in each of
+which a piece is contiguous: one TMA box. Each panel of K and of V has a producer warp, as small pieces are many. A list
+holds its pieces largest first, so that none straddles two slots; last come the rests of clusters, pieces of which not
+every key lives. As there, lists are walked from their end: slots with dead keys come first, and mask them.
 
 The rows of a tile are gathered through the order by the warpgroup that attends them, and scattered by it: each is
 moved once. A warpgroup without a live row only hands the slots back.
@@ -77,73 +78,58 @@ def _rows_of(p_list, i_slot, pieces, ends, units, keys, UNIT: gl.constexpr, UNIT
 
 
 @gluon.jit
-def _copy_piece(
-    desc, s_pieces, bar, i_b, i_h, i_row, stage, o_piece, D: gl.constexpr, BN: gl.constexpr, ROWS: gl.constexpr,
-):  # fmt: skip
-    """Issue the copies of one piece, a panel of 64 columns each: number ``o_piece`` of its size in the slot."""
-    # Swizzled tiles lie in shared memory as panels of 64 columns, in each of which a piece is contiguous.
-    PANELS: gl.constexpr = D // 64
-    for c in gl.static_range(PANELS):
-        i_to = (stage * PANELS + c) * (BN // ROWS) + o_piece
-        tma.async_copy_global_to_shared(desc, [i_b, i_h, i_row, c * 64], bar, s_pieces.index(i_to))
-
-
-@gluon.jit
 def _fill(
-    descs, s_rings, full, b_row, i_slot, ends, i_b, i_h, stage,
-    D: gl.constexpr, BN: gl.constexpr, UNIT: gl.constexpr,
+    descs, s_rings, bar, b_row, i_slot, ends, i_b, i_h, i_panel, panel: gl.constexpr, BN: gl.constexpr,
+    UNIT: gl.constexpr,
 ):  # fmt: skip
-    """Issue the copies of one slot of K or V, whose pieces begin at the keys ``b_row``."""
+    """Issue the copies of one panel of a slot of K or V, whose pieces begin at the keys ``b_row``."""
     UNITS: gl.constexpr = BN // UNIT
-    bar = full.index(stage)
-    mbarrier.expect(bar, BN * D * 2)
+    COLUMN: gl.constexpr = panel * 64
+    mbarrier.expect(bar, BN * 64 * 2)
     o = gl.arange(0, 32, LANES)
     i = gl.to_tensor(0)
     while i < UNITS:
         i_row = gl.sum(gl.where(o == i, b_row, 0), 0)
         i_unit = i_slot * UNITS + i
         if i_unit < ends[0]:
-            _copy_piece(descs[0], s_rings[0], bar, i_b, i_h, i_row, stage, i // (64 // UNIT), D, BN, 64)
+            i_to = i_panel * (BN // 64) + i // (64 // UNIT)
+            tma.async_copy_global_to_shared(descs[0], [i_b, i_h, i_row, COLUMN], bar, s_rings[0].index(i_to))
             i += 64 // UNIT
         elif i_unit < ends[1]:
-            _copy_piece(descs[1], s_rings[1], bar, i_b, i_h, i_row, stage, i // (32 // UNIT), D, BN, 32)
+            i_to = i_panel * (BN // 32) + i // (32 // UNIT)
+            tma.async_copy_global_to_shared(descs[1], [i_b, i_h, i_row, COLUMN], bar, s_rings[1].index(i_to))
             i += 32 // UNIT
         elif i_unit < ends[2]:
-            _copy_piece(descs[2], s_rings[2], bar, i_b, i_h, i_row, stage, i // (16 // UNIT), D, BN, 16)
+            i_to = i_panel * (BN // 16) + i // (16 // UNIT)
+            tma.async_copy_global_to_shared(descs[2], [i_b, i_h, i_row, COLUMN], bar, s_rings[2].index(i_to))
             i += 16 // UNIT
         else:
-            _copy_piece(descs[3], s_rings[3], bar, i_b, i_h, i_row, stage, i, D, BN, UNIT)
+            i_to = i_panel * UNITS + i
+            tma.async_copy_global_to_shared(descs[3], [i_b, i_h, i_row, COLUMN], bar, s_rings[3].index(i_to))
             i += 1
 
 
 @gluon.jit
 def _produce(
-    d_k, d_v, s_k, s_v, bars, p_tiles, p_counts, p_list, tiles, heads, query_clusters, entries, keys, first_lane,
-    strides, D: gl.constexpr, BN: gl.constexpr, UNIT: gl.constexpr, STAGES: gl.constexpr,
+    panel: gl.constexpr, descs, s_rings, full, empty, task, D: gl.constexpr, BN: gl.constexpr, UNIT: gl.constexpr,
+    STAGES: gl.constexpr,
 ):  # fmt: skip
-    """The producer warp: K and V in the order in which they are used: K0 K1 V0 K2 V1 ..."""
-    k_full, k_empty, v_full, v_empty = bars
+    """A producer warp: one panel of 64 columns of K or of V, slot by slot."""
+    p_tiles, p_counts, p_list, tiles, heads, query_clusters, entries, keys, first_lane, strides = task
     UNITS: gl.constexpr = BN // UNIT
     i_b, i_h, _, rows, i_list = _tile(p_tiles, tiles, heads, query_clusters, first_lane, strides)
     pieces, ends, _, units = _sections(p_counts, i_list, UNIT)
     p_list += i_list * entries
     slots = _slots(rows, units, UNITS)
-    stage, phase = gl.to_tensor(0), gl.to_tensor(0)  # of K; V is one slot behind
-    v_stage, v_phase = gl.to_tensor(0), gl.to_tensor(0)
+    stage, phase = gl.to_tensor(0), gl.to_tensor(0)
     b_row = _rows_of(p_list, slots - 1, pieces, ends, units, keys, UNIT, UNITS)
-    b_before = b_row
-    for j in range(0, slots + 1):
+    for j in range(0, slots):
         # The slot after is looked up now, so that its pieces are there when their copies are due.
         b_after = _rows_of(p_list, slots - 2 - j, pieces, ends, units, keys, UNIT, UNITS)
-        if j < slots:
-            mbarrier.wait(k_empty.index(stage), phase ^ 1)
-            _fill(d_k, s_k, k_full, b_row, slots - 1 - j, ends, i_b, i_h, stage, D, BN, UNIT)
-            stage, phase = _advance(stage, phase, STAGES)
-        if j > 0:
-            mbarrier.wait(v_empty.index(v_stage), v_phase ^ 1)
-            _fill(d_v, s_v, v_full, b_before, slots - j, ends, i_b, i_h, v_stage, D, BN, UNIT)
-            v_stage, v_phase = _advance(v_stage, v_phase, STAGES)
-        b_before = b_row
+        mbarrier.wait(empty.index(stage), phase ^ 1)
+        i_panel = stage * (D // 64) + panel
+        _fill(descs, s_rings, full.index(stage), b_row, slots - 1 - j, ends, i_b, i_h, i_panel, panel, BN, UNIT)
+        stage, phase = _advance(stage, phase, STAGES)
         b_row = b_after
 
 
@@ -172,12 +158,12 @@ def _without_dead(b_s, low, high, o_n):
 
 @gluon.jit
 def _consume(
-    half: gl.constexpr, p_q, p_out, p_lse, s_q, s_k, s_v, bars, p_tiles, p_counts, p_live, p_order, tiles, heads,
-    query_clusters, live_slots, queries, first_lane, strides, scale,
+    half: gl.constexpr, p_q, p_out, p_lse, s_q, s_k, s_v, bars, task, queries, scale,
     D: gl.constexpr, BN: gl.constexpr, UNIT: gl.constexpr, STAGES: gl.constexpr, HAS_ORDER: gl.constexpr,
     PIN: gl.constexpr,
 ):  # fmt: skip
     """One consumer warpgroup: rows ``half * 64 ...`` of the tile."""
+    p_tiles, p_counts, p_live, p_order, tiles, heads, query_clusters, live_slots, first_lane, strides = task
     k_full, k_empty, v_full, v_empty = bars
     UNITS: gl.constexpr = BN // UNIT
     S_LAYOUT: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, BN, 16])
@@ -314,9 +300,9 @@ def cluster_forward(
     v_full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], BAR)
     v_empty = gl.allocate_shared_memory(gl.int64, [STAGES, 1], BAR)
     for i in gl.static_range(STAGES):
-        mbarrier.init(k_full.index(i), 1)
+        mbarrier.init(k_full.index(i), D // 64)
         mbarrier.init(k_empty.index(i), CONSUMERS)
-        mbarrier.init(v_full.index(i), 1)
+        mbarrier.init(v_full.index(i), D // 64)
         mbarrier.init(v_empty.index(i), CONSUMERS)
     fence_async_shared()
 
@@ -335,24 +321,43 @@ def cluster_forward(
         s_v._reinterpret(DTYPE, [PANELS * (BN // 16), 16, 64], RING),
         s_v._reinterpret(DTYPE, [PANELS * (BN // UNIT), UNIT, 64], RING),
     )
-    gl.warp_specialize(
-        [
-            (_consume, (
-                0, p_q, p_out, p_lse, s_q, s_k, s_v, bars, p_tiles, p_counts, p_live, p_order, tiles, heads,
-                query_clusters, live_slots, queries, first_lane, strides, scale,
-                D, BN, UNIT, STAGES, HAS_ORDER, PIN,
-            )),
-            (_consume, (
-                1, p_q, p_out, p_lse, s_q, s_k, s_v, bars, p_tiles, p_counts, p_live, p_order, tiles, heads,
-                query_clusters, live_slots, queries, first_lane, strides, scale,
-                D, BN, UNIT, STAGES, HAS_ORDER, PIN,
-            )),
-            (_produce, (
-                (d_k_64, d_k_32, d_k_16, d_k_unit), (d_v_64, d_v_32, d_v_16, d_v_unit), l_k, l_v, bars, p_tiles,
-                p_counts, p_list, tiles, heads, query_clusters, entries, keys, first_lane, strides,
-                D, BN, UNIT, STAGES,
-            )),
-        ],
-        [4, 1],
-        [232, 40],
-    )  # fmt: skip
+    d_k = (d_k_64, d_k_32, d_k_16, d_k_unit)
+    d_v = (d_v_64, d_v_32, d_v_16, d_v_unit)
+    eaten = (p_tiles, p_counts, p_live, p_order, tiles, heads, query_clusters, live_slots, first_lane, strides)
+    made = (p_tiles, p_counts, p_list, tiles, heads, query_clusters, entries, keys, first_lane, strides)
+    if D == 64:
+        gl.warp_specialize(
+            [
+                (_consume, (
+                    0, p_q, p_out, p_lse, s_q, s_k, s_v, bars, eaten, queries, scale,
+                    D, BN, UNIT, STAGES, HAS_ORDER, PIN,
+                )),
+                (_consume, (
+                    1, p_q, p_out, p_lse, s_q, s_k, s_v, bars, eaten, queries, scale,
+                    D, BN, UNIT, STAGES, HAS_ORDER, PIN,
+                )),
+                (_produce, (0, d_k, l_k, k_full, k_empty, made, D, BN, UNIT, STAGES)),
+                (_produce, (0, d_v, l_v, v_full, v_empty, made, D, BN, UNIT, STAGES)),
+            ],
+            [4, 1, 1],
+            [232, 40, 40],
+        )  # fmt: skip
+    else:
+        gl.warp_specialize(
+            [
+                (_consume, (
+                    0, p_q, p_out, p_lse, s_q, s_k, s_v, bars, eaten, queries, scale,
+                    D, BN, UNIT, STAGES, HAS_ORDER, PIN,
+                )),
+                (_consume, (
+                    1, p_q, p_out, p_lse, s_q, s_k, s_v, bars, eaten, queries, scale,
+                    D, BN, UNIT, STAGES, HAS_ORDER, PIN,
+                )),
+                (_produce, (0, d_k, l_k, k_full, k_empty, made, D, BN, UNIT, STAGES)),
+                (_produce, (1, d_k, l_k, k_full, k_empty, made, D, BN, UNIT, STAGES)),
+                (_produce, (0, d_v, l_v, v_full, v_empty, made, D, BN, UNIT, STAGES)),
+                (_produce, (1, d_v, l_v, v_full, v_empty, made, D, BN, UNIT, STAGES)),
+            ],
+            [4, 1, 1, 1, 1],
+            [232, 40, 40, 40, 40],
+        )  # fmt: skip
