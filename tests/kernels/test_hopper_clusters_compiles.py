@@ -157,5 +157,18 @@ def test_rows_of_q_are_read_wide(builds, name):
     assert len(wide) == 2 * 64 * head_dim // (128 * 8)
 
 
+@pytest.mark.parametrize("name", BUILDS)
+def test_rows_of_q_are_there_for_all_warps_before_the_first_product(builds, name):
+    build = builds[name]
+    stores = [i for i in instructions(build, "STS") if ".128" in build["sass"][i]]
+    products, fences, barriers = (instructions(build, x) for x in ("HGMMA", "FENCE.VIEW.ASYNC", "BAR.SYNC"))
+    firsts = [next(i for i in products if i > store) for store in stores]
+    assert len(set(firsts)) == 2  # one of each consumer
+    for first in set(firsts):
+        last = max(i for i in stores if i < first)
+        fence = next(i for i in fences if i > last)
+        assert fence < next(i for i in barriers if i > fence) < first
+
+
 if __name__ == "__main__":
     main()
