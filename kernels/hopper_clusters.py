@@ -25,20 +25,16 @@ class Variant:
     """How the kernel runs; every variant computes the same.
 
     Args:
-        stages: slots of 128 keys in the rings of K and of V. At head dim 128, 3 fill the shared memory.
+        stages: slots of 128 keys in the rings of K and of V; 3 fill the shared memory at head dim 128. One more than
+            with even blocks: a slot of many small pieces takes longer to fill than one of few.
         unit: keys in the smallest piece of a cluster that is copied, 8 or 16. With 8 fewer dead keys are multiplied,
             with 16 fewer copies issued.
         pin: keep the assembler from moving the wait for the tensor cores ahead of the softmax.
     """
 
-    stages: int = 2
+    stages: int = 3
     unit: int = 8
     pin: bool = True
-
-
-def default_variant(head_dim: int) -> Variant:
-    """The variant that runs when none is asked for."""
-    return Variant(stages=2 if head_dim == 128 else 3)
 
 
 def hopper_cluster_attention(
@@ -57,7 +53,7 @@ def hopper_cluster_attention(
     A key that is not kept has no influence, so long as its value is finite.
 
     Args: as `dittools.kernels.clustered.cluster_sparse_attention`, already validated, with D in {64, 128}, fp16 or
-        bf16. ``variant``: how to run, `default_variant` when None.
+        bf16. ``variant``: how to run, the defaults when None.
 
     Returns:
         out ``[B, Sq, H, D]`` in the dtype of q, and lse ``[B, H, Sq]``, fp32, natural log, in token order.
@@ -80,7 +76,7 @@ def launch_arguments(q, k, v, mask, scale, order=None, variant: Variant | None =
     batches, queries, heads, dim = q.shape
     out = torch.empty((batches, queries, heads, dim), dtype=q.dtype, device=q.device)
     lse = torch.empty((batches, heads, queries), dtype=torch.float32, device=q.device)
-    return out, lse, _launches(q, k, v, mask, scale, order, variant or default_variant(dim), out, lse)
+    return out, lse, _launches(q, k, v, mask, scale, order, variant or Variant(), out, lse)
 
 
 def _launches(q, k, v, mask, scale, order, variant: Variant, out, lse):

@@ -134,7 +134,7 @@ def triton_lists(mask, table: Pieces, lanes: range, heads: int) -> Lists:
     _piece_lists[(rows, len(lanes))](
         keep.view(torch.uint8), table.owner, table.entry, lists, counts, live, heads, rows, clusters, pieces,
         table.first, slots, lanes.start, *_lane_strides(keep), *_lane_strides(table.entry),
-        UNIT=table.unit, BITS=LIVE_BITS, BLOCK=min(1024, triton.next_power_of_2(max(table.first, clusters))),
+        UNIT=table.unit, BITS=LIVE_BITS, BLOCK=min(1024, triton.next_power_of_2(max(32, table.first, clusters))),
         num_warps=4,
     )  # fmt: skip
     return Lists(counts, lists, live)

@@ -18,7 +18,7 @@ pytestmark = [pytest.mark.gpu, pytest.mark.skipif(WHY_NOT is not None, reason=st
 
 VARIANTS = {
     "default": None,
-    "stages3": Variant(stages=3),
+    "stages2": Variant(stages=2),
     "units16": Variant(unit=16),
     "unpinned": Variant(pin=False),
 }

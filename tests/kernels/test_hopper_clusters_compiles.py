@@ -15,18 +15,18 @@ import pytest
 from test_hopper_compiles import SHARED_MEMORY, instructions
 
 from dittools.kernels.hopper import why_no_gluon
-from dittools.kernels.hopper_clusters import Variant, default_variant
+from dittools.kernels.hopper_clusters import Variant
 
 pytestmark = pytest.mark.skipif(why_no_gluon() is not None, reason=str(why_no_gluon()))
 
 # name: head dim, dtype, with an order, variant
 BUILDS = {
-    "hd128": (128, "bfloat16", False, default_variant(128)),
-    "hd128-ordered": (128, "float16", True, default_variant(128)),
-    "hd128-stages3": (128, "bfloat16", True, Variant(stages=3)),
+    "hd128": (128, "bfloat16", False, Variant()),
+    "hd128-ordered": (128, "float16", True, Variant()),
+    "hd128-stages2": (128, "bfloat16", True, Variant(stages=2)),
     "hd128-units16": (128, "bfloat16", True, Variant(unit=16)),
-    "hd64": (64, "bfloat16", False, default_variant(64)),
-    "hd64-ordered": (64, "float16", True, Variant(stages=3, unit=16)),
+    "hd64": (64, "bfloat16", False, Variant()),
+    "hd64-ordered": (64, "float16", True, Variant(stages=2, unit=16)),
 }
 
 
