@@ -117,13 +117,11 @@ def measure(asked: Asked, out: Output) -> bool:
 
 
 def prove(asked: Asked, out: Output) -> bool:
-    """Check the kernel that has to prove itself here, and enter it into the table when it did."""
+    """Check the kernels that have to prove themselves here, and enter each that did into the table."""
     import torch
 
     from dittools.bench import proof
-    from dittools.bench.check import Wrong
     from dittools.bench.kernel import run
-    from dittools.kernels import checked
     from dittools.kernels.hopper import why_not_hopper
     from dittools.provenance import commit
 
@@ -131,7 +129,7 @@ def prove(asked: Asked, out: Output) -> bool:
     device = loading.pick_device(asked.device)
     reason = why_not_hopper(device, torch.bfloat16, 128)
     if reason is not None:
-        raise BadInput(f"nothing to check here: the kernel {proof.KERNEL} {reason}")
+        raise BadInput(f"nothing to check here: the kernel {proof.BLOCKS} {reason}")
     results = open_results(asked, "check", device)
     done: dict[str, dict[str, Any]] = {}
 
@@ -142,23 +140,33 @@ def prove(asked: Asked, out: Output) -> bool:
 
     run(proof.jobs(), results, told, limit=asked.limit)
     facts = results.head["device"]
+    facts = {
+        "capability": facts["capability"], "device": facts["name"], "versions": results.head["versions"],
+        "commit": commit(), "command": " ".join(asked.command),
+    }  # fmt: skip
+    # One that fails does not keep the others out.
+    return all([_enter(kernel, done, facts) for kernel in proof.KERNELS])
+
+
+def _enter(kernel: str, done: dict[str, dict[str, Any]], facts: dict[str, Any]) -> bool:
+    """Enter a kernel that passed all it had to, and say what came of it. ``done``: results by id."""
+    from dittools.bench import proof
+    from dittools.bench.check import Wrong
+    from dittools.kernels import checked
+
     try:
-        entry = proof.entry(
-            done,
-            {"capability": facts["capability"], "device": facts["name"], "versions": results.head["versions"],
-             "commit": commit(), "command": " ".join(asked.command)},
-        )  # fmt: skip
+        entry = proof.entry(done, facts, kernel)
     except Wrong as error:
-        print(f"{proof.KERNEL} is not chosen on this card type: {error}", flush=True)
+        print(f"{kernel} is not chosen on this card type: {error}", flush=True)
         return False
     try:
         checked.enter(entry)
     except OSError as error:
-        print(f"{proof.KERNEL} is right, but {checked.TABLE.name} cannot be written: {error}", flush=True)
+        print(f"{kernel} is right, but {checked.TABLE.name} cannot be written: {error}", flush=True)
         return False
     gain = entry["speedup_over_triton"]
     print(
-        f"{proof.KERNEL} is right in {entry['cases']} cases on compute capability {entry['capability']}; against "
+        f"{kernel} is right in {entry['cases']} cases on compute capability {entry['capability']}; against "
         f"triton {gain['raster']:.2f}x without an order, {gain['ordered']:.2f}x with one. "
         f"Entered into {checked.TABLE.name}; it is chosen where it is the faster.",
         flush=True,

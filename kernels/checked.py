@@ -16,7 +16,13 @@ from typing import Any
 TABLE = Path(__file__).with_name("checked.json")
 CHECK = "dittools bench kernel --check"
 # What decides the machine code and the launch of each kernel that has to prove itself.
-SOURCES = {"hopper": ("hopper.py", "hopper_forward.py")}
+SOURCES = {
+    "hopper": ("hopper.py", "hopper_forward.py"),
+    "hopper-clusters": (
+        "hopper_clusters.py", "hopper_clusters_forward.py", "hopper_clusters_lists.py", "hopper.py",
+        "hopper_forward.py", "clustered_triton.py",
+    ),
+}  # fmt: skip
 
 
 def why_unchecked(implementation: str, capability: str, ordered: bool | None = None) -> str | None:

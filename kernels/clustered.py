@@ -32,7 +32,7 @@ def cluster_sparse_attention(
         order: int32 ``[B or 1, H or 1, Sq]``, query position -> token; None when positions are tokens.
         key_order: the same for keys, ``[B or 1, H or 1, Sk]``; None: ``order``.
         scale, return_lse: as in `dittools.kernels.block_sparse_attention`.
-        implementation: "triton", "portable" or "naive"; chosen when None.
+        implementation: "hopper", "triton", "portable" or "naive"; chosen when None.
 
     Returns:
         As `dittools.kernels.block_sparse_attention`: out ``[B, Sq, H, D]`` in token order, and lse on demand.
@@ -48,9 +48,13 @@ def cluster_sparse_attention(
         scale = q.shape[-1] ** -0.5
     elif not 0 < scale < float("inf"):
         raise ValueError(f"scale must be a positive number, got {scale}")
-    name = choose(q, k, v, mask, implementation=implementation)
+    name = choose(q, k, v, mask, order=key_order if order is None else order, implementation=implementation)
     call = {"order": order, "key_order": key_order, "scale": float(scale)}
-    if name == "triton":
+    if name == "hopper":
+        from dittools.kernels.hopper_clusters import hopper_cluster_attention
+
+        out, lse = hopper_cluster_attention(q, k, v, mask, **call)
+    elif name == "triton":
         from dittools.kernels.clustered_triton import triton_cluster_attention
 
         out, lse = triton_cluster_attention(q, k, v, mask, **call)

@@ -135,7 +135,8 @@ def choose(
     for name in IMPLEMENTATIONS[:-1] if implementation is None else (implementation,):
         reason = why_not(name, q, k, v, mask)
         if reason is None and implementation is None:
-            reason = _why_not_by_itself(name, q.device, ordered=order is not None)
+            clusters = getattr(mask, "variable", False)
+            reason = _why_not_by_itself(name, q.device, ordered=order is not None, clusters=clusters)
         if reason is None:
             if name == "portable" and q.device.type == "cuda" and implementation is None:
                 warnings.warn(
@@ -148,27 +149,28 @@ def choose(
 
 def why_not(name: str, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask) -> str | None:
     """None when this implementation can run this call, else why it cannot."""
-    clusters = getattr(mask, "variable", False)
-    if clusters and name == "hopper":
-        return "takes even blocks, and this mask has clusters"
-    blocks = None if clusters else (mask.query.size, mask.key.size)
+    blocks = None if getattr(mask, "variable", False) else (mask.query.size, mask.key.size)
     reason = REASONS[name](q.device, q.dtype, q.shape[-1], blocks)
     if reason is None and name in ("hopper", "triton"):
         reason = _no_gradient(q, k, v)
     return reason
 
 
-def _why_not_by_itself(name: str, device: torch.device, ordered: bool | None) -> str | None:
+def _why_not_by_itself(name: str, device: torch.device, ordered: bool | None, clusters: bool = False) -> str | None:
     """Why an implementation that can run is taken only when it is asked for by name; None when it is not so."""
     if name == "hopper":
-        return why_unchecked(name, ".".join(map(str, torch.cuda.get_device_capability(device))), ordered)
+        kernel = "hopper-clusters" if clusters else "hopper"
+        return why_unchecked(kernel, ".".join(map(str, torch.cuda.get_device_capability(device))), ordered)
     if name == "triton" and device.type != "cuda":
         return "Triton's interpreter is for checking the kernel, never for speed"
     return None
 
 
 def implementations(device: torch.device | str, dtype: torch.dtype, head_dim: int) -> list[tuple[str, str | None]]:
-    """Every implementation with None when it can run there by itself, or the reason why not, fastest first."""
+    """Every implementation with None when it can run there by itself, or the reason why not, fastest first.
+
+    Of calls with even blocks: a kernel for clusters proves itself apart.
+    """
     device = torch.device(device)
     found = []
     for name in IMPLEMENTATIONS:

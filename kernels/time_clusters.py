@@ -2,13 +2,15 @@
 
 Each figure is r = dense time x density / sparse time, dense being PyTorch's fastest kernel in the same process on the
 same tensors, in turn with the others. "kernel" has K and V in order already; "call" brings them there, and both write
-their lists; "call+centroids" adds skipped clusters as anchored means. Nothing is timed before sampled rows of that
-very case have passed against fp32.
+their lists; "call+centroids" adds skipped clusters as anchored means. "hopper" is what "kernel" is and "hopper call"
+what "call" is by the Hopper kernel, where it runs; its variants follow, with stages and units. Nothing is timed before
+sampled rows of that very case have passed against fp32.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import statistics
 import time
@@ -20,6 +22,8 @@ import torch
 from dittools.clusters import ClusterMask, ClusterPartition
 from dittools.kernels.clustered import cluster_sparse_attention, portable_cluster_attention
 from dittools.kernels.dispatch import dense_attention, dense_kernel_name
+from dittools.kernels.hopper import why_not_hopper
+from dittools.kernels.hopper_clusters import Variant, hopper_cluster_attention
 from dittools.kernels.permute import gather_tokens
 from dittools.kernels.skipped import Blocks, add_skipped, anchor, summarise
 from dittools.methods.base import Plan
@@ -101,11 +105,32 @@ def case(heads: int, tokens: int, dim: int, clusters: tuple[int, int], density: 
         return portable_cluster_attention(q, *placed, plan.mask, order=plan.order, scale=scale)
 
     calls = {"dense": lambda: dense_attention(q, k, v), "kernel": kernel, "call": call, "call+centroids": corrected}
+    for name, hopper in _hopper_calls(q, k, v, placed, plan, scale).items():
+        error = max(error, check(q, k, v, plan, hopper()[0]))
+        calls[name] = hopper
     times = timed(calls, device, repeats)
     kept = plan.mask.density().mean().item()
     r = {name: times["dense"] * kept / took for name, took in times.items() if name != "dense"}
     shape = {"heads": heads, "tokens": tokens, "dim": dim, "clusters": list(clusters), "density": kept}
     return {**shape, "error": error, "milliseconds": times, "r": r}
+
+
+def _hopper_calls(q, k, v, placed: tuple, plan: Plan, scale: float) -> dict[str, Callable]:
+    """The Hopper kernel in each of its variants; none where it cannot run."""
+    if why_not_hopper(q.device, q.dtype, q.shape[-1]) is not None:
+        return {}
+
+    def alone(variant: Variant | None = None) -> Callable:
+        return lambda: hopper_cluster_attention(q, *placed, plan.mask, order=plan.order, scale=scale, variant=variant)
+
+    orders = {"order": plan.order, "key_order": plan.key_order}
+    calls = {
+        "hopper": alone(),
+        "hopper call": lambda: hopper_cluster_attention(q, k, v, plan.mask, **orders, scale=scale),
+    }
+    for stages, unit in itertools.product((2, 3), (8, 16)):
+        calls[f"hopper, {stages} stages, units of {unit}"] = alone(Variant(stages, unit))
+    return calls
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -133,26 +133,30 @@ def measure_clusters(job: dict[str, Any], shape: Shape, at: At) -> dict[str, Any
 def _enter_clustered(
     contest: Contest, job: dict[str, Any], shape: Shape, found: Clustered, in_order: tuple[torch.Tensor, ...]
 ) -> list[str]:
-    """The kernel for clusters: on tensors in order, or with orders, and lists made anew in every call."""
+    """The kernels for clusters: on tensors in order, or with orders; lists are made anew in every call."""
     if not installed(CLUSTERED):
         contest.not_run["clusters"] = f"{CLUSTERED} is not installed"
         return []
     from dittools.kernels.clustered import cluster_sparse_attention
 
     asked = job["implementation"]
-    name = "triton" if shape.device.type == "cuda" else "portable"
-    if asked not in (None, name):
-        contest.not_run[f"{asked}, clusters"] = "there is no such kernel for clusters"
-        return []
     whole = job["name"] == "clusters-all"
     tensors = (shape.q, shape.k, shape.v) if whole else in_order
     orders = {"order": found.query_order, "key_order": found.key_order} if whole else {}
     mask = found.mask(job["tokens"])
     oracle = Oracle(*tensors, mask, shape.scale, *orders.values())
+    entered = []
+    for kernel in [asked] if asked else ["hopper", "triton"] if shape.device.type == "cuda" else ["portable"]:
+        reason = why_not(kernel, *tensors, mask)
+        name = f"{kernel}, clusters"
+        if reason is not None:
+            contest.not_run[name] = reason
+            continue
 
-    def call() -> torch.Tensor:
-        fresh = found.mask(job["tokens"]) if whole else mask
-        return cluster_sparse_attention(*tensors, fresh, scale=shape.scale, implementation=name, **orders)
+        def call(kernel=kernel) -> torch.Tensor:
+            fresh = found.mask(job["tokens"]) if whole else mask
+            return cluster_sparse_attention(*tensors, fresh, scale=shape.scale, implementation=kernel, **orders)
 
-    contest.enter(f"{name}, clusters", lambda: call, lambda call: oracle.judge(*result_of(call)), PATIENCE)
-    return [f"{name}, clusters"]
+        contest.enter(name, lambda call=call: call, lambda call: oracle.judge(*result_of(call)), PATIENCE)
+        entered.append(name)
+    return entered

@@ -1,11 +1,13 @@
-"""Does the Hopper kernel prove itself on this card? Right in every case, more than once, and faster than Triton's.
+"""Do the Hopper kernels prove themselves on this card? Right in every case, more than once, and faster than Triton's.
 
-What comes of it goes into the table of `dittools.kernels.checked`, which decides whether the kernel is chosen.
+One takes even blocks, one takes clusters, and each proves itself alone. What comes of it goes into the table of
+`dittools.kernels.checked`, which decides whether a kernel is chosen.
 """
 
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -15,18 +17,49 @@ from dittools.bench.check import Oracle, Wrong, poisoned
 from dittools.bench.inputs import make_mask, make_order
 from dittools.bench.timing import burst
 from dittools.blocks import BlockMask
+from dittools.clusters import ClusterMask, ClusterPartition
 from dittools.kernels import block_sparse_attention, checked
 from dittools.kernels.supervise import At
 
-KERNEL = "hopper"
+BLOCKS, CLUSTERS = KERNELS = ("hopper", "hopper-clusters")
 # tokens, heads, batch
 SIZES = ((1, 1, 1), (129, 2, 1), (1_000, 3, 2), (4_111, 2, 1), (32_760, 2, 1))
+CLUSTER_SIZES = ((1, 1, 1), (1_000, 3, 2), (4_111, 2, 1), (32_760, 2, 1))
+# How clusters share the tokens out.
+FAMILIES = ("ragged", "many empty", "one giant")
 REPEATS = 5
 SPEED_SHAPE = (12, 32_768)
+SPEED_CLUSTERS = (130, 433)  # as large as 300 and 1,000 of 75,600 tokens
 
 
-def jobs() -> list[dict[str, Any]]:
-    """Small cases first, then the two that are timed."""
+def jobs(kernel: str | None = None) -> list[dict[str, Any]]:
+    """What a kernel has to pass, small cases first, then the two that are timed; those of all when None."""
+    if kernel is None:
+        return [job for each in KERNELS for job in jobs(each)]
+    return _block_jobs() if kernel == BLOCKS else _cluster_jobs()
+
+
+def _cluster_jobs() -> list[dict[str, Any]]:
+    cases = [
+        {
+            "kind": "clusters-proof", "id": f"clusters, {family}, hd{dim} {dtype} {tokens} tokens",
+            "head_dim": dim, "dtype": dtype, "tokens": tokens, "heads": heads, "batch": batch, "family": family,
+            "device": "cuda",
+        }
+        for (tokens, heads, batch), dim, dtype, family in itertools.product(
+            CLUSTER_SIZES, (128, 64), ("bfloat16", "float16"), FAMILIES
+        )
+        if tokens != 32_760 or dtype == "bfloat16"
+    ]  # fmt: skip
+    heads, tokens = SPEED_SHAPE
+    speed = {
+        "kind": "clusters-faster", "heads": heads, "tokens": tokens, "head_dim": 128, "clusters": SPEED_CLUSTERS,
+        "density": 0.2, "dtype": "bfloat16", "device": "cuda", "seconds": 4,
+    }  # fmt: skip
+    return [*cases, *({**speed, "ordered": yes, "id": f"speed of clusters, {kind_of(yes)}"} for yes in (False, True))]
+
+
+def _block_jobs() -> list[dict[str, Any]]:
     cases = [
         {
             "kind": "proof", "id": f"hd{dim} 128x{block} {dtype} {tokens} tokens{' with a bias' if biased else ''}",
@@ -56,11 +89,9 @@ def prove(job: dict[str, Any], at: At) -> dict[str, Any]:
     Raises:
         Wrong: when it is not.
     """
-    _stop_if_broken(job)
-    device, dtype = torch.device(job["device"]), getattr(torch, job["dtype"])
-    generator = torch.Generator(device).manual_seed(3)
-    size = (job["batch"], job["tokens"], job["heads"], job["head_dim"])
-    q, k, v = (torch.randn(size, device=device, dtype=dtype, generator=generator) for _ in range(3))
+    _stop_if_broken(job, BLOCKS)
+    device = torch.device(job["device"])
+    q, k, v = _tensors(job)
     mask = make_mask(job["heads"], job["tokens"], 128, job["key_block"], 0.3, "ragged", device)
     mask.keep[0, 0, 0], mask.keep[0, -1, -1] = False, True  # an empty row and a full one
     bias = None
@@ -71,65 +102,153 @@ def prove(job: dict[str, Any], at: At) -> dict[str, Any]:
     seen = mask if bias is None else BlockMask(mask.keep & bias.isfinite()[:, :, None], mask.query, mask.key)
     scale = job["head_dim"] ** -0.5
     for order in (None, make_order(job["heads"], job["tokens"], device)):
-        at(KERNEL, 60)
-        call = {"order": order, "scale": scale, "key_bias": bias, "return_lse": True}
-        with poisoned():
-            out, lse = block_sparse_attention(q, k, v, mask, implementation=job.get("kernel", KERNEL), **call)
-        Oracle(q, k, v, seen, scale, order).judge(out, lse)
-        for _ in range(REPEATS):
-            again = block_sparse_attention(q, k, v, mask, implementation=job.get("kernel", KERNEL), **call)
-            if not (torch.equal(again[0], out) and torch.equal(again[1], lse)):
-                raise Wrong("two calls on the same input differ")
+        at(BLOCKS, 60)
+        call = {"order": order, "scale": scale, "key_bias": bias, "implementation": job.get("kernel", "hopper")}
+        _right_each_time(lambda call=call: _attend(q, k, v, mask, **call), Oracle(q, k, v, seen, scale, order))
     return {"right": True}
+
+
+def prove_clusters(job: dict[str, Any], at: At) -> dict[str, Any]:
+    """The same for one case of the kernel for clusters, where one cluster of keys is kept by nobody and poisoned.
+
+    Raises:
+        Wrong: when it is not right.
+    """
+    _stop_if_broken(job, CLUSTERS)
+    device, tokens, heads = torch.device(job["device"]), job["tokens"], job["heads"]
+    q, k, v = _tensors(job)
+    mask = random_clusters(job["family"], heads, tokens, (max(1, tokens // 250), max(2, tokens // 75)), 0.3, device)
+    mask.keep[0, 0, 0], mask.keep[0, -1, -1] = False, True  # a row that keeps nothing, and one that keeps all
+    mask.keep[..., 1] = False
+    scale = job["head_dim"] ** -0.5
+    shuffled = [random_order(heads, tokens, device, seed) for seed in (1, 2)]
+    for order, key_order in ((None, None), (shuffled[0], None), shuffled):
+        at(CLUSTERS, 60)
+        call = {"order": order, "key_order": key_order, "scale": scale, "implementation": job.get("kernel", "hopper")}
+        unseen = mask.key.labels() == 1  # [1, H, S]
+        by_key = order if key_order is None else key_order
+        if by_key is not None:
+            unseen = torch.empty_like(unseen).scatter_(2, by_key.long(), unseen)
+        unseen = unseen.transpose(1, 2)[..., None]  # [1, S, H, 1]
+        tensors = q, k.masked_fill(unseen, torch.nan), v.masked_fill(unseen, 6e4)
+        oracle = Oracle(*tensors, mask, scale, order, key_order)
+        _right_each_time(lambda tensors=tensors, call=call: _attend(*tensors, mask, **call), oracle)
+    return {"right": True}
+
+
+def random_order(heads: int, tokens: int, device: torch.device, seed: int) -> torch.Tensor:
+    """A permutation for each head: int32 ``[1, H, S]``."""
+    generator = torch.Generator(device).manual_seed(seed)
+    return torch.rand(1, heads, tokens, device=device, generator=generator).argsort(-1).int()
+
+
+def random_clusters(
+    family: str, heads: int, tokens: int, clusters: tuple[int, int], density: float, device: torch.device
+) -> ClusterMask:
+    """Clusters of queries and keys whose sizes are of one of `FAMILIES`, or "even", about as k-means makes them."""
+    generator = torch.Generator(device).manual_seed(4)
+    sides = []
+    for count in clusters:
+        share = torch.rand(1, heads, count, device=device, generator=generator)
+        if family == "many empty":
+            share *= torch.rand(1, heads, count, device=device, generator=generator) < 0.5
+            share[..., 0] += 0.01
+        elif family == "one giant":
+            share[..., count // 3] = 2 * count  # one of those that the oracle looks at
+        elif family == "even":
+            share += 0.5
+        ends = (share.double().cumsum(-1) / share.double().sum(-1, keepdim=True) * tokens).round().int()
+        ends[..., -1] = tokens
+        sides.append(ClusterPartition(tokens, ends.diff(dim=-1, prepend=torch.zeros_like(ends[..., :1]))))
+    keep = torch.rand(1, heads, *clusters, device=device, generator=generator) < density
+    return ClusterMask(keep, *sides)
+
+
+def _tensors(job: dict[str, Any]) -> list[torch.Tensor]:
+    generator = torch.Generator(job["device"]).manual_seed(3)
+    size = (job["batch"], job["tokens"], job["heads"], job["head_dim"])
+    made = {"device": job["device"], "dtype": getattr(torch, job["dtype"]), "generator": generator}
+    return [torch.randn(size, **made) for _ in range(3)]
+
+
+def _attend(q, k, v, mask, **call) -> tuple[torch.Tensor, torch.Tensor]:
+    return block_sparse_attention(q, k, v, mask, return_lse=True, **call)
+
+
+def _right_each_time(call: Callable[[], tuple[torch.Tensor, torch.Tensor]], oracle: Oracle) -> None:
+    """Raise `Wrong` unless a call is right, and gives the same bits each time."""
+    with poisoned():
+        out, lse = call()
+    oracle.judge(out, lse)
+    for _ in range(REPEATS):
+        again = call()
+        if not (torch.equal(again[0], out) and torch.equal(again[1], lse)):
+            raise Wrong("two calls on the same input differ")
 
 
 def faster(job: dict[str, Any], shape: Shape, at: At) -> dict[str, Any]:
     """Milliseconds of the kernel and of Triton's on one case, in turn, once both are right."""
-    _stop_if_broken(job)
+    _stop_if_broken(job, BLOCKS, "triton")
     mask = make_mask(
         job["heads"], job["tokens"], job["query_block"], job["key_block"], job["density"], job["family"], shape.device
     )
     order = make_order(job["heads"], job["tokens"], shape.device) if job["ordered"] else None
-    oracle = Oracle(shape.q, shape.k, shape.v, mask, shape.scale, order)
+    return _compare(job, (shape.q, shape.k, shape.v), mask, {"order": order}, shape.scale, at, BLOCKS)
+
+
+def clusters_faster(job: dict[str, Any], shape: Shape, at: At) -> dict[str, Any]:
+    """The same for the kernels for clusters. Each call makes its lists anew; those with orders permute as well."""
+    _stop_if_broken(job, CLUSTERS, "triton, clusters")
+    device, heads, tokens = shape.device, job["heads"], job["tokens"]
+    mask = random_clusters("even", heads, tokens, job["clusters"], job["density"], device)
+    orders = [random_order(heads, tokens, device, seed) if job["ordered"] else None for seed in (1, 2)]
+    orders = dict(zip(("order", "key_order"), orders, strict=True))
+    return _compare(job, (shape.q, shape.k, shape.v), mask, orders, shape.scale, at, CLUSTERS)
+
+
+def _compare(job, tensors, mask, orders, scale: float, at: At, kernel: str) -> dict[str, Any]:
+    """Milliseconds of the first implementation and of the second, in turn; "speedup" of the first."""
+    said = {"hopper": kernel, "triton": "triton" if kernel == BLOCKS else "triton, clusters"}
+    oracle = Oracle(*tensors, mask, scale, *orders.values())
     calls = {}
-    for name in job.get("kernels", (KERNEL, "triton")):
-        at(name, 60)
-        call = {"order": order, "scale": shape.scale, "implementation": name}
+    for name in job.get("kernels", ("hopper", "triton")):
+        at(said.get(name, name), 60)
+        call = {**orders, "scale": scale, "implementation": name}
         with poisoned():
-            out, lse = block_sparse_attention(shape.q, shape.k, shape.v, mask, return_lse=True, **call)
+            out, lse = _attend(*tensors, mask, **call)
         oracle.judge(out, lse)
-        calls[name] = lambda call=call: block_sparse_attention(shape.q, shape.k, shape.v, mask, **call)
-    times = burst(calls, shape.device, job["seconds"], tell=lambda name: at(name, 30))
+        calls[name] = lambda call=call: block_sparse_attention(*tensors, mask, **call)
+    times = burst(calls, tensors[0].device, job["seconds"], tell=lambda name: at(said.get(name, name), 30))
     first, second = (times[name]["ms"] for name in calls)
     return {"times": times, "speedup": second / first}
 
 
-def _stop_if_broken(job: dict[str, Any]) -> None:
-    """A case that brought a process down is not tried again."""
+def _stop_if_broken(job: dict[str, Any], *names: str) -> None:
+    """A case whose kernel brought a process down is not tried again."""
     for name, why in job.get("without", {}).items():
-        raise Wrong(f"{name}: {why}")
+        if name in names:
+            raise Wrong(f"{name}: {why}")
 
 
-def entry(results: dict[str, dict[str, Any]], facts: dict[str, Any]) -> dict[str, Any]:
-    """The entry for the table, from results by id.
+def entry(results: dict[str, dict[str, Any]], facts: dict[str, Any], kernel: str = BLOCKS) -> dict[str, Any]:
+    """The entry of a kernel for the table, from results by id.
 
     Args:
         facts: where it was measured; "capability" is one of them.
 
     Raises:
-        Wrong: when anything failed or is missing, with the first of it.
+        Wrong: when anything of this kernel failed or is missing, with the first of it.
     """
-    for job in jobs():
+    asked = jobs(kernel)
+    for job in asked:
         result = results.get(job["id"], {"error": "not run"})
         if "error" in result:
             raise Wrong(f"{job['id']}: {result['error']}")
     return {
-        "implementation": KERNEL,
-        "source": checked.fingerprint(KERNEL),
+        "implementation": kernel,
+        "source": checked.fingerprint(kernel),
         "triton": checked.triton_minor(),
-        "cases": len(jobs()) - 2,
-        "speedup_over_triton": {
-            kind_of(yes): round(results[f"speed, {kind_of(yes)}"]["speedup"], 3) for yes in (False, True)
-        },
+        "cases": len(asked) - 2,
+        "speedup_over_triton": {kind_of(job["ordered"]): round(results[job["id"]]["speedup"], 3) for job in asked[-2:]},
         **facts,
     }

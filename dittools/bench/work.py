@@ -19,8 +19,14 @@ WITH_SHAPE = {
     "mass": around.measure_mass,
     "clusters": clusters.measure_clusters,
     "faster": proof.faster,
+    "clusters-faster": proof.clusters_faster,
 }
-ALONE = {"lists": around.measure_lists, "kmeans": around.measure_kmeans, "proof": proof.prove}
+ALONE = {
+    "lists": around.measure_lists,
+    "kmeans": around.measure_kmeans,
+    "proof": proof.prove,
+    "clusters-proof": proof.prove_clusters,
+}
 KINDS = (*WITH_SHAPE, *ALONE)
 
 

@@ -6,7 +6,7 @@ import torch
 from dittools.bench import proof
 from dittools.bench.attention import Shape
 from dittools.bench.check import Wrong
-from dittools.kernels import portable
+from dittools.kernels import clustered, portable
 
 
 def silent(what, patience=None):
@@ -17,9 +17,15 @@ def case(**changes):
     return {**proof.jobs()[0], "device": "cpu", "kernel": "portable", "dtype": "float32", **changes}
 
 
-def results():
-    found = {job["id"]: {"right": True} for job in proof.jobs()}
-    return found | {"speed, raster": {"speedup": 1.4}, "speed, ordered": {"speedup": 0.9}}
+def cluster_case(**changes):
+    first = proof.jobs(proof.CLUSTERS)[0]
+    return {**first, "device": "cpu", "kernel": "portable", "dtype": "float32", "head_dim": 64, **changes}
+
+
+def results(kernel=proof.BLOCKS):
+    found = {job["id"]: {"right": True} for job in proof.jobs(kernel)}
+    raster, ordered = (job["id"] for job in proof.jobs(kernel)[-2:])
+    return found | {raster: {"speedup": 1.4}, ordered: {"speedup": 0.9}}
 
 
 @pytest.mark.parametrize("biased", [False, True])
@@ -46,27 +52,96 @@ def test_a_faulty_kernel_does_not(monkeypatch, fault):
         proof.prove(case(tokens=700, heads=2, batch=1, biased=True), silent)
 
 
+@pytest.mark.parametrize("family", proof.FAMILIES)
+@pytest.mark.parametrize("tokens", [1, 700])
+def test_a_right_kernel_for_clusters_proves_itself(tokens, family):
+    case = cluster_case(tokens=tokens, family=family, heads=2, batch=2)
+    assert proof.prove_clusters(case, silent) == {"right": True}
+
+
+@pytest.mark.parametrize("fault", ["wrong", "differs", "sees what nobody keeps", "takes one order for both"])
+def test_a_faulty_kernel_for_clusters_does_not(monkeypatch, fault):
+    right, turns = clustered.portable_cluster_attention, []
+
+    def faulty(q, k, v, mask, **call):
+        turns.append(1)
+        if fault == "takes one order for both":
+            call["key_order"] = call["order"]
+        out, lse = right(q, k, v, mask, **call)
+        if fault == "sees what nobody keeps":
+            out = out + 1e-4 * v.amax()
+        if fault == "wrong" or (fault == "differs" and len(turns) == 3):
+            out[0, -1] += 0.01
+        return out, lse
+
+    monkeypatch.setattr(clustered, "portable_cluster_attention", faulty)
+    with pytest.raises(Wrong, match="two calls" if fault == "differs" else "RMS error|LSE|keeps nothing|not finite"):
+        proof.prove_clusters(cluster_case(tokens=700, heads=2, batch=1), silent)
+
+
+@pytest.mark.parametrize("family", [*proof.FAMILIES, "even"])
+def test_clusters_share_out_all_tokens_as_their_family_says(family):
+    mask = proof.random_clusters(family, 3, 1000, (8, 30), 0.3, torch.device("cpu"))
+    for sizes in (mask.query.sizes(), mask.key.sizes()):
+        assert (sizes >= 0).all() and (sizes.sum(-1) == 1000).all() and sizes.dtype == torch.int32
+    sizes = mask.key.sizes()
+    assert ((sizes == 0).sum(-1) > 5).all() == (family == "many empty")
+    assert (sizes.amax(-1) > 600).all() == (family == "one giant")
+    assert 0.2 < mask.keep.float().mean() < 0.4
+
+
 def test_what_brought_a_process_down_is_not_tried_again():
+    hung = "hung: silent for 60 s"
     with pytest.raises(Wrong, match="hopper: hung"):
-        proof.prove(case(without={"hopper": "hung: silent for 60 s"}), silent)
+        proof.prove(case(without={"hopper": hung}), silent)
+    with pytest.raises(Wrong, match="hopper-clusters: hung"):
+        proof.prove_clusters(cluster_case(without={"hopper-clusters": hung}), silent)
+    # One kernel is not to blame for the other.
+    assert proof.prove(case(without={"hopper-clusters": hung}), silent) == {"right": True}
+    assert proof.prove_clusters(cluster_case(without={"hopper": hung}), silent) == {"right": True}
 
 
 def test_two_kernels_are_compared_once_both_are_right():
-    job = {**proof.jobs()[-1], "device": "cpu", "dtype": "float32", "tokens": 300, "heads": 2, "head_dim": 64}
-    job |= {"seconds": 0.05, "kernels": ("portable", "naive")}
+    small = {"device": "cpu", "dtype": "float32", "tokens": 300, "heads": 2, "head_dim": 64}
+    small |= {"seconds": 0.05, "kernels": ("portable", "naive")}
+    job = {**proof.jobs(proof.BLOCKS)[-1], **small}
     with torch.no_grad():
         found = proof.faster(job, Shape(job, silent), silent)
     assert found["speedup"] == pytest.approx(found["times"]["naive"]["ms"] / found["times"]["portable"]["ms"])
 
 
-def test_an_entry_needs_every_case():
-    entry = proof.entry(results(), {"capability": "9.0"})
+@pytest.mark.parametrize("turn", [-2, -1])
+def test_two_kernels_for_clusters_are_compared_once_both_are_right(turn, monkeypatch):
+    small = {"device": "cpu", "dtype": "float32", "tokens": 300, "heads": 2, "head_dim": 64, "clusters": (3, 9)}
+    job = {**proof.jobs(proof.CLUSTERS)[turn], **small, "seconds": 0.05, "kernels": ("portable", "naive")}
+    right, seen = clustered.portable_cluster_attention, []
+
+    def watched(*args, **call):
+        seen.append((call["order"] is None, call["key_order"] is None))
+        return right(*args, **call)
+
+    monkeypatch.setattr(clustered, "portable_cluster_attention", watched)
+    with torch.no_grad():
+        found = proof.clusters_faster(job, Shape(job, silent), silent)
+    assert found["speedup"] == pytest.approx(found["times"]["naive"]["ms"] / found["times"]["portable"]["ms"])
+    assert set(seen) == {(turn == -2,) * 2}
+
+
+@pytest.mark.parametrize("kernel", proof.KERNELS)
+def test_an_entry_needs_every_case(kernel):
+    entry = proof.entry(results(kernel), {"capability": "9.0"}, kernel)
+    assert entry["implementation"] == kernel
     assert entry["speedup_over_triton"] == {"raster": 1.4, "ordered": 0.9}
-    assert entry["cases"] == len(proof.jobs()) - 2 and entry["capability"] == "9.0"
-    for job in proof.jobs():
-        left_out = results()
+    assert entry["cases"] == len(proof.jobs(kernel)) - 2 and entry["capability"] == "9.0"
+    for job in proof.jobs(kernel):
+        left_out = results(kernel)
         del left_out[job["id"]]
         with pytest.raises(Wrong, match="not run"):
-            proof.entry(left_out, {})
+            proof.entry(left_out, {}, kernel)
     with pytest.raises(Wrong, match="RMS error"):
-        proof.entry(results() | {proof.jobs()[3]["id"]: {"error": "Wrong: RMS error"}}, {})
+        proof.entry(results(kernel) | {proof.jobs(kernel)[3]["id"]: {"error": "Wrong: RMS error"}}, {}, kernel)
+
+
+def test_the_jobs_of_all_kernels_have_names_of_their_own():
+    names = [job["id"] for job in proof.jobs()]
+    assert len(set(names)) == len(names) == sum(len(proof.jobs(kernel)) for kernel in proof.KERNELS)

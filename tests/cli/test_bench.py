@@ -1,10 +1,11 @@
 """`dittools bench` from the command line, as small as it goes."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 
-from dittools.kernels import portable
+from dittools.kernels import checked, portable
 from dittools.methods.draft import Draft
 from dittools.pipelines import speed_only
 
@@ -142,3 +143,26 @@ def test_other_families_run_at_their_own_sizes(cli, model):
 def test_both_have_examples_that_parse(cli, verb):
     assert f"Examples:\n    dittools bench {verb}" in cli("bench", verb, "--help").out
     assert "bench" in cli("--help").out
+
+
+@pytest.mark.parametrize("broken", ["hopper", "hopper-clusters", "none"])
+def test_check_enters_every_kernel_that_passed(cli, monkeypatch, tmp_path, broken):
+    def run(jobs, results, told, limit):
+        for job in jobs:
+            mine = "hopper-clusters" if "clusters" in job["kind"] else "hopper"
+            result = {"error": "hung"} if mine == broken and "4111" in job["id"] else {"right": True}
+            told({"id": job["id"], **(result | {"speedup": 1.5} if "faster" in job["kind"] else result)})
+
+    head = {"device": {"capability": "9.0", "name": "a card"}, "versions": {}}
+    monkeypatch.setattr("dittools.kernels.hopper.why_not_hopper", lambda *_: None)
+    monkeypatch.setattr("dittools.bench.kernel.run", run)
+    monkeypatch.setattr("dittools.cli.bench_kernel.open_results", lambda *_: SimpleNamespace(head=head))
+    monkeypatch.setattr(checked, "TABLE", tmp_path / "checked.json")
+    done = cli("bench", "kernel", "--check", "--device", "cpu")
+    assert done.code == (0 if broken == "none" else 1)
+    entered = {entry["implementation"] for entry in json.loads((tmp_path / "checked.json").read_text())["entries"]}
+    assert entered == {"hopper", "hopper-clusters"} - {broken}
+    for kernel in ("hopper", "hopper-clusters"):
+        assert (f"{kernel} is not chosen on this card type: " in done.out) == (kernel == broken)
+        assert (f"{kernel} is right in " in done.out) == (kernel != broken)
+    checked.entries.cache_clear()

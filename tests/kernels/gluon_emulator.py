@@ -159,8 +159,15 @@ class Ring:
 
 
 class Pointer:
+    """The memory of a tensor from its first element on, whatever its strides."""
+
     def __init__(self, data, offset=0):
         self.data, self.offset = data, offset
+
+    @classmethod
+    def to(cls, x):
+        room = x.untyped_storage().nbytes() // x.element_size() - x.storage_offset()
+        return cls(x.as_strided((room,), (1,)))
 
     def __add__(self, offset):
         return Pointer(self.data, self.offset + offset)
@@ -197,17 +204,17 @@ def emulate(kernel, grid, arguments, options, seed=0):
 
     def load(p, mask=True, other=0):
         places, mask = p.places(mask)
-        found = p.data.flatten()[torch.where(mask, places, 0).long()]
+        found = p.data[torch.where(mask, places, 0).long()]
         return torch.where(mask, found, torch.as_tensor(other, dtype=found.dtype))
 
     def store(p, value, mask=True):
         places, mask = p.places(mask)
-        p.data.view(-1)[places[mask].long()] = value.expand(places.shape)[mask]
+        p.data[places[mask].long()] = value.expand(places.shape)[mask]
 
     def atomic_add(p, value):
         scheduler.switch()
-        old = p.data.view(-1)[0].clone()
-        p.data.view(-1)[0] += value
+        old = p.data[0].clone()
+        p.data[0] += value
         return old
 
     def box(desc, coord):
@@ -343,7 +350,7 @@ def emulate(kernel, grid, arguments, options, seed=0):
 
     def model(x):
         if isinstance(x, torch.Tensor):
-            return Pointer(x)
+            return Pointer.to(x)
         if hasattr(x, "block_shape"):
             return SimpleNamespace(**vars(x), dtype=x.base.dtype)
         return scalar(x) if isinstance(x, int | float) else x

@@ -17,6 +17,7 @@ from dittools.kernels import (
     block_mass_triton,
     clustered_triton,
     counting_sort_triton,
+    hopper_clusters_lists,
     kmeans_triton,
     lists_triton,
     permute_triton,
@@ -123,6 +124,16 @@ def test_clusters(monkeypatch, card, dtype, dim, permute):
     check(compiled, ["_granule_lists", "_cluster_forward", "_cluster_forward"], card)
     if (card, dtype) == (SM90, BF16):
         assert all("wgmma" in kernel.asm["ptx"] for kernel in compiled[1:])
+
+
+@pytest.mark.parametrize("unit", [8, 16])
+def test_lists_of_the_hopper_kernel_for_clusters(unit):
+    sides = [ClusterPartition(1000, torch.full((1, 2, n), 1000 // n, dtype=torch.int32)) for n in (5, 20)]
+    mask = ClusterMask(torch.ones(1, 2, 5, 20, dtype=torch.bool), *sides)
+    with compiling(SM90[0]) as compiled, NoSync():
+        hopper_clusters_lists.triton_lists(mask, hopper_clusters_lists.cut(mask.key, unit), range(2), 2)
+        hopper_clusters_lists.query_tiles(mask.query, mask.keep.sum(-1), 128, 0.7)
+    check(compiled, ["_piece_lists"], SM90)
 
 
 @pytest.mark.parametrize(("card", "dtype"), [(SM90, BF16), (SM86, BF16), (SM86, FULL)], ids=name)

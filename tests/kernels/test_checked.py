@@ -1,13 +1,15 @@
 """A kernel that has not proved itself on a type of card is not chosen there."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
 from cases import inputs, random_mask, random_order
 
 from dittools.blocks import BlockMask
-from dittools.kernels import checked, dispatch, hopper, implementations
+from dittools.clusters import ClusterMask, ClusterPartition
+from dittools.kernels import block_sparse_attention, checked, dispatch, hopper, hopper_clusters, implementations
 from dittools.kernels.naive import naive_block_sparse_attention
 
 ENTRY = {
@@ -85,6 +87,66 @@ def test_hopper_is_chosen_once_it_is_checked_and_then_only_where_it_pays(table, 
     assert dict(implementations("cuda", torch.bfloat16, 128))["hopper"] is None
     assert dispatch.choose(q, k, v, mask) == "hopper"
     assert dispatch.choose(q, k, v, mask, order=order) == "triton"
+
+
+def test_the_kernel_for_clusters_is_chosen_by_an_entry_of_its_own(table, on_hopper):
+    q, k, v = inputs(1, 300, 1, 64)
+    sizes = ClusterPartition(300, torch.tensor([[[100, 200]]], dtype=torch.int32))
+    mask, blocks, order = (
+        ClusterMask(torch.ones(1, 1, 2, 2) > 0, sizes, sizes),
+        random_mask(300, 128, 64),
+        random_order(1, 1, 300),
+    )
+    checked.enter(entry())
+    assert dispatch.choose(q, k, v, mask) == "triton"
+    assert dispatch.choose(q, k, v, mask, implementation="hopper") == "hopper"
+    of_clusters = {"implementation": "hopper-clusters", "source": checked.fingerprint("hopper-clusters")}
+    checked.enter(entry(**of_clusters, speedup_over_triton={"raster": 0.9, "ordered": 1.4}))
+    assert dispatch.choose(q, k, v, mask) == "triton"
+    assert dispatch.choose(q, k, v, mask, order=order) == "hopper"
+    assert dispatch.choose(q, k, v, blocks) == "hopper"
+    assert dispatch.choose(q, k, v, blocks, order=order) == "triton"
+    with pytest.raises(ValueError, match="'hopper' cannot run this call: it has no backward"):
+        dispatch.choose(q.requires_grad_(), k, v, mask, implementation="hopper")
+
+
+@pytest.mark.parametrize("kernel", checked.SOURCES)
+def test_every_file_of_a_kernel_counts(kernel, monkeypatch, tmp_path):
+    home = Path(checked.__file__).parent
+    for name in checked.SOURCES[kernel]:
+        (tmp_path / name).write_bytes((home / name).read_bytes())
+    monkeypatch.setattr(checked, "__file__", str(tmp_path / "checked.py"))
+    checked.fingerprint.cache_clear()
+    found = [checked.fingerprint(kernel)]
+    for name in checked.SOURCES[kernel]:
+        with (tmp_path / name).open("a") as file:
+            file.write("\n")
+        checked.fingerprint.cache_clear()
+        found.append(checked.fingerprint(kernel))
+    checked.fingerprint.cache_clear()
+    assert len(set(found)) == len(found)
+
+
+@pytest.mark.parametrize("orders", ["none", "one", "two"])
+def test_a_call_hands_tensors_mask_and_orders_to_the_kernel_for_clusters(monkeypatch, on_hopper, table, orders):
+    q, k, v = inputs(1, 300, 2, 64)
+    sizes = ClusterPartition(300, torch.tensor([[[100, 200]]], dtype=torch.int32))
+    mask = ClusterMask(torch.ones(1, 1, 2, 2) > 0, sizes, sizes)
+    order = None if orders == "none" else random_order(1, 2, 300)
+    key_order = random_order(1, 2, 300, seed=1) if orders == "two" else None
+    seen = []
+
+    def attend(*tensors, **call):
+        seen.append((tensors, call))
+        return q, q[..., 0]
+
+    monkeypatch.setattr(hopper_clusters, "hopper_cluster_attention", attend)
+    call = {"order": order, "key_order": key_order, "scale": 0.5, "implementation": "hopper"}
+    assert block_sparse_attention(q, k, v, mask, **call) is q
+    ((tensors, call),) = seen
+    assert all(x is y for x, y in zip(tensors, (q, k, v, mask), strict=True))
+    assert call["order"] is order and call["key_order"] is (order if key_order is None else key_order)
+    assert call["scale"] == 0.5
 
 
 def test_plain_pytorch_on_a_gpu_is_warned_about_with_the_reason(table, on_hopper):

@@ -200,3 +200,26 @@ def test_the_timing_checks_its_case_and_writes_what_it_found(tmp_path, monkeypat
     monkeypatch.setattr(time_clusters, "cluster_sparse_attention", lambda q, *_, **__: (q, None))
     with pytest.raises(RuntimeError, match="not timed"):
         time_clusters.case(2, 300, 64, (4, 12), 0.4)
+
+
+@pytest.mark.skipif(INTERPRETED, reason="times nothing in the interpreter")
+def test_the_timing_takes_the_hopper_kernel_where_it_runs(monkeypatch):
+    from dittools.kernels import time_clusters
+
+    taken = []
+
+    def attend(q, k, v, mask, *, order, scale, key_order=None, variant=None):
+        taken.append((key_order is None, variant))
+        orders = {"order": order, "key_order": torch.arange(300).expand(1, 1, -1) if key_order is None else key_order}
+        return block_sparse_attention(q, k, v, mask, **orders, scale=scale, return_lse=True, implementation="portable")
+
+    monkeypatch.setattr(time_clusters, "why_not_hopper", lambda *_: None)
+    monkeypatch.setattr(time_clusters, "hopper_cluster_attention", attend)
+    found = time_clusters.case(2, 300, 64, (4, 12), 0.4, repeats=1)
+    hopper = {form for form in found["r"] if form.startswith("hopper")}
+    assert len(hopper) == 6 and {"hopper", "hopper call"} < hopper
+    assert {(v.stages, v.unit) for _, v in taken if v is not None} == {(2, 8), (2, 16), (3, 8), (3, 16)}
+    assert {in_order for in_order, _ in taken} == {True, False}
+    monkeypatch.setattr(time_clusters, "hopper_cluster_attention", lambda q, *_, **__: (q, None))
+    with pytest.raises(RuntimeError, match="not timed"):
+        time_clusters.case(2, 300, 64, (4, 12), 0.4, repeats=1)

@@ -11,6 +11,7 @@ FILES = (
     "test_block_mass.py",
     "test_clustered.py",
     "test_counting_sort.py",
+    "test_hopper_clusters_lists.py",
     "test_kmeans.py",
     "test_lists.py",
     "test_permute.py",

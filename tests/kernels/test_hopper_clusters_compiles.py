@@ -1,0 +1,174 @@
+"""The Hopper kernel for clusters, compiled ahead of time for sm_90a: what its machine code must and must not hold.
+
+Run as a script it compiles every variant and prints a JSON line for each; the tests run it in a process of its own,
+because it tells Triton that a Hopper card is the active device.
+"""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from test_hopper_compiles import SHARED_MEMORY, instructions
+
+from dittools.kernels.hopper import why_no_gluon
+from dittools.kernels.hopper_clusters import Variant
+
+pytestmark = pytest.mark.skipif(why_no_gluon() is not None, reason=str(why_no_gluon()))
+
+# name: head dim, dtype, with an order, variant
+BUILDS = {
+    "hd128": (128, "bfloat16", False, Variant()),
+    "hd128-ordered": (128, "float16", True, Variant()),
+    "hd128-stages2": (128, "bfloat16", True, Variant(stages=2)),
+    "hd128-units16": (128, "bfloat16", True, Variant(unit=16)),
+    "hd64": (64, "bfloat16", False, Variant()),
+    "hd64-ordered": (64, "float16", True, Variant(stages=2, unit=16)),
+}
+
+
+def build(head_dim, dtype, ordered, variant):
+    """Compile one variant from the arguments of a real call; return its resources and SASS."""
+    import torch
+    import triton
+
+    from dittools.clusters import ClusterMask, ClusterPartition
+    from dittools.kernels.hopper_clusters import launch_arguments
+    from dittools.kernels.hopper_clusters_forward import cluster_forward
+
+    q = torch.empty(2, 1000, 3, head_dim, dtype=getattr(torch, dtype))
+    some = ClusterPartition(1000, torch.tensor([[[300, 0, 700]]], dtype=torch.int32))
+    order = torch.arange(1000, dtype=torch.int32).expand(1, 3, -1) if ordered else None
+    _, _, launches = launch_arguments(q, q, q, ClusterMask.full(some, some), 0.1, order, variant)
+    ((_, arguments, options),) = launches
+    kernel = cluster_forward.warmup(*arguments, **options, grid=(1,))
+    tools = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+    cubin = Path(os.environ["TRITON_CACHE_DIR"]) / "kernel.cubin"
+    cubin.write_bytes(kernel.asm["cubin"])
+
+    def dump(what):
+        return subprocess.run([tools / "cuobjdump", what, cubin], capture_output=True, text=True, check=True).stdout
+
+    resources = re.findall(r"(REG|STACK|LOCAL):(\d+)", dump("--dump-resource-usage"))
+    return {
+        "warps": kernel.metadata.num_warps,
+        "shared": kernel.metadata.shared,
+        "resources": {name: int(value) for name, value in resources},
+        "sass": re.findall(r"^\s*/\*[0-9a-f]{4,}\*/\s+(.*?);", dump("-sass"), re.MULTILINE),
+    }
+
+
+def main():
+    import triton
+    from triton.backends.compiler import GPUTarget
+
+    class Card:
+        def get_current_target(self):
+            return GPUTarget("cuda", 90, 32)
+
+        def get_current_device(self):
+            return 0
+
+        def get_current_stream(self, device):
+            return 0
+
+    triton.runtime.driver.set_active(Card())
+    for name, (*what, variant) in BUILDS.items():
+        print(json.dumps({"name": name, **build(*what, variant)}), flush=True)
+
+
+@pytest.fixture(scope="module")
+def builds(tmp_path_factory):
+    environment = {**os.environ, "TRITON_CACHE_DIR": str(tmp_path_factory.mktemp("cache")), "TRITON_INTERPRET": "0"}
+    environment["TRITON_DUMP_PTXAS_LOG"] = "1"
+    done = subprocess.run(
+        [sys.executable, __file__], env=environment, capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    # ptxas says so when it cannot leave wgmmas in flight.
+    assert "wgmma" not in done.stderr and "erializ" not in done.stdout + done.stderr
+    found = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    return {build["name"]: build for build in found}
+
+
+@pytest.mark.parametrize("name", BUILDS)
+def test_nothing_spills_and_it_fits(builds, name):
+    build = builds[name]
+    assert build["warps"] == 12
+    assert build["resources"]["REG"] == 168 and build["shared"] <= SHARED_MEMORY
+    assert build["resources"]["LOCAL"] == 0
+    assert not instructions(build, "LDL") and not instructions(build, "STL")
+    # 232 registers for each consumer and 40 for the producer.
+    limits = {int(x, 16) for line in build["sass"] for x in re.findall(r"USETMAXREG.* (0x\w+)", line)}
+    assert {232, 40} <= limits and 2 * 232 + 40 <= 3 * 168
+
+
+@pytest.mark.parametrize("name", BUILDS)
+def test_products_run_on_the_tensor_cores_and_copies_on_tma(builds, name):
+    build, (head_dim, _, _, variant) = builds[name], BUILDS[name]
+    products = [build["sass"][i] for i in instructions(build, "HGMMA")]
+    # Two consumers, each QK and PV in the loop, and the first QK and the last PV outside it.
+    assert len(products) == 2 * 2 * (head_dim // 16 + 128 // 16)
+    # Weights come from registers: their A operand is no descriptor.
+    assert sum("tnspB" in x and re.search(r"R\d+, R\d+, gdesc", x) is not None for x in products) == 2 * 2 * 8
+    assert not instructions(build, "HMMA")
+    # K and V: for each size of piece one copy a panel of 64 columns, in a loop over pieces.
+    sizes = 4 if variant.unit == 8 else 3
+    assert len(instructions(build, "UTMALDG")) == 2 * sizes * (head_dim // 64)
+
+
+@pytest.mark.parametrize("name", BUILDS)
+def test_a_piece_costs_few_instructions(builds, name):
+    """Producers have to keep up: 5 pieces a slot on average, 16 at most. Each warp copies one panel of K or of V."""
+    build = builds[name]
+    copies = instructions(build, "UTMALDG")
+    branches = [i for i in instructions(build, "BRA") if copies[0] < i]
+    ends = [next(i for i in branches if i > copy) for copy in copies]
+    begins = [max([0, *(j for j in instructions(build, "BRA") if j < copy)]) for copy in copies]
+    assert all(end - begin <= 30 for begin, end in zip(begins, ends, strict=True))
+
+
+@pytest.mark.parametrize("name", BUILDS)
+def test_the_softmax_runs_between_the_two_waits_and_the_mask_is_read_before(builds, name):
+    build = builds[name]
+    early = [i for i in instructions(build, "WARPGROUP.DEPBAR.LE") if "0x1" in build["sass"][i]]
+    late = [i for i in instructions(build, "WARPGROUP.DEPBAR.LE") if "0x0" in build["sass"][i]]
+    assert len(early) == 2
+    exponentials = instructions(build, "MUFU.EX2")
+    for start in early:
+        end = min(i for i in late if i > start)
+        assert sum(start < i < end for i in exponentials) >= 64
+        # What the mask of dead keys needs is on its way before the products are waited for.
+        assert not [i for i in instructions(build, "LDG") if start < i < end]
+        # Only slots with dead keys pay for it: a branch skips its selects.
+        selects = [i for i in instructions(build, "FSEL") if start < i < end]
+        skips = [i for i in instructions(build, "BRA") if start < i < selects[0]]
+        assert len(selects) >= 64 and skips
+
+
+@pytest.mark.parametrize("name", BUILDS)
+def test_rows_of_q_are_read_wide(builds, name):
+    build, head_dim = builds[name], BUILDS[name][0]
+    wide = [i for i in instructions(build, "LDG") if ".128" in build["sass"][i]]
+    # Two consumers, 64 rows each, by 128 threads of 8 elements.
+    assert len(wide) == 2 * 64 * head_dim // (128 * 8)
+
+
+@pytest.mark.parametrize("name", BUILDS)
+def test_rows_of_q_are_there_for_all_warps_before_the_first_product(builds, name):
+    build = builds[name]
+    stores = [i for i in instructions(build, "STS") if ".128" in build["sass"][i]]
+    products, fences, barriers = (instructions(build, x) for x in ("HGMMA", "FENCE.VIEW.ASYNC", "BAR.SYNC"))
+    firsts = [next(i for i in products if i > store) for store in stores]
+    assert len(set(firsts)) == 2  # one of each consumer
+    for first in set(firsts):
+        last = max(i for i in stores if i < first)
+        fence = next(i for i in fences if i > last)
+        assert fence < next(i for i in barriers if i > fence) < first
+
+
+if __name__ == "__main__":
+    main()
