@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from dittools.blocks import BlockMask, Partition
+from dittools.kernels.clustered import attend_clusters_by
 from dittools.kernels.dispatch import attend_by, block_sparse_attention
 from dittools.methods.base import Plan
 
@@ -37,6 +38,8 @@ def attend(
     call = {"order": plan.order, "scale": scale, "return_lse": return_lse}
     if known and isinstance(plan.mask, BlockMask):
         result = attend_by(implementation, q, k, v, plan.mask, **call)
+    elif known:
+        result = attend_clusters_by(implementation, q, k, v, plan.mask, key_order=plan.key_order, **call)
     else:
         call |= {"key_order": plan.key_order, "implementation": implementation}
         result = block_sparse_attention(q, k, v, plan.mask, **call)

@@ -12,6 +12,7 @@ from dittools.blocks import BlockMask
 from dittools.clock import Tick
 from dittools.config import Config
 from dittools.corrections import SparseCall
+from dittools.kernels.clustered import check_clusters
 from dittools.kernels.dispatch import check_call, choose, why_not
 from dittools.methods.base import AttentionCall, Plan, StayDense
 from dittools.observer import Heard, Observer
@@ -120,6 +121,8 @@ class Sparse:
                 plan.mask.lists()
             if fresh and plan.keys is None:
                 check_call(*taken, plan.mask, plan.order)
+        elif fresh:
+            check_clusters(*taken, plan.mask, plan.order, plan.key_order)
         with self._observer.part("attention"):
             out, lse = attend(*taken, plan, call.scale, kernel, return_lse=correction is not None, known=True)
         self._observer.attended(layer, *taken, plan, call.scale, out)

@@ -43,12 +43,22 @@ def cluster_sparse_attention(
     from dittools.kernels.dispatch import choose
 
     key_order = order if key_order is None else key_order
-    _check(q, k, v, mask, order, key_order)
+    check_clusters(q, k, v, mask, order, key_order)
     if scale is None:
         scale = q.shape[-1] ** -0.5
     elif not 0 < scale < float("inf"):
         raise ValueError(f"scale must be a positive number, got {scale}")
     name = choose(q, k, v, mask, order=key_order if order is None else order, implementation=implementation)
+    return attend_clusters_by(name, q, k, v, mask, order=order, key_order=key_order, scale=scale, return_lse=return_lse)
+
+
+def attend_clusters_by(
+    name: str, q, k, v, mask, *, order=None, key_order=None, scale: float, return_lse: bool = False
+) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+    """`cluster_sparse_attention` by the implementation of this name, for callers that asked before: see
+    `dittools.kernels.dispatch.attend_by`.
+    """
+    key_order = order if key_order is None else key_order
     call = {"order": order, "key_order": key_order, "scale": float(scale)}
     if name == "hopper":
         from dittools.kernels.hopper_clusters import hopper_cluster_attention
@@ -152,8 +162,8 @@ def _of_lane(order: torch.Tensor | None, b: int, h: int, tokens: int, device: to
     return order[0 if order.shape[0] == 1 else b, 0 if order.shape[1] == 1 else h].long()
 
 
-def _check(q, k, v, mask, order, key_order) -> None:
-    """Raise a one-line ValueError unless the arguments fit together."""
+def check_clusters(q, k, v, mask, order=None, key_order=None) -> None:
+    """Raise a one-line ValueError unless the arguments of a call between clusters fit together."""
     batches, queries, heads, keys = check_tensors(q, k, v, mask, "clusters")
     for name, x, shape in (
         ("the mask", mask.keep, (mask.query.count, mask.key.count)),

@@ -35,7 +35,7 @@ class Unordered(Observer):
         if plan.keys is not None or (plan.order is None and plan.key_order is None):
             return
         kernel = choose(q, k, v, plan.mask, order=plan.order)
-        bare = dataclasses.replace(plan, order=None, key_order=None, again=None)
+        bare = dataclasses.replace(plan, order=None, key_order=None, fold=None)
         for name, one in (("ordered", plan), ("raster", bare)):
             attend(q, k, v, one, scale, kernel)  # a kernel may be compiled for it
             ms = once(lambda one=one: attend(q, k, v, one, scale, kernel), self._device)

@@ -99,16 +99,16 @@ def test_an_observer_sees_the_parts_and_changes_nothing(pipe, forward):
 def test_what_fails_in_one_row_costs_no_other(pipe, forward, calls):
     """Sparse calls run out of memory: the first, one of those of the parts, or one that is timed."""
     left = [calls]
-    chosen = sparse_calls.choose
+    attend = sparse_calls.attend
 
     def fails(*args, **how):
         left[0] -= 1
         if left[0] < 0:
             raise torch.OutOfMemoryError("no memory")
-        return chosen(*args, **how)
+        return attend(*args, **how)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sparse_calls, "choose", fails)
+        patch.setattr(sparse_calls, "attend", fails)
         found = measure(pipe, forward)
     assert "OutOfMemoryError: no memory" in found["sparse"]["error"] and "median" not in found["sparse"]
     assert found["dense"]["complete"] and len(found["dense"]["seconds"]) == 2
