@@ -104,6 +104,7 @@ CASES = {
     "hopper": lambda: [attention("hopper", block) for block in (64, 128)],
     "triton": lambda: [attention("triton", block, (64, 96, 128)) for block in (64, 128)],
     "clusters": clusters,
+    "hopper-clusters": lambda: clusters("hopper"),
     "lists": lists,
     "permute": permute,
     "kmeans": kmeans,
