@@ -23,11 +23,13 @@ SHAPES = (
     ClipShape(13, 256, 256, batch=64, kept=8000, weight=1.0, since=0.14, until=0.5),
     ClipShape(33, 256, 256, batch=20, kept=4500, weight=1.0, since=0.5),
 )
-# For a run that goes on from trained weights: the same scenes long, large, and both.
+# For a run that goes on from trained weights: the same scenes large and long. Pictures give many captions to a batch:
+# what belongs to which object, and how it looks at that size, is learned where it is cheap.
 LARGE = (
-    ClipShape(33, 256, 256, batch=20, kept=2000, weight=0.3),
-    ClipShape(33, 480, 832, batch=5, kept=300, weight=0.35),
-    ClipShape(81, 480, 832, batch=2, kept=250, weight=0.35, since=0.1),
+    ClipShape(1, 256, 256, batch=256, kept=10000, weight=0.1),
+    ClipShape(1, 480, 832, batch=40, kept=3000, weight=0.15),
+    ClipShape(33, 256, 256, batch=20, kept=2000, weight=0.35),
+    ClipShape(81, 480, 832, batch=2, kept=250, weight=0.4, since=0.08),
 )
 SMALL = (
     ClipShape(9, 64, 64, batch=2, kept=8, weight=0.5),
