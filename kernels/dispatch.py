@@ -7,7 +7,7 @@ import inspect
 import os
 import warnings
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 
 import torch
@@ -254,7 +254,7 @@ def dense_attention(
         ``[B, Sq, H, D]``.
     """
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
-    with _prefer_cudnn(q.device, q.dtype):
+    with prefer_cudnn(q.device, q.dtype):
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
     return out.transpose(1, 2)
 
@@ -266,7 +266,7 @@ def dense_kernel_name(device: torch.device | str, dtype: torch.dtype, head_dim: 
         return f"sdpa-{device.type}"
     x = torch.empty(1, 1, 128, head_dim, device=device, dtype=dtype)
     params = torch.backends.cuda.SDPAParams(x, x, x, None, 0.0, False, False)
-    if _cudnn_first(device, dtype) and torch.backends.cuda.can_use_cudnn_attention(params):
+    if cudnn_first(device, dtype) and torch.backends.cuda.can_use_cudnn_attention(params):
         return "sdpa-cudnn"
     if torch.backends.cuda.can_use_flash_attention(params):
         return "sdpa-flash"
@@ -275,7 +275,7 @@ def dense_kernel_name(device: torch.device | str, dtype: torch.dtype, head_dim: 
     return "sdpa-math"
 
 
-def _cudnn_first(device: torch.device, dtype: torch.dtype) -> bool:
+def cudnn_first(device: torch.device, dtype: torch.dtype) -> bool:
     """Whether cuDNN is asked first: from Hopper on it is the fastest that torch brings, before it is not."""
     return (
         device.type == "cuda"
@@ -286,8 +286,9 @@ def _cudnn_first(device: torch.device, dtype: torch.dtype) -> bool:
     )
 
 
-def _prefer_cudnn(device: torch.device, dtype: torch.dtype):
-    if not _cudnn_first(device, dtype):
+def prefer_cudnn(device: torch.device, dtype: torch.dtype) -> AbstractContextManager:
+    """Within the context, PyTorch's attention asks cuDNN first where `cudnn_first`; elsewhere nothing changes."""
+    if not cudnn_first(device, dtype):
         return nullcontext()
     order = [
         SDPBackend.CUDNN_ATTENTION,

@@ -2,9 +2,9 @@
 
     python tests/on_a_gpu.py --json docs/measured/gpu_tests_<card>.json [--sanitizer] [PYTEST ARGUMENTS]
 
-Each file of tests: how many passed, failed and were skipped, what the failures said first, and what
-tests noted, such as the memory of a plan. With --sanitizer,
-compute-sanitizer's memcheck also watches every kernel on small ragged inputs (`kernels/small_cases.py`).
+Each file of tests: how many passed, failed and were skipped, what the failures said first, and what tests noted, such
+as the memory of a plan. With --sanitizer, compute-sanitizer's memcheck also watches every kernel on small ragged inputs
+(`kernels/small_cases.py`).
 The exit code is 1 when anything failed.
 """
 
@@ -63,9 +63,9 @@ def case_names() -> list[str]:
     raise LookupError(f"{CASES.name} has no CASES")
 
 
-def sanitize(name: str, tool: str = "memcheck") -> dict:
+def sanitize(name: str) -> dict:
     """One kernel under compute-sanitizer: its errors, and whether the result was right."""
-    command = ["compute-sanitizer", "--tool", tool, "--error-exitcode", "9", sys.executable, str(CASES), name]
+    command = ["compute-sanitizer", "--tool", "memcheck", "--error-exitcode", "9", sys.executable, str(CASES), name]
     environment = {**os.environ, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}  # so that every tensor has bounds of its own
     begun = time.monotonic()
     try:
@@ -109,12 +109,12 @@ def main() -> None:
     options.json.parent.mkdir(parents=True, exist_ok=True)
     files.write_json(options.json, result)
     if options.sanitizer:
-        result["sanitizer"] = {"tool": "memcheck"}
+        result["memcheck"] = {}
         for name in case_names():
-            result["sanitizer"][name] = found = sanitize(name)
+            result["memcheck"][name] = found = sanitize(name)
             print(f"compute-sanitizer, {name}: {'clean' if found['clean'] else found}", flush=True)
             files.write_json(options.json, result)
-        code = code or not all(found["clean"] for found in result["sanitizer"].values() if isinstance(found, dict))
+        code = code or not all(found["clean"] for found in result["memcheck"].values())
     print(", ".join(f"{count} {name}" for name, count in result["total"].items()))
     sys.exit(1 if code else 0)
 
