@@ -29,6 +29,8 @@ Examples:
   dittools report --sweep method=svg,sparge --sweep correction=none,centroids --out report
   dittools report --plan report.yaml --out report
   dittools report --out report --phase render
+  dittools report --sweep method=svg,sparge --share 2/4 --phase run --out part2     (others elsewhere)
+  dittools report --join part1 part2 part3 part4 --out report
 
 \b
 A YAML plan holds flags by their names, with lists where a flag takes many:
@@ -38,9 +40,9 @@ A YAML plan holds flags by their names, with lists where a flag takes many:
   sweep: {method: [svg], sparsity: [0.5, 0.8]}
 
 \b
-Phases: run draws, quality measures, render makes the page; all does the three."""
+Phases: run draws, quality measures what is drawn, render makes the page; all does the three."""
 
-MANY = ("--seeds", "--sweep")
+MANY = ("--seeds", "--sweep", "--join")
 """Flags that take several values after one another."""
 
 Flag = typer.Option
@@ -112,6 +114,12 @@ def command(
     dtype: Annotated[str | None, Flag(help="auto, bf16, fp16 or fp32.  [default: auto]")] = None,
     compile_: Annotated[bool, Flag("--compile", help="torch.compile the repeated blocks first.")] = False,
     offload: Annotated[str | None, Flag(help="none, model or group.  [default: none]")] = None,
+    share: Annotated[
+        str | None, Flag(metavar="K/N", help="Draw only prompts K, K + N, ...: one part of N, for --join.")
+    ] = None,
+    join: Annotated[
+        list[str] | None, Flag(metavar="FOLDER...", help="Make one report of the parts in these folders.")
+    ] = None,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -144,9 +152,9 @@ def command(
         compile=compile_ or None,
         offload=offload,
     )
-    folder = check_out(out, phase)
-    asked = ReportAsked.read(plan, given) if phase in ("run", "all") else None
+    folder = check_out(out, phase, bool(join))
+    asked = ReportAsked.read(plan, given, share) if phase in ("run", "all") and not join else None
 
     from dittools.cli.report_phases import run_phases
 
-    run_phases(folder, phase, asked, ctx.obj["command"], Output(as_json))
+    run_phases(folder, phase, asked, ctx.obj["command"], Output(as_json), join or ())

@@ -48,9 +48,10 @@ class ReportAsked:
     sweep: dict[str, list]
     repeats: int
     fewer_steps: int | None
+    share: tuple[int, int] | None = None
 
     @classmethod
-    def read(cls, plan: str | None, given: Mapping[str, Any]) -> ReportAsked:
+    def read(cls, plan: str | None, given: Mapping[str, Any], share: str | None = None) -> ReportAsked:
         """Flags over the YAML over the defaults. Raises BadInput."""
         from dittools.report.plan import read_sweeps
 
@@ -75,10 +76,18 @@ class ReportAsked:
             if value is not None and value < 1:
                 raise BadInput(f"{flag} must be at least 1, got {value}")
         seeds = tuple(dict.fromkeys(found["seeds"]))
-        return cls(asked, prompts, count, seeds, found["sweep"], found["repeats"], found.get("fewer_steps"))
+        part = None if share is None else _share(share)
+        return cls(asked, prompts, count, seeds, found["sweep"], found["repeats"], found.get("fewer_steps"), part)
 
 
-def check_out(out: str, phase: str) -> Path:
+def _share(text: str) -> tuple[int, int]:
+    found = re.fullmatch(r"(\d+)/(\d+)", text)
+    if not found or not 1 <= int(found[1]) <= int(found[2]):
+        raise BadInput(f"--share must be such as 2/4, the second of four parts, got {text!r}")
+    return int(found[1]), int(found[2])
+
+
+def check_out(out: str, phase: str, joined: bool = False) -> Path:
     """The report's folder, after what can be checked at once. Raises BadInput."""
     if phase not in PHASES:
         raise BadInput(unknown("--phase", phase, PHASES))
@@ -88,7 +97,7 @@ def check_out(out: str, phase: str) -> Path:
     if path.exists() and not path.is_dir():
         raise BadInput(f"--out {out} is a file: a report needs a folder")
     ours = (path / MANIFEST).exists()
-    if phase in ("quality", "render") and not ours:
+    if phase in ("quality", "render") and not ours and not joined:
         raise BadInput(f"--out {out} holds no report: draw one first with --phase run")
     if path.is_dir() and not ours and any(not file.name.startswith(LOCK[0]) for file in path.iterdir()):
         raise BadInput(f"--out {out} is a folder with other files in it: use a new or empty folder")

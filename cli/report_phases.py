@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from dittools import provenance
 from dittools.cli import drawing, request
 from dittools.cli.output import Output
 from dittools.cli.report_asked import ReportAsked
+from dittools.cli.report_join import GROUND, join
 from dittools.cli.report_run import Drawer
 from dittools.pipelines import saving
 from dittools.pipelines.errors import BadInput, RunFailed, first_line
@@ -33,8 +35,10 @@ PROMPTS = (
 """The builtin prompts of models that are not the embedded one."""
 
 
-def run_phases(path: Path, phase: str, asked: ReportAsked | None, command: list[str], output: Output) -> None:
-    """Do what the phase says; raises RunFailed at the end when cases failed."""
+def run_phases(
+    path: Path, phase: str, asked: ReportAsked | None, command: list[str], output: Output, parts: Sequence[str] = ()
+) -> None:
+    """Do what the phase says, or join parts in place of drawing; raises RunFailed at the end when cases failed."""
     folder = Folder(path)
     made, notes = _checked(asked) if asked is not None else (None, [])
     try:
@@ -43,6 +47,8 @@ def run_phases(path: Path, phase: str, asked: ReportAsked | None, command: list[
                 output.note(f"process {before} did not finish this report: going on where it stopped")
             if asked is not None:
                 _draw(folder, asked, made, notes, command, output)
+            if parts:
+                join(folder, parts)
             if phase in ("quality", "all"):
                 from dittools.cli.report_quality import measure_all
 
@@ -76,7 +82,7 @@ def _draw(
     manifest = folder.manifest()
     if manifest is not None:
         _same(manifest, plan, chosen.device, folder)
-    drawer = Drawer(made, chosen, plan, folder, command, output)
+    drawer = Drawer(made, chosen, plan, folder, command, output, _mine(asked.share, plan))
 
     def begin(opened: Any) -> None:
         """Write the manifest once, and say what the model will not read."""
@@ -92,6 +98,16 @@ def _draw(
             folder.write_manifest(_manifest(plan, chosen.device, command, found))
 
     drawer.run(begin)
+
+
+def _mine(share: tuple[int, int] | None, plan: Plan) -> range | None:
+    """Numbers of the prompts in this share of a report."""
+    if share is None:
+        return None
+    first, parts = share
+    if parts > len(plan.prompts):
+        raise BadInput(f"--share {first}/{parts} of {len(plan.prompts)} prompts leaves parts empty: ask for fewer")
+    return range(first - 1, len(plan.prompts), parts)
 
 
 def _plan(made: request.Request, asked: ReportAsked, chosen: drawing.Chosen) -> Plan:
@@ -157,7 +173,7 @@ def _same(manifest: dict[str, Any], plan: Plan, device: Any, folder: Folder) -> 
         )
         raise BadInput(f"{folder.path} holds a report with other settings ({told}): give them again, or another --out")
     now = _ground(device)
-    for name in ("dittools", "commit", "versions", "device"):
+    for name in GROUND:
         if now[name] != manifest[name]:
             raise BadInput(
                 f"{folder.path} was begun with another {name} ({_short(manifest[name])}, now {_short(now[name])}): "

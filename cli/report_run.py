@@ -6,7 +6,7 @@ import dataclasses
 import gc
 import hashlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -66,11 +66,21 @@ class Drawer:
 
     Args:
         chosen: what the request came to. command: as it was typed.
+        prompts: numbers of the prompts to draw; None draws all.
     """
 
-    def __init__(self, request: Request, chosen: Any, plan: Plan, folder: Folder, command: list[str], output: Output):
+    def __init__(
+        self,
+        request: Request,
+        chosen: Any,
+        plan: Plan,
+        folder: Folder,
+        command: list[str],
+        output: Output,
+        prompts: Collection[int] | None = None,
+    ):
         self.request, self.chosen, self.plan, self.folder = request, chosen, plan, folder
-        self.command, self.output = command, output
+        self.command, self.output, self.prompts = command, output, prompts
         self.failures = Failures(folder)
         self.yardsticks = Yardsticks(plan, folder)
         self._warm: set[str] = set()
@@ -92,7 +102,7 @@ class Drawer:
             self.failures.begin()
             grid = self._grid()
             self.yardsticks.choose_kernels(self._kernels(), grid["tokens"], self._model().config.num_attention_heads)
-            total = schedule.count(self.plan, self.yardsticks.decided())
+            total = schedule.count(self.plan, self.yardsticks.decided(), self.prompts)
             estimate = schedule.Estimate(total)
             for number, unit in enumerate(self._units(), 1):
                 total = max(total, number)
@@ -102,7 +112,7 @@ class Drawer:
                 self._one(unit, f"[{number}/{total}]", estimate)
 
     def _units(self) -> Any:
-        return schedule.units(self.plan, self.yardsticks.decided)
+        return schedule.units(self.plan, self.yardsticks.decided, self.prompts)
 
     def _done(self, unit: Unit) -> bool:
         return self.folder.done(unit.case.id, unit.repeat)
@@ -228,7 +238,7 @@ class Drawer:
             return found
         stages = Stages(self.progress)
         stages.cuda = True
-        case = next(iter(schedule.units(self.plan, self.yardsticks.decided))).case
+        case = next(iter(self._units())).case
         scene = self._scene(case)
         embeds, seconds = drawing.encode(self.opened, scene, stages), {}
         for name in (*found, *found):  # the second time counts

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import NamedTuple
 
 from dittools.report.plan import Case, Decided, Plan, Setting, case_of, settings
@@ -16,15 +16,16 @@ class Unit(NamedTuple):
     repeat: int
 
 
-def units(plan: Plan, decided: Callable[[], Decided]) -> Iterator[Unit]:
-    """Everything to draw, in order, each unit once.
+def units(plan: Plan, decided: Callable[[], Decided], prompts: Collection[int] | None = None) -> Iterator[Unit]:
+    """Everything to draw, in order, each unit once; of these prompts (by number) only, where they are given.
 
     All settings of a prompt and seed follow each other; every other such group runs backwards, so that a slow
     drift evens out. `decided` is asked again as the report goes on: a yardstick that becomes known joins in, and
     catches up on the groups that are over.
     """
     told: set[tuple[str, int]] = set()
-    groups = [(prompt, seed) for prompt in range(len(plan.prompts)) for seed in plan.seeds]
+    mine = range(len(plan.prompts)) if prompts is None else sorted(prompts)
+    groups = [(prompt, seed) for prompt in mine for seed in plan.seeds]
 
     def fresh(setting: Setting, prompt: int, seed: int, repeat: int) -> Iterator[Unit]:
         case = case_of(plan, setting, prompt, seed)
@@ -45,9 +46,9 @@ def units(plan: Plan, decided: Callable[[], Decided]) -> Iterator[Unit]:
                 yield from fresh(setting, prompt, seed, repeat)
 
 
-def count(plan: Plan, decided: Decided) -> int:
+def count(plan: Plan, decided: Decided, prompts: Collection[int] | None = None) -> int:
     """How many units there are; a yardstick not yet decided is counted too."""
-    return len(list(units(plan, lambda: _foreseen(plan, decided))))
+    return len(list(units(plan, lambda: _foreseen(plan, decided), prompts)))
 
 
 def _foreseen(plan: Plan, decided: Decided) -> Decided:

@@ -378,3 +378,31 @@ def test_flags_that_take_many_values_are_spread():
     line = shlex.split("report --seeds 0 1 2 --sweep a=1 b=2 --json --out x")
     expected = shlex.split("report --seeds 0 --seeds 1 --seeds 2 --sweep a=1 --sweep b=2 --json --out x")
     assert spread(line) == expected
+
+
+def test_parts_drawn_apart_join_into_the_whole_report(report, tmp_path):
+    """Also from parts of which one was measured already, and again when a part is joined twice."""
+    (tmp_path / "prompts.txt").write_text(f"{PROMPT}\na blue square spins\n")
+    assert report("--phase", "run", "--out", "whole").code == 0
+    for part in (1, 2):
+        assert report("--phase", "run", "--share", f"{part}/2", "--out", f"part{part}").code == 0
+    drawn = [{case.name for case in Folder(tmp_path / name).cases.iterdir()} for name in ("part1", "part2", "whole")]
+    assert drawn[0] and drawn[1] and not drawn[0] & drawn[1]
+    assert drawn[0] | drawn[1] == drawn[2]
+    assert report("--phase", "quality", "--out", "part2").code == 0
+    for _ in range(2):
+        assert report("--join", "part1", "part2", "--phase", "quality", "--out", "joined").code == 0
+    assert report("--phase", "quality", "--out", "whole").code == 0
+    assert tree(tmp_path / "joined") == tree(tmp_path / "whole")
+
+
+def test_only_parts_of_one_report_join(report, tmp_path):
+    (tmp_path / "prompts.txt").write_text(f"{PROMPT}\na blue square spins\n")
+    assert report("--phase", "run", "--share", "1/2", "--out", "part1").code == 0
+    assert report("--phase", "run", "--share", "2/2", "--out", "part2", "--steps", 3).code == 0
+    assert "steps" in one_error(report("--join", "part1", "part2", "--out", "joined"))
+    assert not (tmp_path / "joined" / "manifest.json").exists()
+    assert "manifest.json is missing" in one_error(report("--join", "part1", "nowhere", "--out", "joined"))
+    assert "fewer" in one_error(report("--share", "3/3", "--out", "part3"))
+    for bad in ("0/2", "3/2", "half", "1/0"):
+        assert "2/4" in one_error(report("--share", bad, "--out", "part4"))

@@ -1,0 +1,78 @@
+"""Parts of a report, drawn apart (``--share``), become one."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from dittools import files
+from dittools.pipelines import saving
+from dittools.pipelines.errors import BadInput
+from dittools.report.folder import FAILURES, MANIFEST, Folder
+from dittools.report.plan import Plan
+
+GROUND = ("dittools", "commit", "versions", "device")
+
+
+def join(folder: Folder, parts: Sequence[str]) -> None:
+    """Take the finished cases of the parts into the folder; what it has already stays.
+
+    Cases are linked where the disk can do that. Raises BadInput where a part holds no report or another one.
+    """
+    found = [Folder(Path(part).expanduser()) for part in parts]
+    manifests = [_manifest(part) for part in found]
+    first = folder.manifest() or manifests[0]
+    for part, manifest in zip(found, manifests, strict=True):
+        _fits(part.path, first, manifest)
+    with saving.told(folder.path):
+        for part in found:
+            for case in sorted(part.cases.iterdir()) if part.cases.is_dir() else ():
+                _take(folder, case)
+        yardsticks = [known for part in found if (known := part.yardsticks())]
+        if yardsticks and not folder.yardsticks():
+            folder.write_yardsticks(yardsticks[0])
+        failures = folder.failures()
+        failures += [entry for part in found for entry in part.failures() if entry not in failures]
+        if failures or not (folder.path / FAILURES).exists():
+            folder.write_failures(failures)
+        if folder.manifest() is None:
+            folder.write_manifest({key: value for key, value in first.items() if key != "report"})
+
+
+def _manifest(part: Folder) -> dict:
+    manifest = part.manifest()
+    if manifest is None:
+        raise BadInput(f"--join {part.path} holds no report ({MANIFEST} is missing): give folders of finished parts")
+    return manifest
+
+
+def _fits(path: Path, first: dict, manifest: dict) -> None:
+    """Refuse a part of another report."""
+    changed = Plan.from_dict(manifest["plan"]).difference(Plan.from_dict(first["plan"]))
+    changed += [name for name in GROUND if manifest[name] != first[name]]
+    if changed:
+        raise BadInput(
+            f"--join {path} is a part of another report (other {', '.join(changed)}): parts differ in --share alone"
+        )
+
+
+def _take(folder: Folder, case: Path) -> None:
+    """Copy a case whole; measures that only one of two copies has are kept as well."""
+    mine = folder.case(case.name)
+    if not folder.done(case.name):
+        with folder.new_case(case.name) as place:
+            shutil.copytree(case, place, copy_function=_link, dirs_exist_ok=True)
+        return
+    for file in case.iterdir():
+        if not (mine / file.name).exists():
+            with files.whole(mine / file.name) as place:
+                _link(file, place)
+
+
+def _link(source: str | Path, target: str | Path) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # another disk, or one without links
+        shutil.copy2(source, target)
