@@ -38,7 +38,19 @@ def join(folder: Folder, parts: Sequence[str]) -> None:
         if failures or not (folder.path / FAILURES).exists():
             folder.write_failures(failures)
         if folder.manifest() is None:
-            folder.write_manifest({key: value for key, value in first.items() if key != "report"})
+            rest = {key: value for key, value in first.items() if key != "report"}
+            folder.write_manifest({**rest, "command": whole_command(first["command"], folder.path)})
+
+
+def whole_command(command: list[str], out: Path) -> list[str]:
+    """The command of a part as it would be for the whole report in ``out``."""
+    found = list(command)
+    for flag in ("--share", "--phase", "--out", "-o"):
+        while flag in found:
+            at = found.index(flag)
+            del found[at : at + 2]
+    kept = [word for word in found if not word.startswith(("--share=", "--phase=", "--out="))]
+    return [*kept, "--out", str(out)]
 
 
 def _manifest(part: Folder) -> dict:

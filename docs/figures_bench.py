@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-GOALS = "H100"  # the card that goals and floors were set for
+GOALS = ("H100", "H200")  # goals and floors were set for the first; the other has the same chip, and faster memory
 
 
 def kernels(result: dict) -> tuple[list[str], list[list]]:
@@ -28,7 +28,7 @@ def _kernel_row(row: dict, card: str, best: str | None) -> list:
     shape = f"{job['heads']} x {job['tokens']:,}"
     aim = (
         ""
-        if job["goal"] is None or GOALS not in card
+        if job["goal"] is None or not any(name in card for name in GOALS)
         else f"{job['goal']:g} / {job['floor']:g} {_suffix(unit)}".rstrip()
     )
     wrong = [f"{name}: {why}" for name, why in row.get("wrong", {}).items() if name in row.get("ours", ())]
@@ -79,12 +79,16 @@ def variants(result: dict) -> tuple[list[str], list[list]]:
 
 
 def model(result: dict) -> tuple[list[str], list[list]]:
-    """Head and rows of whole denoiser calls: a line for each model, size and method."""
+    """Head and rows of whole denoiser calls: a line for each model, size and method; of a model, the most layers."""
     head = ["model", "pixels", "tokens", "sparse by", "dense s", "dense compiled s", "sparse s", "sparse compiled s",
             "eager", "compiled", "against the faster dense", "skipped", "peak GB, dense / sparse"]  # fmt: skip
-    dense = {(_place(row), row["job"]["kind"]): row for row in result["rows"] if "method" not in row["job"]}
-    lines: dict[tuple, dict[str, dict]] = {}
+    most: dict[tuple, int] = {}
     for row in result["rows"]:
+        most[_model(row)] = max(most.get(_model(row), 0), row["job"].get("layers", 0))
+    shown = [row for row in result["rows"] if row["job"].get("layers", 0) == most[_model(row)]]
+    dense = {(_place(row), row["job"]["kind"]): row for row in shown if "method" not in row["job"]}
+    lines: dict[tuple, dict[str, dict]] = {}
+    for row in shown:
         if "method" in row["job"]:
             lines.setdefault((_place(row), _how(row)), {})[row["job"]["kind"]] = row
     for place in dict.fromkeys(place for place, _ in dense):
@@ -94,6 +98,12 @@ def model(result: dict) -> tuple[list[str], list[list]]:
         _model_row(place, how, {kind: row for (other, kind), row in dense.items() if other == place} | sparse)
         for (place, how), sparse in lines.items()
     ]  # fmt: skip
+
+
+def _model(row: dict) -> tuple:
+    """A model at a size, however many of its layers ran."""
+    job = row["job"]
+    return job["model"], job["size"], *job["shape"], job.get("dtype")
 
 
 def _place(row: dict) -> tuple:

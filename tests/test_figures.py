@@ -54,9 +54,9 @@ def test_sections_say_so_where_nothing_was_measured(filled):
 
 
 def test_kernels_of_every_card_have_a_table_with_card_versions_and_command(filled):
-    page = filled(kernels_h100=result([kernel_row()]), kernels_h200=result([kernel_row()], "NVIDIA H200"))
+    page = filled(kernels_h100=result([kernel_row()]), kernels_a100=result([kernel_row()], "NVIDIA A100"))
     line = "| uniform | 12 x 32,768 | 20.0 % | hopper | 0.930 | 0.940 | 0.930 |  | 0.720 | flex 0.600 |"
-    assert f"{line} 1 / 0.9 |" in page and f"{line}  |" in page  # goals are of an H100
+    assert f"{line} 1 / 0.9 |" in page and f"{line}  |" in page  # goals are of an H100 and its like
     assert "**NVIDIA H100 80GB HBM3**, 700 W" in page and "torch 2.11" in page and "`dittools bench`" in page
 
 
@@ -113,6 +113,14 @@ def test_models_of_one_card_share_a_table(filled):
     assert wan + figures in page
     assert "| flux dev, 57 layers of 40 heads | 1 x 4096 x 4096 | 66,048 | draft 0.8, first 1 dense |" in page
     assert "|  | 12.200 | 11.000 |  |  |  |  |  |  | 40.0 / - |" in page  # dense alone
+
+
+def test_a_few_layers_of_a_model_that_also_ran_whole_are_in_the_costs_alone(filled):
+    few = call_rows(layers=2, method="gna")
+    page = filled(model_h100=result(call_rows()), model_h100_costs=result(few))
+    models, costs = page.split("<!-- method_costs -->")
+    assert "2 layers" not in models and "| gna 0.8 | wan 14b, 2 layers of 40 heads |" in costs
+    assert "2 layers" in filled(model_h100=result(few), model_h100_costs=result([])).split("<!-- method_costs -->")[0]
 
 
 def test_costs_of_methods_are_shares_of_their_attention(filled):

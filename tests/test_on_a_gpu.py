@@ -41,6 +41,12 @@ def test_outcomes_are_counted_by_file(tmp_path):
     assert "one is not two" in found["failures"]["test_wrong"][0]
 
 
+def test_no_test_for_a_gpu_is_left_out():
+    marked = [p for p in on_a_gpu.HERE.rglob("test_*.py") if "mark.gpu" in p.read_text() and p.parent != on_a_gpu.HERE]
+    assert marked
+    assert {p.relative_to(on_a_gpu.HERE).parts[0] for p in marked} <= set(on_a_gpu.FOLDERS)
+
+
 def test_every_kernel_has_a_small_case():
     files = (on_a_gpu.HERE.parent / "kernels").glob("*.py")
     kernels = {p.stem for p in files if re.search(r"^@(triton|gluon)\.jit", p.read_text(), re.M)}

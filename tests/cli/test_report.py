@@ -16,6 +16,7 @@ import pytest
 from dittools import files
 from dittools.cli.main import main
 from dittools.cli.report import spread
+from dittools.cli.report_join import whole_command
 from dittools.pipelines import reading, saving, stages
 from dittools.report.folder import Folder
 from tests.cli.test_bad_input import one_error
@@ -406,3 +407,8 @@ def test_only_parts_of_one_report_join(report, tmp_path):
     assert "fewer" in one_error(report("--share", "3/3", "--out", "part3"))
     for bad in ("0/2", "3/2", "half", "1/0"):
         assert "2/4" in one_error(report("--share", bad, "--out", "part4"))
+
+
+def test_a_joined_report_names_the_command_of_the_whole():
+    part = ["dittools", "report", "--share", "2/4", "--method", "svg", "--phase=run", "--out", "part2"]
+    assert whole_command(part, Path("all")) == ["dittools", "report", "--method", "svg", "--out", "all"]
