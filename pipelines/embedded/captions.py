@@ -15,7 +15,7 @@ _ARTICLES = ("a", "an", "the")
 
 BUILTIN = (
     "a large yellow circle moving left on a dark gradient background",
-    voc.DEFAULT_PROMPT,
+    "a large red star spinning and a blue circle moving left on a dark checkered background",
     "a green triangle growing on a pale cloudy background",
     "a large yellow ring orbiting on a slate striped background",
     "a cyan cross bouncing on a brown gradient background",

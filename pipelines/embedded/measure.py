@@ -32,7 +32,7 @@ from . import vocabulary as voc
 from .evaluate import load
 
 PROMPTS = (
-    voc.DEFAULT_PROMPT,
+    "a large red star spinning and a blue circle moving left on a dark checkered background",
     "a large yellow ring orbiting on a slate striped background",
     "a green triangle growing on a pale cloudy background",
 )

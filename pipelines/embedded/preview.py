@@ -17,7 +17,7 @@ from . import architecture, world
 from . import vocabulary as voc
 
 PROMPTS = (
-    voc.DEFAULT_PROMPT,
+    "a large red star spinning and a blue circle moving left on a dark checkered background",
     "a green triangle growing on a pale cloudy background",
     "a yellow ring moving up on a slate striped background",
     "a purple cross orbiting on a grey gradient background",

@@ -35,7 +35,7 @@ MOTION_PHRASES = {
 MAX_TOKENS = 64
 """Length every prompt is padded to, in training and in use."""
 
-DEFAULT_PROMPT = "a large red star spinning and a blue circle moving left on a dark checkered background"
+DEFAULT_PROMPT = "a large yellow star bouncing on a dark striped background"
 
 _SPECIAL = ("<pad>", "</s>", "<unk>")
 _FILLERS = (
