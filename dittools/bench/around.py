@@ -57,7 +57,10 @@ def measure_lists(job: dict[str, Any], at: At) -> dict[str, Any]:
 
 
 def measure_permute(job: dict[str, Any], shape: Shape, at: At) -> dict[str, Any]:
-    """q, k, v into an order and the output back, in % of the attention of our fastest kernel."""
+    """q, k, v into an order and the output back, in % of the attention of our fastest kernel.
+
+    Beside it: as many bytes copied without an order, the least that a pass through memory takes on that card.
+    """
     tensors = shape.q, shape.k, shape.v
     order = make_order(job["heads"], job["tokens"], shape.device)
     contest = Contest(job, at)
@@ -78,6 +81,11 @@ def measure_permute(job: dict[str, Any], shape: Shape, at: At) -> dict[str, Any]
             return moved, scatter_tokens(moved[:1], order, implementation=name)[0]
 
         contest.enter(name, lambda call=call: call, judge, PATIENCE)
+    def copied(call) -> None:
+        if not all(torch.equal(x, y) for x, y in zip(call(), (*tensors, shape.q), strict=True)):
+            raise Wrong("a copy differs")
+
+    contest.enter("plain copies", lambda: lambda: [x.clone() for x in (*tensors, shape.q)], copied, PATIENCE)
     ours = _implementations(job)
     mask = make_mask(
         job["heads"], job["tokens"], job["query_block"], job["key_block"], job["density"], job["family"], shape.device
