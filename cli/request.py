@@ -69,6 +69,7 @@ def complete(request: Request, chosen: weights.Weights, folder: Path) -> Scene:
         seed=asked.seed,
     )
     rule_of(family, folder).check(shot.frames, shot.height, shot.width)
+    _check_profile(request.config, shot.steps)
     return Scene(
         prompt=pick("prompt"),
         negative_prompt=pick("negative_prompt"),
@@ -76,6 +77,15 @@ def complete(request: Request, chosen: weights.Weights, folder: Path) -> Scene:
         fps=defaults["fps"],
         max_text=defaults["max_sequence_length"],
     )
+
+
+def _check_profile(config: Config, steps: int) -> None:
+    """Refuse a profile of another method or number of steps before minutes go into loading the model."""
+    if config.profile is None or config.method == "auto":
+        return
+    why = profile.misfit_of_run(profile.load(profile.find(config.profile)), config.method, steps)
+    if why:
+        raise BadInput(f"{why}: {profile.remedy_for(config.method)}")
 
 
 def _config(asked: Asked) -> Config:

@@ -197,13 +197,20 @@ def load(path: Path, name: str | None = None) -> Profile:
 def misfit(profile: Profile, method: str, model: Model, grid: TokenGrid, steps: int) -> str | None:
     """Why a method cannot use a profile in this run, naming both sides; None when it can."""
     if method not in profile.methods:
-        holds = ", ".join(sorted(profile.methods)) or "nothing"
-        return f"{profile.name} is for {holds}, and not for method {method}"
+        return misfit_of_run(profile, method, steps)
     ours, theirs = ((m.transformer, m.fingerprint, m.layers, m.heads) for m in (model, profile.model))
     if ours != theirs:
         return f"{profile.name} is of {_model(profile.model)}, and this is {_model(model)}"
     if profile.grid != grid:
         return f"{profile.name} is for {_grid(profile.grid)}, and this run has {_grid(grid)}"
+    return misfit_of_run(profile, method, steps)
+
+
+def misfit_of_run(profile: Profile, method: str, steps: int) -> str | None:
+    """What of `misfit` is known before a model is loaded: method and number of steps."""
+    if method not in profile.methods:
+        holds = ", ".join(sorted(profile.methods)) or "nothing"
+        return f"{profile.name} is for {holds}, and not for method {method}"
     if profile.methods[method].get("by_step", True) and profile.made.steps != steps:
         return f"{profile.name} is for {profile.made.steps} steps, and this run has {steps}"
     return None
@@ -219,6 +226,11 @@ def harmless(profile: Profile, method: str, model: Model, steps: int) -> list[st
     return notes
 
 
+def remedy_for(method: str) -> str:
+    """What to do where a profile does not fit."""
+    return f"make one with dittools calibrate --method {method}"
+
+
 def choose(
     asked: str | None, method: str, needed: bool, model: Model | None, grid: TokenGrid, steps: int
 ) -> tuple[Profile | None, list[str]]:
@@ -230,7 +242,7 @@ def choose(
     Raises:
         ValueError: when the named one does not fit, or a method needs one and none does.
     """
-    remedy = f"make one with dittools calibrate --method {method}"
+    remedy = remedy_for(method)
     if asked is not None:
         profile = load(find(asked))
         why = "the model is not known" if model is None else misfit(profile, method, model, grid, steps)
