@@ -81,6 +81,7 @@ def measure_permute(job: dict[str, Any], shape: Shape, at: At) -> dict[str, Any]
             return moved, scatter_tokens(moved[:1], order, implementation=name)[0]
 
         contest.enter(name, lambda call=call: call, judge, PATIENCE)
+
     def copied(call) -> None:
         if not all(torch.equal(x, y) for x, y in zip(call(), (*tensors, shape.q), strict=True)):
             raise Wrong("a copy differs")
