@@ -18,6 +18,7 @@ CASE_OF = {
     "kmeans_triton": "kmeans",
     "lists_triton": "lists",
     "permute_triton": "permute",
+    "run_means_triton": "means",
     "skipped_triton": "skipped",
     "triton_block_sparse": "triton",
 }

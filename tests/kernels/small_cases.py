@@ -86,6 +86,14 @@ def pooling():
     assert pool_blocks(x, random_mask(TOKENS, 128, 64).key).isfinite().all()
 
 
+def means():
+    from test_run_means import check, offsets_of
+
+    x = inputs(1, 5 * TOKENS, HEADS, 64, torch.bfloat16)
+    for order in (None, random_order(1, HEADS, 5 * TOKENS)):
+        check(("triton", "cuda"), x, order, offsets_of((0, 0, 70, 71, TOKENS, 5 * TOKENS)))
+
+
 def skipped():
     from test_skipped import moved, prepared
 
@@ -109,6 +117,7 @@ CASES = {
     "permute": permute,
     "kmeans": kmeans,
     "mass": mass,
+    "means": means,
     "pooling": pooling,
     "skipped": skipped,
 }
