@@ -11,6 +11,7 @@ from tests import on_a_gpu
 CASE_OF = {
     "block_mass_triton": "mass",
     "clustered_triton": "clusters",
+    "compensation_triton": "compensation",
     "counting_sort_triton": "kmeans",
     "hopper_clusters_forward": "hopper-clusters",
     "hopper_clusters_lists": "hopper-clusters",

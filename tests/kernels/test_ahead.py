@@ -16,6 +16,7 @@ from ahead import compiling, stack_bytes
 from dittools.kernels import (
     block_mass_triton,
     clustered_triton,
+    compensation_triton,
     counting_sort_triton,
     hopper_clusters_lists,
     kmeans_triton,
@@ -86,6 +87,18 @@ def test_run_means(count, ordered):
         run_means_triton.triton_run_means([x] * count, order if ordered else None, torch.empty(1, 2, 41).int())
     check(compiled, ["_chunk_sums", "_run_means"], SM90)
     assert not any(stack_bytes(kernel) for kernel in compiled)
+
+
+@pytest.mark.parametrize(("card", "dtype", "dim"), [(SM90, BF16, 128), (SM86, BF16, 96), (SM86, FULL, 128)], ids=name)
+def test_compensation(card, dtype, dim):
+    k, offsets = torch.empty(1, 3000, 2, dim, dtype=dtype), torch.arange(0, 3001, 75, dtype=torch.int32)
+    order = torch.empty(1, 2, 3000, dtype=torch.int32)
+    with compiling(card[0]) as compiled, NoSync():
+        compensation_triton.triton_run_errors(torch.empty(1, 2, 300, dim), k, k, order, offsets[None, None], 0.1)
+    check(compiled, ["_chunk_sums", "_run_means", "_key_numbers", "_run_errors"], card)
+    assert dtype == FULL or not any(stack_bytes(kernel) for kernel in compiled)
+    if card == SM90:
+        assert "wgmma" in compiled[-1].asm["ptx"]
 
 
 @pytest.mark.parametrize(
