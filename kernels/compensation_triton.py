@@ -97,13 +97,13 @@ def _run_errors(
         b_norm = tl.load(p_norm + o_position, mask=live, other=0.0)  # [BN]
         b_across = tl.load(p_across + o_position, mask=live, other=0.0)  # [BN]
         far = tl.load(p_far + run)
-        b_s = tl.dot(b_q, tl.trans(b_k), input_precision=PRECISION) * scale  # [BM, BN]
+        b_s = tl.dot(b_q, tl.trans(b_k), input_precision=PRECISION)  # [BM, BN]
         # A new run starts from a maximum of -inf, which wipes the sums; the sum of logits knows no maximum.
         b_top = tl.where(t == earliest, float("-inf"), b_top)
         b_logits = tl.where(t == earliest, 0.0, b_logits) + tl.sum(b_s, 1)  # dead keys are 0 here
         b_s = tl.where(live[None, :], b_s, float("-inf"))
-        b_new = tl.maximum(b_top, tl.max(b_s, 1))  # at least one key lives: finite
-        b_w = tl.exp2(b_s - b_new[:, None])  # [BM, BN]
+        b_new = tl.maximum(b_top, tl.max(b_s, 1) * scale)  # at least one key lives: finite
+        b_w = tl.exp2(b_s * scale - b_new[:, None])  # [BM, BN]
         b_alpha = tl.exp2(b_top - b_new)
         b_top = b_new
         b_mass = b_mass * b_alpha + tl.sum(b_w, 1)
@@ -111,7 +111,7 @@ def _run_errors(
         b_shared = b_shared * b_alpha + tl.sum(b_w * b_across[None, :], 1)
         b_lse = b_top + tl.log2(b_mass)
         size = (stop - start + (t - earliest) * BN).to(tl.float32)
-        b_whole = tl.exp2(b_logits / size - b_lse)  # at most 1 / size
+        b_whole = tl.exp2(b_logits * scale / size - b_lse)  # at most 1 / size
         b_error = (b_own / b_mass - 2 * b_whole * b_shared) / b_mass + b_whole * b_whole * far
         tl.store(p_lse + o_pair + run, b_lse * LN_2, mask=in_m)
         tl.store(p_error + o_pair + run, b_error, mask=in_m)

@@ -163,11 +163,22 @@ def test_lists_of_the_hopper_kernel_for_clusters(unit):
 @pytest.mark.parametrize(("card", "dtype"), [(SM90, BF16), (SM86, BF16), (SM86, FULL)], ids=name)
 def test_skipped(card, dtype):
     q, lse = torch.empty(1, 1000, 2, 128, dtype=dtype), torch.empty(1, 2, 1000)
-    labels, order = torch.zeros(2, 1000, dtype=torch.long), torch.zeros(1, 2, 1000, dtype=torch.int32)
+    order, ends = torch.zeros(1, 2, 1000, dtype=torch.int32), torch.zeros(1, 1, 61, dtype=torch.int32)
     means = Means(torch.empty(2, 60, 128), torch.empty(2, 60, 128), torch.empty(2, 8, 60), torch.empty(2, 8, 128))
-    keep, offsets = torch.ones(2, 8, 60, dtype=torch.bool), torch.zeros(1, 1, 61, dtype=torch.int32)
-    blocks = Blocks(keep, labels, labels, torch.ones(2, 60), order, order, offsets)
+    keep = torch.ones(2, 8, 60, dtype=torch.bool)
+    blocks = Blocks(keep, (1, 2, 1000, 1000), order, ends[..., :9], order, ends)
     with compiling(card[0]) as compiled, NoSync():
         skipped_triton.triton_add_skipped(q, q, lse, blocks, means.bias, means, 0.1)
         skipped_triton.triton_anchor(means.shift.to(dtype), q, q, blocks, 0.1)
     check(compiled, ["_add_skipped", "_anchor"], card)
+    assert card != SM90 or not any(stack_bytes(kernel) for kernel in compiled)
+
+
+def test_anchors_of_many_even_blocks():
+    q, keep = torch.empty(1, 76_000, 1, 128, dtype=BF16), torch.ones(1, 594, 594, dtype=torch.bool)
+    ends = torch.zeros(1, 1, 595, dtype=torch.int32)
+    with compiling(SM90[0]) as compiled:
+        blocks = Blocks(keep, (1, 1, 76_000, 76_000), None, ends, None, ends)
+        skipped_triton.triton_anchor(torch.empty(1, 594, 128, dtype=BF16), q, q, blocks, 0.1)
+    check(compiled, ["_anchor"], SM90)
+    assert stack_bytes(compiled[0]) == 0 and "wgmma" in compiled[0].asm["ptx"]

@@ -34,7 +34,7 @@ def prepared(kind, tokens, dim, dtype, anchored, batches=1, lanes=(1, 2)):
 
 
 def moved(x, device):
-    if isinstance(x, tuple):
+    if hasattr(x, "_fields"):
         return type(x)(*(moved(y, device) for y in x))
     return x.to(device) if isinstance(x, torch.Tensor) else x
 
