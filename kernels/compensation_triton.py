@@ -1,7 +1,7 @@
 """Errors of mean keys and values in Triton: numbers of each key once, then all keys past each tile of queries.
 
-No pass for the LSE is needed before: what a run adds is first written relative to the run's own softmax sum, of which
-the LSE over all runs follows, and with it the factor ``exp(2 (lse_n - lse))`` that makes the error.
+No pass for the LSE is needed before: what a run adds is first written relative to the run's own softmax sum. From the
+LSE of each run follows its share of all keys, and the square of that share is the factor that is missing.
 """
 
 from __future__ import annotations
@@ -114,7 +114,7 @@ def _run_errors(
         b_whole = tl.exp2(b_logits * scale / size - b_lse)  # at most 1 / size
         b_error = (b_own / b_mass - 2 * b_whole * b_shared) / b_mass + b_whole * b_whole * far
         tl.store(p_lse + o_pair + run, b_lse * LN_2, mask=in_m)
-        tl.store(p_error + o_pair + run, b_error, mask=in_m)
+        tl.store(p_error + o_pair + run, tl.maximum(b_error, 0.0), mask=in_m)
 
 
 def triton_run_errors(
@@ -151,5 +151,5 @@ def triton_run_errors(
         *k.stride()[:3], *ordered[1], *_lane_strides(tiles.table), *_lane_strides(tiles.counts),
         PRECISION="tf32x3" if full else "tf32", **tile, **call,
     )  # fmt: skip
-    total = lse.logsumexp(-1, keepdim=True)
-    return error.mul_(lse.sub_(total).mul_(2).exp_()).clamp_min_(0)
+    share = lse.softmax(-1)
+    return error.mul_(share).mul_(share)

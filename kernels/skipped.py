@@ -101,13 +101,12 @@ def anchor(q, k, v, blocks: Blocks, means: Means, scale: float, *, implementatio
 
         anchors = anchors.to(q.dtype)
         mass, parts, value = triton_anchor(anchors, k, v, blocks, scale)
-        held = mass.masked_fill(blocks.keep, -torch.inf)  # [lanes, Mq, Nk]
-        total = held.logsumexp(-1, keepdim=True)
-        total = total.masked_fill(total.isneginf(), 0.0)  # of a row that skips nothing: its weights are 0 and 0
-        weight = held.sub_(total).exp_()
+        total = parts.logsumexp(0)  # [lanes, Mq]
+        total = total.masked_fill(total.isneginf(), 0.0)  # of a row that skips nothing: all its weights are 0
+        weight = mass.masked_fill(blocks.keep, -torch.inf).sub_(total[..., None]).exp_()  # [lanes, Mq, Nk]
         bias = mass.baddbmm_(anchors.float(), means.keys.transpose(1, 2), alpha=-scale)
         # What the splits of the keys gave, by their shares, less what the means give.
-        shift = (value * (parts - total[..., 0]).exp()[..., None]).sum(0)
+        shift = value.mul_((parts - total).exp()[..., None]).sum(0)
         return means._replace(bias=bias, shift=shift.baddbmm_(weight, means.values, alpha=-1))
     anchors = anchors * scale
     keys, values, labels = _by_lane(k), _by_lane(v), blocks.columns

@@ -182,3 +182,14 @@ def test_anchors_of_many_even_blocks():
         skipped_triton.triton_anchor(torch.empty(1, 594, 128, dtype=BF16), q, q, blocks, 0.1)
     check(compiled, ["_anchor"], SM90)
     assert stack_bytes(compiled[0]) == 0 and "wgmma" in compiled[0].asm["ptx"]
+
+
+def test_one_head_of_one_block():
+    q, ends = torch.empty(1, 1024, 1, 64, dtype=BF16), torch.zeros(1, 1, 2, dtype=torch.int32)
+    blocks = Blocks(torch.ones(1, 1, 1, dtype=torch.bool), (1, 1, 1024, 1024), None, ends, None, ends)
+    means = Means(*(torch.empty(1, 1, n) for n in (64, 64, 1, 64)))
+    with compiling(SM90[0]) as compiled:
+        skipped_triton.triton_add_skipped(q, q, torch.empty(1, 1, 1024), blocks, means.bias, means, 0.1)
+        skipped_triton.triton_anchor(means.shift.to(BF16), q, q, blocks, 0.1)
+        compensation_triton.triton_run_errors(torch.empty(1, 1, 1, 64), q, q, None, ends, 0.1)
+    check(compiled, ["_add_skipped", "_anchor", "_chunk_sums", "_run_means", "_key_numbers", "_run_errors"], SM90)
