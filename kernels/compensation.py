@@ -11,6 +11,7 @@ from __future__ import annotations
 import torch
 
 from dittools.kernels.choice import picks_triton
+from dittools.kernels.counting_sort import runs_of_positions
 from dittools.kernels.dispatch import TRITON_HEAD_DIMS
 from dittools.kernels.run_means import run_means
 
@@ -60,8 +61,7 @@ def _portable(queries, k, v, order, offsets, scale: float) -> torch.Tensor:
     batches, heads, rows, _ = queries.shape
     tokens, runs = k.shape[1], offsets.shape[-1] - 1
     every = (batches, heads, -1)
-    positions = torch.arange(tokens, dtype=torch.int32, device=k.device).expand(*offsets.shape[:2], -1).contiguous()
-    labels = torch.searchsorted(offsets[..., 1:].contiguous(), positions, right=True).expand(every)
+    labels = runs_of_positions(offsets, tokens).expand(every)
     sizes = offsets.diff(dim=-1).expand(every)
     order = None if order is None else order.expand(every)
     key_means, value_means = run_means((k, v), order, offsets, implementation="portable")

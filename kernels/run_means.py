@@ -11,6 +11,7 @@ from itertools import pairwise
 import torch
 
 from dittools.kernels.choice import picks_triton
+from dittools.kernels.counting_sort import runs_of_positions
 
 MAX_TENSORS = 3
 
@@ -56,10 +57,7 @@ def _portable(x: torch.Tensor, order: torch.Tensor | None, offsets: torch.Tensor
     runs = offsets.shape[-1] - 1
     lanes = (batches, heads, -1)
     sizes = offsets.diff(dim=-1).expand(lanes)
-    positions = torch.arange(tokens, dtype=torch.int32, device=x.device)
-    positions = positions.expand(*offsets.shape[:2], -1).contiguous()
-    # The slot of each position: 0 before the first run, N + 1 after the last.
-    slots = torch.searchsorted(offsets.contiguous(), positions, right=True).expand(lanes)
+    slots = (runs_of_positions(offsets, tokens) + 1).expand(lanes)  # positions in no run have slots at both ends
     order = None if order is None else order.expand(lanes)
     sums = []
     for b in range(batches):

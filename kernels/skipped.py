@@ -16,7 +16,7 @@ from typing import NamedTuple
 import torch
 
 from dittools.kernels.choice import picks_triton
-from dittools.kernels.counting_sort import offsets_of
+from dittools.kernels.counting_sort import offsets_of, runs_of_positions
 from dittools.kernels.dispatch import TRITON_HEAD_DIMS
 from dittools.kernels.run_means import run_means
 
@@ -193,9 +193,7 @@ def _offsets(partition, device) -> torch.Tensor:
 
 def _labels(order, offsets, lanes: tuple[int, int], length: int) -> torch.Tensor:
     """The run of each token: int64 ``[lanes, S]``."""
-    positions = torch.arange(length, dtype=torch.int32, device=offsets.device)
-    positions = positions.expand(*offsets.shape[:2], -1).contiguous()
-    at = torch.searchsorted(offsets[..., 1:].contiguous(), positions, right=True).expand(*lanes, -1)
+    at = runs_of_positions(offsets, length).long().expand(*lanes, -1)
     if order is not None:
         at = torch.empty_like(at).scatter_(-1, order.expand(*lanes, -1).long(), at)
     return at.flatten(0, 1)

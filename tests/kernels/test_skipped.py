@@ -49,6 +49,7 @@ def moved(x, device):
         ("small", 200, 64, BF16),
         ("clusters", 150, 128, BF16),
         ("clusters", 110, 64, FULL),
+        ("clusters", 140, 64, torch.float16),
     ],
     ids=lambda x: str(x).removeprefix("torch."),
 )
@@ -180,3 +181,14 @@ def test_long_sequences_on_the_gpu_without_a_host_sync(kind):
     with no_sync():
         found = correct()
     assert rms_error(found, correct("portable")) < 1e-2
+
+
+@everywhere
+@pytest.mark.parametrize("dtype", [BF16, torch.float16], ids=str)
+def test_what_is_skipped_may_outweigh_what_is_computed_by_far(place, dtype):
+    q, out, lse, blocks, means, scale = prepared("clusters", 150, 64, dtype, True)
+    lse[:, 0] -= 60
+    lse[:, 1, :70] -= 200
+    case = (q, out, lse, blocks, means, scale)
+    found = add_skipped(*(moved(x, place[1]) for x in case), implementation=place[0])
+    assert rms_error(found.cpu(), naive_add_skipped(*case)) < 6e-3
