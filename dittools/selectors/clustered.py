@@ -27,7 +27,7 @@ def compensation_error(
 
     ``sum over keys t of cluster n of |exp(q.k_t) v_t - exp(q.k_n) v_n|^2``, q the mean of the query cluster, relative
     to the squared softmax sum of its row. One pass of all means over all keys: half of Mq / S of dense attention.
-    Triton rounds the means of queries to the dtype of k.
+    On a GPU the means of queries are rounded to the dtype of k.
 
     Args:
         k, v: ``[B, S, H, D]`` in token order.
