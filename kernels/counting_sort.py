@@ -57,6 +57,16 @@ def offsets_of(sizes: torch.Tensor) -> torch.Tensor:
     return F.pad(sizes.cumsum(-1, dtype=torch.int32), (1, 0))
 
 
+def runs_of_positions(offsets: torch.Tensor, length: int) -> torch.Tensor:
+    """The run that each position lies in: offsets int32 ``[..., N + 1]`` -> int32 ``[..., length]``.
+
+    -1 before the first run, N after the last. Made without a host sync.
+    """
+    positions = torch.arange(length, dtype=torch.int32, device=offsets.device)
+    positions = positions.expand(*offsets.shape[:-1], -1).contiguous()
+    return torch.searchsorted(offsets.contiguous(), positions, right=True, out_int32=True) - 1
+
+
 def naive_sort_by_label(labels: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
     """The oracle: labels one after the other, and of each its tokens in order."""
     runs = [[(row == c).nonzero().flatten() for c in range(count)] for row in labels]

@@ -16,8 +16,9 @@ from typing import NamedTuple
 import torch
 
 from dittools.kernels.choice import picks_triton
-from dittools.kernels.counting_sort import offsets_of
+from dittools.kernels.counting_sort import offsets_of, runs_of_positions
 from dittools.kernels.dispatch import TRITON_HEAD_DIMS
+from dittools.kernels.run_means import run_means
 
 # Logits of a chunk of rows. A CPU wants them in its cache.
 CHUNK_BYTES = 256 << 20
@@ -25,33 +26,43 @@ CPU_CHUNK_BYTES = 2 << 20
 
 
 class Blocks(NamedTuple):
-    """Blocks or clusters of both sides by token: what a mask and its orders are in every lane (head of a batch)."""
+    """Blocks or clusters of both sides: what a mask and its orders are in every lane (head of a batch)."""
 
     keep: torch.Tensor  # bool [lanes, Mq, Nk]
-    rows: torch.Tensor  # int64 [lanes, Sq], the query block of each token
-    columns: torch.Tensor  # int64 [lanes, Sk], the key block of each token
-    key_sizes: torch.Tensor  # [lanes, Nk]
-    order: torch.Tensor | None  # [B or 1, H or 1, Sq], position -> token: in which queries of a block are neighbours
+    sizes: tuple[int, int, int, int]  # B, H, Sq, Sk
+    order: torch.Tensor | None  # [B or 1, H or 1, Sq], position -> token, in which a query block is a run
+    offsets: torch.Tensor  # int32 [B or 1, H or 1, Mq + 1], where those runs begin and end
     key_order: torch.Tensor | None  # [B or 1, H or 1, Sk], in which a key block is a run
-    key_offsets: torch.Tensor  # int32 [B or 1, H or 1, Nk + 1], where those runs begin and end
+    key_offsets: torch.Tensor  # int32 [B or 1, H or 1, Nk + 1]
 
     @classmethod
     def of(cls, plan, q: torch.Tensor) -> Blocks:
         """From a `dittools.methods.base.Plan` for queries ``[B, S, H, D]``."""
         batches, _, heads, _ = q.shape
-        mask, lanes = plan.mask, (batches, heads)
-        clustered = hasattr(mask.key, "run_sizes")
-        key_order = plan.order if plan.key_order is None else plan.key_order
-        sizes = mask.key.sizes(q.device).expand(*lanes, -1)
+        mask = plan.mask
         return cls(
-            mask.keep.expand(*lanes, -1, -1).flatten(0, 1),
-            _labels(mask.query, plan.order, lanes, q.device),
-            _labels(mask.key, key_order, lanes, q.device),
-            sizes.flatten(0, 1),
+            mask.keep.expand(batches, heads, -1, -1).flatten(0, 1),
+            (batches, heads, mask.query.length, mask.key.length),
             plan.order,
-            key_order,
-            offsets_of(mask.key.sizes(q.device).int().expand(1, 1, -1) if not clustered else mask.key.run_sizes),
+            _offsets(mask.query, q.device),
+            plan.order if plan.key_order is None else plan.key_order,
+            _offsets(mask.key, q.device),
         )
+
+    @property
+    def rows(self) -> torch.Tensor:
+        """The query block of each token: int64 ``[lanes, Sq]``. Made when asked for; the Triton path never does."""
+        return _labels(self.order, self.offsets, self.sizes[:2], self.sizes[2])
+
+    @property
+    def columns(self) -> torch.Tensor:
+        """The key block of each token: int64 ``[lanes, Sk]``, as `rows`."""
+        return _labels(self.key_order, self.key_offsets, self.sizes[:2], self.sizes[3])
+
+    @property
+    def key_sizes(self) -> torch.Tensor:
+        """Keys in each block: int32 ``[lanes, Nk]``."""
+        return self.key_offsets.diff(dim=-1).expand(*self.sizes[:2], -1).flatten(0, 1)
 
 
 class Means(NamedTuple):
@@ -63,11 +74,15 @@ class Means(NamedTuple):
     shift: torch.Tensor | None  # [lanes, Mq, D]
 
 
-def summarise(k: torch.Tensor, v: torch.Tensor, blocks: Blocks) -> Means:
-    """Mean key and value of every key block, with the bias log(size). k, v: ``[B, S, H, D]``."""
-    sizes = blocks.key_sizes
-    keys, values = (_block_means(_by_lane(x), blocks.columns, sizes) for x in (k, v))
-    return Means(keys, values, sizes.float().log()[:, None], None)
+def summarise(k: torch.Tensor, v: torch.Tensor, blocks: Blocks, *, implementation: str | None = None) -> Means:
+    """Mean key and value of every key block, with the bias log(size).
+
+    Args:
+        k, v: ``[B, S, H, D]``.
+        implementation: as in `dittools.kernels.run_means`.
+    """
+    means = run_means((k, v), blocks.key_order, blocks.key_offsets, implementation=implementation)
+    return Means(*(x.flatten(0, 1) for x in means), blocks.key_sizes.float().log()[:, None], None)
 
 
 def anchor(q, k, v, blocks: Blocks, means: Means, scale: float, *, implementation: str | None = None) -> Means:
@@ -80,26 +95,25 @@ def anchor(q, k, v, blocks: Blocks, means: Means, scale: float, *, implementatio
         implementation: as in `add_skipped`. The Triton kernel rounds the mean query to the dtype of q.
     """
     lanes, rows, columns = blocks.keep.shape
-    sizes = torch.zeros(lanes, rows, device=q.device)
-    sizes.scatter_add_(1, blocks.rows, torch.ones((), device=q.device).expand(blocks.rows.shape))
-    anchors = _block_means(_by_lane(q), blocks.rows, sizes)  # [lanes, Mq, D]
+    anchors = run_means(q, blocks.order, blocks.offsets, implementation=implementation).flatten(0, 1)  # [lanes, Mq, D]
     if picks_triton(implementation, q, reason=_why_not_triton(q)):
         from dittools.kernels.skipped_triton import triton_anchor
 
         anchors = anchors.to(q.dtype)
-        mass, value = triton_anchor(anchors, k, v, blocks, scale)
-        held = mass.masked_fill(blocks.keep, -torch.inf)
-        top = held.amax(-1, keepdim=True)
-        weight = (held - top.masked_fill(top.isneginf(), 0.0)).exp()
-        weight = weight / weight.sum(-1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
-        bias = mass - anchors.float() @ means.keys.transpose(1, 2) * scale
-        return means._replace(bias=bias, shift=value - weight @ means.values)
+        mass, parts, value = triton_anchor(anchors, k, v, blocks, scale)
+        total = parts.logsumexp(0)  # [lanes, Mq]
+        total = total.masked_fill(total.isneginf(), 0.0)  # of a row that skips nothing: all its weights are 0
+        weight = mass.masked_fill(blocks.keep, -torch.inf).sub_(total[..., None]).exp_()  # [lanes, Mq, Nk]
+        bias = mass.baddbmm_(anchors.float(), means.keys.transpose(1, 2), alpha=-scale)
+        # What the splits of the keys gave, by their shares, less what the means give.
+        shift = value.mul_((parts - total).exp()[..., None]).sum(0)
+        return means._replace(bias=bias, shift=shift.baddbmm_(weight, means.values, alpha=-1))
     anchors = anchors * scale
-    keys, values = _by_lane(k), _by_lane(v)
+    keys, values, labels = _by_lane(k), _by_lane(v), blocks.columns
     bias = torch.empty(lanes, rows, columns, device=q.device)
     shift = torch.empty(lanes, rows, v.shape[-1], device=q.device)
     for lane, part in _chunks(lanes, rows, k.shape[1], q.device):
-        label, skip = blocks.columns[lane], ~blocks.keep[lane, part]
+        label, skip = labels[lane], ~blocks.keep[lane, part]
         logits = anchors[lane, part] @ keys[lane].float().T  # [m, S]
         # Relative to the largest skipped one: what is kept may be far above, and must not drown the rest.
         logits.masked_fill_(~skip[:, label], -torch.inf)
@@ -131,11 +145,11 @@ def add_skipped(
 
         return triton_add_skipped(q, out, lse, blocks, bias, means, scale)
     tokens, heads = out.shape[1:3]
-    queries, computed, base = _by_lane(q), _by_lane(out), lse.flatten(0, 1)
+    queries, computed, base, rows = _by_lane(q), _by_lane(out), lse.flatten(0, 1), blocks.rows
     merged = torch.empty(out.shape, dtype=out.dtype, device=out.device)
     into = merged.transpose(1, 2)  # [B, H, S, D]
     for lane, part in _chunks(len(queries), tokens, bias.shape[-1], q.device):
-        row = blocks.rows[lane, part]
+        row = rows[lane, part]
         logits = torch.addmm(bias[lane][row], queries[lane, part].float(), means.keys[lane].T, alpha=scale)
         own = logits.logsumexp(-1, keepdim=True)  # [s, 1]
         extra = (logits - own.masked_fill(own.isneginf(), 0.0)).exp() @ means.values[lane]
@@ -170,13 +184,16 @@ def _why_not_triton(q: torch.Tensor) -> str | None:
     return None if q.shape[-1] in TRITON_HEAD_DIMS else f"needs a head dim in {TRITON_HEAD_DIMS}, got {q.shape[-1]}"
 
 
-def _labels(partition, order, lanes: tuple[int, int], device) -> torch.Tensor:
-    """The block of each token: int64 ``[lanes, S]``."""
+def _offsets(partition, device) -> torch.Tensor:
+    """Where the blocks of a partition begin and end: int32 ``[B or 1, H or 1, M + 1]``."""
     if hasattr(partition, "run_sizes"):
-        at = partition.labels()
-    else:
-        at = (torch.arange(partition.length, device=device) // partition.size)[None, None]
-    at = at.expand(*lanes, -1)
+        return partition.offsets()
+    return offsets_of(partition.sizes(device).int()[None, None])
+
+
+def _labels(order, offsets, lanes: tuple[int, int], length: int) -> torch.Tensor:
+    """The run of each token: int64 ``[lanes, S]``."""
+    at = runs_of_positions(offsets, length).long().expand(*lanes, -1)
     if order is not None:
         at = torch.empty_like(at).scatter_(-1, order.expand(*lanes, -1).long(), at)
     return at.flatten(0, 1)
@@ -185,14 +202,6 @@ def _labels(partition, order, lanes: tuple[int, int], device) -> torch.Tensor:
 def _by_lane(x: torch.Tensor) -> torch.Tensor:
     """``[B, S, H, D]`` as ``[B * H, S, D]``."""
     return x.transpose(1, 2).flatten(0, 1)
-
-
-def _block_means(x: torch.Tensor, labels: torch.Tensor, sizes: torch.Tensor) -> torch.Tensor:
-    """Means of the tokens of each block, 0 where it has none: ``[lanes, S, D]`` -> fp32 ``[lanes, M, D]``."""
-    lanes, count = sizes.shape
-    slots = (torch.arange(lanes, device=x.device)[:, None] * count + labels).flatten()
-    sums = torch.zeros(lanes * count, x.shape[-1], device=x.device).index_add_(0, slots, x.flatten(0, 1).float())
-    return sums.view(lanes, count, -1) / sizes.clamp_min(1)[..., None]
 
 
 def _chunks(lanes: int, rows: int, columns: int, device: torch.device):

@@ -11,6 +11,7 @@ from tests import on_a_gpu
 CASE_OF = {
     "block_mass_triton": "mass",
     "clustered_triton": "clusters",
+    "compensation_triton": "compensation",
     "counting_sort_triton": "kmeans",
     "hopper_clusters_forward": "hopper-clusters",
     "hopper_clusters_lists": "hopper-clusters",
@@ -18,6 +19,7 @@ CASE_OF = {
     "kmeans_triton": "kmeans",
     "lists_triton": "lists",
     "permute_triton": "permute",
+    "run_means_triton": "means",
     "skipped_triton": "skipped",
     "triton_block_sparse": "triton",
 }

@@ -86,6 +86,21 @@ def pooling():
     assert pool_blocks(x, random_mask(TOKENS, 128, 64).key).isfinite().all()
 
 
+def means():
+    from test_run_means import check, offsets_of
+
+    x = inputs(1, 5 * TOKENS, HEADS, 64, torch.bfloat16)
+    for order in (None, random_order(1, HEADS, 5 * TOKENS)):
+        check(("triton", "cuda"), x, order, offsets_of((0, 0, 70, 71, TOKENS, 5 * TOKENS)))
+
+
+def compensation():
+    from test_compensation import RUNS, case, check, offsets_of
+
+    for runs in RUNS.values():
+        check(("triton", "cuda"), *case(200, 128, torch.bfloat16), random_order(1, 2, 200), offsets_of(runs)[None])
+
+
 def skipped():
     from test_skipped import moved, prepared
 
@@ -104,11 +119,13 @@ CASES = {
     "hopper": lambda: [attention("hopper", block) for block in (64, 128)],
     "triton": lambda: [attention("triton", block, (64, 96, 128)) for block in (64, 128)],
     "clusters": clusters,
+    "compensation": compensation,
     "hopper-clusters": lambda: clusters("hopper"),
     "lists": lists,
     "permute": permute,
     "kmeans": kmeans,
     "mass": mass,
+    "means": means,
     "pooling": pooling,
     "skipped": skipped,
 }

@@ -11,16 +11,18 @@ pytest.importorskip("triton")
 if torch.cuda.is_available():
     pytest.skip("a card is here: the tests run the kernels on it", allow_module_level=True)
 
-from ahead import compiling
+from ahead import compiling, stack_bytes
 
 from dittools.kernels import (
     block_mass_triton,
     clustered_triton,
+    compensation_triton,
     counting_sort_triton,
     hopper_clusters_lists,
     kmeans_triton,
     lists_triton,
     permute_triton,
+    run_means_triton,
     schedule,
     skipped_triton,
     triton_block_sparse,
@@ -75,6 +77,28 @@ def test_permute():
         permute_triton.triton_permute((x, x, x), order, back=False)
         permute_triton.triton_permute((x,), order, back=True)
     check(compiled, ["_permute", "_permute"], SM90)
+
+
+@pytest.mark.parametrize("ordered", [False, True])
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_run_means(count, ordered):
+    x, order = torch.empty(1, 3000, 2, 128, dtype=BF16), torch.empty(1, 2, 3000, dtype=torch.int32)
+    with compiling(SM90[0]) as compiled, NoSync():
+        run_means_triton.triton_run_means([x] * count, order if ordered else None, torch.empty(1, 2, 41).int())
+    check(compiled, ["_chunk_sums", "_run_means"], SM90)
+    assert not any(stack_bytes(kernel) for kernel in compiled)
+
+
+@pytest.mark.parametrize(("card", "dtype", "dim"), [(SM90, BF16, 128), (SM86, BF16, 96), (SM86, FULL, 128)], ids=name)
+def test_compensation(card, dtype, dim):
+    k, offsets = torch.empty(1, 3000, 2, dim, dtype=dtype), torch.arange(0, 3001, 75, dtype=torch.int32)
+    order = torch.empty(1, 2, 3000, dtype=torch.int32)
+    with compiling(card[0]) as compiled, NoSync():
+        compensation_triton.triton_run_errors(torch.empty(1, 2, 300, dim), k, k, order, offsets[None, None], 0.1)
+    check(compiled, ["_chunk_sums", "_run_means", "_key_numbers", "_run_errors"], card)
+    assert dtype == FULL or not any(stack_bytes(kernel) for kernel in compiled)
+    if card == SM90:
+        assert "wgmma" in compiled[-1].asm["ptx"]
 
 
 @pytest.mark.parametrize(
@@ -139,11 +163,33 @@ def test_lists_of_the_hopper_kernel_for_clusters(unit):
 @pytest.mark.parametrize(("card", "dtype"), [(SM90, BF16), (SM86, BF16), (SM86, FULL)], ids=name)
 def test_skipped(card, dtype):
     q, lse = torch.empty(1, 1000, 2, 128, dtype=dtype), torch.empty(1, 2, 1000)
-    labels, order = torch.zeros(2, 1000, dtype=torch.long), torch.zeros(1, 2, 1000, dtype=torch.int32)
+    order, ends = torch.zeros(1, 2, 1000, dtype=torch.int32), torch.zeros(1, 1, 61, dtype=torch.int32)
     means = Means(torch.empty(2, 60, 128), torch.empty(2, 60, 128), torch.empty(2, 8, 60), torch.empty(2, 8, 128))
-    keep, offsets = torch.ones(2, 8, 60, dtype=torch.bool), torch.zeros(1, 1, 61, dtype=torch.int32)
-    blocks = Blocks(keep, labels, labels, torch.ones(2, 60), order, order, offsets)
+    keep = torch.ones(2, 8, 60, dtype=torch.bool)
+    blocks = Blocks(keep, (1, 2, 1000, 1000), order, ends[..., :9], order, ends)
     with compiling(card[0]) as compiled, NoSync():
         skipped_triton.triton_add_skipped(q, q, lse, blocks, means.bias, means, 0.1)
         skipped_triton.triton_anchor(means.shift.to(dtype), q, q, blocks, 0.1)
     check(compiled, ["_add_skipped", "_anchor"], card)
+    assert card != SM90 or not any(stack_bytes(kernel) for kernel in compiled)
+
+
+def test_anchors_of_many_even_blocks():
+    q, keep = torch.empty(1, 76_000, 1, 128, dtype=BF16), torch.ones(1, 594, 594, dtype=torch.bool)
+    ends = torch.zeros(1, 1, 595, dtype=torch.int32)
+    with compiling(SM90[0]) as compiled:
+        blocks = Blocks(keep, (1, 1, 76_000, 76_000), None, ends, None, ends)
+        skipped_triton.triton_anchor(torch.empty(1, 594, 128, dtype=BF16), q, q, blocks, 0.1)
+    check(compiled, ["_anchor"], SM90)
+    assert stack_bytes(compiled[0]) == 0 and "wgmma" in compiled[0].asm["ptx"]
+
+
+def test_one_head_of_one_block():
+    q, ends = torch.empty(1, 1024, 1, 64, dtype=BF16), torch.zeros(1, 1, 2, dtype=torch.int32)
+    blocks = Blocks(torch.ones(1, 1, 1, dtype=torch.bool), (1, 1, 1024, 1024), None, ends, None, ends)
+    means = Means(*(torch.empty(1, 1, n) for n in (64, 64, 1, 64)))
+    with compiling(SM90[0]) as compiled:
+        skipped_triton.triton_add_skipped(q, q, torch.empty(1, 1, 1024), blocks, means.bias, means, 0.1)
+        skipped_triton.triton_anchor(means.shift.to(BF16), q, q, blocks, 0.1)
+        compensation_triton.triton_run_errors(torch.empty(1, 1, 1, 64), q, q, None, ends, 0.1)
+    check(compiled, ["_add_skipped", "_anchor", "_chunk_sums", "_run_means", "_key_numbers", "_run_errors"], SM90)

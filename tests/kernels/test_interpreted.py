@@ -10,11 +10,13 @@ import pytest
 FILES = (
     "test_block_mass.py",
     "test_clustered.py",
+    "test_compensation.py",
     "test_counting_sort.py",
     "test_hopper_clusters_lists.py",
     "test_kmeans.py",
     "test_lists.py",
     "test_permute.py",
+    "test_run_means.py",
     "test_skipped.py",
 )
 

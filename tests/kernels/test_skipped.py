@@ -3,7 +3,7 @@
 import pytest
 import torch
 from cases import inputs, random_mask, random_order, rms_error
-from places import everywhere
+from places import GPU, everywhere, no_sync
 from test_clustered import random_clusters
 
 from dittools.kernels import block_sparse_attention
@@ -34,7 +34,7 @@ def prepared(kind, tokens, dim, dtype, anchored, batches=1, lanes=(1, 2)):
 
 
 def moved(x, device):
-    if isinstance(x, tuple):
+    if hasattr(x, "_fields"):
         return type(x)(*(moved(y, device) for y in x))
     return x.to(device) if isinstance(x, torch.Tensor) else x
 
@@ -49,6 +49,7 @@ def moved(x, device):
         ("small", 200, 64, BF16),
         ("clusters", 150, 128, BF16),
         ("clusters", 110, 64, FULL),
+        ("clusters", 140, 64, torch.float16),
     ],
     ids=lambda x: str(x).removeprefix("torch."),
 )
@@ -125,3 +126,69 @@ def test_anchors_make_the_mean_query_exact(place):
     found = add_skipped(q, out, lse, blocks, means, 0.125, implementation=implementation)
     dense = torch.nn.functional.scaled_dot_product_attention(*(x.transpose(1, 2) for x in (q, k, v))).transpose(1, 2)
     assert rms_error(found, dense) < 1e-5
+
+
+@everywhere
+def test_tiles_of_many_query_blocks_and_a_giant_one(place):
+    q, k, v = inputs(1, 300, 2, 64, BF16)
+    mask = random_clusters(300, 300, (9, 12), (1, 2))
+    mask.query.run_sizes[0, 0] = torch.tensor([1, 0, 2, 1, 0, 90, 6, 200, 0], dtype=torch.int32)
+    mask.key.run_sizes[0, 1] = torch.tensor([0, 1, 270, 0, 9, 0, 0, 20, 0, 0, 0, 0], dtype=torch.int32)
+    plan = Plan(random_order(1, 2, 300), mask, key_order=random_order(1, 2, 300, 1))
+    orders = {"order": plan.order, "key_order": plan.key_order}
+    out, lse = block_sparse_attention(q, k, v, mask, **orders, return_lse=True, implementation="naive")
+    there = moved(Blocks.of(plan, q), place[1])
+    q, k, v, out, lse = (x.to(place[1]) for x in (q, k, v, out, lse))
+    means = summarise(k, v, there, implementation=place[0])
+    means = anchor(q, k, v, there, means, 0.125, implementation=place[0])
+    found = add_skipped(q, out, lse, there, means, 0.125, implementation=place[0])
+    wanted = naive_add_skipped(*(moved(x, "cpu") for x in (q, out, lse, there, means)), 0.125)
+    assert rms_error(found.cpu(), wanted) < 6e-3
+
+
+@everywhere
+def test_splits_of_the_keys_add_up(place):
+    q, k, v = inputs(1, 200, 1, 64)
+    plan = Plan(None, random_clusters(200, 200, (3, 40), density=0.5))
+    blocks = Blocks.of(plan, q)
+    portable = anchor(q, k, v, blocks, summarise(k, v, blocks), 0.3, implementation="portable")
+    q, k, v, blocks = (moved(x, place[1]) for x in (q, k, v, blocks))
+    found = anchor(q, k, v, blocks, summarise(k, v, blocks), 0.3, implementation=place[0])
+    found = moved(found, "cpu")
+    found = found._replace(bias=found.bias.masked_fill(plan.mask.keep[0], -torch.inf))  # that of kept blocks is unused
+    torch.testing.assert_close(found, portable, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("kind", [pytest.param(x, marks=GPU) for x in ("clusters", "ordered")])
+def test_long_sequences_on_the_gpu_without_a_host_sync(kind):
+    tokens = 32_760
+    q, k, v = inputs(1, tokens, 4, 128, BF16, device="cuda")
+    order, key_order = (random_order(1, 4, tokens, seed, "cuda") for seed in (0, 1))
+    if kind == "clusters":
+        plan = Plan(order, random_clusters(tokens, tokens, (130, 430), (1, 4), 0.2).to("cuda"), key_order=key_order)
+    else:
+        plan = Plan(order, random_mask(tokens, 128, 128, 1, 4, density=0.2, device="cuda"))
+    orders = {"order": plan.order} | ({} if plan.key_order is None else {"key_order": plan.key_order})
+    out, lse = block_sparse_attention(q, k, v, plan.mask, **orders, return_lse=True)
+
+    def correct(implementation=None):
+        blocks = Blocks.of(plan, q)
+        means = summarise(k, v, blocks, implementation=implementation)
+        means = anchor(q, k, v, blocks, means, 0.3, implementation=implementation)
+        return add_skipped(q, out, lse, blocks, means, 0.3, implementation=implementation)
+
+    correct()
+    with no_sync():
+        found = correct()
+    assert rms_error(found, correct("portable")) < 1e-2
+
+
+@everywhere
+@pytest.mark.parametrize("dtype", [BF16, torch.float16], ids=str)
+def test_what_is_skipped_may_outweigh_what_is_computed_by_far(place, dtype):
+    q, out, lse, blocks, means, scale = prepared("clusters", 150, 64, dtype, True)
+    lse[:, 0] -= 60
+    lse[:, 1, :70] -= 200
+    case = (q, out, lse, blocks, means, scale)
+    found = add_skipped(*(moved(x, place[1]) for x in case), implementation=place[0])
+    assert rms_error(found.cpu(), naive_add_skipped(*case)) < 6e-3
