@@ -13,29 +13,26 @@ MOST_DEVICE_BYTES = 512 << 20
 class MassSums:
     """Block masses of every layer and head, summed by group of steps.
 
-    Nothing waits for the call that it is given: on the host a layer's masses are added when the next ones come.
+    Nothing waits for the call that it is given: on the host a layer's masses are added when the next ones come. Memory
+    is touched when it is first needed: a host may have tens of gigabytes to clear.
 
     Args:
         groups, layers, heads, count: of the sums, fp32 ``[groups, layers, H, M, M]``; M is ``count``.
         device: where masses come from.
-
-    Attributes:
-        heard: bool ``[groups, layers]``, on the CPU.
     """
 
     def __init__(self, groups: int, layers: int, heads: int, count: int, device: torch.device):
         shape = (groups, layers, heads, count, count)
         on_host = device.type == "cpu" or 4 * prod(shape) > MOST_DEVICE_BYTES
-        self.heard = torch.zeros(groups, layers, dtype=torch.bool)
-        self._sums = torch.zeros(shape, device="cpu" if on_host else device)
+        self._lanes: set[tuple[int, int]] = set()
+        self._sums = torch.empty(shape, device="cpu" if on_host else device)
         self._staged: torch.Tensor | None = None
         self._waiting: tuple[int, int, torch.cuda.Event] | None = None
 
     def add(self, group: int, layer: int, mass: torch.Tensor) -> None:
         """Add the masses of one call, fp32 ``[H, M, M]``."""
-        self.heard[group, layer] = True
         if mass.device == self._sums.device:
-            self._sums[group, layer] += mass
+            self._put(group, layer, mass)
             return
         self._settle()
         if self._staged is None:
@@ -45,14 +42,28 @@ class MassSums:
         copied.record(torch.cuda.current_stream(mass.device))
         self._waiting = group, layer, copied
 
-    def sums(self) -> torch.Tensor:
-        """All of them: fp32 ``[groups, layers, H, M, M]``, where they are kept."""
+    def heard(self) -> torch.Tensor:
+        """Which groups heard which layers: bool ``[groups, layers]`` on the CPU."""
         self._settle()
+        groups, layers = self._sums.shape[:2]
+        return torch.tensor([[(group, layer) in self._lanes for layer in range(layers)] for group in range(groups)])
+
+    def sums(self) -> torch.Tensor:
+        """All of them: fp32 ``[groups, layers, H, M, M]``, where they are kept; 0 where nothing was heard."""
+        for group, layer in (~self.heard()).nonzero().tolist():
+            self._sums[group, layer] = 0
         return self._sums
+
+    def _put(self, group: int, layer: int, mass: torch.Tensor) -> None:
+        if (group, layer) in self._lanes:
+            self._sums[group, layer] += mass
+        else:
+            self._sums[group, layer] = mass
+        self._lanes.add((group, layer))
 
     def _settle(self) -> None:
         if self._waiting is not None:
             group, layer, copied = self._waiting
             copied.synchronize()
-            self._sums[group, layer] += self._staged
+            self._put(group, layer, self._staged)
             self._waiting = None

@@ -110,7 +110,7 @@ class PARO(Calibrator):
         self.mass.add(self.groups[heard.tick.step], heard.layer, found)
 
     def tables(self) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
-        sums, heard, axes = self.mass.sums(), self.mass.heard, self.axes.cpu()
+        sums, heard, axes = self.mass.sums(), self.mass.heard(), self.axes.cpu()
         section = {"by_step": True, "groups": self.groups, "block_size": self.block_size}
         section |= {"measured_steps": list(range(self.size.steps)), "order_steps": self.steps}
         section |= {"axes": [[AXES[n] for n in row] for row in axes.tolist()]}
