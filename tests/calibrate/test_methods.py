@@ -267,7 +267,7 @@ def test_masses_add_up_wherever_they_are_kept(device, on_host, monkeypatch):
     want = given.sum(2)
     want[:, 1] = 0
     torch.testing.assert_close(kept.sums().cpu(), want)
-    assert kept.heard.tolist() == [[True, False, True]] * 2
+    assert kept.heard().tolist() == [[True, False, True]] * 2
     assert kept.sums().device.type == ("cpu" if on_host else device)
 
 
