@@ -19,7 +19,7 @@ sparse_vdit (errors and costs of five head modes), sta (windows by step, layer a
 (reference frames by layer), svg (head classes). It is FILE.json with FILE.safetensors beside it.
 
 Most is found on a sample of query rows in 3 to 8 steps spread over the run; which, the profile says (measured_steps).
-Only paro's masses are of every step and row, at about two dense attentions a call, in a second round over all prompts.
+Only paro's masses are of every step and row, at about one dense attention a call, in a second round over all prompts.
 Beside the model this takes up to 1 GB of the GPU and, where the masses of all layers are more than 512 MB, host memory:
 9 GB for 40 layers of 40 heads at 75,600 tokens.
 

@@ -106,7 +106,7 @@ class PARO(Calibrator):
         for first in range(0, heads, some):
             of = slice(first, first + some)
             q, k = gather_tokens((heard.q[:, :, of], heard.k[:, :, of]), order[:, of])
-            found[of] = measure_block_mass(q, k, partition, partition, scale=heard.scale).sum(0)
+            found[of] = measure_block_mass(q, k, partition, partition, scale=heard.scale, passes=1).sum(0)
         self.mass.add(self.groups[heard.tick.step], heard.layer, found)
 
     def tables(self) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:

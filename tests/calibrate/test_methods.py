@@ -110,11 +110,11 @@ MOST_LAUNCHES = {"paro": 80, "sparse_vdit": 100, "sta": 90, "attention_tile": 60
 
 @pytest.mark.parametrize("name", CALIBRATORS)
 def test_a_call_takes_few_launches_however_many_heads_and_never_waits(name, monkeypatch):
-    # On a card the masses are one call of two launches; here they walk over heads.
+    # On a card the masses are two launches a chunk; here they walk over heads.
     monkeypatch.setattr(
         paro_calibration,
         "measure_block_mass",
-        lambda q, k, query, key, scale: q.new_zeros(q.shape[0], q.shape[2], query.count, key.count),
+        lambda q, k, query, key, scale, passes: q.new_zeros(q.shape[0], q.shape[2], query.count, key.count),
     )
     monkeypatch.setattr(block_statistics, "CPU_CHUNK_BYTES", block_statistics.CHUNK_BYTES)
     counts = []
@@ -167,7 +167,7 @@ class Sizes(TorchDispatchMode):
 def test_at_32760_tokens_a_call_is_some_hundred_launches_in_some_hundred_megabytes(name, monkeypatch):
     """On a device that computes nothing: sizes alone. A dense call of 6 heads takes 3 ms, a launch 5 us."""
 
-    def masses(q, k, query, key, scale):
+    def masses(q, k, query, key, scale, passes):
         return q.new_empty(q.shape[0], q.shape[2], query.count, key.count, dtype=torch.float32)
 
     monkeypatch.setattr(paro_calibration, "measure_block_mass", masses)
