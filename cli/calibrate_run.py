@@ -101,7 +101,8 @@ def _listen(opened: Any, scenes: list, methods: list[str], stages: Stages) -> tu
     import dittools
 
     made: dict[str, Calibrator] = {}
-    watches: dict[str, list[Stopwatch]] = {name: [] for name in methods}
+    spent = dict.fromkeys(methods, 0.0)
+    watches: list[tuple[str, Stopwatch]] = []  # of this step
     rounds = max(CALIBRATORS[name].rounds for name in methods)
     with dittools.accelerate(opened.pipe, config=Config(method="dense")) as fast:
         model, round = fast.runtime.identity, 0
@@ -111,24 +112,32 @@ def _listen(opened: Any, scenes: list, methods: list[str], stages: Stages) -> tu
         def hear(heard: Any) -> None:
             for name, calibrator in made.items():
                 if round < calibrator.rounds:
-                    watches[name].append(Stopwatch(heard.q.device))
+                    watch = Stopwatch(heard.q.device)
                     calibrator.hear(heard, round)
-                    watches[name][-1].stop()
+                    watch.stop()
+                    watches.append((name, watch))
 
-        estimate = Estimate(rounds * len(scenes) * scenes[0].shot.steps, stages)
+        estimate = Estimate(rounds * len(scenes) * scenes[0].shot.steps, stages.progress)
+
+        def done(step: int, steps: int) -> None:
+            stages.wait()  # the host is ahead of the device, perhaps by as much as the first step
+            for name, watch in watches:
+                spent[name] += watch.seconds
+            watches.clear()
+            estimate.step(step, steps)
+
         fast.runtime.watchers.append(hear)
         for round in range(rounds):
             for number, scene in enumerate(scenes):
                 stages.progress.title = f"round {round + 1} of {rounds}, prompt {number + 1} of {len(scenes)}: "
                 embeds = drawing.encode(opened, scene, stages)
                 with stages("listen", scene.shot.steps):
-                    pipeline.denoise(opened.pipe, embeds, scene.shot, estimate.step)
+                    pipeline.denoise(opened.pipe, embeds, scene.shot, done)
         stages.progress.title = ""
         stages.progress.left("")
     silent = [name for name, calibrator in made.items() if calibrator.grid is None]
     if silent:
         raise BadInput(f"nothing was heard for {', '.join(silent)}: no self-attention call has the grid's tokens")
-    spent = {name: sum(watch.seconds for watch in watches[name]) for name in methods}
     return {name: (made[name], spent[name]) for name in methods}, model
 
 
@@ -139,17 +148,16 @@ class Estimate:
         steps: of all runs together.
     """
 
-    def __init__(self, steps: int, stages: Stages):
-        self._steps, self._done, self._stages = steps, 0, stages
+    def __init__(self, steps: int, progress: Progress):
+        self._steps, self._done, self._progress = steps, 0, progress
         self._begun = time.perf_counter()
 
     def step(self, step: int, steps: int) -> None:
         """One more step is done, this one of its run."""
-        self._stages.wait()  # the host is ahead of the device, by as much as the first step
         self._done += 1
         left = (time.perf_counter() - self._begun) / self._done * (self._steps - self._done)
-        self._stages.progress.left(f"about {spoken(left)} left in all" if self._done < self._steps else "")
-        self._stages.progress.step(step, steps)
+        self._progress.left(f"about {spoken(left)} left in all" if self._done < self._steps else "")
+        self._progress.step(step, steps)
 
 
 def _profile(opened: Any, scenes: list, listeners: dict, model: Any, command: list[str], seconds: float) -> Profile:
