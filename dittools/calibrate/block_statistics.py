@@ -65,7 +65,7 @@ def block_statistics(
     several = max(1, budget // (each * size * some))
     found = torch.empty(3, batches, heads, len(rows), partition.count, device=device)
     for h in range(0, heads, some):
-        keys = k[:, :, h : h + some].float().permute(0, 2, 3, 1)  # [B, h, D, S]
+        keys = k[:, :, h : h + some].permute(0, 2, 3, 1).float().contiguous()  # [B, h, D, S]
         for u in range(0, len(rows), several):
             of = slice(u, u + several)
             queries = q[:, :, h : h + some].index_select(1, rows[of].flatten()).float().transpose(1, 2) * scale
