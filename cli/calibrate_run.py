@@ -20,6 +20,8 @@ from dittools.pipelines import stages as pipeline
 from dittools.pipelines.errors import BadInput
 from dittools.profile import Made, Profile
 from dittools.provenance import device_facts, dittools_version, versions
+from dittools.report.schedule import spoken
+from dittools.stopwatch import Stopwatch
 
 PROMPTS = (PROMPT, "A red car drives along a mountain road at dusk, seen from above")
 """For a model that is not the embedded one, where the user names none."""
@@ -100,6 +102,7 @@ def _listen(opened: Any, scenes: list, methods: list[str], stages: Stages) -> tu
 
     made: dict[str, Calibrator] = {}
     spent = dict.fromkeys(methods, 0.0)
+    watches: list[tuple[str, Stopwatch]] = []  # of this step
     rounds = max(CALIBRATORS[name].rounds for name in methods)
     with dittools.accelerate(opened.pipe, config=Config(method="dense")) as fast:
         model, round = fast.runtime.identity, 0
@@ -109,9 +112,19 @@ def _listen(opened: Any, scenes: list, methods: list[str], stages: Stages) -> tu
         def hear(heard: Any) -> None:
             for name, calibrator in made.items():
                 if round < calibrator.rounds:
-                    started = time.perf_counter()
+                    watch = Stopwatch(heard.q.device)
                     calibrator.hear(heard, round)
-                    spent[name] += time.perf_counter() - started
+                    watch.stop()
+                    watches.append((name, watch))
+
+        estimate = Estimate(rounds * len(scenes) * scenes[0].shot.steps, stages.progress)
+
+        def done(step: int, steps: int) -> None:
+            stages.wait()  # the host is ahead of the device, perhaps by as much as the first step
+            for name, watch in watches:
+                spent[name] += watch.seconds
+            watches.clear()
+            estimate.step(step, steps)
 
         fast.runtime.watchers.append(hear)
         for round in range(rounds):
@@ -119,12 +132,32 @@ def _listen(opened: Any, scenes: list, methods: list[str], stages: Stages) -> tu
                 stages.progress.title = f"round {round + 1} of {rounds}, prompt {number + 1} of {len(scenes)}: "
                 embeds = drawing.encode(opened, scene, stages)
                 with stages("listen", scene.shot.steps):
-                    pipeline.denoise(opened.pipe, embeds, scene.shot, stages.progress.step)
+                    pipeline.denoise(opened.pipe, embeds, scene.shot, done)
         stages.progress.title = ""
+        stages.progress.left("")
     silent = [name for name, calibrator in made.items() if calibrator.grid is None]
     if silent:
         raise BadInput(f"nothing was heard for {', '.join(silent)}: no self-attention call has the grid's tokens")
     return {name: (made[name], spent[name]) for name in methods}, model
+
+
+class Estimate:
+    """Tells of every step of all rounds and prompts, with how long the rest will take at the mean pace so far.
+
+    Args:
+        steps: of all runs together.
+    """
+
+    def __init__(self, steps: int, progress: Progress):
+        self._steps, self._done, self._progress = steps, 0, progress
+        self._begun = time.perf_counter()
+
+    def step(self, step: int, steps: int) -> None:
+        """One more step is done, this one of its run."""
+        self._done += 1
+        left = (time.perf_counter() - self._begun) / self._done * (self._steps - self._done)
+        self._progress.left(f"about {spoken(left)} left in all" if self._done < self._steps else "")
+        self._progress.step(step, steps)
 
 
 def _profile(opened: Any, scenes: list, listeners: dict, model: Any, command: list[str], seconds: float) -> Profile:

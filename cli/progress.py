@@ -30,6 +30,7 @@ class Progress(AbstractContextManager):
         self._started = self._spoken = time.perf_counter()
         self._stage = ""
         self._skipped: float | None = None
+        self._left = ""
 
     def __enter__(self) -> Progress:
         if self._bar is not None:
@@ -55,6 +56,10 @@ class Progress(AbstractContextManager):
         """The share of attention skipped so far, shown with the next step."""
         self._skipped = share
 
+    def left(self, text: str) -> None:
+        """How long everything will take, in words, shown with the next steps: with the first one at once."""
+        self._left = text
+
     def step(self, step: int, steps: int) -> None:
         """`step` of `steps` is done."""
         now = time.perf_counter()
@@ -62,9 +67,15 @@ class Progress(AbstractContextManager):
         facts = f"{elapsed / step:.2f} s/step"
         if self._skipped is not None:
             facts += f", {self._skipped:.0%} skipped"
+        if self._left:
+            facts += f", {self._left}"
         if self._bar is not None:
             self._bar.move(step, f"step {step}/{steps}, {facts}")
-        elif now - self._spoken >= _PLAIN_SECONDS * (6 if self._terse else 1) or (step == steps and not self._terse):
+        elif (
+            now - self._spoken >= _PLAIN_SECONDS * (6 if self._terse else 1)
+            or (step == steps and not self._terse)
+            or (step == 1 and self._left)
+        ):
             self._spoken = now
             self._output.line(f"{self._stage}: step {step}/{steps}, {facts}, {elapsed:.0f} s")
 

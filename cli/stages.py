@@ -43,11 +43,11 @@ class Stages:
     @contextmanager
     def __call__(self, name: str, steps: int | None = None) -> Iterator[None]:
         self.progress.stage(NAMES[name], steps)
-        self._wait()
+        self.wait()
         begun = time.perf_counter()
         try:
             yield
-            self._wait()
+            self.wait()
         except (BadInput, RunFailed):
             raise
         except Exception as error:
@@ -55,7 +55,8 @@ class Stages:
         finally:
             self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - begun
 
-    def _wait(self) -> None:
+    def wait(self) -> None:
+        """Until the device has done what it was given."""
         if self.cuda:
             import torch
 

@@ -24,6 +24,7 @@ def measure_block_mass(
     *,
     scale: float | None = None,
     lse: torch.Tensor | None = None,
+    passes: int = 2,
     implementation: str | None = None,
 ) -> torch.Tensor:
     """Sums of softmax weights over each (query block, key block), without ever holding an S x S tensor.
@@ -35,6 +36,8 @@ def measure_block_mass(
         lse: fp32 ``[B, H, Sq]``, log-sum-exp of each row's scaled logits in natural log, as
             `dittools.kernels.block_sparse_attention` returns it. Saves one of two passes. Of a part of the
             keys, it gives masses relative to that part; rows at -inf count nothing.
+        passes: over the logits in the Triton path, where ``lse`` is not given. 1 takes up to
+            `block_mass_parts_triton.PART_BYTES` of memory more in place of the second.
         implementation: "triton" or "portable"; chosen when None.
 
     Returns:
@@ -45,6 +48,8 @@ def measure_block_mass(
         ValueError: when shapes, dtypes or devices do not fit together, or ``implementation`` cannot run.
     """
     _check(q, k, query, key, lse)
+    if passes not in (1, 2):
+        raise ValueError(f"passes must be 1 or 2, got {passes!r}")
     scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
     reason = None
     if not {query.size, key.size} <= set(TRITON_BLOCKS):
@@ -53,6 +58,10 @@ def measure_block_mass(
         found = f"{query.size} x {q.shape[-1]} of {q.dtype}"
         reason = f"needs query blocks of at most {TRITON_TILE_BYTES >> 10} KiB, got {found}"
     if picks_triton(implementation, q, k, reason=reason or _too_wide(q)):
+        if passes == 1 and lse is None:
+            from dittools.kernels.block_mass_parts_triton import triton_block_mass_parts
+
+            return triton_block_mass_parts(q, k, query, key, scale)
         from dittools.kernels.block_mass_triton import triton_block_mass
 
         return triton_block_mass(q, k, query, key, scale, lse)

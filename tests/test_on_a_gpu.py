@@ -9,6 +9,7 @@ import pytest
 from tests import on_a_gpu
 
 CASE_OF = {
+    "block_mass_parts_triton": "mass",
     "block_mass_triton": "mass",
     "clustered_triton": "clusters",
     "compensation_triton": "compensation",

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 
 from dittools.calibrate.base import RowCalibrator, Size
+from dittools.calibrate.key_groups import KeyGroups, errors_by_group
 from dittools.runtime import Heard
-from dittools.selectors.sampled import sampled_errors
 from dittools.tokens import TokenGrid
 
 
@@ -20,24 +20,32 @@ class AttentionTile(RowCalibrator):
 
     def __init__(self, size: Size):
         super().__init__(size)
+        self.search: References | None = None
         self.error: torch.Tensor | None = None
-        self.power = torch.zeros(size.layers, dtype=torch.float64)
+        self.power: torch.Tensor | None = None
+
+    def prepare(self, heard: Heard) -> None:
+        self.search = References(heard.grid, heard.q.device)
+        if self.error is None:
+            sums = torch.zeros(self.size.layers, heard.grid.frames + 2, dtype=torch.float64, device=heard.q.device)
+            self.power, self.error = sums[:, 0], sums[:, 1:]
 
     def look(self, heard: Heard, rows: torch.Tensor, round: int) -> None:
-        frames = heard.grid.frames
-        if self.error is None:
-            self.error = torch.zeros(self.size.layers, frames + 1, dtype=torch.float64)
-        masks = [tile_rows(heard.grid, count, rows) for count in range(frames + 1)]
-        nothing = torch.zeros_like(masks[0])
-        found = sampled_errors(heard.q, heard.k, heard.v, rows, [nothing, *masks], heard.scale)  # [C, B, H]
-        found = found.sum(1).mean(1).cpu().double()
+        kept = self.search.kept(rows)
+        kept = torch.cat((torch.zeros_like(kept[:1]), kept))  # what a layer loses that gives zeros: all its output
+        found = errors_by_group(heard, rows, self.search.keys, kept).sum(1).mean(1)  # [C]
         self.power[heard.layer] += found[0]
         self.error[heard.layer] += found[1:]
 
     def tables(self) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
         density = [round(tile_density(self.grid.frames, count), 4) for count in range(self.grid.frames + 1)]
-        section = {"by_step": False, "frames": self.grid.frames, "density": density}
-        return section, {"error": self.mean(self.error).float(), "power": self.mean(self.power).float()}
+        section = {
+            "by_step": False,
+            "measured_steps": self.steps,
+            "frames": self.grid.frames,
+            "density": density,
+        }
+        return section, {name: self.mean(sums).float() for name, sums in (("error", self.error), ("power", self.power))}
 
 
 def reference_frames(frames: int, count: int) -> list[int]:
@@ -50,9 +58,22 @@ def tile_density(frames: int, count: int) -> float:
     return (2 * count * frames - count**2 + frames - count) / frames**2
 
 
-def tile_rows(grid: TokenGrid, count: int, rows: torch.Tensor) -> torch.Tensor:
-    """Which tokens these query tokens see with ``count`` reference frames: bool ``[n, S]``. Text sees and is seen."""
-    frame = torch.full((grid.tokens,), -1, device=rows.device)
-    frame[grid.video_slice] = grid.positions(rows.device)[:, 0]
-    special = torch.isin(frame, torch.tensor([-1, *reference_frames(grid.frames, count)], device=rows.device))
-    return (frame[rows][:, None] == frame) | special[rows][:, None] | special
+class References:
+    """Which frames a query sees with 0 to all frames as references. Text sees and is seen.
+
+    Attributes:
+        keys: a group for each frame, and text behind them.
+    """
+
+    def __init__(self, grid: TokenGrid, device: torch.device | str):
+        self.keys = KeyGroups.of_video(grid.positions()[:, 0].contiguous(), grid, device)
+        special = torch.zeros(grid.frames + 1, len(self.keys.tokens), dtype=torch.bool)
+        for count in range(grid.frames + 1):
+            special[count, reference_frames(grid.frames, count)] = True
+        self._special = special.to(device) | self.keys.text  # [C, G]
+
+    def kept(self, rows: torch.Tensor) -> torch.Tensor:
+        """Groups that these query tokens see, by number of references: bool ``[C, n, G]``."""
+        own = self.keys.of_token[rows]
+        same = own[:, None] == torch.arange(len(self.keys.tokens), device=rows.device)  # [n, G]
+        return same | self._special[:, own, None] | self._special[:, None]

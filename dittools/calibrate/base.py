@@ -10,6 +10,7 @@ import torch
 from dittools.runtime import Heard
 from dittools.selectors.sampled import stratified_rows
 from dittools.tokens import TokenGrid
+from dittools.upload import upload
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,9 @@ class Calibrator:
         self.grid: TokenGrid | None = None
 
     def hear(self, heard: Heard, round: int) -> None:
-        """Add one call to the sums. Nothing of size S x S may be held."""
+        """Add one call to the sums. Nothing of size S x S may be held, and nothing may wait for the device: what
+        is set up once, when a round begins, is the exception.
+        """
         raise NotImplementedError
 
     def tables(self) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
@@ -68,22 +71,28 @@ class RowCalibrator(Calibrator):
     def hear(self, heard: Heard, round: int) -> None:
         if heard.tick.step not in self.steps:
             return
-        self.grid = heard.grid
+        if heard.grid != self.grid:
+            self.grid = heard.grid
+            self.prepare(heard)
         tokens, tick = heard.grid.tokens, heard.tick
         seed = (tick.step * 10_007 + heard.layer) * 101 + sum(tick.branch.encode()) % 101
-        rows = stratified_rows(tokens, self.sampled_rows, torch.Generator().manual_seed(seed)).to(heard.q.device)
+        rows = upload(stratified_rows(tokens, self.sampled_rows, torch.Generator().manual_seed(seed)), heard.q.device)
         if round == self.rounds - 1:
             self.calls[heard.layer] += heard.q.shape[0]
         self.look(heard, rows, round)
+
+    def prepare(self, heard: Heard) -> None:
+        """Make what stays the same as long as the grid does."""
+        raise NotImplementedError
 
     def look(self, heard: Heard, rows: torch.Tensor, round: int) -> None:
         """Add what these query rows, int64 ``[n]``, show."""
         raise NotImplementedError
 
     def mean(self, sums: torch.Tensor) -> torch.Tensor:
-        """Sums ``[layers, ...]`` over calls to means."""
+        """Sums ``[layers, ...]`` over calls to means, on the CPU."""
         count = self.calls.clamp_min(1).to(sums.dtype)
-        return sums / count.view(-1, *(1,) * (sums.ndim - 1))
+        return sums.cpu() / count.view(-1, *(1,) * (sums.ndim - 1))
 
 
 def spread_steps(steps: int, most: int) -> list[int]:
@@ -107,14 +116,3 @@ def fill_groups(values: torch.Tensor, heard: torch.Tensor) -> torch.Tensor:
             if known:
                 filled[group, layer] = values[min(known, key=lambda g, at=group: abs(g - at)), layer]
     return filled
-
-
-def column_mass(heard: Heard, rows: torch.Tensor) -> torch.Tensor:
-    """What each key holds of the softmax of these query rows, in fp32: ``[H, S]``, summed over batches and rows."""
-    batches, tokens, heads, _ = heard.q.shape
-    held = torch.zeros(heads, tokens, device=heard.q.device)
-    for b in range(batches):
-        for h in range(heads):
-            logits = heard.q[b, rows, h].float() @ heard.k[b, :, h].float().T * heard.scale  # [n, S]
-            held[h] += logits.softmax(-1).sum(0)
-    return held

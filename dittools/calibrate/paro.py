@@ -18,11 +18,14 @@ from dittools.calibrate.block_statistics import (
     order_loss,
     sparse_share,
 )
+from dittools.calibrate.mass_sums import MassSums
 from dittools.kernels import gather_tokens, measure_block_mass
 from dittools.orders.axes import AXES, axis_order
 from dittools.runtime import Heard
 from dittools.selectors.budget import spend
+from dittools.selectors.in_order import CHUNK_BYTES
 from dittools.selectors.profiled import always_kept, encode_mass, pack
+from dittools.upload import upload
 
 MOST_MASS_BYTES = 32 << 20
 """Above it a profile holds masks in bits instead of masses, at `SPARSITIES`."""
@@ -43,32 +46,34 @@ class PARO(Calibrator):
     def __init__(self, size: Size):
         super().__init__(size)
         self.steps = spread_steps(size.steps, self.sampled_steps)
-        lanes = (len(AXES), size.layers, size.heads)
-        self.sparse, self.quant, self.kept = (torch.zeros(lanes) for _ in range(3))
         self.heard = torch.zeros(size.layers)
+        self.orders: torch.Tensor | None = None  # int32 [orders, S]
+        self.scores: torch.Tensor | None = None  # sparse, quant and kept, [3, orders, layers, H]
+        self.block_size = size.block_size
         self.axes: torch.Tensor | None = None
-        self.mass: torch.Tensor | None = None
+        self.mass: MassSums | None = None
 
     def hear(self, heard: Heard, round: int) -> None:
-        self.grid = heard.grid
-        if round == 0:
-            if heard.tick.step in self.steps:
-                self._score_orders(heard)
-        else:
+        device = heard.q.device
+        if heard.grid != self.grid:
+            self.grid = heard.grid
+            self.orders = torch.stack([axis_order(heard.grid, axes) for axes in AXES]).to(device)
+            self.block_size = mass_blocks(self.size, heard.grid.tokens, device)
+        if self.scores is None:
+            self.scores = torch.zeros(3, len(AXES), self.size.layers, self.size.heads, device=device)
+        if round:
             self._add_mass(heard)
+        elif heard.tick.step in self.steps:
+            self._score_orders(heard)
 
     def _score_orders(self, heard: Heard) -> None:
         partition = Partition(heard.grid.tokens, self.size.block_size)
         blocks = spread_steps(partition.count, self.sampled_blocks)
-        sizes = partition.sizes(heard.q.device)
-        weights = sizes[blocks][:, None] * sizes  # in each block, [n, M]
-        for n, axes in enumerate(AXES):
-            order = axis_order(heard.grid, axes).to(heard.q.device)[None, None]
-            q, k = gather_tokens((heard.q, heard.k), order)
-            found = block_statistics(q, k, partition, blocks, heard.scale, EPS / heard.grid.tokens)
-            self.sparse[n, heard.layer] += sparse_share(found, SIGMA).cpu()
-            self.quant[n, heard.layer] += incoherence(found, weights).cpu()
-            self.kept[n, heard.layer] += kept_share(found, KEPT).cpu()
+        sizes = partition.sizes()
+        weights = upload((sizes[blocks][:, None] * sizes).float(), heard.q.device)  # in each block, [n, M]
+        found = block_statistics(heard.q, heard.k, self.orders, partition, blocks, heard.scale, EPS / heard.grid.tokens)
+        scores = sparse_share(found, SIGMA), incoherence(found, weights), kept_share(found, KEPT)
+        self.scores[:, :, heard.layer] += torch.stack(scores)
         self.heard[heard.layer] += 1
 
     def choose_axes(self) -> torch.Tensor:
@@ -77,43 +82,63 @@ class PARO(Calibrator):
         The paper's own score counts small weights instead. With its sign put right it still kept clearly less mass on
         the embedded model, at every eps tried: it is written to the profile for comparison, and not used.
         """
-        return self.kept.argmax(0).to(torch.uint8)
+        return self.scores[2].argmax(0).to(torch.uint8)
+
+    def _mean_scores(self) -> torch.Tensor:
+        return self.scores.cpu() / self.heard.clamp_min(1)[:, None]
 
     def paper_loss(self) -> torch.Tensor:
-        """The paper's score of every order, of which the least is best: ``[orders, layers, heads]``."""
-        count = self.heard.clamp_min(1)[:, None]
-        return order_loss(self.sparse / count, self.quant / count, ALPHA)
+        """The paper's score of every order, of which the least is best: ``[orders, layers, heads]``, on the CPU."""
+        sparse, quant, _ = self._mean_scores()
+        return order_loss(sparse, quant, ALPHA)
 
     def _add_mass(self, heard: Heard) -> None:
-        partition = Partition(heard.grid.tokens, self.size.block_size)
+        partition = Partition(heard.grid.tokens, self.block_size)
+        heads = heard.q.shape[2]
         if self.axes is None:
-            self.axes = self.choose_axes()
+            self.axes = self.choose_axes()  # on the device, [layers, H]
             self.groups = groups(self.size.steps, self.size.layers * self.size.heads * partition.count**2)
-            lanes = (max(self.groups) + 1, self.size.layers, self.size.heads)
-            self.mass = torch.zeros(*lanes, partition.count, partition.count)
-        order = torch.stack([axis_order(heard.grid, AXES[n]) for n in self.axes[heard.layer].tolist()])[None]
-        q, k = gather_tokens((heard.q, heard.k), order.to(heard.q.device))
-        mass = measure_block_mass(q, k, partition, partition, scale=heard.scale).sum(0)
-        self.mass[self.groups[heard.tick.step], heard.layer] += mass.cpu()
+            self.mass = MassSums(max(self.groups) + 1, self.size.layers, heads, partition.count, heard.q.device)
+        order = self.orders.index_select(0, self.axes[heard.layer].int())[None]  # [1, H, S]
+        found = torch.empty(heads, partition.count, partition.count, device=heard.q.device)
+        each = 2 * heard.q[:, :, :1].numel() * heard.q.element_size()  # copies of q and k of one head
+        some = max(1, min(heads, CHUNK_BYTES // each))
+        for first in range(0, heads, some):
+            of = slice(first, first + some)
+            q, k = gather_tokens((heard.q[:, :, of], heard.k[:, :, of]), order[:, of])
+            found[of] = measure_block_mass(q, k, partition, partition, scale=heard.scale, passes=1).sum(0)
+        self.mass.add(self.groups[heard.tick.step], heard.layer, found)
 
     def tables(self) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
-        section = {"by_step": True, "groups": self.groups, "block_size": self.size.block_size}
-        section |= {"axes": [[AXES[n] for n in row] for row in self.axes.tolist()]}
-        heard = self.mass.sum((2, 3, 4)) > 0
-        kept = self.kept / self.heard.clamp_min(1)[:, None]
-        arrays = {"axes": self.axes, "order_kept": kept, "order_loss": self.paper_loss()}
-        if self.mass.numel() <= MOST_MASS_BYTES:
-            return section, arrays | {"mass": fill_groups(encode_mass(self.mass), heard)}
-        partition = Partition(self.grid.tokens, self.size.block_size)
-        sizes = partition.sizes()
-        for sparsity in SPARSITIES:  # a layer at a time: a sort needs several times its input
-            force = always_kept(self.grid, partition, 1 - sparsity)
-            kept = [
-                [pack(spend(mass[None], sizes, sizes, 1 - sparsity, scope="layer", force=force)[0]) for mass in group]
-                for group in self.mass
-            ]
-            arrays[f"keep.{sparsity}"] = fill_groups(torch.stack([torch.stack(layers) for layers in kept]), heard)
+        sums, heard, axes = self.mass.sums(), self.mass.heard(), self.axes.cpu()
+        section = {"by_step": True, "groups": self.groups, "block_size": self.block_size}
+        section |= {"measured_steps": list(range(self.size.steps)), "order_steps": self.steps}
+        section |= {"axes": [[AXES[n] for n in row] for row in axes.tolist()]}
+        arrays = {"axes": axes, "order_kept": self._mean_scores()[2], "order_loss": self.paper_loss()}
+        if sums.numel() <= MOST_MASS_BYTES:
+            return section, arrays | {"mass": fill_groups(encode_mass(sums).cpu(), heard)}
+        partition, device = Partition(self.grid.tokens, self.block_size), self.orders.device
+        sizes = partition.sizes(device)
+        width = -(-partition.count // 8)
+        for sparsity in SPARSITIES:
+            force = always_kept(self.grid, partition, 1 - sparsity).to(device)
+            bits = torch.empty(*sums.shape[:-1], width, dtype=torch.uint8)
+            for group, layers in enumerate(sums):  # a layer at a time: a sort needs several times its input
+                for layer, mass in enumerate(layers):
+                    kept = spend(mass[None].to(device), sizes, sizes, 1 - sparsity, scope="layer", force=force)
+                    bits[group, layer] = pack(kept[0]).cpu()
+            arrays[f"keep.{sparsity}"] = fill_groups(bits, heard)
         return section | {"sparsities": list(SPARSITIES)}, arrays
+
+
+def mass_blocks(size: Size, tokens: int, device: torch.device) -> int:
+    """Tokens in a block of masses: 128 on CUDA where masses of smaller ones would not fit.
+
+    Masks in bits serve one block size, and there runs have 128 by default; masses pool to larger blocks.
+    """
+    blocks = size.layers * size.heads * Partition(tokens, size.block_size).count ** 2
+    few = max(groups(size.steps, blocks)) + 1
+    return max(size.block_size, 128) if device.type == "cuda" and few * blocks > MOST_MASS_BYTES else size.block_size
 
 
 def groups(steps: int, blocks: int) -> list[int]:

@@ -9,14 +9,14 @@ from typing import Any
 
 import torch
 
-from dittools.blocks import BlockMask, Partition
-from dittools.calibrate.base import RowCalibrator, Size, column_mass
+from dittools.blocks import Partition
+from dittools.calibrate.base import RowCalibrator, Size
 from dittools.calibrate.cost import kernel_cost
-from dittools.kernels.pooling import reduce_blocks
+from dittools.calibrate.key_groups import KeyGroups, errors_by_group, mass_by_group
 from dittools.runtime import Heard
-from dittools.selectors.geometric import Pattern
 from dittools.selectors.habits import HABITS, habit_mask, habit_order
-from dittools.selectors.sampled import sampled_errors
+from dittools.selectors.stripes import Budget
+from dittools.tokens import TokenGrid
 
 
 class SparseVDiT(RowCalibrator):
@@ -24,60 +24,52 @@ class SparseVDiT(RowCalibrator):
 
     def __init__(self, size: Size):
         super().__init__(size)
-        lanes = (size.layers, size.heads)
-        self.error = torch.zeros(*lanes, len(HABITS), dtype=torch.float64)
-        self.power = torch.zeros(lanes, dtype=torch.float64)
+        self.error: torch.Tensor | None = None
+        self.power: torch.Tensor | None = None
         self.columns: torch.Tensor | None = None
-        self.common: list[tuple[int, Pattern]] | None = None
+        self.blocks: KeyGroups | None = None  # of raster
+        self.bands: list[Bands] = []
+        self.stripes: Stripes | None = None
+        self.habits: torch.Tensor | None = None  # their numbers, in the order in which they are measured
         self.like: torch.Tensor | None = None
 
+    def prepare(self, heard: Heard) -> None:
+        partition, device = Partition(heard.grid.tokens, self.size.block_size), heard.q.device
+        self.blocks = KeyGroups.of(torch.arange(partition.length) // partition.size, device)
+        self.stripes = None
+        self.like = torch.empty(1, 0, *heard.q.shape[2:], dtype=heard.q.dtype, device=device)
+        if self.columns is None:
+            lanes = (self.size.layers, self.size.heads)
+            self.columns = torch.zeros(*lanes, partition.count, device=device)
+            self.error = torch.zeros(*lanes, len(HABITS), dtype=torch.float64, device=device)
+            self.power = torch.zeros(lanes, dtype=torch.float64, device=device)
+
     def look(self, heard: Heard, rows: torch.Tensor, round: int) -> None:
-        partition = Partition(heard.grid.tokens, self.size.block_size)
         if round == 0:
-            held = reduce_blocks(column_mass(heard, rows), partition, 1, torch.sum).cpu()
-            if self.columns is None:
-                self.columns = torch.zeros(self.size.layers, *held.shape)
-            self.columns[heard.layer] += held
+            self.columns[heard.layer] += mass_by_group(heard, rows, self.blocks)
             return
-        self.like = heard.q[:1, :0]
-        if self.common is None:
-            self.common = self._common(heard, partition)
-        q, k, v = heard.q, heard.k, heard.v
-        masks = [pattern.rows(rows) for _, pattern in self.common]
-        nothing = torch.zeros_like(masks[0])  # what a head loses that gives zeros: all its output
-        found = sampled_errors(q, k, v, rows, [nothing, *masks], heard.scale).sum(1).cpu().double()  # [C, H]
+        if self.stripes is None:
+            of = heard.grid, Partition(heard.grid.tokens, self.size.block_size), heard.q.device
+            self.bands = [Bands(*of, modes) for modes in (("skip", "diagonal"), ("multi_diagonal",))]
+            self.stripes = Stripes(*of)
+            habits = torch.tensor([n for part in (self.bands[0], self.stripes, self.bands[1]) for n in part.habits])
+            self.habits = habits.to(heard.q.device)
+        raster, across = self.bands
+        near = raster.kept(rows)  # [C, n, M]
+        nothing = torch.zeros_like(near[:1])  # what a head loses that gives zeros: all its output
+        shared = torch.cat((nothing, near)).expand(self.size.heads, -1, -1, -1)
+        striped = self.stripes.kept(self.columns[heard.layer], self.blocks.of_token[rows])
+        found = errors_by_group(heard, rows, self.blocks, torch.cat((shared, striped), 1)).sum(1).double()  # [C, H]
+        found = torch.cat((found, errors_by_group(heard, rows, across.blocks, across.kept(rows)).sum(1)))
         self.power[heard.layer] += found[0]
-        for (habit, _), error in zip(self.common, found[1:], strict=True):
-            self.error[heard.layer, :, habit] += error
-        self._stripes(heard, rows, partition)
-
-    def _common(self, heard: Heard, partition: Partition) -> list[tuple[int, Pattern]]:
-        """Habits that look alike in every head; a full head loses nothing."""
-        found = []
-        for n, habit in enumerate(HABITS):
-            if habit.mode not in ("full", "stripe"):
-                keep = habit_mask(heard.grid, partition, habit, torch.zeros(partition.count))[None, None]
-                order = habit_order(heard.grid, habit)
-                blocks = torch.empty(heard.grid.tokens, dtype=torch.long)
-                blocks[order.long()] = torch.arange(heard.grid.tokens) // partition.size
-                found.append((n, Pattern(order, BlockMask(keep, partition, partition), blocks).to(heard.q.device)))
-        return found
-
-    def _stripes(self, heard: Heard, rows: torch.Tensor, partition: Partition) -> None:
-        numbers = [n for n, habit in enumerate(HABITS) if habit.mode == "stripe"]
-        block = torch.arange(heard.grid.tokens, device=rows.device) // partition.size
-        for h in range(self.size.heads):
-            kept = [habit_mask(heard.grid, partition, HABITS[n], self.columns[heard.layer, h]) for n in numbers]
-            masks = [keep.to(rows.device)[block[rows]][:, block] for keep in kept]
-            one = (x[:, :, h : h + 1] for x in (heard.q, heard.k, heard.v))
-            found = sampled_errors(*one, rows, masks, heard.scale).sum((1, 2)).cpu().double()
-            self.error[heard.layer, h, numbers] += found
+        self.error[heard.layer].index_add_(1, self.habits, found[1:].T)
 
     def tables(self) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
-        columns = self.columns / self.columns.sum(-1, keepdim=True)
+        columns = (self.columns / self.columns.sum(-1, keepdim=True)).cpu()
         cost = kernel_cost(self.like, Partition(self.grid.tokens, self.size.block_size), self.grid)
         section = {
             "by_step": False,
+            "measured_steps": self.steps,
             "block_size": self.size.block_size,
             "habits": [list(habit) for habit in HABITS],
             "cost": cost,
@@ -87,3 +79,49 @@ class SparseVDiT(RowCalibrator):
             "power": self.mean(self.power).float(),
             "columns": columns,
         }
+
+
+def _numbers(*modes: str) -> list[int]:
+    return [n for n, habit in enumerate(HABITS) if habit.mode in modes]
+
+
+class Bands:
+    """Habits of these modes, all in one order and alike in every head.
+
+    Attributes:
+        habits: their numbers.
+        blocks: of keys, in their order.
+    """
+
+    def __init__(self, grid: TokenGrid, partition: Partition, device: torch.device | str, modes: tuple[str, ...]):
+        self.habits = _numbers(*modes)
+        anything = torch.zeros(partition.count)
+        masks = [habit_mask(grid, partition, HABITS[n], anything) for n in self.habits]
+        self._keep = torch.stack(masks).to(device)  # [C, M, M]
+        block = torch.empty(partition.length, dtype=torch.long)
+        order = habit_order(grid, HABITS[self.habits[0]]).long()
+        block[order] = torch.arange(partition.length) // partition.size
+        self.blocks = KeyGroups.of(block, device)
+
+    def kept(self, rows: torch.Tensor) -> torch.Tensor:
+        """Blocks that these query tokens see: bool ``[C, n, M]``."""
+        return self._keep[:, self.blocks.of_token[rows]]
+
+
+class Stripes:
+    """Stripes of every width, which are a head's own.
+
+    Attributes:
+        habits: their numbers.
+    """
+
+    def __init__(self, grid: TokenGrid, partition: Partition, device: torch.device | str):
+        self.habits = _numbers("stripe")
+        self._budget = Budget.of(grid, partition, [HABITS[n].width for n in self.habits]).to(device)
+
+    def kept(self, columns: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
+        """Blocks that queries in these blocks, int64 ``[n]``, see: bool ``[H, C, n, M]``.
+
+        ``columns``: what each key block is worth to each head, ``[H, M]``.
+        """
+        return self._budget.always[:, own] | self._budget.heaviest(columns)[:, :, None]

@@ -7,10 +7,10 @@ from typing import Any
 import torch
 
 from dittools.calibrate.base import RowCalibrator, Size
+from dittools.calibrate.key_groups import KeyGroups, errors_by_group
 from dittools.methods.base import AttentionCall
 from dittools.methods.svg import SVG as Recipe
 from dittools.runtime import Heard
-from dittools.selectors.sampled import sampled_errors
 
 SPARSITY = 0.8
 
@@ -20,22 +20,28 @@ class SVG(RowCalibrator):
 
     def __init__(self, size: Size):
         super().__init__(size)
-        self.error = torch.zeros(size.layers, size.heads, 2, dtype=torch.float64)
-        self.patterns: tuple | None = None
+        self.error: torch.Tensor | None = None
+        self.patterns: list[tuple[KeyGroups, torch.Tensor]] = []  # blocks of an order, and those kept, [M, M]
+
+    def prepare(self, heard: Heard) -> None:
+        device = heard.q.device
+        call = AttentionCall(
+            0, self.size.layers, "", 0, self.size.steps, heard.grid, SPARSITY, heard.scale,
+            torch.Generator(), self.size.block_size,
+        )  # fmt: skip
+        patterns = Recipe().patterns(call, torch.device("cpu"))
+        self.patterns = [(KeyGroups.of(p.block_of_token, device), p.mask.keep[0, 0].to(device)) for p in patterns]
+        if self.error is None:
+            self.error = torch.zeros(self.size.layers, self.size.heads, 2, dtype=torch.float64, device=device)
 
     def look(self, heard: Heard, rows: torch.Tensor, round: int) -> None:
-        if self.patterns is None:
-            call = AttentionCall(
-                0, self.size.layers, "", 0, self.size.steps, heard.grid, SPARSITY, heard.scale,
-                torch.Generator(), self.size.block_size,
-            )  # fmt: skip
-            self.patterns = Recipe().patterns(call, heard.q.device)
-        masks = [pattern.rows(rows) for pattern in self.patterns]
-        found = sampled_errors(heard.q, heard.k, heard.v, rows, masks, heard.scale)  # [2, B, H]
-        self.error[heard.layer] += found.sum(1).T.cpu()
+        for n, (keys, keep) in enumerate(self.patterns):
+            found = errors_by_group(heard, rows, keys, keep[keys.of_token[rows]][None])  # [1, B, H]
+            self.error[heard.layer, :, n] += found[0].sum(0)
 
     def tables(self) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
-        temporal = self.error[..., 1] < self.error[..., 0]
+        error = self.error.cpu()
+        temporal = error[..., 1] < error[..., 0]
         classes = [["temporal" if t else "spatial" for t in row] for row in temporal.tolist()]
-        section = {"by_step": False, "sparsity": SPARSITY, "classes": classes}
-        return section, {"temporal": temporal.to(torch.uint8), "error": self.mean(self.error).float()}
+        section = {"by_step": False, "measured_steps": self.steps, "sparsity": SPARSITY, "classes": classes}
+        return section, {"temporal": temporal.to(torch.uint8), "error": self.mean(error).float()}

@@ -46,6 +46,13 @@ def test_a_profile_says_what_it_is_and_what_it_was_made_from(calibrated, tmp_pat
     assert record["files"].keys() == {"p.json", "p.safetensors"} and record["steps"] == 2
     assert all(value > 0 for value in record["seconds"]["measuring"].values())
     assert "seconds" in err and "measuring paro" in err
+    assert found.methods["sta"]["measured_steps"] == [0, 1] and found.methods["paro"]["order_steps"] == [0, 1]
+
+
+def test_how_long_it_will_take_is_said_from_the_first_step_on(calibrated):
+    lines = [line for line in calibrated[1].splitlines() if "step " in line]
+    assert "step 1/2" in lines[0] and "left in all" in lines[0]
+    assert "step 2/2" in lines[-1] and "left" not in lines[-1]  # of the last round
 
 
 def test_masses_are_those_of_the_calls(calibrated, tmp_path):

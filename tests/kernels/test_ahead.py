@@ -14,6 +14,7 @@ if torch.cuda.is_available():
 from ahead import compiling, stack_bytes
 
 from dittools.kernels import (
+    block_mass_parts_triton,
     block_mass_triton,
     clustered_triton,
     compensation_triton,
@@ -109,7 +110,8 @@ def test_block_mass(monkeypatch, card, dtype, query_block):
     q = torch.empty(1, 1000, 2, 128, dtype=dtype)
     with compiling(card[0]) as compiled:
         block_mass_triton.triton_block_mass(q, q, Partition(1000, query_block), Partition(1000, 128), 0.1, None)
-    check(compiled, ["_row_lse", "_sum_blocks"], card)
+        block_mass_parts_triton.triton_block_mass_parts(q, q, Partition(1000, query_block), Partition(1000, 128), 0.1)
+    check(compiled, ["_row_lse", "_sum_blocks", "_row_parts", "_sum_rows"], card)
 
 
 def test_lists():

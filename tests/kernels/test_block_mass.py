@@ -33,13 +33,14 @@ def log_sum_exp(q, k, scale):
     ],
     ids=str,
 )
-@pytest.mark.parametrize("known", [False, True], ids=["two passes", "one pass"])
-def test_the_mass_is_the_sum_of_the_softmax_over_each_block(place, tokens, query_block, key_block, dim, dtype, known):
+@pytest.mark.parametrize("way", ["two passes", "one pass", "known"])
+def test_the_mass_is_the_sum_of_the_softmax_over_each_block(place, tokens, query_block, key_block, dim, dtype, way):
     implementation, device = place
     q, k, _ = inputs(1, tokens, 2, dim, dtype, device=device)
     query, key = Partition(tokens, query_block), Partition(tokens, key_block)
-    lse = log_sum_exp(q, k, dim**-0.5) if known else None
-    found = measure_block_mass(q, k, query, key, lse=lse, implementation=implementation)
+    lse = log_sum_exp(q, k, dim**-0.5) if way == "known" else None
+    passes = 1 if way == "one pass" else 2
+    found = measure_block_mass(q, k, query, key, lse=lse, passes=passes, implementation=implementation)
     assert found.shape == (1, 2, query.count, key.count) and found.dtype == torch.float32
     close(found, naive_block_mass(q, k, query, key), dtype)
     close(found.sum(-1), query.sizes(device).expand(1, 2, -1).float(), dtype)
@@ -93,6 +94,24 @@ def test_any_strides(place):
     dim_first = q.transpose(1, 3).contiguous().transpose(1, 3)
     close(measure_block_mass(dim_first, heads_first, partition, partition, implementation=implementation), want)
     close(measure_block_mass(dim_first, k, partition, partition, lse=lse, implementation=implementation), want)
+
+
+@everywhere
+def test_one_pass_takes_heads_in_turns_any_strides_and_large_logits(place, monkeypatch):
+    implementation, device = place
+    q, k, _ = inputs(2, 70, 3, 16, keys=90, device=device)
+    query, key = Partition(70, 16), Partition(90, 32)
+    if implementation == "triton":
+        from dittools.kernels import block_mass_parts_triton
+
+        monkeypatch.setattr(block_mass_parts_triton, "PART_BYTES", 4 * 70 * 3 * 4)  # four lanes of six
+    dim_first, heads_first = q.transpose(1, 3).contiguous().transpose(1, 3), k.transpose(1, 2).contiguous()
+    found = measure_block_mass(
+        30 * dim_first, heads_first.transpose(1, 2), query, key, passes=1, implementation=implementation
+    )
+    close(found, naive_block_mass(30 * q, k, query, key), torch.bfloat16)
+    with pytest.raises(ValueError, match="passes must be 1 or 2, got 3"):
+        measure_block_mass(q, k, query, key, passes=3, implementation=implementation)
 
 
 @everywhere

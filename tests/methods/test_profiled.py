@@ -17,7 +17,7 @@ from dittools.attention import attend
 from dittools.blocks import Partition
 from dittools.calibrate import Size
 from dittools.calibrate import paro as paro_calibration
-from dittools.calibrate.attention_tile import reference_frames, tile_density, tile_rows
+from dittools.calibrate.attention_tile import reference_frames, tile_density
 from dittools.calibrate.base import fill_groups
 from dittools.calibrate.block_statistics import (
     block_statistics,
@@ -26,7 +26,7 @@ from dittools.calibrate.block_statistics import (
     order_loss,
     sparse_share,
 )
-from dittools.calibrate.sta import window_rows, windows
+from dittools.calibrate.sta import windows
 from dittools.clock import Tick
 from dittools.config import Config
 from dittools.kernels import measure_block_mass
@@ -40,6 +40,7 @@ from dittools.selectors.modes import choose_modes
 from dittools.selectors.searched import reference_counts, searched_windows, tile_windows, to_budget
 from dittools.selectors.stripes import stripes
 from dittools.tokens import TokenGrid
+from tests.calibrate.by_token import tile_rows, window_rows
 from tests.methods.watch import NoSync
 
 GRID = TokenGrid(6, 8, 10)
@@ -89,22 +90,22 @@ def test_an_unknown_order_is_refused_by_name():
 def test_block_statistics_are_those_of_the_map_written_out():
     torch.manual_seed(0)
     q, k = torch.randn(2, 2, 37, 3, 8).unbind(0)
-    found = block_statistics(q, k, Partition(37, 16), [0, 2], 1.5, 0.03)
+    orders = torch.stack([torch.arange(37), torch.randperm(37)]).int()
+    found = block_statistics(q, k, orders, Partition(37, 16), [0, 2], 1.5, 0.03)
     weights = (torch.einsum("bqhd,bkhd->bhqk", q, k) * 1.5).softmax(-1)
-    for h, (n, rows), (m, columns) in itertools.product(
-        range(3), enumerate([slice(0, 16), slice(32, 37)]), enumerate([slice(0, 16), slice(16, 32), slice(32, 37)])
-    ):
-        block = weights[:, h, rows, columns]
-        torch.testing.assert_close(found.mass[h, n, m], block.sum((1, 2)).mean())
-        torch.testing.assert_close(found.peak[h, n, m], block.amax((1, 2)).mean())
-        torch.testing.assert_close(found.small[h, n, m], (block < 0.03).float().mean())
+    cut = [slice(0, 16), slice(16, 32), slice(32, 37)]
+    for o, h, (n, rows), (m, columns) in itertools.product(range(2), range(3), enumerate(cut[::2]), enumerate(cut)):
+        block = weights[:, h][:, orders[o].long()][:, :, orders[o].long()][:, rows, columns]
+        torch.testing.assert_close(found.mass[o, h, n, m], block.sum((1, 2)).mean())
+        torch.testing.assert_close(found.peak[o, h, n, m], block.amax((1, 2)).mean())
+        torch.testing.assert_close(found.small[o, h, n, m], (block < 0.03).float().mean())
 
 
 def test_incoherence_is_largest_over_mean():
     q = k = torch.zeros(1, 32, 1, 4)
-    found = block_statistics(q, k, Partition(32, 16), [0, 1], 1.0, 1e-3)
-    torch.testing.assert_close(incoherence(found, torch.full((2, 2), 256.0)), torch.ones(1))
-    torch.testing.assert_close(kept_share(found, 0.5), torch.tensor([0.5]))
+    found = block_statistics(q, k, torch.arange(32)[None], Partition(32, 16), [0, 1], 1.0, 1e-3)
+    torch.testing.assert_close(incoherence(found, torch.full((2, 2), 256.0)), torch.ones(1, 1))
+    torch.testing.assert_close(kept_share(found, 0.5), torch.tensor([[0.5]]))
     assert sparse_share(found, 0.9) == 0
 
 
