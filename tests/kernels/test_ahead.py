@@ -85,7 +85,11 @@ def test_block_mass(monkeypatch, card, dtype, query_block):
     q = torch.empty(1, 1000, 2, 128, dtype=dtype)
     with compiling(card[0]) as compiled:
         block_mass_triton.triton_block_mass(q, q, Partition(1000, query_block), Partition(1000, 128), 0.1, None)
-    check(compiled, ["_row_lse", "_sum_blocks"], card)
+    check(compiled, ["_row_lse", "_repair_lse", "_sum_blocks"], card)
+    if (card, dtype) == (SM90, BF16):
+        assert all("wgmma" in kernel.asm["ptx"] for kernel in compiled)
+        # Two programs share a multiprocessor: one's exponentials beside the other's products.
+        assert all(2 * kernel.metadata.shared <= card[1] for kernel in compiled)
 
 
 def test_lists():
