@@ -29,7 +29,9 @@ GROUP = gl.constexpr(8)  # key blocks whose sums over a row wait until they are 
 
 
 @gluon.jit
-def _produce(d_q, d_k, s_q, s_k, bars, i_b, i_h, i_tile, slots, D: gl.constexpr, BN: gl.constexpr, STAGES: gl.constexpr):
+def _produce(
+    d_q, d_k, s_q, s_k, bars, i_b, i_h, i_tile, slots, D: gl.constexpr, BN: gl.constexpr, STAGES: gl.constexpr
+):
     """The producer warp: Q of the tile, and K from its end."""
     q_full, k_full, k_empty = bars
     mbarrier.expect(q_full.index(0), CONSUMERS * HALVES * WG_ROWS * D * 2)
@@ -138,12 +140,12 @@ def _turn(
         if not MASS:
             b_sum0 += b_first0
             b_sum1 += b_first1
-        elif QUERY_BLOCK == WG_ROWS:
-            b_sum0 = _keep(b_sum0, b_first0, b_second0, i_slot, o_g, PARTS)
-            b_sum1 = _keep(b_sum1, b_first1, b_second1, i_slot, o_g, PARTS)
         else:
-            b_sum0 = _keep(b_sum0, b_first0 + b_first1, b_second0 + b_second1, i_slot, o_g, PARTS)
-        if MASS:
+            if QUERY_BLOCK == WG_ROWS:
+                b_sum0 = _keep(b_sum0, b_first0, b_second0, i_slot, o_g, PARTS)
+                b_sum1 = _keep(b_sum1, b_first1, b_second1, i_slot, o_g, PARTS)
+            else:
+                b_sum0 = _keep(b_sum0, b_first0 + b_first1, b_second0 + b_second1, i_slot, o_g, PARTS)
             if i_slot * PARTS % GROUP == 0:
                 _store(p_mass, i_m, query_blocks, i_slot * PARTS, key_blocks, b_sum0, o_g)
                 b_sum0 = gl.zeros([WG_ROWS, GROUP], gl.float32, SUMS)
