@@ -21,11 +21,14 @@ class Variant:
 
     Args:
         stages: slots of 128 keys in the ring of K, at most 5 at head dim 128.
-        turn: slots between two moments without a product under way, 1, 2 or 4 and at most ``stages``.
+        turn: slots between two moments without a product under way, 1, 2 or 4.
+        mixed: a quarter of the exponentials as polynomials, off by 3e-6 of themselves, beside those of the special
+            function unit, which has as much to do as the tensor cores. A logit that is NaN may go unseen.
     """
 
     stages: int = 4
     turn: int = 4
+    mixed: bool = False
 
 
 def why_not_hopper_mass(q: torch.Tensor, query_block: int = TILE // 2, key_block: int = SLOT) -> str | None:
@@ -104,6 +107,7 @@ def _launch(q, k, lse, mass, scale, variant: Variant | None, query_blocks: int, 
         "BN": SLOT,
         "STAGES": variant.stages,
         "TURN": variant.turn,
+        "MIXED": variant.mixed,
         "num_warps": 4,
         "maxnreg": REGISTERS,
     }

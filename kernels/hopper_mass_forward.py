@@ -25,6 +25,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 from dittools.kernels.hopper_forward import CONSUMERS, LN_2, LOG2_E, WG_ROWS, _advance, _partial_sums
 
 HALVES = gl.constexpr(2)  # of the rows of a consumer
+ROUND = gl.constexpr(12582912.0)  # 1.5 * 2^23: what is added to it is rounded to an integer
 GROUP = gl.constexpr(8)  # key blocks whose sums over a row wait until they are added up over the rows
 
 
@@ -60,18 +61,51 @@ def _silent(b_lse):
 
 
 @gluon.jit
-def _by_block(b_p, PARTS: gl.constexpr, BN: gl.constexpr, SUMS: gl.constexpr):
-    """`_partial_sums` of each of the one or two key blocks of a slot, ``[64, 8]``."""
+def _halves(b_x, COLUMNS: gl.constexpr):
+    """The left and the right half of ``[64, COLUMNS]``."""
+    return gl.split(b_x.reshape([WG_ROWS, 2, COLUMNS // 2]).permute((0, 2, 1)))
+
+
+@gluon.jit
+def _exp2(b_x):
+    """2^x without the special function unit, off by 3e-6 of itself; 0 and inf where that says so, never NaN.
+
+    The nearest integer n goes into the exponent of 2^(x - n), a polynomial with the least relative error on [-1/2, 1/2]
+    among those that are 1 at 0.
+    """
+    b_x = gl.minimum(gl.maximum(b_x, -127.0), 128.0)
+    b_n = b_x + ROUND  # n is in its lowest bits
+    b_f = b_x - (b_n - ROUND)
+    b_p = (b_f * 0.009582853143957168 + 0.05590642672976805) * b_f + 0.24024098622713716
+    b_p = (b_p * b_f + 0.6931241931539482) * b_f + 1.0
+    b_bits = gl.cast(b_p, gl.int32, bitcast=True) + (gl.cast(b_n, gl.int32, bitcast=True) << 23)
+    return gl.cast(b_bits, gl.float32, bitcast=True)
+
+
+@gluon.jit
+def _weigh(b_s, b_base, scale, PARTS: gl.constexpr, MIXED: gl.constexpr, BN: gl.constexpr, SUMS: gl.constexpr):
+    """Weights of a slot: `_partial_sums` of each of its one or two key blocks, ``[64, 8]``."""
+    b_x = b_s * scale - b_base[:, None]  # [64, BN]
+    if MIXED:
+        # The last quarter of the columns goes past the special function unit.
+        b_left, b_right = _halves(b_x, BN)
+        b_third, b_last = _halves(b_right, BN // 2)
+        b_first = _partial_sums(gl.exp2(b_left), BN // 2, SUMS)
+        b_second = _partial_sums(gl.exp2(b_third), BN // 4, SUMS) + _partial_sums(_exp2(b_last), BN // 4, SUMS)
+        if PARTS == 1:
+            b_first += b_second
+        return b_first, b_second
+    b_p = gl.exp2(b_x)
     if PARTS == 1:
         b_sum = _partial_sums(b_p, BN, SUMS)
         return b_sum, b_sum
-    b_first, b_second = gl.split(b_p.reshape([WG_ROWS, 2, BN // 2]).permute((0, 2, 1)))
-    return _partial_sums(b_first, BN // 2, SUMS), _partial_sums(b_second, BN // 2, SUMS)
+    b_left, b_right = _halves(b_p, BN)
+    return _partial_sums(b_left, BN // 2, SUMS), _partial_sums(b_right, BN // 2, SUMS)
 
 
 @gluon.jit
 def _keep(b_sums, b_first, b_second, i_slot, o_g, PARTS: gl.constexpr):
-    """Adds what `_by_block` gave to the columns of its key blocks, ``[64, GROUP]``."""
+    """Adds what `_weigh` gave to the columns of its key blocks, ``[64, GROUP]``."""
     i_block = i_slot * PARTS % GROUP
     b_sums += gl.where((o_g == i_block)[None, :], gl.sum(b_first, 1)[:, None], 0.0)
     if PARTS == 2:
@@ -91,7 +125,7 @@ def _store(p_mass, i_m, query_blocks, i_block, key_blocks, b_sums, o_g):
 def _turn(
     s_0, s_1, s_k, bars, b_0, b_1, bases, sums, i_slot, stage, phase, out, o_g, o_n, keys, scale, BN: gl.constexpr,
     QUERY_BLOCK: gl.constexpr, KEY_BLOCK: gl.constexpr, STAGES: gl.constexpr, TURN: gl.constexpr, MASS: gl.constexpr,
-    FIRST: gl.constexpr,
+    MIXED: gl.constexpr, FIRST: gl.constexpr,
 ):  # fmt: skip
     """TURN slots, from ``i_slot`` down, of both halves; nothing is under way before and after.
 
@@ -116,8 +150,7 @@ def _turn(
             b_0 = _alive(b_0, i_slot, o_n, keys, BN)
             if not MASS:
                 b_base0 = gl.max(b_0, 1) * scale  # [64]
-        b_p = gl.exp2(b_0 * scale - b_base0[:, None])  # [64, BN]
-        b_first0, b_second0 = _by_block(b_p, PARTS, BN, SUMS)
+        b_first0, b_second0 = _weigh(b_0, b_base0, scale, PARTS, MIXED, BN, SUMS)
 
         was = stage
         if u + 1 < TURN:
@@ -134,8 +167,7 @@ def _turn(
             b_1 = _alive(b_1, i_slot, o_n, keys, BN)
             if not MASS:
                 b_base1 = gl.max(b_1, 1) * scale
-        b_p = gl.exp2(b_1 * scale - b_base1[:, None])  # [64, BN]
-        b_first1, b_second1 = _by_block(b_p, PARTS, BN, SUMS)
+        b_first1, b_second1 = _weigh(b_1, b_base1, scale, PARTS, MIXED, BN, SUMS)
 
         if not MASS:
             b_sum0 += b_first0
@@ -160,7 +192,7 @@ def _turn(
 def _consume(
     half: gl.constexpr, s_q, s_k, bars, p_lse, p_mass, i_b, i_h, i_tile, slots, queries, keys, heads, query_blocks,
     key_blocks, strides, scale, D: gl.constexpr, BN: gl.constexpr, QUERY_BLOCK: gl.constexpr, KEY_BLOCK: gl.constexpr,
-    STAGES: gl.constexpr, TURN: gl.constexpr, MASS: gl.constexpr,
+    STAGES: gl.constexpr, TURN: gl.constexpr, MASS: gl.constexpr, MIXED: gl.constexpr,
 ):  # fmt: skip
     """One consumer warpgroup: rows ``half * 128 ...`` of the tile."""
     S_LAYOUT: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, BN, 16])
@@ -194,20 +226,20 @@ def _consume(
     stage, phase = gl.to_tensor(0), gl.to_tensor(0)
     b_0, b_1, bases, sums, stage, phase = _turn(
         s_0, s_1, s_k, bars, b_0, b_1, bases, (b_sum0, b_sum1), slots - 1, stage, phase, out, o_g, o_n, keys, scale,
-        BN, QUERY_BLOCK, KEY_BLOCK, STAGES, 1, MASS, True,
+        BN, QUERY_BLOCK, KEY_BLOCK, STAGES, 1, MASS, MIXED, True,
     )  # fmt: skip
     left = slots - 1
     if TURN > 1:
         for _j in range(0, (slots - 1) % TURN):
             b_0, b_1, bases, sums, stage, phase = _turn(
                 s_0, s_1, s_k, bars, b_0, b_1, bases, sums, left - 1, stage, phase, out, o_g, o_n, keys, scale,
-                BN, QUERY_BLOCK, KEY_BLOCK, STAGES, 1, MASS, False,
+                BN, QUERY_BLOCK, KEY_BLOCK, STAGES, 1, MASS, MIXED, False,
             )  # fmt: skip
             left -= 1
     for j in range(0, left // TURN):
         b_0, b_1, bases, sums, stage, phase = _turn(
             s_0, s_1, s_k, bars, b_0, b_1, bases, sums, left - 1 - j * TURN, stage, phase, out, o_g, o_n, keys, scale,
-            BN, QUERY_BLOCK, KEY_BLOCK, STAGES, TURN, MASS, False,
+            BN, QUERY_BLOCK, KEY_BLOCK, STAGES, TURN, MASS, MIXED, False,
         )  # fmt: skip
 
     if not MASS:
@@ -227,7 +259,7 @@ def block_mass_forward(
     d_q, d_k, p_lse, p_mass, scale, queries, keys, heads, tiles, query_blocks, key_blocks,
     stride_lb, stride_lh, stride_ls,
     D: gl.constexpr, BN: gl.constexpr, QUERY_BLOCK: gl.constexpr, KEY_BLOCK: gl.constexpr, STAGES: gl.constexpr,
-    TURN: gl.constexpr, MASS: gl.constexpr,
+    TURN: gl.constexpr, MASS: gl.constexpr, MIXED: gl.constexpr,
 ):  # fmt: skip
     """Grid: one program a tile of 256 rows. If MASS it reads the LSE and writes the mass, else it writes the LSE."""
     DTYPE: gl.constexpr = d_q.dtype
@@ -255,11 +287,11 @@ def block_mass_forward(
         [
             (_consume, (
                 0, s_q, s_k, bars, p_lse, p_mass, i_b, i_h, i_tile, slots, queries, keys, heads, query_blocks,
-                key_blocks, strides, scale, D, BN, QUERY_BLOCK, KEY_BLOCK, STAGES, TURN, MASS,
+                key_blocks, strides, scale, D, BN, QUERY_BLOCK, KEY_BLOCK, STAGES, TURN, MASS, MIXED,
             )),
             (_consume, (
                 1, s_q, s_k, bars, p_lse, p_mass, i_b, i_h, i_tile, slots, queries, keys, heads, query_blocks,
-                key_blocks, strides, scale, D, BN, QUERY_BLOCK, KEY_BLOCK, STAGES, TURN, MASS,
+                key_blocks, strides, scale, D, BN, QUERY_BLOCK, KEY_BLOCK, STAGES, TURN, MASS, MIXED,
             )),
             (_produce, (d_q, d_k, s_q, s_k, bars, i_b, i_h, i_tile, slots, D, BN, STAGES)),
         ],

@@ -44,6 +44,9 @@ HOPPER = {
     "hopper, turns of 1": hopper_mass.Variant(turn=1),
     "hopper, 3 stages, turns of 2": hopper_mass.Variant(stages=3, turn=2),
     "hopper, 5 stages": hopper_mass.Variant(stages=5),
+    "hopper, mixed": hopper_mass.Variant(mixed=True),
+    "hopper, mixed, turns of 2": hopper_mass.Variant(turn=2, mixed=True),
+    "hopper, mixed, turns of 1": hopper_mass.Variant(turn=1, mixed=True),
 }
 DENSE = ("dense", "dense, heads first")
 SHAPES = ((12, 32_768), (40, 75_648))

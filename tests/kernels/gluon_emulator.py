@@ -312,6 +312,7 @@ def emulate(kernel, grid, arguments, options, seed=0):
         arange=lambda start, end, layout: torch.arange(start, end, dtype=torch.int32),
         convert_layout=convert_layout,
         split=lambda x: x.unbind(-1),
+        cast=lambda x, dtype, bitcast: x.view(dtype),
         to_tensor=scalar,
         static_range=range,
         allocate_shared_memory=allocate,

@@ -24,6 +24,7 @@ VARIANTS = {
     "turn2": Variant(turn=2),
     "turn1": Variant(turn=1),
     "stages5": Variant(stages=5),
+    "mixed": Variant(mixed=True),
 }
 BLOCKS = [(128, 128), (128, 64), (64, 128), (64, 64)]
 

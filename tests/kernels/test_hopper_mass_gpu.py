@@ -7,8 +7,9 @@ from hopper_mass_on_a_card import VARIANTS
 from test_hopper_gpu import MOST_HANGS, SECONDS, names, on_a_card, run
 
 FILE = Path(__file__).with_name("hopper_mass_on_a_card.py")
-# Every variant is built anew: each gets a process.
-SPLIT = {"test_every_variant_matches_the_oracle": tuple(VARIANTS)}
+# Every variant is built anew, in ten forms a dtype: each gets a process.
+DTYPES = ("bfloat16", "not bfloat16")
+SPLIT = {"test_every_variant_matches_the_oracle": tuple(f"{name} and {x}" for name in VARIANTS for x in DTYPES)}
 
 hung = []
 
