@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import torch
 
+from dittools.kernels.checked import why_unchecked
 from dittools.kernels.choice import picks_triton
+from dittools.kernels.hopper_mass import why_not_hopper_mass
 from dittools.kernels.pooling import reduce_blocks
 
 TRITON_BLOCKS = (16, 32, 64, 128)
@@ -38,7 +40,7 @@ def measure_block_mass(
             keys, it gives masses relative to that part; rows at -inf count nothing.
         passes: over the logits in the Triton path, where ``lse`` is not given. 1 takes up to
             `block_mass_parts_triton.PART_BYTES` of memory more in place of the second.
-        implementation: "triton" or "portable"; chosen when None.
+        implementation: "hopper", "triton" or "portable"; chosen when None.
 
     Returns:
         fp32 ``[B, H, Mq, Nk]``. Without ``lse`` each row of blocks sums to the number of queries in its query
@@ -51,13 +53,12 @@ def measure_block_mass(
     if passes not in (1, 2):
         raise ValueError(f"passes must be 1 or 2, got {passes!r}")
     scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
-    reason = None
-    if not {query.size, key.size} <= set(TRITON_BLOCKS):
-        reason = f"needs blocks of 16, 32, 64 or 128, got {query.size} and {key.size}"
-    elif query.size * q.shape[-1] * q.element_size() > TRITON_TILE_BYTES:
-        found = f"{query.size} x {q.shape[-1]} of {q.dtype}"
-        reason = f"needs query blocks of at most {TRITON_TILE_BYTES >> 10} KiB, got {found}"
-    if picks_triton(implementation, q, k, reason=reason or _too_wide(q)):
+    name = choose_mass(q, k, query, key, known=lse is not None, implementation=implementation)
+    if name == "hopper":
+        from dittools.kernels.hopper_mass import hopper_block_mass
+
+        return hopper_block_mass(q, k, query, key, scale, lse)
+    if name == "triton":
         if passes == 1 and lse is None:
             from dittools.kernels.block_mass_parts_triton import triton_block_mass_parts
 
@@ -95,7 +96,7 @@ def measure_lse(
     Args:
         q: ``[B, Sq, H, D]``. k: ``[B, Sk, H, D]``, same dtype and device. Any strides.
         scale: factor on the logits, ``1 / sqrt(D)`` by default.
-        implementation: "triton" or "portable"; chosen when None.
+        implementation: "hopper", "triton" or "portable"; chosen when None.
 
     Returns:
         fp32 ``[B, H, Sq]``, natural log. Nothing of size Sq x Sk is held.
@@ -105,6 +106,10 @@ def measure_lse(
     """
     _check_pair(q, k)
     scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
+    if _picks_hopper(implementation, q, k, "two passes"):
+        from dittools.kernels.hopper_mass import hopper_lse
+
+        return hopper_lse(q, k, scale)
     if picks_triton(implementation, q, k, reason=_too_wide(q)):
         from dittools.kernels.block_mass_triton import triton_lse
 
@@ -119,6 +124,43 @@ def measure_lse(
             for i in range(0, queries, rows):
                 lse[b, h, i : i + rows] = ((q[b, i : i + rows, h].float() * scale) @ keys).logsumexp(-1)
     return lse
+
+
+def choose_mass(
+    q: torch.Tensor, k: torch.Tensor, query, key, *, known: bool = False, implementation: str | None = None
+) -> str:
+    """The implementation that a call of `measure_block_mass` takes: "hopper", "triton" or "portable".
+
+    Args:
+        q, k, query, key, implementation: as there. known: whether the LSE is given.
+
+    Raises:
+        ValueError: when ``implementation`` cannot run, with the reason.
+    """
+    if _picks_hopper(implementation, q, k, "one pass" if known else "two passes", query.size, key.size):
+        return "hopper"
+    reason = None
+    if not {query.size, key.size} <= set(TRITON_BLOCKS):
+        reason = f"needs blocks of 16, 32, 64 or 128, got {query.size} and {key.size}"
+    elif query.size * q.shape[-1] * q.element_size() > TRITON_TILE_BYTES:
+        found = f"{query.size} x {q.shape[-1]} of {q.dtype}"
+        reason = f"needs query blocks of at most {TRITON_TILE_BYTES >> 10} KiB, got {found}"
+    return "triton" if picks_triton(implementation, q, k, reason=reason or _too_wide(q)) else "portable"
+
+
+def _picks_hopper(implementation: str | None, q: torch.Tensor, k: torch.Tensor, call: str, *blocks: int) -> bool:
+    """Whether the Hopper kernel takes a call: when asked for, else where it proved itself and was the faster."""
+    if implementation not in (None, "hopper") or (implementation is None and torch.compiler.is_compiling()):
+        return False
+    reason = why_not_hopper_mass(q, *blocks)
+    if reason is None and torch.is_grad_enabled() and (q.requires_grad or k.requires_grad):
+        reason = "it has no backward: call it under torch.no_grad()"
+    if implementation == "hopper" and reason is not None:
+        raise ValueError(f"implementation 'hopper' cannot run this call: {reason}")
+    if implementation == "hopper" or reason is not None:
+        return implementation == "hopper"
+    major, minor = torch.cuda.get_device_capability(q.device)
+    return why_unchecked("hopper-mass", f"{major}.{minor}", call=call) is None
 
 
 def _too_wide(q: torch.Tensor) -> str | None:

@@ -22,16 +22,30 @@ SOURCES = {
         "hopper_clusters.py", "hopper_clusters_forward.py", "hopper_clusters_lists.py", "hopper.py",
         "hopper_forward.py", "clustered_triton.py",
     ),
+    "hopper-mass": (
+        "hopper_mass.py", "hopper_mass_forward.py", "block_mass_triton.py", "hopper.py", "hopper_forward.py",
+    ),
 }  # fmt: skip
 
+# Kinds of calls of which an entry has a speed: attention's, and those of block mass.
+SAID = {
+    "raster": "without an order",
+    "ordered": "with an order",
+    "two passes": "in two passes",
+    "one pass": "with the LSE known",
+}
 
-def why_unchecked(implementation: str, capability: str, ordered: bool | None = None) -> str | None:
+
+def why_unchecked(
+    implementation: str, capability: str, ordered: bool | None = None, *, call: str | None = None
+) -> str | None:
     """None when a kernel was found right on this type of card and faster than what runs otherwise; else the reason.
 
     Args:
         implementation: a key of `SOURCES`.
         capability: compute capability, as "9.0".
-        ordered: whether the call has an order; None asks whether the kernel pays for either.
+        ordered: whether the call has an order; None asks whether the kernel pays for any kind of call.
+        call: the kind of call, one of `SAID`, for kernels that take no order.
     """
     known = [e for e in entries(TABLE) if (e["implementation"], e["capability"]) == (implementation, capability)]
     if not known:
@@ -44,10 +58,12 @@ def why_unchecked(implementation: str, capability: str, ordered: bool | None = N
     if not known:
         return f"not yet checked with Triton {triton} on this card type ({capability}): run {CHECK}"
     gain = known[-1]["speedup_over_triton"]
-    kinds = ("raster", "ordered") if ordered is None else ("ordered" if ordered else "raster",)
+    kinds = (call,) if call is not None else tuple(gain)
+    if ordered is not None:
+        kinds = ("ordered" if ordered else "raster",)
     if max(gain[kind] for kind in kinds) > 1:
         return None
-    found = " and ".join(f"{gain[kind]:.2f}x {'with' if kind == 'ordered' else 'without'} an order" for kind in kinds)
+    found = " and ".join(f"{gain[kind]:.2f}x {SAID[kind]}" for kind in kinds)
     return f"not faster than triton on this card type ({capability}): {found}"
 
 
@@ -55,8 +71,8 @@ def enter(entry: dict[str, Any], table: Path | None = None) -> None:
     """Put an entry into the table, in place of those of the same kernel, card type and Triton.
 
     Args:
-        entry: "implementation", "capability", "source", "triton", and "speedup_over_triton" with the numbers
-            "raster" and "ordered"; what else it has says where it comes from.
+        entry: "implementation", "capability", "source", "triton", and "speedup_over_triton" with a number for each
+            kind of call, "raster" and "ordered" of attention; what else it has says where it comes from.
 
     Raises:
         OSError: when the table cannot be written.

@@ -17,6 +17,7 @@ CASE_OF = {
     "hopper_clusters_forward": "hopper-clusters",
     "hopper_clusters_lists": "hopper-clusters",
     "hopper_forward": "hopper",
+    "hopper_mass_forward": "hopper-mass",
     "kmeans_triton": "kmeans",
     "lists_triton": "lists",
     "permute_triton": "permute",

@@ -21,6 +21,13 @@ class Wrong(ValueError):
     """A result that is not what was asked for; no speed is told of it."""
 
 
+def stop_if_broken(job: dict[str, Any], *names: str) -> None:
+    """A case whose kernel brought a process down is not tried again: raises `Wrong`."""
+    for name, why in job.get("without", {}).items():
+        if name in names:
+            raise Wrong(f"{name}: {why}")
+
+
 class Oracle:
     """What some query blocks of some heads should come to.
 

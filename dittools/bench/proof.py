@@ -1,7 +1,7 @@
 """Do the Hopper kernels prove themselves on this card? Right in every case, more than once, and faster than Triton's.
 
-One takes even blocks, one takes clusters, and each proves itself alone. What comes of it goes into the table of
-`dittools.kernels.checked`, which decides whether a kernel is chosen.
+One takes even blocks, one takes clusters, one measures block mass (`proof_mass`), and each proves itself alone. What
+comes of it goes into the table of `dittools.kernels.checked`, which decides whether a kernel is chosen.
 """
 
 from __future__ import annotations
@@ -13,15 +13,17 @@ from typing import Any
 import torch
 
 from dittools.bench.attention import Shape
-from dittools.bench.check import Oracle, Wrong, poisoned
+from dittools.bench.check import Oracle, Wrong, poisoned, stop_if_broken
 from dittools.bench.inputs import make_mask, make_order
+from dittools.bench.proof_mass import MASS, mass_jobs
 from dittools.bench.timing import burst
 from dittools.blocks import BlockMask
 from dittools.clusters import ClusterMask, ClusterPartition
 from dittools.kernels import block_sparse_attention, checked
 from dittools.kernels.supervise import At
 
-BLOCKS, CLUSTERS = KERNELS = ("hopper", "hopper-clusters")
+BLOCKS, CLUSTERS = "hopper", "hopper-clusters"
+KERNELS = (BLOCKS, CLUSTERS, MASS)
 # tokens, heads, batch
 SIZES = ((1, 1, 1), (129, 2, 1), (1_000, 3, 2), (4_111, 2, 1), (32_760, 2, 1))
 CLUSTER_SIZES = ((1, 1, 1), (1_000, 3, 2), (4_111, 2, 1), (32_760, 2, 1))
@@ -36,7 +38,7 @@ def jobs(kernel: str | None = None) -> list[dict[str, Any]]:
     """What a kernel has to pass, small cases first, then the two that are timed; those of all when None."""
     if kernel is None:
         return [job for each in KERNELS for job in jobs(each)]
-    return _block_jobs() if kernel == BLOCKS else _cluster_jobs()
+    return {BLOCKS: _block_jobs, CLUSTERS: _cluster_jobs, MASS: mass_jobs}[kernel]()
 
 
 def _cluster_jobs() -> list[dict[str, Any]]:
@@ -89,7 +91,7 @@ def prove(job: dict[str, Any], at: At) -> dict[str, Any]:
     Raises:
         Wrong: when it is not.
     """
-    _stop_if_broken(job, BLOCKS)
+    stop_if_broken(job, BLOCKS)
     device = torch.device(job["device"])
     q, k, v = _tensors(job)
     mask = make_mask(job["heads"], job["tokens"], 128, job["key_block"], 0.3, "ragged", device)
@@ -114,7 +116,7 @@ def prove_clusters(job: dict[str, Any], at: At) -> dict[str, Any]:
     Raises:
         Wrong: when it is not right.
     """
-    _stop_if_broken(job, CLUSTERS)
+    stop_if_broken(job, CLUSTERS)
     device, tokens, heads = torch.device(job["device"]), job["tokens"], job["heads"]
     q, k, v = _tensors(job)
     mask = random_clusters(job["family"], heads, tokens, (max(1, tokens // 250), max(2, tokens // 75)), 0.3, device)
@@ -188,7 +190,7 @@ def _right_each_time(call: Callable[[], tuple[torch.Tensor, torch.Tensor]], orac
 
 def faster(job: dict[str, Any], shape: Shape, at: At) -> dict[str, Any]:
     """Milliseconds of the kernel and of Triton's on one case, in turn, once both are right."""
-    _stop_if_broken(job, BLOCKS, "triton")
+    stop_if_broken(job, BLOCKS, "triton")
     mask = make_mask(
         job["heads"], job["tokens"], job["query_block"], job["key_block"], job["density"], job["family"], shape.device
     )
@@ -198,7 +200,7 @@ def faster(job: dict[str, Any], shape: Shape, at: At) -> dict[str, Any]:
 
 def clusters_faster(job: dict[str, Any], shape: Shape, at: At) -> dict[str, Any]:
     """The same for the kernels for clusters. Each call makes its lists anew; those with orders permute as well."""
-    _stop_if_broken(job, CLUSTERS, "triton, clusters")
+    stop_if_broken(job, CLUSTERS, "triton, clusters")
     device, heads, tokens = shape.device, job["heads"], job["tokens"]
     mask = random_clusters("even", heads, tokens, job["clusters"], job["density"], device)
     orders = [random_order(heads, tokens, device, seed) if job["ordered"] else None for seed in (1, 2)]
@@ -223,13 +225,6 @@ def _compare(job, tensors, mask, orders, scale: float, at: At, kernel: str) -> d
     return {"times": times, "speedup": second / first}
 
 
-def _stop_if_broken(job: dict[str, Any], *names: str) -> None:
-    """A case whose kernel brought a process down is not tried again."""
-    for name, why in job.get("without", {}).items():
-        if name in names:
-            raise Wrong(f"{name}: {why}")
-
-
 def entry(results: dict[str, dict[str, Any]], facts: dict[str, Any], kernel: str = BLOCKS) -> dict[str, Any]:
     """The entry of a kernel for the table, from results by id.
 
@@ -249,6 +244,8 @@ def entry(results: dict[str, dict[str, Any]], facts: dict[str, Any], kernel: str
         "source": checked.fingerprint(kernel),
         "triton": checked.triton_minor(),
         "cases": len(asked) - 2,
-        "speedup_over_triton": {kind_of(job["ordered"]): round(results[job["id"]]["speedup"], 3) for job in asked[-2:]},
+        "speedup_over_triton": {
+            job.get("call") or kind_of(job["ordered"]): round(results[job["id"]]["speedup"], 3) for job in asked[-2:]
+        },
         **facts,
     }

@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from dittools.bench import proof
+from dittools.bench import proof, proof_mass
 from dittools.bench.attention import Shape
 from dittools.bench.check import Wrong
-from dittools.kernels import clustered, portable
+from dittools.kernels import clustered, measure_block_mass, measure_lse, portable
 
 
 def silent(what, patience=None):
@@ -22,10 +22,15 @@ def cluster_case(**changes):
     return {**first, "device": "cpu", "kernel": "portable", "dtype": "float32", "head_dim": 64, **changes}
 
 
+def mass_case(**changes):
+    first = proof.jobs(proof.MASS)[0]
+    return {**first, "device": "cpu", "kernel": "portable", "dtype": "float32", "head_dim": 64, **changes}
+
+
 def results(kernel=proof.BLOCKS):
     found = {job["id"]: {"right": True} for job in proof.jobs(kernel)}
-    raster, ordered = (job["id"] for job in proof.jobs(kernel)[-2:])
-    return found | {raster: {"speedup": 1.4}, ordered: {"speedup": 0.9}}
+    first, second = (job["id"] for job in proof.jobs(kernel)[-2:])
+    return found | {first: {"speedup": 1.4}, second: {"speedup": 0.9}}
 
 
 @pytest.mark.parametrize("biased", [False, True])
@@ -127,11 +132,58 @@ def test_two_kernels_for_clusters_are_compared_once_both_are_right(turn, monkeyp
     assert set(seen) == {(turn == -2,) * 2}
 
 
+@pytest.mark.parametrize("blocks", proof_mass.BLOCKS, ids=str)
+@pytest.mark.parametrize("tokens", [1, 129, 700])
+def test_a_right_kernel_for_mass_proves_itself(tokens, blocks):
+    case = mass_case(tokens=tokens, heads=2, batch=2, query_block=blocks[0], key_block=blocks[1])
+    assert proof_mass.prove_mass(case, silent) == {"right": True}
+
+
+@pytest.mark.parametrize("fault", ["wrong", "differs", "forgets the last keys", "overflows", "a bad LSE"])
+def test_a_faulty_kernel_for_mass_does_not(monkeypatch, fault):
+    turns = []
+
+    def faulty(q, k, query, key, **call):
+        turns.append(1)
+        mass = measure_block_mass(q, k, query, key, **call)
+        if fault == "wrong" or (fault == "differs" and len(turns) == 3):
+            mass[0, -1, -1, 0] *= 1.01
+        if fault == "forgets the last keys":
+            mass[..., -1] = 0
+        if fault == "overflows" and k.abs().max() > 100:
+            mass[0, 0, 0] = torch.nan
+        return mass
+
+    def faulty_lse(*args, **call):
+        lse = measure_lse(*args, **call)
+        return lse + 0.01 if fault == "a bad LSE" else lse
+
+    monkeypatch.setattr(proof_mass, "measure_block_mass", faulty)
+    monkeypatch.setattr(proof_mass, "measure_lse", faulty_lse)
+    said = {"differs": "two calls", "overflows": "not finite", "a bad LSE": "LSE"}.get(
+        fault, "mass is off|does not sum"
+    )
+    with pytest.raises(Wrong, match=said):
+        proof_mass.prove_mass(mass_case(tokens=700, heads=2, batch=1), silent)
+
+
+@pytest.mark.parametrize("turn", [-2, -1])
+def test_two_kernels_for_mass_are_compared_once_both_are_right(turn):
+    small = {"device": "cpu", "dtype": "float32", "tokens": 300, "heads": 2, "head_dim": 64, "seconds": 0.05}
+    job = {**proof.jobs(proof.MASS)[turn], **small, "kernels": ("portable", "portable")}
+    with torch.no_grad():
+        found = proof_mass.mass_faster(job, Shape(job, silent), silent)
+    assert found["speedup"] == found["times"][proof_mass.TRITON]["ms"] / found["times"][proof.MASS]["ms"]
+    with pytest.raises(Wrong, match="triton, mass: hung"):
+        proof_mass.mass_faster({**job, "without": {"triton, mass": "hung"}}, None, silent)
+
+
 @pytest.mark.parametrize("kernel", proof.KERNELS)
 def test_an_entry_needs_every_case(kernel):
     entry = proof.entry(results(kernel), {"capability": "9.0"}, kernel)
     assert entry["implementation"] == kernel
-    assert entry["speedup_over_triton"] == {"raster": 1.4, "ordered": 0.9}
+    kinds = ("two passes", "one pass") if kernel == proof.MASS else ("raster", "ordered")
+    assert entry["speedup_over_triton"] == dict(zip(kinds, (1.4, 0.9), strict=True))
     assert entry["cases"] == len(proof.jobs(kernel)) - 2 and entry["capability"] == "9.0"
     for job in proof.jobs(kernel):
         left_out = results(kernel)

@@ -145,11 +145,11 @@ def test_both_have_examples_that_parse(cli, verb):
     assert "bench" in cli("--help").out
 
 
-@pytest.mark.parametrize("broken", ["hopper", "hopper-clusters", "none"])
+@pytest.mark.parametrize("broken", ["hopper", "hopper-clusters", "hopper-mass", "none"])
 def test_check_enters_every_kernel_that_passed(cli, monkeypatch, tmp_path, broken):
     def run(jobs, results, told, limit):
         for job in jobs:
-            mine = "hopper-clusters" if "clusters" in job["kind"] else "hopper"
+            mine = {"clusters": "hopper-clusters", "mass": "hopper-mass"}.get(job["kind"].split("-")[0], "hopper")
             result = {"error": "hung"} if mine == broken and "4111" in job["id"] else {"right": True}
             told({"id": job["id"], **(result | {"speedup": 1.5} if "faster" in job["kind"] else result)})
 
@@ -161,8 +161,9 @@ def test_check_enters_every_kernel_that_passed(cli, monkeypatch, tmp_path, broke
     done = cli("bench", "kernel", "--check", "--device", "cpu")
     assert done.code == (0 if broken == "none" else 1)
     entered = {entry["implementation"] for entry in json.loads((tmp_path / "checked.json").read_text())["entries"]}
-    assert entered == {"hopper", "hopper-clusters"} - {broken}
-    for kernel in ("hopper", "hopper-clusters"):
+    kernels = {"hopper", "hopper-clusters", "hopper-mass"}
+    assert entered == kernels - {broken}
+    for kernel in kernels:
         assert (f"{kernel} is not chosen on this card type: " in done.out) == (kernel == broken)
         assert (f"{kernel} is right in " in done.out) == (kernel != broken)
     checked.entries.cache_clear()

@@ -311,6 +311,8 @@ def emulate(kernel, grid, arguments, options, seed=0):
         zeros=lambda shape, dtype, layout: torch.zeros(shape, dtype=dtype),
         arange=lambda start, end, layout: torch.arange(start, end, dtype=torch.int32),
         convert_layout=convert_layout,
+        split=lambda x: x.unbind(-1),
+        cast=lambda x, dtype, bitcast: x.view(dtype),
         to_tensor=scalar,
         static_range=range,
         allocate_shared_memory=allocate,

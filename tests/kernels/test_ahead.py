@@ -111,7 +111,12 @@ def test_block_mass(monkeypatch, card, dtype, query_block):
     with compiling(card[0]) as compiled:
         block_mass_triton.triton_block_mass(q, q, Partition(1000, query_block), Partition(1000, 128), 0.1, None)
         block_mass_parts_triton.triton_block_mass_parts(q, q, Partition(1000, query_block), Partition(1000, 128), 0.1)
-    check(compiled, ["_row_lse", "_sum_blocks", "_row_parts", "_sum_rows"], card)
+    check(compiled, ["_row_lse", "_repair_lse", "_sum_blocks", "_row_parts", "_sum_rows"], card)
+    if (card, dtype) == (SM90, BF16):
+        mine = compiled[:3]
+        assert all("wgmma" in kernel.asm["ptx"] for kernel in mine)
+        # Two programs share a multiprocessor: one's exponentials beside the other's products.
+        assert all(2 * kernel.metadata.shared <= card[1] for kernel in mine)
 
 
 def test_lists():

@@ -137,6 +137,37 @@ def test_large_logits_do_not_overflow(place):
     close(found, naive_block_mass(30 * q, 30 * k, partition, partition), torch.bfloat16)
 
 
+@everywhere
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_an_lse_far_from_what_the_first_keys_say(place, dtype):
+    implementation, device = place
+    q, k, _ = inputs(1, 150, 3, 16, dtype, keys=300, device=device)
+    k[:, :130, 0] = 0  # a head whose first keys say nothing of the rest, which is large
+    k[:, 130:, 0] *= 40
+    k[:, :8, 1] *= 40  # one whose first keys are all that counts
+    k[:, 290:, 2] *= 40  # one whose last keys are
+    want = log_sum_exp(q, k, 2.0)
+    assert want[0, 0].max() > 200
+    found = measure_lse(q, k, scale=2.0, implementation=implementation)
+    torch.testing.assert_close(found, want, atol=1e-3, rtol=1e-5)
+    query, key = Partition(150, 64), Partition(300, 32)
+    found = measure_block_mass(q, k, query, key, scale=2.0, implementation=implementation)
+    close(found, naive_block_mass(q, k, query, key, scale=2.0), torch.bfloat16)
+
+
+@pytest.mark.skipif(not INTERPRETED, reason="asks the Triton path for each of its variants")
+@pytest.mark.parametrize("lengths", [(130, 130), (256, 512), (64, 1100), (200, 31)], ids=str)
+@pytest.mark.parametrize("blocks", [(128, 128), (64, 64), (128, 32)], ids=str)
+def test_every_variant_interpreted(lengths, blocks):
+    from dittools.kernels.block_mass_triton import Variant, triton_block_mass
+
+    q, k, _ = inputs(1, lengths[0], 2, 32, torch.bfloat16, keys=lengths[1])
+    query, key = (Partition(*pair) for pair in zip(lengths, blocks, strict=True))
+    want = naive_block_mass(q, k, query, key, scale=0.3)
+    for variant in (None, Variant(keys=128, stages=2), Variant(keys=64, warps=4, group=4), Variant(keys=32, group=1)):
+        close(triton_block_mass(q, k, query, key, 0.3, None, variant), want, torch.bfloat16)
+
+
 def test_memory_is_bounded_and_any_block_size_will_do(monkeypatch):
     q, k, _ = inputs(1, 100, 2, 6)
     query, key = Partition(100, 7), Partition(100, 33)

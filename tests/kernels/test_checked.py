@@ -1,5 +1,6 @@
 """A kernel that has not proved itself on a type of card is not chosen there."""
 
+import functools
 import json
 from pathlib import Path
 
@@ -7,9 +8,19 @@ import pytest
 import torch
 from cases import inputs, random_mask, random_order
 
-from dittools.blocks import BlockMask
+from dittools.blocks import BlockMask, Partition
 from dittools.clusters import ClusterMask, ClusterPartition
-from dittools.kernels import block_sparse_attention, checked, dispatch, hopper, hopper_clusters, implementations
+from dittools.kernels import (
+    block_mass,
+    block_sparse_attention,
+    checked,
+    choice,
+    dispatch,
+    hopper,
+    hopper_clusters,
+    hopper_mass,
+    implementations,
+)
 from dittools.kernels.naive import naive_block_sparse_attention
 
 ENTRY = {
@@ -108,6 +119,41 @@ def test_the_kernel_for_clusters_is_chosen_by_an_entry_of_its_own(table, on_hopp
     assert dispatch.choose(q, k, v, blocks, order=order) == "triton"
     with pytest.raises(ValueError, match="'hopper' cannot run this call: it has no backward"):
         dispatch.choose(q.requires_grad_(), k, v, mask, implementation="hopper")
+
+
+def test_the_kernel_for_mass_is_chosen_by_an_entry_of_its_own_and_then_only_where_it_pays(
+    table, on_hopper, monkeypatch
+):
+    monkeypatch.setattr(block_mass, "why_not_hopper_mass", lambda q, *blocks: None)
+    monkeypatch.setattr(choice, "why_not_triton", lambda *_, **__: None)
+    q, k, _ = inputs(1, 300, 1, 64, torch.bfloat16)
+    blocks = Partition(300, 128), Partition(300, 64)
+    ask = functools.partial(block_mass.choose_mass, q, k, *blocks)
+    checked.enter(entry())
+    assert "not yet checked" in checked.why_unchecked("hopper-mass", "9.0", call="one pass")
+    assert (ask(), ask(known=True)) == ("triton", "triton") and ask(implementation="hopper") == "hopper"
+    own = {"implementation": "hopper-mass", "source": checked.fingerprint("hopper-mass")}
+    checked.enter(entry(**own, speedup_over_triton={"two passes": 1.5, "one pass": 0.9}))
+    assert (ask(), ask(known=True)) == ("hopper", "triton")
+    assert ask(implementation="portable") == "portable"
+    reason = checked.why_unchecked("hopper-mass", "9.0", call="one pass")
+    assert reason == "not faster than triton on this card type (9.0): 0.90x with the LSE known"
+    assert checked.why_unchecked("hopper-mass", "9.0") is None
+    with pytest.raises(ValueError, match="'hopper' cannot run this call: it has no backward"):
+        block_mass.choose_mass(q.requires_grad_(), k, *blocks, implementation="hopper")
+
+
+def test_where_the_kernel_for_mass_cannot_run_the_reason_is_said(monkeypatch):
+    q, k, _ = inputs(1, 300, 1, 64, torch.bfloat16)
+    for call in (
+        lambda: block_mass.measure_lse(q, k, implementation="hopper"),
+        lambda: block_mass.measure_block_mass(q, k, *[Partition(300, 64)] * 2, implementation="hopper"),
+    ):
+        with pytest.raises(ValueError, match="'hopper' cannot run this call: needs a CUDA device, got cpu"):
+            call()
+    monkeypatch.setattr(hopper_mass, "why_not_hopper", lambda *_: None)
+    assert hopper_mass.why_not_hopper_mass(q, 128, 64) is None
+    assert hopper_mass.why_not_hopper_mass(q, 32, 64) == "needs blocks of 64 or 128, got 32 and 64"
 
 
 @pytest.mark.parametrize("kernel", checked.SOURCES)

@@ -1,0 +1,146 @@
+"""The Hopper kernel for block mass, compiled ahead of time for sm_90a: what the machine code must and must not hold.
+
+Run as a script it compiles every build and prints a JSON line for each, as `test_hopper_compiles` does.
+"""
+
+import json
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+from test_hopper_compiles import SHARED_MEMORY, instructions
+
+from dittools.kernels.hopper import why_no_gluon
+from dittools.kernels.hopper_mass import Variant
+
+pytestmark = pytest.mark.skipif(why_no_gluon() is not None, reason=str(why_no_gluon()))
+
+# name: head dim, query and key block (None: the LSE pass), dtype, variant
+BUILDS = {
+    "lse-hd128": (128, None, "bfloat16", Variant()),
+    "lse-hd128-turn1": (128, None, "bfloat16", Variant(turn=1)),
+    "lse-hd128-turn2": (128, None, "bfloat16", Variant(turn=2)),
+    "lse-hd64": (64, None, "float16", Variant()),
+    "mass-hd128": (128, (128, 128), "bfloat16", Variant()),
+    "mass-hd128-turn1": (128, (128, 128), "bfloat16", Variant(turn=1)),
+    "mass-hd128-turn2": (128, (128, 128), "bfloat16", Variant(turn=2)),
+    "lse-hd128-mixed": (128, None, "bfloat16", Variant(mixed=True)),
+    "mass-hd128-mixed": (128, (128, 128), "bfloat16", Variant(mixed=True)),
+    "mass-hd128-64x64-mixed": (128, (64, 64), "bfloat16", Variant(mixed=True)),
+    "mass-hd128-stages5": (128, (128, 128), "bfloat16", Variant(stages=5)),
+    "mass-hd128-128x64": (128, (128, 64), "bfloat16", Variant()),
+    "mass-hd128-64x64": (128, (64, 64), "bfloat16", Variant()),
+    "mass-hd64": (64, (128, 128), "bfloat16", Variant()),
+    "mass-hd64-64x64": (64, (64, 64), "float16", Variant()),
+}
+
+
+def build(head_dim, blocks, dtype, variant):
+    """Compile one build from the arguments of a real call; return its resources and SASS."""
+    from pathlib import Path
+
+    import torch
+    import triton
+
+    from dittools.blocks import Partition
+    from dittools.kernels.hopper_mass import lse_arguments, mass_arguments
+    from dittools.kernels.hopper_mass_forward import block_mass_forward
+
+    q = torch.empty(2, 1000, 3, head_dim, dtype=getattr(torch, dtype))
+    if blocks is None:
+        _, _, arguments, options = lse_arguments(q, q, 0.1, variant)
+    else:
+        sides = [Partition(1000, size) for size in blocks]
+        _, _, arguments, options = mass_arguments(q, q, *sides, 0.1, torch.empty(2, 3, 1000), variant)
+    kernel = block_mass_forward.warmup(*arguments, **options, grid=(1,))
+    tools = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+    cubin = Path(os.environ["TRITON_CACHE_DIR"]) / "kernel.cubin"
+    cubin.write_bytes(kernel.asm["cubin"])
+
+    def dump(what):
+        return subprocess.run([tools / "cuobjdump", what, cubin], capture_output=True, text=True, check=True).stdout
+
+    resources = re.findall(r"(REG|STACK|LOCAL):(\d+)", dump("--dump-resource-usage"))
+    sass = re.findall(r"^\s*/\*[0-9a-f]{4,}\*/\s+(.*?);", dump("-sass"), re.MULTILINE)
+    return {
+        "warps": kernel.metadata.num_warps,
+        "shared": kernel.metadata.shared,
+        "resources": {name: int(value) for name, value in resources},
+        "sass": sass,
+    }
+
+
+def main():
+    import triton
+    from triton.backends.compiler import GPUTarget
+
+    class Card:
+        def get_current_target(self):
+            return GPUTarget("cuda", 90, 32)
+
+        def get_current_device(self):
+            return 0
+
+        def get_current_stream(self, device):
+            return 0
+
+    triton.runtime.driver.set_active(Card())
+    for name, what in BUILDS.items():
+        print(json.dumps({"name": name, **build(*what)}), flush=True)
+
+
+@pytest.fixture(scope="module")
+def builds(tmp_path_factory):
+    environment = {**os.environ, "TRITON_CACHE_DIR": str(tmp_path_factory.mktemp("cache")), "TRITON_INTERPRET": "0"}
+    environment["TRITON_DUMP_PTXAS_LOG"] = "1"
+    done = subprocess.run(
+        [sys.executable, __file__], env=environment, capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    # ptxas says so when it cannot leave wgmmas in flight.
+    assert "wgmma" not in done.stderr and "erializ" not in done.stdout + done.stderr
+    found = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    return {build["name"]: build for build in found}
+
+
+@pytest.mark.parametrize("name", BUILDS)
+def test_nothing_spills_and_it_fits(builds, name):
+    build = builds[name]
+    assert build["warps"] == 12
+    assert build["resources"]["REG"] == 168 and build["shared"] <= SHARED_MEMORY
+    # A few numbers that are seldom needed wait in memory; logits never do.
+    assert len(instructions(build, "LDL") + instructions(build, "STL")) <= 24
+    limits = {int(x, 16) for line in build["sass"] for x in re.findall(r"USETMAXREG.* (0x\w+)", line)}
+    assert {240, 24} <= limits
+
+
+@pytest.mark.parametrize("name", BUILDS)
+def test_products_run_on_the_tensor_cores_and_copies_on_tma(builds, name):
+    head_dim, _, _, variant = BUILDS[name]
+    # Two consumers, two halves: the first slot, those that fill no turn, and a turn.
+    slots = 1 + (variant.turn > 1) + variant.turn
+    assert len(instructions(builds[name], "HGMMA")) == 2 * 2 * slots * head_dim // 16
+    assert instructions(builds[name], "UTMALDG") and not instructions(builds[name], "HMMA")
+    # One exponential a pair, or three for four: no weight is made twice, and none of those is thrown away.
+    pairs = 48 if variant.mixed else 64
+    assert 0 <= len(instructions(builds[name], "MUFU.EX2")) - 2 * 2 * slots * pairs <= 16
+
+
+@pytest.mark.parametrize("name", BUILDS)
+def test_exponentials_run_while_a_product_is_under_way(builds, name):
+    """After each wait that leaves a product under way, most of the exponentials come before the next wait."""
+    build = builds[name]
+    waits = instructions(build, "WARPGROUP.DEPBAR.LE")
+    exponentials = instructions(build, "MUFU.EX2")
+    early = [i for i in waits if "0x1" in build["sass"][i]]
+    turn = BUILDS[name][3].turn
+    assert len(early) == 2 * (1 + (turn > 1) + 2 * turn - 1)
+    for start in early[1 : len(early) // 2]:
+        end = min(i for i in waits if i > start)
+        assert sum(start < i < end for i in exponentials) >= 32
+
+
+if __name__ == "__main__":
+    main()
