@@ -18,6 +18,7 @@ CASE_OF = {
     "kmeans_triton": "kmeans",
     "lists_triton": "lists",
     "permute_triton": "permute",
+    "probe_triton": "probe",
     "skipped_triton": "skipped",
     "triton_block_sparse": "triton",
 }

@@ -86,6 +86,21 @@ def pooling():
     assert pool_blocks(x, random_mask(TOKENS, 128, 64).key).isfinite().all()
 
 
+def probe():
+    from test_probe import drawn_masks
+
+    from dittools.kernels.probe import naive_probe_errors, pack_masks, pack_rows, probe_errors
+
+    for dim, rows in ((64, 64), (96, 17), (128, 64)):
+        q, k, v = inputs(1, TOKENS, HEADS, dim, torch.bfloat16, device="cuda")
+        masks = drawn_masks(3, rows, TOKENS).cuda()
+        found = probe_errors(q[:, :rows], k, v, pack_masks(masks), implementation="triton")
+        assert rms_error(found, naive_probe_errors(q[:, :rows], k, v, masks)) < 0.02
+    keep, block = drawn_masks(2, 17, 5).cuda(), torch.randint(5, (2, TOKENS), device="cuda")
+    packed = [pack_rows(keep, block, implementation=name) for name in ("triton", "portable")]
+    assert torch.equal(*packed)
+
+
 def skipped():
     from test_skipped import moved, prepared
 
@@ -110,6 +125,7 @@ CASES = {
     "kmeans": kmeans,
     "mass": mass,
     "pooling": pooling,
+    "probe": probe,
     "skipped": skipped,
 }
 

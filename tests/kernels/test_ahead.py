@@ -21,6 +21,7 @@ from dittools.kernels import (
     kmeans_triton,
     lists_triton,
     permute_triton,
+    probe_triton,
     schedule,
     skipped_triton,
     triton_block_sparse,
@@ -147,3 +148,17 @@ def test_skipped(card, dtype):
         skipped_triton.triton_add_skipped(q, q, lse, blocks, means.bias, means, 0.1)
         skipped_triton.triton_anchor(means.shift.to(dtype), q, q, blocks, 0.1)
     check(compiled, ["_add_skipped", "_anchor"], card)
+
+
+@pytest.mark.parametrize(
+    ("card", "dtype", "dim"), [(SM90, BF16, 128), (SM90, BF16, 96), (SM86, BF16, 64), (SM86, FULL, 128)], ids=name
+)
+def test_probe(card, dtype, dim):
+    q, k = torch.empty(1, 64, 2, dim, dtype=dtype), torch.empty(1, 4111, 2, dim, dtype=dtype)
+    keep, block = torch.ones(2, 64, 65, dtype=torch.bool), torch.zeros(2, 4111, dtype=torch.long)
+    with compiling(card[0]) as compiled, NoSync():
+        kept = probe_triton.triton_pack_rows(keep, block)
+        probe_triton.triton_probe_errors(q, k, k, kept, 0.1)
+    check(compiled, ["_pack_rows", "_probe", "_join_splits"], card)
+    if (card, dtype) == (SM90, BF16):
+        assert "wgmma" in compiled[1].asm["ptx"]

@@ -15,6 +15,7 @@ FILES = (
     "test_kmeans.py",
     "test_lists.py",
     "test_permute.py",
+    "test_probe.py",
     "test_skipped.py",
 )
 
