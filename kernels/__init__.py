@@ -24,6 +24,7 @@ _HOME = {
     "measure_lse": "block_mass",
     "nearest_centroids": "kmeans",
     "pool_blocks": "pooling",
+    "run_means": "run_means",
     "scatter_tokens": "permute",
     "schedule": "lists",
     "sort_by_label": "counting_sort",

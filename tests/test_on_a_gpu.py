@@ -19,6 +19,7 @@ CASE_OF = {
     "lists_triton": "lists",
     "permute_triton": "permute",
     "probe_triton": "probe",
+    "run_means_triton": "means",
     "skipped_triton": "skipped",
     "triton_block_sparse": "triton",
 }

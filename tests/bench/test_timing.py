@@ -71,7 +71,6 @@ def test_on_a_card_a_call_queues_behind_other_work_after_a_pause(monkeypatch):
     monkeypatch.setattr(torch.cuda, "Event", Event)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda *_: log.append("idle"))
     monkeypatch.setattr(timing.time, "sleep", lambda seconds: log.append("pause"))
-
     class Ballast:
         def add_(self, _):
             log.append("work")

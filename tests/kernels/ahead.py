@@ -1,7 +1,12 @@
 """Compiles the Triton kernels that a call launches for a card this machine does not have, and runs none of them."""
 
 import contextlib
+import re
+import subprocess
+import tempfile
+from pathlib import Path
 
+import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.compiler import compile as compile_kernel
@@ -37,3 +42,12 @@ def compiling(capability=90):
 
 def _by_sixteen(value):
     return type(value) is int and value % 16 == 0
+
+
+def stack_bytes(kernel):
+    """Bytes of local memory that a thread of the kernel takes: what its registers do not hold."""
+    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as cubin:
+        Path(cubin.name).write_bytes(kernel.asm["cubin"])
+        said = subprocess.run([tool, "-res-usage", cubin.name], capture_output=True, text=True, check=True).stdout
+    return sum(int(n) for n in re.findall(r"(?:STACK|LOCAL):(\d+)", said))

@@ -86,6 +86,7 @@ def pooling():
     assert pool_blocks(x, random_mask(TOKENS, 128, 64).key).isfinite().all()
 
 
+<<<<<<< HEAD
 def probe():
     from test_probe import drawn_masks
 
@@ -99,6 +100,14 @@ def probe():
     keep, block = drawn_masks(2, 17, 5).cuda(), torch.randint(5, (2, TOKENS), device="cuda")
     packed = [pack_rows(keep, block, implementation=name) for name in ("triton", "portable")]
     assert torch.equal(*packed)
+=======
+def means():
+    from test_run_means import check, offsets_of
+
+    x = inputs(1, 5 * TOKENS, HEADS, 64, torch.bfloat16)
+    for order in (None, random_order(1, HEADS, 5 * TOKENS)):
+        check(("triton", "cuda"), x, order, offsets_of((0, 0, 70, 71, TOKENS, 5 * TOKENS)))
+>>>>>>> ear
 
 
 def skipped():
@@ -124,6 +133,7 @@ CASES = {
     "permute": permute,
     "kmeans": kmeans,
     "mass": mass,
+    "means": means,
     "pooling": pooling,
     "probe": probe,
     "skipped": skipped,

@@ -11,7 +11,7 @@ pytest.importorskip("triton")
 if torch.cuda.is_available():
     pytest.skip("a card is here: the tests run the kernels on it", allow_module_level=True)
 
-from ahead import compiling
+from ahead import compiling, stack_bytes
 
 from dittools.kernels import (
     block_mass_triton,
@@ -21,7 +21,11 @@ from dittools.kernels import (
     kmeans_triton,
     lists_triton,
     permute_triton,
+<<<<<<< HEAD
     probe_triton,
+=======
+    run_means_triton,
+>>>>>>> ear
     schedule,
     skipped_triton,
     triton_block_sparse,
@@ -76,6 +80,16 @@ def test_permute():
         permute_triton.triton_permute((x, x, x), order, back=False)
         permute_triton.triton_permute((x,), order, back=True)
     check(compiled, ["_permute", "_permute"], SM90)
+
+
+@pytest.mark.parametrize("ordered", [False, True])
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_run_means(count, ordered):
+    x, order = torch.empty(1, 3000, 2, 128, dtype=BF16), torch.empty(1, 2, 3000, dtype=torch.int32)
+    with compiling(SM90[0]) as compiled, NoSync():
+        run_means_triton.triton_run_means([x] * count, order if ordered else None, torch.empty(1, 2, 41).int())
+    check(compiled, ["_chunk_sums", "_run_means"], SM90)
+    assert not any(stack_bytes(kernel) for kernel in compiled)
 
 
 @pytest.mark.parametrize(

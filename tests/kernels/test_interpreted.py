@@ -15,7 +15,11 @@ FILES = (
     "test_kmeans.py",
     "test_lists.py",
     "test_permute.py",
+<<<<<<< HEAD
     "test_probe.py",
+=======
+    "test_run_means.py",
+>>>>>>> ear
     "test_skipped.py",
 )
 

@@ -1,0 +1,112 @@
+"""Means of runs of positions in an order: what stands for a block or a cluster of tokens.
+
+``mean[b, h, n] = mean of x[b, order[b, h, i], h] over i in offsets[b, h, n] .. offsets[b, h, n + 1]``
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import torch
+
+from dittools.kernels.choice import picks_triton
+
+MAX_TENSORS = 3
+
+
+def run_means(
+    x: torch.Tensor | Sequence[torch.Tensor],
+    order: torch.Tensor | None,
+    offsets: torch.Tensor,
+    *,
+    implementation: str | None = None,
+) -> torch.Tensor | tuple[torch.Tensor, ...]:
+    """The mean vector of every run of positions, in every head of every batch.
+
+    Args:
+        x: ``[B, S, H, D]``, any strides; or up to three of one shape and device in a sequence, for one pass.
+        order: int32 or int64 ``[B or 1, H or 1, S]``, position -> token; None: positions are tokens.
+        offsets: int32 ``[B or 1, H or 1, N + 1]``, ascending and at most S, which is not checked: run n is the
+            positions ``offsets[n] .. offsets[n + 1]``. Runs may have any size, and may be empty.
+        implementation: "triton" or "portable"; chosen when None.
+
+    Returns:
+        fp32 ``[B, H, N, D]`` for a tensor, a tuple of them for a sequence; 0 where a run is empty. Sums are fp32, in
+        an order that is the same each time on the Triton path, however long a run is.
+
+    Raises:
+        ValueError: when shapes, dtypes or devices do not fit together, or ``implementation`` cannot run.
+    """
+    one = isinstance(x, torch.Tensor)
+    tensors = [x] if one else list(x)
+    _check(tensors, order, offsets)
+    if picks_triton(implementation, *tensors):
+        from dittools.kernels.run_means_triton import triton_run_means
+
+        means = triton_run_means(tensors, order, offsets)
+    else:
+        means = tuple(_portable(y, order, offsets) for y in tensors)
+    return means[0] if one else means
+
+
+def _portable(x: torch.Tensor, order: torch.Tensor | None, offsets: torch.Tensor) -> torch.Tensor:
+    """Lane by lane, so that no more than the tokens of one are widened at a time."""
+    batches, tokens, heads, dim = x.shape
+    runs = offsets.shape[-1] - 1
+    lanes = (batches, heads, -1)
+    sizes = offsets.diff(dim=-1).expand(lanes)
+    positions = torch.arange(tokens, dtype=torch.int32, device=x.device)
+    positions = positions.expand(*offsets.shape[:2], -1).contiguous()
+    # The slot of each position: 0 before the first run, N + 1 after the last.
+    slots = torch.searchsorted(offsets.contiguous(), positions, right=True).expand(lanes)
+    order = None if order is None else order.expand(lanes)
+    sums = []
+    for b in range(batches):
+        for h in range(heads):
+            rows = x[b, :, h] if order is None else x[b, :, h].index_select(0, order[b, h].long())
+            sums.append(torch.zeros(runs + 2, dim, device=x.device).index_add_(0, slots[b, h], rows.float())[1:-1])
+    return torch.stack(sums).view(batches, heads, runs, dim) / sizes.clamp_min(1)[..., None]
+
+
+def _check(tensors: Sequence[torch.Tensor], order: torch.Tensor | None, offsets: torch.Tensor) -> None:
+    if not 1 <= len(tensors) <= MAX_TENSORS:
+        raise ValueError(f"one pass takes 1 to {MAX_TENSORS} tensors, got {len(tensors)}")
+    first = tensors[0]
+    for x in tensors:
+        if x.ndim != 4 or x.shape != first.shape or x.device != first.device:
+            raise ValueError(
+                f"tensors must be [B, S, H, D], all of one shape and device, got {list(first.shape)} on "
+                f"{first.device} and {list(x.shape)} on {x.device}"
+            )
+    batches, tokens, heads, _ = first.shape
+    if offsets.dtype != torch.int32 or offsets.ndim != 3 or offsets.shape[-1] < 2:
+        raise ValueError(f"offsets must be int32 [B or 1, H or 1, N + 1], got {offsets.dtype} {list(offsets.shape)}")
+    if order is not None:
+        if order.dtype not in (torch.int32, torch.int64):
+            raise ValueError(f"order must be int32, got {order.dtype}")
+        if order.ndim != 3 or order.shape[2] != tokens:
+            raise ValueError(f"order must be [{batches} or 1, {heads} or 1, {tokens}], got {list(order.shape)}")
+    for name, lanes in (("offsets", offsets), ("order", order)):
+        if lanes is None:
+            continue
+        if lanes.shape[0] not in (1, batches) or lanes.shape[1] not in (1, heads):
+            raise ValueError(f"{name} must be [{batches} or 1, {heads} or 1, ..], got {list(lanes.shape)}")
+        if lanes.device != first.device:
+            raise ValueError(f"{name} is on {lanes.device}, but the tensors are on {first.device}")
+
+
+def naive_run_means(x: torch.Tensor, order: torch.Tensor | None, offsets: torch.Tensor) -> torch.Tensor:
+    """The oracle: run after run, in fp64."""
+    batches, tokens, heads, dim = x.shape
+    if order is None:
+        order = torch.arange(tokens, device=x.device)[None, None]
+    order = order.expand(batches, heads, -1).long()
+    means = torch.zeros(batches, heads, offsets.shape[-1] - 1, dim, dtype=torch.float64, device=x.device)
+    for b in range(batches):
+        for h in range(heads):
+            ends = offsets.expand(batches, heads, -1)[b, h].tolist()
+            for n, (first, stop) in enumerate(pairwise(ends)):
+                if stop > first:
+                    means[b, h, n] = x[b, order[b, h, first:stop], h].double().mean(0)
+    return means.float()
