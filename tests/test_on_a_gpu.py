@@ -12,6 +12,7 @@ CASE_OF = {
     "block_mass_triton": "mass",
     "clustered_triton": "clusters",
     "counting_sort_triton": "kmeans",
+    "fill_triton": "fill",
     "hopper_clusters_forward": "hopper-clusters",
     "hopper_clusters_lists": "hopper-clusters",
     "hopper_forward": "hopper",

@@ -57,6 +57,18 @@ def lists():
         assert torch.equal(found[live], want[live])
 
 
+def fill():
+    from test_fill import case
+
+    from dittools.kernels.fill import fill_lanes, fill_rows
+
+    scores, queries, keys, force = case((37, 41), device="cuda")
+    for forced in (force, None):
+        for make in (fill_rows, fill_lanes):
+            found = [make(scores, queries, keys, 0.3, force=forced, implementation=n) for n in ("triton", "portable")]
+            assert torch.equal(*found)
+
+
 def permute():
     x = inputs(1, TOKENS, HEADS, 64, torch.bfloat16, device="cuda")
     order = random_order(1, HEADS, TOKENS, device="cuda")
@@ -86,7 +98,6 @@ def pooling():
     assert pool_blocks(x, random_mask(TOKENS, 128, 64).key).isfinite().all()
 
 
-<<<<<<< HEAD
 def probe():
     from test_probe import drawn_masks
 
@@ -100,14 +111,12 @@ def probe():
     keep, block = drawn_masks(2, 17, 5).cuda(), torch.randint(5, (2, TOKENS), device="cuda")
     packed = [pack_rows(keep, block, implementation=name) for name in ("triton", "portable")]
     assert torch.equal(*packed)
-=======
 def means():
     from test_run_means import check, offsets_of
 
     x = inputs(1, 5 * TOKENS, HEADS, 64, torch.bfloat16)
     for order in (None, random_order(1, HEADS, 5 * TOKENS)):
         check(("triton", "cuda"), x, order, offsets_of((0, 0, 70, 71, TOKENS, 5 * TOKENS)))
->>>>>>> ear
 
 
 def skipped():
@@ -130,6 +139,7 @@ CASES = {
     "clusters": clusters,
     "hopper-clusters": lambda: clusters("hopper"),
     "lists": lists,
+    "fill": fill,
     "permute": permute,
     "kmeans": kmeans,
     "mass": mass,

@@ -17,15 +17,13 @@ from dittools.kernels import (
     block_mass_triton,
     clustered_triton,
     counting_sort_triton,
+    fill_triton,
     hopper_clusters_lists,
     kmeans_triton,
     lists_triton,
     permute_triton,
-<<<<<<< HEAD
     probe_triton,
-=======
     run_means_triton,
->>>>>>> ear
     schedule,
     skipped_triton,
     triton_block_sparse,
@@ -110,6 +108,17 @@ def test_lists():
         lists_triton.triton_lists("top-k", scores, 60)
         lists_triton.triton_lists("mass", scores, 0.5, force, 1)
     check(compiled, ["_lists"] * 3, SM90)
+
+
+def test_fill():
+    scores, sizes = torch.empty(1, 2, 591, 591), torch.empty(1, 2, 591, dtype=torch.long)
+    force, spread = torch.empty(1, 1, 591, 591, dtype=torch.bool), torch.empty(591, dtype=torch.float64)
+    with compiling(SM90[0]) as compiled, NoSync():
+        fill_triton.triton_fill_rows(scores, sizes, sizes, 0.2, None, spread)
+        fill_triton.triton_fill_lanes(scores, sizes, sizes, 0.2, True, force)
+    counts = ["_count"] * fill_triton.PASSES
+    lanes = ["_best_blocks", "_lane_budgets", *counts, "_count_ties", "_fill_lanes"]
+    check(compiled, ["_best_blocks", "_row_levels", "_fill_rows", *lanes], SM90)
 
 
 @pytest.mark.parametrize("card", [SM90, SM86], ids=name)

@@ -11,15 +11,13 @@ FILES = (
     "test_block_mass.py",
     "test_clustered.py",
     "test_counting_sort.py",
+    "test_fill.py",
     "test_hopper_clusters_lists.py",
     "test_kmeans.py",
     "test_lists.py",
     "test_permute.py",
-<<<<<<< HEAD
     "test_probe.py",
-=======
     "test_run_means.py",
->>>>>>> ear
     "test_skipped.py",
 )
 
