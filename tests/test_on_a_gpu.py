@@ -17,6 +17,7 @@ CASE_OF = {
     "hopper_clusters_lists": "hopper-clusters",
     "hopper_forward": "hopper",
     "kmeans_triton": "kmeans",
+    "likeness_triton": "likeness",
     "lists_triton": "lists",
     "permute_triton": "permute",
     "probe_triton": "probe",

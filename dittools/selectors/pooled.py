@@ -33,9 +33,7 @@ def _pool(tensors: Sequence[torch.Tensor], layout: Layout, how: str) -> tuple[to
     return over_heads(stacked, tensors, layout.order).unbind(2)
 
 
-def pooled_logits(
-    q: torch.Tensor, k: torch.Tensor, layout: Layout, scale: float, *, how: str = "mean", centre_keys: bool = False
-) -> torch.Tensor:
+def pooled_logits(q: torch.Tensor, k: torch.Tensor, layout: Layout, scale: float, *, how: str = "mean") -> torch.Tensor:
     """Scaled products of pooled queries and pooled keys.
 
     Args:
@@ -43,20 +41,23 @@ def pooled_logits(
         layout: order and blocks.
         scale: factor on the products; 1 for the bare ones.
         how: "mean" or "max" over the tokens of a block.
-        centre_keys: take the mean of all keys off first. Softmax over keys does not see it.
 
     Returns:
         fp32 ``[B, H, M, M]``: four bytes a block pair, 1.4 MB a head at 75,600 tokens and blocks of 128.
     """
     queries, keys = _pool([q, k], layout, how)
-    if centre_keys:
-        keys = keys - k.mean(1, dtype=torch.float32)[:, :, None]
     return mean_logits(queries, keys, scale)
 
 
 def mean_logits(queries: torch.Tensor, keys: torch.Tensor, scale: float) -> torch.Tensor:
     """Scaled products of pooled queries and keys, fp32 ``[B, H, M, D]`` each: fp32 ``[B, H, M, M]``."""
     return (queries * scale) @ keys.transpose(-1, -2)
+
+
+def centred(means: torch.Tensor, layout: Layout) -> torch.Tensor:
+    """Means of blocks ``[B, H, M, D]`` less the mean of all tokens. Of keys, softmax over them does not see it."""
+    share = layout.sizes / layout.partition.length  # fp32 [M]
+    return means - share @ means[..., None, :, :]
 
 
 def block_softmax(logits: torch.Tensor, layout: Layout, skip: torch.Tensor | None = None) -> torch.Tensor:
@@ -70,7 +71,7 @@ def block_softmax(logits: torch.Tensor, layout: Layout, skip: torch.Tensor | Non
         skip: bool ``[B, H, M]``, more key blocks that get no share.
     """
     out = layout.text if skip is None else layout.text | skip  # [.., M]
-    # A block of half the tokens holds half the mass at the same logit.
-    logits = logits + layout.log_fill
-    # Finite, so that a row in which nothing is left becomes flat and not NaN.
-    return logits.masked_fill(out[..., None, :], torch.finfo(logits.dtype).min).softmax(-1)
+    # A block of half the tokens holds half the mass at the same logit. What is out gets the lowest number, next to
+    # which a logit vanishes: finite, so that a row in which nothing is left becomes flat and not NaN.
+    bias = layout.log_fill.to(logits.dtype).where(~out, torch.finfo(logits.dtype).min)
+    return (logits + bias[..., None, :]).softmax(-1)

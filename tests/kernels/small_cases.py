@@ -111,6 +111,19 @@ def probe():
     keep, block = drawn_masks(2, 17, 5).cuda(), torch.randint(5, (2, TOKENS), device="cuda")
     packed = [pack_rows(keep, block, implementation=name) for name in ("triton", "portable")]
     assert torch.equal(*packed)
+
+
+def likeness():
+    from test_likeness import offsets_of
+
+    from dittools.kernels.likeness import naive_run_likeness, run_likeness
+
+    x = inputs(1, TOKENS, HEADS, 64, torch.bfloat16)[0]
+    order, offsets = random_order(1, 1, TOKENS), offsets_of((0, 0, 128, 256, TOKENS))
+    found = run_likeness(x.cuda(), order.cuda(), offsets.cuda(), implementation="triton")[1]
+    assert rms_error(found.cpu(), naive_run_likeness(x, order, offsets)) < 1e-3
+
+
 def means():
     from test_run_means import check, offsets_of
 
@@ -138,6 +151,7 @@ CASES = {
     "triton": lambda: [attention("triton", block, (64, 96, 128)) for block in (64, 128)],
     "clusters": clusters,
     "hopper-clusters": lambda: clusters("hopper"),
+    "likeness": likeness,
     "lists": lists,
     "fill": fill,
     "permute": permute,

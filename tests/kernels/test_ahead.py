@@ -20,6 +20,7 @@ from dittools.kernels import (
     fill_triton,
     hopper_clusters_lists,
     kmeans_triton,
+    likeness_triton,
     lists_triton,
     permute_triton,
     probe_triton,
@@ -108,6 +109,15 @@ def test_lists():
         lists_triton.triton_lists("top-k", scores, 60)
         lists_triton.triton_lists("mass", scores, 0.5, force, 1)
     check(compiled, ["_lists"] * 3, SM90)
+
+
+def test_likeness():
+    x, order = torch.empty(1, 1000, 2, 96, dtype=torch.bfloat16), torch.empty(1, 1, 1000, dtype=torch.int32)
+    offsets = torch.empty(1, 1, 9, dtype=torch.int32)
+    with compiling(SM90[0]) as compiled, NoSync():
+        likeness_triton.triton_run_likeness(x, order, offsets)
+        likeness_triton.triton_run_likeness(x, None, offsets)
+    check(compiled, ["_run_likeness"] * 2, SM90)
 
 
 def test_fill():

@@ -83,7 +83,13 @@ def test_a_lane_keeps_the_best_that_fit_into_its_share(place, blocks, forced, de
 @everywhere
 @pytest.mark.parametrize(
     ("blocks", "density", "forced"),
-    [((7, 5), 0.37, True), ((5, 33), "each", False), ((9, 12), "each", True), ((6, 9), 1.0, False), ((1, 1), 0.1, False)],
+    [
+        ((7, 5), 0.37, True),
+        ((5, 33), "each", False),
+        ((9, 12), "each", True),
+        ((6, 9), 1.0, False),
+        ((1, 1), 0.1, False),
+    ],
     ids=str,
 )
 def test_rows_keep_the_best_that_fit_into_what_forced_rows_leave(place, blocks, forced, density):

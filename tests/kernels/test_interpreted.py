@@ -14,6 +14,7 @@ FILES = (
     "test_fill.py",
     "test_hopper_clusters_lists.py",
     "test_kmeans.py",
+    "test_likeness.py",
     "test_lists.py",
     "test_permute.py",
     "test_probe.py",
