@@ -176,9 +176,12 @@ def _lane_budgets(
 def _count(
     p_scores, p_force, p_best, p_queries, p_keys, p_budget, p_counts, heads, rows, blocks, lane_rows, passes,
     stride_fb, stride_fh, stride_fm, stride_fn, stride_qb, stride_qh, stride_qm, stride_kb, stride_kh, stride_kn,
-    BM: tl.constexpr, BN: tl.constexpr, PASSES: tl.constexpr, HAS_FORCE: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr, BR: tl.constexpr, PASSES: tl.constexpr, HAS_FORCE: tl.constexpr,
 ):  # fmt: skip
-    """Grid: (tiles of rows, lanes). Pairs of the blocks that reach each of 16 thresholds, the next digit."""
+    """Grid: (tiles of rows, lanes). Pairs of the blocks that reach each of 16 thresholds, the next digit.
+
+    A row is BN blocks and, where that is not all, BR more: next to nothing of a program is idle.
+    """
     i_lane = tl.program_id(1).to(tl.int64)
     lanes = tl.num_programs(1)
     threshold, _above, _budget = _digits(p_counts, p_budget, i_lane, lanes, passes, PASSES)
@@ -192,9 +195,17 @@ def _count(
             stride_fb, stride_fh, stride_fm, stride_fn, stride_qb, stride_qh, stride_qm, stride_kb, stride_kh,
             stride_kn, HAS_FORCE,
         )  # fmt: skip
+        if BR > 0:
+            b_rest_rank, b_rest_size, _must, query = _row(
+                p_scores, p_force, p_best, p_queries, p_keys, i_lane * lane_rows + i, BN + tl.arange(0, BR), heads,
+                rows, blocks, stride_fb, stride_fh, stride_fm, stride_fn, stride_qb, stride_qh, stride_qm, stride_kb,
+                stride_kh, stride_kn, HAS_FORCE,
+            )  # fmt: skip
         for digit in range(1, 16):
             raised = threshold | (tl.full([], digit, dtype=tl.uint32) << shift)
             held = tl.sum(tl.where(b_rank >= raised, b_size, 0), 0)
+            if BR > 0:
+                held += tl.sum(tl.where(b_rest_rank >= raised, b_rest_size, 0), 0)
             b_pairs += tl.where(o_digit == digit, held * query, 0)
     tl.atomic_add(p_counts + (passes * lanes + i_lane) * 16 + o_digit, b_pairs, sem="relaxed")
 
@@ -305,14 +316,23 @@ def triton_fill_lanes(
     sizes = (heads, rows, blocks, lane_rows)
     strides = (*call.force_strides, *queries.stride(), *keys.stride())
     tile = {"BM": TILE, "BN": call.wide, "PASSES": PASSES, "HAS_FORCE": call.has_force}
+    parts = dict(zip(("BN", "BR"), _parts(blocks, call.wide), strict=True))
     for passes in range(PASSES):
-        _count[(tiles, lanes)](*inputs, *sizes, passes, *strides, num_warps=call.warps, maxnreg=160, **tile)
+        _count[(tiles, lanes)](
+            *inputs, *sizes, passes, *strides, num_warps=call.warps, maxnreg=160, **(tile | parts)
+        )  # fmt: skip
     _count_ties[(tiles, lanes)](*inputs, ties, *sizes, *strides, num_warps=call.warps, **tile)
     keep = torch.empty(scores.shape, dtype=torch.bool, device=device)
     _fill_lanes[(tiles, lanes)](
         *inputs, ties, keep.view(torch.uint8), *sizes, *strides, BT=1024, num_warps=call.warps, **tile
     )  # fmt: skip
     return keep
+
+
+def _parts(blocks: int, wide: int) -> tuple[int, int]:
+    """Two powers of two that hold the blocks with less to spare than one, or that one and 0."""
+    rest = triton.next_power_of_2(max(2, blocks - wide // 2))
+    return (wide // 2, rest) if 2 < rest < wide // 2 else (wide, 0)
 
 
 class _Call:

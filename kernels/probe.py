@@ -91,12 +91,16 @@ def _errors(q, k, v, masks: torch.Tensor, scale: float) -> torch.Tensor:
     q, k, v = (x.transpose(1, 2).flatten(0, 1) for x in (q, k, v))  # [L, n or S, D], L = B h
     logits = torch.baddbmm(q.new_empty(1, 1, 1), q, k.transpose(1, 2), beta=0, alpha=scale)  # [L, n, S]
     # Masking the dense weights and normalising again is the masked softmax, for one softmax instead of many.
-    weights = logits.softmax(-1)[:, None]
-    weights = torch.cat((weights, weights * masks), 1)  # [L, 1 + C, n, S]
+    weights = logits.softmax(-1)[:, None]  # [L, 1, n, S]
+    lost = _outputs(weights * masks, v) - _outputs(weights, v)  # fp32 [L, C, n, D]
+    return lost.square().mean((-1, -2)).T.unflatten(1, lanes)
+
+
+def _outputs(weights: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    """Means of v ``[L, S, D]`` under weights ``[L, C, n, S]``, not normalised yet: fp32 ``[L, C, n, D]``."""
     # A mask that keeps nothing of the mass fp32 can see loses the whole output.
     total = weights.sum(-1, keepdim=True, dtype=torch.float32).clamp_min(torch.finfo(torch.float32).tiny)
-    out = (weights.flatten(1, 2) @ v).unflatten(1, (1 + len(masks), -1)) / total  # fp32 [L, 1 + C, n, D]
-    return (out[:, 1:] - out[:, :1]).square().mean((-1, -2)).T.unflatten(1, lanes)
+    return (weights.flatten(1, 2) @ v).unflatten(1, weights.shape[1:3]) / total
 
 
 def _too_wide(q: torch.Tensor) -> str | None:

@@ -73,5 +73,5 @@ def block_softmax(logits: torch.Tensor, layout: Layout, skip: torch.Tensor | Non
     out = layout.text if skip is None else layout.text | skip  # [.., M]
     # A block of half the tokens holds half the mass at the same logit. What is out gets the lowest number, next to
     # which a logit vanishes: finite, so that a row in which nothing is left becomes flat and not NaN.
-    bias = layout.log_fill.to(logits.dtype).where(~out, torch.finfo(logits.dtype).min)
+    bias = layout.log_fill.expand(out.shape).masked_fill(out, torch.finfo(logits.dtype).min)
     return (logits + bias[..., None, :]).softmax(-1)
