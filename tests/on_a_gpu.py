@@ -23,7 +23,12 @@ from xml.etree import ElementTree
 
 HERE = Path(__file__).parent
 CASES = HERE / "kernels" / "small_cases.py"
-FOLDERS = ("bench", "calibrate", "kernels", "methods")  # those with tests marked gpu; others need not be importable there
+FOLDERS = (
+    "bench",
+    "calibrate",
+    "kernels",
+    "methods",
+)  # those with tests marked gpu; others need not be importable there
 OUTCOMES = ("failed", "skipped", "passed")
 SANITIZER_SECONDS = 240
 

@@ -8,6 +8,7 @@ from functools import partial
 import torch
 
 from dittools.blocks import BlockMask, Partition
+from dittools.kernels.probe import pack_rows
 from dittools.methods.base import Plan
 from dittools.parts import inner_part
 from dittools.selectors.geometric import Pattern
@@ -21,9 +22,8 @@ class Pair:
         orders: int32 ``[2, S]``.
         counts, indices: the lists of their masks, int32 ``[2, M]`` and ``[2, M, M]``.
         density: fp32 ``[2]``.
-        keep: bool ``[1 + 2 M, M]``: a row that keeps everything, then one mask below the other.
-        block_of_token, row_of_token: int64 ``[3, S]``, block of each token and its row of ``keep``: for everything,
-            for the one and for the other.
+        keep: bool ``[2 M, M]``, one mask below the other.
+        block_of_token, row_of_token: int64 ``[2, S]``, block of each token and its row of ``keep``.
         partition: S positions in M blocks.
         notes: of both.
     """
@@ -43,26 +43,23 @@ class Pair:
         """Of two patterns over the same blocks, on one device."""
         masks, partition = (one.mask, two.mask), one.mask.query
         counts, indices = zip(*(mask.lists() for mask in masks), strict=True)
-        any_block = torch.zeros_like(one.block_of_token)
-        rows = any_block, 1 + one.block_of_token, 1 + partition.count + two.block_of_token
-        keeps = [mask.keep[0, 0] for mask in masks]
+        rows = one.block_of_token, partition.count + two.block_of_token
         return cls(
             torch.stack((one.order, two.order)),
             torch.cat(counts, 1)[0],
             torch.cat(indices, 1)[0],
             torch.cat([mask.density().flatten() for mask in masks]),
-            torch.cat((torch.ones_like(keeps[0][:1]), *keeps)),
-            torch.stack((any_block, one.block_of_token, two.block_of_token)),
+            torch.cat([mask.keep[0, 0] for mask in masks]),
+            torch.stack((one.block_of_token, two.block_of_token)),
             torch.stack(rows),
             partition,
             tuple(dict.fromkeys(one.notes + two.notes)),
         )
 
     def rows(self, tokens: torch.Tensor) -> torch.Tensor:
-        """What `errors_of` takes: everything, then `Pattern.rows` of both: bool ``[3, len(tokens), S]``."""
+        """What `errors_of` takes: `Pattern.rows` of both as bits, int32 ``[2, words, len(tokens)]``."""
         rows = self.row_of_token.index_select(1, tokens).flatten()
-        kept = self.keep.index_select(0, rows).view(3, len(tokens), -1)  # [3, n, M]
-        return kept.gather(2, self.block_of_token[:, None].expand(-1, len(tokens), -1))
+        return pack_rows(self.keep.index_select(0, rows).view(2, len(tokens), -1), self.block_of_token)
 
     def pick(self, second: torch.Tensor, facts: dict[str, torch.Tensor]) -> Plan:
         """The plan in which each head runs one of the two.

@@ -24,8 +24,8 @@ from dittools.orders.named import ORDERS
 from dittools.selectors.budget import SCOPES, spend
 from dittools.selectors.layout import lay_out
 from dittools.selectors.nucleus import within_mass
-from dittools.selectors.pooled import block_softmax, pooled_logits
-from dittools.selectors.self_similarity import self_similarity
+from dittools.selectors.pooled import block_softmax, centred, mean_logits
+from dittools.selectors.self_similarity import means_and_similarity
 
 
 @dataclass(frozen=True)
@@ -55,9 +55,10 @@ class Sparge(Method):
     def plan(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, call: AttentionCall) -> Plan:
         blocks = lay_out(call, q.device, self.order)
         gate = self.similarity if self.similarity != "auto" else -0.1 if self.tau is None else 0.6
-        mixed_q, mixed_k = (self_similarity(x, blocks) <= gate for x in (q, k))  # [B, H, M]
-        scores = block_softmax(pooled_logits(q, k, blocks, call.scale, centre_keys=True), blocks, skip=mixed_k)
-        mixed = mixed_q[..., :, None].int() + mixed_k[..., None, :]
+        (queries, alike_q), (keys, alike_k) = (means_and_similarity(x, blocks) for x in (q, k))
+        mixed_q, mixed_k = alike_q <= gate, alike_k <= gate  # [B, H, M]
+        scores = block_softmax(mean_logits(queries, centred(keys, blocks), call.scale), blocks, skip=mixed_k)
+        mixed = mixed_q[..., :, None].byte() + mixed_k[..., None, :]
         force = blocks.force_text
         if self.sink:
             force = force | (torch.arange(blocks.partition.count, device=q.device) == 0)

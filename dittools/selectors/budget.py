@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import torch
 
+from dittools.kernels.fill import fill_lanes, fill_rows, must_keep
+
 SCOPES = ("row", "head", "layer", "adaptive")
 RANKINGS = ("score", "cumulative")
-_GOLDEN = 0.6180339887498949
 # A head that keeps this share of its mass can spare some of its budget (AdaSpa).
 RECALL = 0.8
 
@@ -53,26 +54,17 @@ def spend(
     if not isinstance(density, torch.Tensor) and not 0 < density <= 1:
         raise ValueError(f"density must be above 0 and at most 1, got {density:g}")
     scores = scores.float()
-    rows, columns = scores.shape[-2:]
-    queries = query_sizes.to(scores.device, torch.float64).expand(*scores.shape[:2], rows)  # [B, H, Mq]
-    keys = key_sizes.to(scores.device, torch.float64).expand(*scores.shape[:2], columns)  # [B, H, Nk]
-    must = torch.zeros_like(scores, dtype=torch.bool)
-    best = scores.argmax(-1, keepdim=True)  # [B, H, Mq, 1], the first of equal ones
-    if force is None:
-        must.scatter_(-1, best, True)
-    else:
-        force = force.expand(scores.shape)
-        must = must.scatter_(-1, best, ~force.any(-1, keepdim=True)) | force
+    budget = {"query_sizes": query_sizes, "key_sizes": key_sizes, "force": force}
     if scope in ("row", "adaptive"):
-        keep = _rows(scores, queries, keys, density, must)
+        keep = fill_rows(scores, density=density, **budget)
         if scope == "row":
             return keep
-        weight = scores * queries[..., None]
+        weight = scores * query_sizes.to(scores.device)[..., None]
         held = (weight * keep).sum((-1, -2)) / weight.sum((-1, -2)).clamp_min(torch.finfo(torch.float32).tiny)
-        return _rows(scores, queries, keys, head_levels(held, density), must)
+        return fill_rows(scores, density=head_levels(held, density), **budget)
     if ranking == "cumulative":
-        scores = -_held_before(scores, must)
-    return _pool(scores, queries, keys, density, must, lanes=2 if scope == "head" else 1)
+        scores = -_held_before(scores, must_keep(scores, force))
+    return fill_lanes(scores, density=density, across_heads=scope == "layer", **budget)
 
 
 def head_levels(recall: torch.Tensor, density: float) -> torch.Tensor:
@@ -93,38 +85,6 @@ def head_levels(recall: torch.Tensor, density: float) -> torch.Tensor:
     rank = recall.argsort(dim=-1, descending=True, stable=True).argsort(dim=-1)
     step = min(density / 2, 1 - density)
     return density - step * (rank < sure).float() + step * (rank >= heads - sure).float()
-
-
-def _rows(scores, queries, keys, density, must: torch.Tensor) -> torch.Tensor:
-    """Every row its share: rows that must keep more than that leave less to the others."""
-    pairs = density * queries.sum(-1) * keys.sum(-1)  # [B, H]
-    forced = (must * keys[:, :, None]).sum(-1)  # [B, H, Mq], keys
-    # The share is the level at which max(forced, level), weighted by queries, comes to the budget: found by halving.
-    low, high = torch.zeros_like(pairs), keys.sum(-1)
-    for _ in range(30):
-        level = (low + high) / 2
-        over = (torch.maximum(forced, level[..., None]) * queries).sum(-1) > pairs
-        low, high = torch.where(over, low, level), torch.where(over, level, high)
-    level = low[..., None].clamp_min(1e-9)
-    order = scores.masked_fill(must, torch.inf).argsort(dim=-1, descending=True, stable=True)  # [B, H, Mq, Nk]
-    sizes = keys[:, :, None].expand(order.shape).gather(-1, order)
-    before = sizes.cumsum(-1) - sizes
-    # A row cannot keep part of a block: which rows round up is spread evenly, so that together they keep the share.
-    spread = (torch.arange(scores.shape[-2], device=scores.device, dtype=torch.float64) * _GOLDEN + 0.5) % 1
-    keep = before + sizes * spread[:, None] < level[..., None]
-    return torch.zeros_like(must).scatter_(-1, order, keep) | must
-
-
-def _pool(scores, queries, keys, density, must: torch.Tensor, lanes: int) -> torch.Tensor:
-    """One budget for everything behind the first ``lanes`` dimensions, spent on the best."""
-    weight = (queries[..., None] * keys[:, :, None]).flatten(lanes)
-    order = scores.masked_fill(must, torch.inf).flatten(lanes).argsort(dim=-1, descending=True, stable=True)
-    spent = weight.gather(-1, order)
-    spent = spent.cumsum(-1) - spent / 2
-    if isinstance(density, torch.Tensor):
-        density = density[..., None]
-    keep = spent < density * weight.sum(-1, keepdim=True)
-    return torch.zeros_like(must).flatten(lanes).scatter_(-1, order, keep).view_as(must) | must
 
 
 def _held_before(scores: torch.Tensor, must: torch.Tensor) -> torch.Tensor:

@@ -42,6 +42,12 @@ class Layout:
         """Log of the share of a whole block that each block holds: fp32 ``[M]``, 0 but for a ragged tail."""
         return (self.sizes / self.partition.size).log()
 
+    @cached_property
+    def offsets(self) -> torch.Tensor:
+        """Where each block begins, and where the last ends: int32 ``[1, 1, M + 1]``."""
+        ends = torch.cat((self.sizes.new_zeros(1), self.sizes.cumsum(0)))
+        return ends.int()[None, None]
+
     @property
     def force_text(self) -> torch.Tensor:
         """Bool ``[1, 1, M, M]``: rows and columns of text alone."""

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
 from dittools.kernels.pooling import pool_blocks
+from dittools.kernels.run_means import run_means
 from dittools.selectors.in_order import over_heads
 from dittools.selectors.layout import Layout
 
@@ -12,24 +15,25 @@ from dittools.selectors.layout import Layout
 def pool(x: torch.Tensor, layout: Layout, how: str = "mean") -> torch.Tensor:
     """One vector a block, in the layout's order: ``[B, S, H, D]`` -> fp32 ``[B, H, M, D]``.
 
-    ``how``: "mean" or "max". A copy of x is made only in an order, a few heads at a time (`in_order.CHUNK_BYTES`).
+    ``how``: "mean", which copies nothing, or "max". For that a copy of x is made where there is an order, a few heads
+    at a time (`in_order.CHUNK_BYTES`).
     """
-    return over_heads(lambda _, part: pool_blocks(part, layout.partition, how=how).transpose(1, 2), [x], layout.order)
+    return _pool([x], layout, how)[0]
 
 
-def _pool_both(q: torch.Tensor, k: torch.Tensor, layout: Layout, how: str) -> tuple[torch.Tensor, ...]:
-    """`pool` of two tensors of one shape, brought into the order in one pass."""
+def _pool(tensors: Sequence[torch.Tensor], layout: Layout, how: str) -> tuple[torch.Tensor, ...]:
+    """`pool` of tensors of one shape in one pass."""
+    if how == "mean":
+        return run_means(tensors, layout.order, layout.offsets)
 
-    def both(_, *parts: torch.Tensor) -> torch.Tensor:
+    def stacked(_, *parts: torch.Tensor) -> torch.Tensor:
         pooled = [pool_blocks(part, layout.partition, how=how).transpose(1, 2) for part in parts]
-        return torch.stack(pooled, 2)  # [B, h, 2, M, D]
+        return torch.stack(pooled, 2)  # [B, h, tensors, M, D]
 
-    return over_heads(both, [q, k], layout.order).unbind(2)
+    return over_heads(stacked, tensors, layout.order).unbind(2)
 
 
-def pooled_logits(
-    q: torch.Tensor, k: torch.Tensor, layout: Layout, scale: float, *, how: str = "mean", centre_keys: bool = False
-) -> torch.Tensor:
+def pooled_logits(q: torch.Tensor, k: torch.Tensor, layout: Layout, scale: float, *, how: str = "mean") -> torch.Tensor:
     """Scaled products of pooled queries and pooled keys.
 
     Args:
@@ -37,15 +41,23 @@ def pooled_logits(
         layout: order and blocks.
         scale: factor on the products; 1 for the bare ones.
         how: "mean" or "max" over the tokens of a block.
-        centre_keys: take the mean of all keys off first. Softmax over keys does not see it.
 
     Returns:
         fp32 ``[B, H, M, M]``: four bytes a block pair, 1.4 MB a head at 75,600 tokens and blocks of 128.
     """
-    queries, keys = _pool_both(q, k, layout, how)
-    if centre_keys:
-        keys = keys - k.mean(1, dtype=torch.float32)[:, :, None]
+    queries, keys = _pool([q, k], layout, how)
+    return mean_logits(queries, keys, scale)
+
+
+def mean_logits(queries: torch.Tensor, keys: torch.Tensor, scale: float) -> torch.Tensor:
+    """Scaled products of pooled queries and keys, fp32 ``[B, H, M, D]`` each: fp32 ``[B, H, M, M]``."""
     return (queries * scale) @ keys.transpose(-1, -2)
+
+
+def centred(means: torch.Tensor, layout: Layout) -> torch.Tensor:
+    """Means of blocks ``[B, H, M, D]`` less the mean of all tokens. Of keys, softmax over them does not see it."""
+    share = layout.sizes / layout.partition.length  # fp32 [M]
+    return means - share @ means[..., None, :, :]
 
 
 def block_softmax(logits: torch.Tensor, layout: Layout, skip: torch.Tensor | None = None) -> torch.Tensor:
@@ -59,7 +71,7 @@ def block_softmax(logits: torch.Tensor, layout: Layout, skip: torch.Tensor | Non
         skip: bool ``[B, H, M]``, more key blocks that get no share.
     """
     out = layout.text if skip is None else layout.text | skip  # [.., M]
-    # A block of half the tokens holds half the mass at the same logit.
-    logits = logits + layout.log_fill
-    # Finite, so that a row in which nothing is left becomes flat and not NaN.
-    return logits.masked_fill(out[..., None, :], torch.finfo(logits.dtype).min).softmax(-1)
+    # A block of half the tokens holds half the mass at the same logit. What is out gets the lowest number, next to
+    # which a logit vanishes: finite, so that a row in which nothing is left becomes flat and not NaN.
+    bias = layout.log_fill.expand(out.shape).masked_fill(out, torch.finfo(logits.dtype).min)
+    return (logits + bias[..., None, :]).softmax(-1)

@@ -57,6 +57,18 @@ def lists():
         assert torch.equal(found[live], want[live])
 
 
+def fill():
+    from test_fill import case
+
+    from dittools.kernels.fill import fill_lanes, fill_rows
+
+    scores, queries, keys, force = case((37, 41), device="cuda")
+    for forced in (force, None):
+        for make in (fill_rows, fill_lanes):
+            found = [make(scores, queries, keys, 0.3, force=forced, implementation=n) for n in ("triton", "portable")]
+            assert torch.equal(*found)
+
+
 def permute():
     x = inputs(1, TOKENS, HEADS, 64, torch.bfloat16, device="cuda")
     order = random_order(1, HEADS, TOKENS, device="cuda")
@@ -87,6 +99,32 @@ def mass(name="triton"):
 def pooling():
     x = inputs(1, TOKENS, HEADS, 64, torch.bfloat16, device="cuda")[0]
     assert pool_blocks(x, random_mask(TOKENS, 128, 64).key).isfinite().all()
+
+
+def probe():
+    from test_probe import drawn_masks
+
+    from dittools.kernels.probe import naive_probe_errors, pack_masks, pack_rows, probe_errors
+
+    for dim, rows in ((64, 64), (96, 17), (128, 64)):
+        q, k, v = inputs(1, TOKENS, HEADS, dim, torch.bfloat16, device="cuda")
+        masks = drawn_masks(3, rows, TOKENS).cuda()
+        found = probe_errors(q[:, :rows], k, v, pack_masks(masks), implementation="triton")
+        assert rms_error(found, naive_probe_errors(q[:, :rows], k, v, masks)) < 0.02
+    keep, block = drawn_masks(2, 17, 5).cuda(), torch.randint(5, (2, TOKENS), device="cuda")
+    packed = [pack_rows(keep, block, implementation=name) for name in ("triton", "portable")]
+    assert torch.equal(*packed)
+
+
+def likeness():
+    from test_likeness import offsets_of
+
+    from dittools.kernels.likeness import naive_run_likeness, run_likeness
+
+    x = inputs(1, TOKENS, HEADS, 64, torch.bfloat16)[0]
+    order, offsets = random_order(1, 1, TOKENS), offsets_of((0, 0, 128, 256, TOKENS))
+    found = run_likeness(x.cuda(), order.cuda(), offsets.cuda(), implementation="triton")[1]
+    assert rms_error(found.cpu(), naive_run_likeness(x, order, offsets)) < 1e-3
 
 
 def means():
@@ -124,13 +162,16 @@ CASES = {
     "clusters": clusters,
     "compensation": compensation,
     "hopper-clusters": lambda: clusters("hopper"),
+    "likeness": likeness,
     "lists": lists,
+    "fill": fill,
     "permute": permute,
     "kmeans": kmeans,
     "mass": mass,
     "hopper-mass": lambda: mass("hopper"),
     "means": means,
     "pooling": pooling,
+    "probe": probe,
     "skipped": skipped,
 }
 

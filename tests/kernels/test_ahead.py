@@ -19,10 +19,13 @@ from dittools.kernels import (
     clustered_triton,
     compensation_triton,
     counting_sort_triton,
+    fill_triton,
     hopper_clusters_lists,
     kmeans_triton,
+    likeness_triton,
     lists_triton,
     permute_triton,
+    probe_triton,
     run_means_triton,
     schedule,
     skipped_triton,
@@ -128,6 +131,26 @@ def test_lists():
     check(compiled, ["_lists"] * 3, SM90)
 
 
+def test_likeness():
+    x, order = torch.empty(1, 1000, 2, 96, dtype=torch.bfloat16), torch.empty(1, 1, 1000, dtype=torch.int32)
+    offsets = torch.empty(1, 1, 9, dtype=torch.int32)
+    with compiling(SM90[0]) as compiled, NoSync():
+        likeness_triton.triton_run_likeness(x, order, offsets)
+        likeness_triton.triton_run_likeness(x, None, offsets)
+    check(compiled, ["_run_likeness"] * 2, SM90)
+
+
+def test_fill():
+    scores, sizes = torch.empty(1, 2, 591, 591), torch.empty(1, 2, 591, dtype=torch.long)
+    force, spread = torch.empty(1, 1, 591, 591, dtype=torch.bool), torch.empty(591, dtype=torch.float64)
+    with compiling(SM90[0]) as compiled, NoSync():
+        fill_triton.triton_fill_rows(scores, sizes, sizes, 0.2, None, spread)
+        fill_triton.triton_fill_lanes(scores, sizes, sizes, 0.2, True, force)
+    counts = ["_count"] * fill_triton.PASSES
+    lanes = ["_best_blocks", "_lane_budgets", *counts, "_count_ties", "_fill_lanes"]
+    check(compiled, ["_best_blocks", "_row_levels", "_fill_rows", *lanes], SM90)
+
+
 @pytest.mark.parametrize("card", [SM90, SM86], ids=name)
 def test_attention_with_a_schedule(monkeypatch, card):
     monkeypatch.setattr(triton_block_sparse, "_shared_memory", lambda device: card[1])
@@ -200,3 +223,17 @@ def test_one_head_of_one_block():
         skipped_triton.triton_anchor(means.shift.to(BF16), q, q, blocks, 0.1)
         compensation_triton.triton_run_errors(torch.empty(1, 1, 1, 64), q, q, None, ends, 0.1)
     check(compiled, ["_add_skipped", "_anchor", "_chunk_sums", "_run_means", "_key_numbers", "_run_errors"], SM90)
+
+
+@pytest.mark.parametrize(
+    ("card", "dtype", "dim"), [(SM90, BF16, 128), (SM90, BF16, 96), (SM86, BF16, 64), (SM86, FULL, 128)], ids=name
+)
+def test_probe(card, dtype, dim):
+    q, k = torch.empty(1, 64, 2, dim, dtype=dtype), torch.empty(1, 4111, 2, dim, dtype=dtype)
+    keep, block = torch.ones(2, 64, 65, dtype=torch.bool), torch.zeros(2, 4111, dtype=torch.long)
+    with compiling(card[0]) as compiled, NoSync():
+        kept = probe_triton.triton_pack_rows(keep, block)
+        probe_triton.triton_probe_errors(q, k, k, kept, 0.1)
+    check(compiled, ["_pack_rows", "_probe", "_join_splits"], card)
+    if (card, dtype) == (SM90, BF16):
+        assert "wgmma" in compiled[1].asm["ptx"]

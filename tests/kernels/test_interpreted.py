@@ -12,10 +12,13 @@ FILES = (
     "test_clustered.py",
     "test_compensation.py",
     "test_counting_sort.py",
+    "test_fill.py",
     "test_hopper_clusters_lists.py",
     "test_kmeans.py",
+    "test_likeness.py",
     "test_lists.py",
     "test_permute.py",
+    "test_probe.py",
     "test_run_means.py",
     "test_skipped.py",
 )

@@ -8,8 +8,8 @@ from dittools.selectors import in_order
 from dittools.selectors.antidiagonal import antidiagonal_mass, fold
 from dittools.selectors.layout import make_layout
 from dittools.selectors.measured import block_mass, row_lse, sampled_positions
-from dittools.selectors.pooled import block_softmax, pool, pooled_logits
-from dittools.selectors.self_similarity import self_similarity
+from dittools.selectors.pooled import block_softmax, centred, mean_logits, pool, pooled_logits
+from dittools.selectors.self_similarity import means_and_similarity, self_similarity
 from dittools.tokens import TokenGrid
 
 GRIDS = [TokenGrid(3, 6, 7), TokenGrid(2, 5, 9, text=11, text_position="first")]
@@ -47,8 +47,9 @@ def test_pooled_logits_are_products_of_pooled_blocks(grid, order, how):
 def test_centred_keys_shift_every_row_by_one_number():
     q, k = drawn(GRIDS[0])
     layout = make_layout(GRIDS[0], 16, "raster")
-    plain, centred = (pooled_logits(q, k + 5, layout, SCALE, centre_keys=c) for c in (False, True))
-    shift = plain - centred
+    queries, keys = pool(q, layout), pool(k + 5, layout)
+    torch.testing.assert_close(centred(keys, layout), keys - (k + 5).mean(1)[:, :, None])
+    shift = mean_logits(queries, keys, SCALE) - mean_logits(queries, centred(keys, layout), SCALE)
     assert (shift - shift[..., :1]).abs().max() < 1e-3 < shift.abs().max()
 
 
@@ -132,6 +133,9 @@ def test_self_similarity_is_the_mean_cosine_of_all_pairs_in_a_block(grid, order)
     unit = [torch.nn.functional.normalize(b, dim=-1) for b in blocks_of(q, layout)]
     want = torch.stack([torch.einsum("bihd,bjhd->bhij", u, u).mean((-1, -2)) for u in unit], -1)
     torch.testing.assert_close(self_similarity(q, layout), want, rtol=1e-4, atol=1e-5)
+    means, similarity = means_and_similarity(q, layout)
+    torch.testing.assert_close(similarity, want, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(means, pool(q, layout))
 
 
 @orders
@@ -141,6 +145,7 @@ def test_chunks_of_heads_and_rows_change_nothing(order, monkeypatch):
 
     def everything():
         yield pool(q, layout)
+        yield pool(q, layout, "max")
         yield self_similarity(q, layout)
         yield antidiagonal_mass(q, k, layout, SCALE, 4)
         yield block_mass(q, k, layout, SCALE, lse=row_lse(q, k, layout, SCALE))

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from dittools.selectors import sampled
+from dittools.kernels import probe
 from dittools.selectors.sampled import sampled_errors, stratified_rows
 
 
@@ -54,7 +54,7 @@ def test_errors_are_those_of_the_masked_softmax(dtype, rtol):
 def test_errors_do_not_depend_on_how_heads_are_chunked(monkeypatch):
     call = (*example(), 0.25)
     whole = sampled_errors(*call)
-    monkeypatch.setattr(sampled, "CHUNK_BYTES", 1)
+    monkeypatch.setattr(probe, "CHUNK_BYTES", 1)
     torch.testing.assert_close(sampled_errors(*call), whole)
 
 
