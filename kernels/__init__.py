@@ -20,6 +20,7 @@ _HOME = {
     "implementations": "dispatch",
     "keep_mass": "lists",
     "keep_top_k": "lists",
+    "measure_antidiagonals": "antidiagonal",
     "measure_block_mass": "block_mass",
     "measure_lse": "block_mass",
     "nearest_centroids": "kmeans",

@@ -9,6 +9,7 @@ import pytest
 from tests import on_a_gpu
 
 CASE_OF = {
+    "antidiagonal_triton": "antidiagonals",
     "block_mass_triton": "mass",
     "clustered_triton": "clusters",
     "counting_sort_triton": "kmeans",

@@ -14,6 +14,7 @@ if torch.cuda.is_available():
 from ahead import compiling
 
 from dittools.kernels import (
+    antidiagonal_triton,
     block_mass_triton,
     clustered_triton,
     counting_sort_triton,
@@ -86,6 +87,18 @@ def test_block_mass(monkeypatch, card, dtype, query_block):
     with compiling(card[0]) as compiled:
         block_mass_triton.triton_block_mass(q, q, Partition(1000, query_block), Partition(1000, 128), 0.1, None)
     check(compiled, ["_row_lse", "_sum_blocks"], card)
+
+
+@pytest.mark.parametrize(("card", "dtype"), [(SM90, BF16), (SM86, BF16), (SM86, FULL)], ids=name)
+@pytest.mark.parametrize("ordered", [False, True], ids=["raster", "order"])
+def test_antidiagonals(monkeypatch, card, dtype, ordered):
+    monkeypatch.setattr(antidiagonal_triton, "shared_memory", lambda device: card[1])
+    q, order = torch.empty(1, 3000, 2, 128, dtype=dtype), torch.empty(1, 1, 3000, dtype=torch.int32)
+    with compiling(card[0]) as compiled, NoSync():
+        antidiagonal_triton.triton_antidiagonals(q, q, Partition(3000, 128), 8, 0.01, order if ordered else None)
+    check(compiled, ["_score_blocks", "_mean_shares"], card)
+    if card == SM90:
+        assert "wgmma" in compiled[0].asm["ptx"]
 
 
 def test_lists():
