@@ -1,3 +1,5 @@
+import json
+
 import pytest
 import torch
 from cases import inputs, random_order
@@ -144,3 +146,17 @@ def test_long_sequences_on_the_gpu_without_a_host_sync(dim, ordered):
     with no_sync():
         found = measure_antidiagonals(q, k, blocks, 8, order=order)
     close(found, naive_antidiagonals(q, k, blocks, 8, order=order), torch.bfloat16)
+
+
+@pytest.mark.skipif(INTERPRETED, reason="times nothing in the interpreter")
+def test_the_timing_checks_its_case_and_leaves_out_what_is_wrong(tmp_path, monkeypatch):
+    from dittools.kernels import time_antidiagonals
+
+    small = ["--tokens", "203", "--heads", "2", "--dim", "16", "--block", "16", "--stride", "4", "--repeats", "1"]
+    time_antidiagonals.main([*small, "--json", str(tmp_path / "found.json")])
+    (found,) = json.loads((tmp_path / "found.json").read_text())["cases"]
+    assert set(found["milliseconds"]) == {"raster: as called", "order: as called", "select"} and not found["left_out"]
+    assert set(found["tflops"]) == {"raster: as called", "order: as called"}
+    monkeypatch.setattr(time_antidiagonals, "measure_antidiagonals", lambda q, *_, **__: torch.ones(1, 2, 13, 13))
+    found = time_antidiagonals.case(2, 203, 16, 16, 4, 0.3, repeats=1)
+    assert set(found["milliseconds"]) == {"select"} and "not timed" in found["left_out"]["order: as called"]
