@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 
 SCOPES = ("row", "head", "layer", "adaptive")
 RANKINGS = ("score", "cumulative")
 _GOLDEN = 0.6180339887498949
+# Bits of a share from 0 to 1 in fp32, and how many are found at a time.
+_LEVEL_BITS, _DIGIT = 30, 6
 # A head that keeps this share of its mass can spare some of its budget (AdaSpa).
 RECALL = 0.8
 
@@ -70,9 +73,8 @@ def spend(
         weight = scores * queries[..., None]
         held = (weight * keep).sum((-1, -2)) / weight.sum((-1, -2)).clamp_min(torch.finfo(torch.float32).tiny)
         return _rows(scores, queries, keys, head_levels(held, density), must)
-    if ranking == "cumulative":
-        scores = -_held_before(scores, must)
-    return _pool(scores, queries, keys, density, must, lanes=2 if scope == "head" else 1)
+    spend_pool = _nucleus if ranking == "cumulative" else _pool
+    return spend_pool(scores, queries, keys, density, must, lanes=2 if scope == "head" else 1)
 
 
 def head_levels(recall: torch.Tensor, density: float) -> torch.Tensor:
@@ -127,11 +129,42 @@ def _pool(scores, queries, keys, density, must: torch.Tensor, lanes: int) -> tor
     return torch.zeros_like(must).flatten(lanes).scatter_(-1, order, keep).view_as(must) | must
 
 
-def _held_before(scores: torch.Tensor, must: torch.Tensor) -> torch.Tensor:
-    """For each block, the share of its row's total that is held by those that come before it."""
-    first = scores.masked_fill(must, torch.inf)
-    order = first.argsort(dim=-1, descending=True, stable=True)
+def _nucleus(scores, queries, keys, density, must: torch.Tensor, lanes: int) -> torch.Tensor:
+    """One budget for everything behind the first ``lanes`` dimensions, spent on the fewest blocks of each row that hold
+    one common share of their row.
+
+    Rows are sorted, and nothing else: the share is found from its highest bits down, as in each row the blocks up to a
+    share are the first ones.
+    """
+    order = scores.masked_fill(must, torch.inf).argsort(dim=-1, descending=True, stable=True)  # [B, H, Mq, Nk]
     held = scores.gather(-1, order)
-    before = held.cumsum(-1) - held
     total = held.sum(-1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
-    return torch.empty_like(scores).scatter_(-1, order, before / total)
+    share = ((held.cumsum(-1) - held) / total).clamp_(0, 1)  # of the row, held by better blocks
+    # Numbers from 0 up order as their bits do. What must be kept comes before all others.
+    level = (share.view(torch.int32) + 1).masked_fill_(must.gather(-1, order), 0)
+    del held, total, share
+    size = keys.float()[:, :, None].expand(order.shape).gather(-1, order)
+    ends = F.pad(size.cumsum(-1), (1, 0))  # keys in the first blocks of a row, fp32 [B, H, Mq, Nk + 1]
+    budget = queries.sum(-1) * keys.sum(-1)  # [B, H]
+    budget = density * (budget.sum(-1) if lanes == 1 else budget)  # [B] or [B, H]
+
+    def pairs(level_of_pool: torch.Tensor) -> torch.Tensor:
+        """Pairs in blocks up to each of some levels: [B, n] or [B, H, n] -> fp64 of that shape."""
+        asked = level_of_pool.view(*budget.shape, *[1] * (3 - lanes), -1).expand(*order.shape[:3], -1).contiguous()
+        first = torch.searchsorted(level, asked, right=True)  # [B, H, Mq, n], blocks
+        return (ends.gather(-1, first) * queries[..., None]).flatten(lanes, 2).sum(lanes)
+
+    found = torch.zeros_like(budget, dtype=torch.int32)
+    digits = torch.arange(1, 1 << _DIGIT, dtype=torch.int32, device=scores.device)
+    for shift in range(_LEVEL_BITS - _DIGIT, -1, -_DIGIT):
+        below = pairs(found[..., None] + (digits << shift) - 1) < budget[..., None]
+        found = found + (below.sum(-1, dtype=torch.int32) << shift)
+    # Of blocks at the very share that meets the budget, the first ones are kept.
+    at = found.view(*budget.shape, *[1] * (4 - lanes))
+    tied = level == at
+    inside = (size * tied).cumsum(-1)  # [B, H, Mq, Nk]
+    rows = (inside[..., -1] * queries).flatten(lanes)  # fp64 [B, H Mq] or [B, H, Mq]
+    rows = (rows.cumsum(-1) - rows + pairs(found[..., None] - 1)).view(queries.shape)[..., None]
+    spent = (inside - size / 2) * queries.float()[..., None]  # exact: fewer pairs in a row than fp32 can count
+    keep = (level < at) | (tied & (spent < budget.view(at.shape) - rows))
+    return torch.zeros_like(must).scatter_(-1, order, keep) | must
