@@ -6,10 +6,12 @@ import importlib
 
 _HOME = {
     "Clusters": "kmeans",
+    "Runs": "kmeans",
     "block_lists": "lists",
     "block_sparse_attention": "dispatch",
     "block_sparse_attention_op": "custom_op",
     "choose": "dispatch",
+    "cluster_runs": "kmeans",
     "cluster_tokens": "kmeans",
     "dense_attention": "dispatch",
     "dense_kernel_name": "dispatch",
@@ -20,6 +22,7 @@ _HOME = {
     "implementations": "dispatch",
     "keep_mass": "lists",
     "keep_top_k": "lists",
+    "measure_antidiagonals": "antidiagonal",
     "measure_block_mass": "block_mass",
     "measure_lse": "block_mass",
     "nearest_centroids": "kmeans",

@@ -1,4 +1,4 @@
-"""Counting sort in Triton: histograms of tiles, one scan over (label, tile), and a scatter of sorted tiles."""
+"""Counting sort in Triton: histograms of tiles, a scan over the tiles of each label, and a scatter of sorted tiles."""
 
 from __future__ import annotations
 
@@ -25,14 +25,38 @@ def _count_tiles(
     b_label = tl.load(p_labels + o_s.to(tl.int64) * stride_ls, mask=live, other=0)  # [BS]
     b_count = tl.histogram(b_label.to(tl.int32), BC, mask=live)  # [BC]
     b_before = tl.cumsum(b_count, 0) - b_count  # [BC]
-    o_out = (i_n * C + o_c) * tiles + i_t
+    o_out = (i_n * tiles + i_t) * C + o_c
     tl.store(p_counts + o_out, b_count, mask=o_c < C)
     tl.store(p_before + o_out, b_before, mask=o_c < C)
 
 
 @triton.jit
+def _scan_tiles(
+    p_counts, p_before, p_totals, tiles, C: tl.constexpr, BC: tl.constexpr, BT: tl.constexpr,
+):  # fmt: skip
+    """Grid: (stretches of labels, N). Counts become what takes a place in a sorted tile to its place among the tokens
+    of its label; and how often each label occurs in all.
+
+    A token at place r of its sorted tile is number r - before[label] of its label there.
+    """
+    i_n = tl.program_id(1).to(tl.int64)
+    o_c = tl.program_id(0) * BC + tl.arange(0, BC)
+    b_total = tl.zeros([BC], dtype=tl.int32)
+    for i in range(0, tiles, BT):
+        o_t = i + tl.arange(0, BT)
+        inside = (o_t[:, None] < tiles) & (o_c[None, :] < C)
+        o_at = (i_n * tiles + o_t[:, None]) * C + o_c[None, :]
+        b_count = tl.load(p_counts + o_at, mask=inside, other=0)  # [BT, BC]
+        b_before = tl.load(p_before + o_at, mask=inside, other=0)  # [BT, BC]
+        b_start = b_total[None, :] + tl.cumsum(b_count, 0) - b_count
+        tl.store(p_counts + o_at, b_start - b_before, mask=inside)
+        b_total += tl.sum(b_count, 0)
+    tl.store(p_totals + i_n * C + o_c, b_total, mask=o_c < C)
+
+
+@triton.jit
 def _scatter_tiles(
-    p_labels, p_shift, p_order, tokens, tiles, stride_ln, stride_ls,
+    p_labels, p_shift, p_offset, p_order, tokens, tiles, stride_ln, stride_ls,
     C: tl.constexpr, BS: tl.constexpr,
 ):  # fmt: skip
     """Grid: (tiles, N). Sort a tile in registers, then write each token to its label's place in the order."""
@@ -47,7 +71,8 @@ def _scatter_tiles(
     b_label = b_key // BS
     b_token = i_t * BS + b_key % BS  # [BS]
     live = b_label < C
-    b_shift = tl.load(p_shift + (i_n * C + b_label) * tiles + i_t, mask=live, other=0)  # [BS]
+    b_shift = tl.load(p_shift + (i_n * tiles + i_t) * C + b_label, mask=live, other=0)  # [BS]
+    b_shift += tl.load(p_offset + i_n * (C + 1) + b_label, mask=live, other=0)
     tl.store(p_order + i_n * tokens + b_shift + o_r, b_token, mask=live)
 
 
@@ -55,15 +80,14 @@ def triton_sort_by_label(labels: torch.Tensor, count: int) -> tuple[torch.Tensor
     """Launch the kernels. Args and returns as `dittools.kernels.sort_by_label`, validated."""
     lanes, tokens = labels.shape
     tiles = triton.cdiv(tokens, BLOCK)
-    counts, before = torch.empty(2, lanes, count, tiles, dtype=torch.int32, device=labels.device)
+    counts, before = torch.empty(2, lanes, tiles, count, dtype=torch.int32, device=labels.device)
     order = torch.empty(lanes, tokens, dtype=torch.int32, device=labels.device)
     call = (tokens, tiles, *labels.stride())
     _count_tiles[(tiles, lanes)](
         labels, counts, before, *call, C=count, BC=max(2, triton.next_power_of_2(count)), BS=BLOCK, num_warps=4
     )
-    # One scan over labels, and over the tiles of each, says where every tile's share of every label begins.
-    ends = counts.view(lanes, -1).cumsum(-1, dtype=torch.int32).view(lanes, count, tiles)
-    starts = ends - counts
-    # A token at place r of its sorted tile is number r - before[label] of its label there.
-    _scatter_tiles[(tiles, lanes)](labels, starts - before, order, *call, C=count, BS=BLOCK, num_warps=4)
-    return order, F.pad(ends[..., -1], (1, 0))
+    totals = torch.empty(lanes, count, dtype=torch.int32, device=labels.device)
+    _scan_tiles[(triton.cdiv(count, 64), lanes)](counts, before, totals, tiles, C=count, BC=64, BT=16, num_warps=4)
+    offsets = F.pad(totals.cumsum(-1, dtype=torch.int32), (1, 0))
+    _scatter_tiles[(tiles, lanes)](labels, counts, offsets, order, *call, C=count, BS=BLOCK, num_warps=4)
+    return order, offsets

@@ -32,6 +32,14 @@ class Clusters(NamedTuple):
     sizes: torch.Tensor  # int32 [N, C]
 
 
+class Runs(NamedTuple):
+    """What k-means found, as runs of positions: tokens of one cluster stand together, clusters by number."""
+
+    order: torch.Tensor  # int32 [N, S], position -> token; tokens of a cluster in the order they came in
+    centroids: torch.Tensor  # fp32 [N, C, D]
+    sizes: torch.Tensor  # int32 [N, C]
+
+
 def cluster_tokens(
     x: torch.Tensor,
     clusters: int | None = None,
@@ -44,7 +52,8 @@ def cluster_tokens(
     """Cluster the points of each lane.
 
     Args:
-        x: ``[N, S, D]``, fp16, bf16 or fp32, any strides; N is batch times heads.
+        x: ``[N, S, D]``, fp16, bf16 or fp32, any strides; N is batch times heads. Or ``[B, H, S, D]``, of which
+            the Triton kernels make no copy whatever its strides; N is B x H in all that is returned.
         clusters: C, between 1 and S; starts from `stratified_start`. Left out with ``centroids``.
         centroids: ``[N, C, D]``, a warm start, as of the step before.
         iterations: assignments with an update each, at least 1. Nothing stops early: to find out whether the
@@ -62,8 +71,43 @@ def cluster_tokens(
         ValueError: when shapes do not fit together, not one of clusters and centroids is given, or
             ``implementation`` cannot run.
     """
-    if x.ndim != 3:
-        raise ValueError(f"x must be [N, S, D], got {list(x.shape)}")
+    x, centroids, triton = _prepare(x, clusters, centroids, iterations, generator, implementation)
+    if triton:
+        labels, _, offsets, centroids = _triton_iterations(x, centroids, iterations)
+        return Clusters(labels, centroids, offsets.diff(dim=-1))
+    for _ in range(iterations):
+        labels, centroids, sizes = _portable_step(x, centroids)
+    return Clusters(labels, centroids, sizes)
+
+
+def cluster_runs(
+    x: torch.Tensor,
+    clusters: int | None = None,
+    *,
+    centroids: torch.Tensor | None = None,
+    iterations: int = 2,
+    generator: torch.Generator | None = None,
+    implementation: str | None = None,
+) -> Runs:
+    """`cluster_tokens`, and its points brought together: the sort that the last update needed is not made again.
+
+    Args, raises: as `cluster_tokens`.
+    """
+    x, centroids, triton = _prepare(x, clusters, centroids, iterations, generator, implementation)
+    if triton:
+        _, order, offsets, centroids = _triton_iterations(x, centroids, iterations)
+        return Runs(order, centroids, offsets.diff(dim=-1))
+    for _ in range(iterations):
+        labels, centroids, sizes = _portable_step(x, centroids)
+    return Runs(sort_by_label(labels, sizes.shape[1], implementation="portable")[0], centroids, sizes)
+
+
+def _prepare(
+    x, clusters, centroids, iterations: int, generator, implementation
+) -> tuple[torch.Tensor, torch.Tensor, bool]:
+    """The points and the centroids to start from as the iterations take them, and whether Triton makes these."""
+    if x.ndim not in (3, 4):
+        raise ValueError(f"x must be [N, S, D] or [B, H, S, D], got {list(x.shape)}")
     if iterations < 1:
         raise ValueError(f"iterations must be at least 1, got {iterations}")
     if (clusters is None) == (centroids is None):
@@ -71,11 +115,8 @@ def cluster_tokens(
     if centroids is None:
         centroids = stratified_start(x, clusters, generator)
     _check_centroids(x, centroids)
-    centroids = centroids.float().contiguous()
-    step = _triton_step if _picks_triton(implementation, x, centroids) else _portable_step
-    for _ in range(iterations):
-        labels, centroids, sizes = step(x, centroids)
-    return Clusters(labels, centroids, sizes)
+    triton = _picks_triton(implementation, x, centroids)
+    return (x if triton or x.ndim == 3 else x.flatten(0, 1)), centroids.float().contiguous(), triton
 
 
 def nearest_centroids(x: torch.Tensor, centroids: torch.Tensor, *, implementation: str | None = None) -> torch.Tensor:
@@ -102,7 +143,7 @@ def stratified_start(x: torch.Tensor, clusters: int, generator: torch.Generator 
     at random do, and cost nothing.
 
     Args:
-        x: ``[N, S, D]``.
+        x: ``[N, S, D]`` or ``[B, H, S, D]``.
         clusters: C, between 1 and S.
         generator: draws the point of each stretch, the same for all N; the middle one without. On the
             generator's device, so that a seed means the same everywhere.
@@ -113,7 +154,7 @@ def stratified_start(x: torch.Tensor, clusters: int, generator: torch.Generator 
     Raises:
         ValueError: when clusters is not between 1 and S.
     """
-    points = x.shape[1]
+    points = x.shape[-2]
     if not 1 <= clusters <= points:
         raise ValueError(f"clusters must be between 1 and the {points} points, got {clusters}")
     edges = torch.arange(clusters + 1) * points // clusters
@@ -123,7 +164,7 @@ def stratified_start(x: torch.Tensor, clusters: int, generator: torch.Generator 
     else:
         share = torch.rand(clusters, generator=generator, device=generator.device, dtype=torch.float64)
         picked = low.to(share.device) + (share * sizes.to(share.device)).long()
-    return x[:, picked.to(x.device)].float()
+    return x.index_select(-2, picked.to(x.device)).float().flatten(0, -3)
 
 
 def _portable_step(x: torch.Tensor, centroids: torch.Tensor) -> Clusters:
@@ -147,12 +188,15 @@ def _portable_step(x: torch.Tensor, centroids: torch.Tensor) -> Clusters:
     return Clusters(labels, torch.where(sizes[..., None] > 0, means, centroids), sizes)
 
 
-def _triton_step(x: torch.Tensor, centroids: torch.Tensor) -> Clusters:
+def _triton_iterations(x: torch.Tensor, centroids: torch.Tensor, iterations: int) -> tuple[torch.Tensor, ...]:
+    """Labels, order, offsets and centroids of the last iteration."""
     from dittools.kernels.kmeans_triton import triton_assign, triton_update
 
-    labels = triton_assign(x, centroids)
-    order, offsets = sort_by_label(labels, centroids.shape[1], implementation="triton")
-    return Clusters(labels, triton_update(x, order, offsets, centroids), offsets.diff(dim=-1))
+    for _ in range(iterations):
+        labels = triton_assign(x, centroids)
+        order, offsets = sort_by_label(labels, centroids.shape[1], implementation="triton")
+        centroids = triton_update(x, order, offsets, centroids)
+    return labels, order, offsets, centroids
 
 
 def _nearest(x: torch.Tensor, centroids: torch.Tensor) -> torch.Tensor:
@@ -176,17 +220,18 @@ def _chunks(x: torch.Tensor, clusters: int):
 
 def _picks_triton(implementation: str | None, x: torch.Tensor, centroids: torch.Tensor) -> bool:
     reason = None
-    if x.shape[2] > MAX_TRITON_DIM:
-        reason = f"it takes at most {MAX_TRITON_DIM} dimensions, got {x.shape[2]}"
+    if x.shape[-1] > MAX_TRITON_DIM:
+        reason = f"it takes at most {MAX_TRITON_DIM} dimensions, got {x.shape[-1]}"
     elif centroids.shape[1] > MAX_TRITON_LABELS:
         reason = f"it takes at most {MAX_TRITON_LABELS} clusters, got {centroids.shape[1]}"
     return picks_triton(implementation, x, reason=reason)
 
 
 def _check_centroids(x: torch.Tensor, centroids: torch.Tensor) -> None:
-    fits = centroids.ndim == 3 and centroids.shape[0] == x.shape[0] and centroids.shape[2] == x.shape[2]
+    lanes, dim = x.shape[:-2].numel(), x.shape[-1]
+    fits = centroids.ndim == 3 and centroids.shape[0] == lanes and centroids.shape[2] == dim
     if not fits or centroids.shape[1] < 1:
-        raise ValueError(f"centroids must be [{x.shape[0]}, C, {x.shape[2]}], got {list(centroids.shape)}")
+        raise ValueError(f"centroids must be [{lanes}, C, {dim}], got {list(centroids.shape)}")
     if centroids.device != x.device:
         raise ValueError(f"centroids are on {centroids.device}, but x is on {x.device}")
 

@@ -2,43 +2,90 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 import triton
 import triton.language as tl
 
 
+@dataclass(frozen=True)
+class Variant:
+    """Points and centroids of a tile of the assignment, warps, and stages of centroids in flight.
+
+    ``folded`` products start from minus the half norms, which saves an addition a score and waits for them; else the
+    half norms come in while the product runs.
+    """
+
+    points: int = 128
+    centroids: int = 64
+    warps: int = 8
+    stages: int = 3
+    folded: bool = False
+
+
+@triton.jit
+def _round(
+    p_c, p_rounded, p_half, clusters,
+    D: tl.constexpr, BD: tl.constexpr, BC: tl.constexpr, FOLDED: tl.constexpr,
+):  # fmt: skip
+    """Grid: (tiles of centroids, N). Centroids in the dtype of the points, and half their squared norms, less than
+    nothing if FOLDED.
+
+    Filled up to whole tiles of the assignment with zeros, which a norm of infinity makes the nearest of no point.
+    """
+    i_n = tl.program_id(1).to(tl.int64)
+    o_c = tl.program_id(0) * BC + tl.arange(0, BC)
+    o_d = tl.arange(0, BD)
+    inside = (o_c[:, None] < clusters) & (o_d[None, :] < D)
+    b_c = tl.load(p_c + (i_n * clusters + o_c[:, None]) * D + o_d[None, :], mask=inside, other=0.0)  # [BC, BD]
+    b_rounded = b_c.to(p_rounded.dtype.element_ty)
+    o_out = i_n * tl.num_programs(0) * BC + o_c
+    tl.store(p_rounded + o_out[:, None] * BD + o_d[None, :], b_rounded)
+    # Norms of the rounded centroids: the assignment is exact for the centroids that the products see.
+    b_wide = b_rounded.to(tl.float32)
+    b_half = tl.where(o_c < clusters, tl.sum(b_wide * b_wide, 1) / 2, float("inf"))  # [BC]
+    tl.store(p_half + o_out, -b_half if FOLDED else b_half)
+
+
 @triton.jit
 def _assign(
-    p_x, p_c, p_half_norm, p_label, points, clusters,
-    stride_xn, stride_xs, stride_xd,
-    D: tl.constexpr, BD: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, PRECISION: tl.constexpr,
+    p_x, p_c, p_half, p_label, points, clusters, inner,
+    stride_xo, stride_xn, stride_xs, stride_xd,
+    D: tl.constexpr, BD: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, FOLDED: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Grid: (tiles of points, N). A tile of points stays; the centroids stream past it.
 
     Each lane of the tile keeps the best score of its own column and the step that gave it. One reduction
-    across columns follows the loop, where one in it would cost more than the product.
+    across columns follows the loop, where one in it would cost more than the product. Nothing in the loop is masked:
+    what it loads is filled up to whole tiles.
     """
     i_n = tl.program_id(1).to(tl.int64)
     o_m = tl.program_id(0) * BM + tl.arange(0, BM)
     o_n = tl.arange(0, BN)
     o_d = tl.arange(0, BD)
-    p_x += i_n * stride_xn
-    p_c += i_n * clusters * D
-    p_half_norm += i_n * clusters
-    in_x = (o_m[:, None] < points) & (o_d[None, :] < D)
-    p_bx = p_x + o_m[:, None].to(tl.int64) * stride_xs + o_d[None, :] * stride_xd
-    b_x = tl.load(p_bx, mask=in_x, other=0.0)  # [BM, BD]
+    steps = tl.cdiv(clusters, BN)
+    p_x += i_n // inner * stride_xo + i_n % inner * stride_xn
+    p_bc = p_c + i_n * steps * (BN * BD) + o_n[:, None] * BD + o_d[None, :]
+    p_bh = p_half + i_n * steps * BN + o_n
+    p_bx = p_x + tl.minimum(o_m, points - 1)[:, None].to(tl.int64) * stride_xs + o_d[None, :] * stride_xd
+    b_x = tl.load(p_bx) if D == BD else tl.load(p_bx, mask=o_d[None, :] < D, other=0.0)  # [BM, BD]
     b_best = tl.full([BM, BN], float("-inf"), dtype=tl.float32)
     b_step = tl.zeros([BM, BN], dtype=tl.int32)
-    for i in range(0, tl.cdiv(clusters, BN)):
-        o_c = i * BN + o_n
-        in_c = (o_c[:, None] < clusters) & (o_d[None, :] < D)
-        b_c = tl.load(p_c + o_c[:, None] * D + o_d[None, :], mask=in_c, other=0.0)  # [BN, BD]
-        b_half_norm = tl.load(p_half_norm + o_c, mask=o_c < clusters, other=float("inf"))  # [BN]
-        b_score = tl.dot(b_x, tl.trans(b_c), input_precision=PRECISION) - b_half_norm[None, :]  # [BM, BN]
+    for i in range(0, steps):
+        b_c = tl.load(p_bc)  # [BN, BD]
+        b_half = tl.load(p_bh)  # [BN]
+        if FOLDED:
+            b_less = tl.broadcast_to(b_half[None, :], [BM, BN])
+            b_score = tl.dot(b_x, tl.trans(b_c), b_less, input_precision=PRECISION)  # [BM, BN]
+        else:
+            b_score = tl.dot(b_x, tl.trans(b_c), input_precision=PRECISION) - b_half[None, :]  # [BM, BN]
         b_better = b_score > b_best
         b_best = tl.where(b_better, b_score, b_best)
         b_step = tl.where(b_better, i, b_step)
+        p_bc += BN * BD
+        p_bh += BN
     b_top = tl.max(b_best, 1)  # [BM]
     # Of columns that tie, the lowest label wins; points that are not numbers get label 0.
     b_label = tl.where(b_best == b_top[:, None], b_step * BN + o_n[None, :], 0x7FFFFFFF)  # [BM, BN]
@@ -48,8 +95,8 @@ def _assign(
 
 @triton.jit
 def _update(
-    p_x, p_order, p_offset, p_old, p_new, points, clusters,
-    stride_xn, stride_xs, stride_xd,
+    p_x, p_order, p_offset, p_old, p_new, points, clusters, inner,
+    stride_xo, stride_xn, stride_xs, stride_xd,
     D: tl.constexpr, BD: tl.constexpr, BS: tl.constexpr,
 ):  # fmt: skip
     """Grid: (C, N). The mean of one cluster, whose points are a run of the order: no atomics, one fixed order."""
@@ -58,7 +105,7 @@ def _update(
     o_d = tl.arange(0, BD)
     first = tl.load(p_offset + i_n * (clusters + 1) + i_c)
     stop = tl.load(p_offset + i_n * (clusters + 1) + i_c + 1)
-    p_x += i_n * stride_xn
+    p_x += i_n // inner * stride_xo + i_n % inner * stride_xn
     b_sum = tl.zeros([BS, BD], dtype=tl.float32)
     for i in range(first, stop, BS):
         o_s = i + tl.arange(0, BS)
@@ -73,21 +120,32 @@ def _update(
     tl.store(p_new + o_out, tl.where(size > 0, b_mean, b_old), mask=o_d < D)
 
 
-def triton_assign(x: torch.Tensor, centroids: torch.Tensor) -> torch.Tensor:
-    """Launch the assignment: x ``[N, S, D]``, centroids fp32 ``[N, C, D]`` contiguous -> labels int32 ``[N, S]``."""
-    lanes, points, dim = x.shape
+def triton_assign(x: torch.Tensor, centroids: torch.Tensor, variant: Variant | None = None) -> torch.Tensor:
+    """Launch the assignment.
+
+    Args:
+        x: ``[N, S, D]`` or ``[B, H, S, D]``, any strides; N is B x H.
+        centroids: fp32 ``[N, C, D]``, contiguous.
+        variant: form of the kernel; by dtype when None.
+
+    Returns:
+        labels int32 ``[N, S]``.
+    """
+    lanes, points, dim, strides = _lanes(x)
     clusters = centroids.shape[1]
-    rounded = centroids.to(x.dtype)
-    # Norms of the rounded centroids: the assignment is exact for the centroids that the products see.
-    half_norms = rounded.float().square().sum(-1) / 2
+    full = x.dtype == torch.float32
+    v = variant or (Variant(64, 32, 4, 1) if full else Variant())
+    width, steps = max(16, triton.next_power_of_2(dim)), triton.cdiv(clusters, v.centroids)
+    rounded = torch.empty(lanes, steps * v.centroids, width, dtype=x.dtype, device=x.device)
+    half = torch.empty(lanes, steps * v.centroids, dtype=torch.float32, device=x.device)
     labels = torch.empty(lanes, points, dtype=torch.int32, device=x.device)
-    tile = {"BM": 128, "BN": 64, "num_warps": 8, "num_stages": 3}
-    if x.dtype == torch.float32:
-        tile = {"BM": 64, "BN": 32, "num_warps": 4, "num_stages": 1}
-    _assign[(triton.cdiv(points, tile["BM"]), lanes)](
-        x, rounded, half_norms, labels, points, clusters, *x.stride(),
-        D=dim, BD=max(16, triton.next_power_of_2(dim)),
-        PRECISION="tf32x3" if x.dtype == torch.float32 else "tf32", **tile,
+    _round[(steps, lanes)](
+        centroids, rounded, half, clusters, D=dim, BD=width, BC=v.centroids, FOLDED=v.folded, num_warps=4
+    )
+    _assign[(triton.cdiv(points, v.points), lanes)](
+        x, rounded, half, labels, points, clusters, *strides,
+        D=dim, BD=width, BM=v.points, BN=v.centroids, FOLDED=v.folded, PRECISION="tf32x3" if full else "tf32",
+        num_warps=v.warps, num_stages=v.stages,
     )  # fmt: skip
     return labels
 
@@ -96,17 +154,26 @@ def triton_update(x: torch.Tensor, order: torch.Tensor, offsets: torch.Tensor, c
     """Launch the update.
 
     Args:
-        x: ``[N, S, D]``. order int32 ``[N, S]``, offsets int32 ``[N, C + 1]``: its points sorted by label.
+        x: ``[N, S, D]`` or ``[B, H, S, D]``, any strides. order int32 ``[N, S]``, offsets int32 ``[N, C + 1]``: its
+            points sorted by label.
         centroids: fp32 ``[N, C, D]``, contiguous; what empty clusters keep.
 
     Returns:
         fp32 ``[N, C, D]``.
     """
-    lanes, points, dim = x.shape
+    lanes, points, dim, strides = _lanes(x)
     clusters = centroids.shape[1]
     new = torch.empty_like(centroids)
     _update[(clusters, lanes)](
-        x, order, offsets.contiguous(), centroids, new, points, clusters, *x.stride(),
+        x, order, offsets.contiguous(), centroids, new, points, clusters, *strides,
         D=dim, BD=triton.next_power_of_2(dim), BS=32, num_warps=4,
     )  # fmt: skip
     return new
+
+
+def _lanes(x: torch.Tensor) -> tuple[int, int, int, tuple[int, ...]]:
+    """Lanes, points and dimensions of x, and how kernels find a lane: lanes of the inner dimension, and all strides."""
+    if x.ndim == 3:
+        return *x.shape, (x.shape[0], 0, *x.stride())
+    batches, heads, points, dim = x.shape
+    return batches * heads, points, dim, (heads, *x.stride())

@@ -10,6 +10,7 @@ from tests import on_a_gpu
 
 CASE_OF = {
     "block_mass_parts_triton": "mass",
+    "antidiagonal_triton": "antidiagonals",
     "block_mass_triton": "mass",
     "clustered_triton": "clusters",
     "compensation_triton": "compensation",

@@ -7,8 +7,7 @@ from typing import NamedTuple
 import torch
 
 from dittools.clusters import ClusterPartition
-from dittools.kernels.counting_sort import sort_by_label
-from dittools.kernels.kmeans import cluster_tokens
+from dittools.kernels.kmeans import cluster_runs
 from dittools.tokens import TokenGrid
 
 
@@ -41,11 +40,12 @@ def cluster_order(
         generator: draws the fresh start.
     """
     batches, _, heads, _ = x.shape
-    points = x[:, grid.video_slice].transpose(1, 2).flatten(0, 1)  # [B * H, video, D]
+    points = x[:, grid.video_slice].transpose(1, 2)  # [B, H, video, D], no copy
     start = {"centroids": centroids} if centroids is not None else {"clusters": count, "generator": generator}
-    labels, means, sizes = cluster_tokens(points, iterations=iterations, **start)
-    order, _ = sort_by_label(labels, count)
-    order, sizes, video = (y.unflatten(0, (batches, heads)) for y in (order + grid.video_start, sizes, means))
+    order, means, sizes = cluster_runs(points, iterations=iterations, **start)
+    if grid.video_start:
+        order = order + grid.video_start
+    order, sizes, video = (y.unflatten(0, (batches, heads)) for y in (order, sizes, means))
     if not grid.text:
         return Clustered(order, ClusterPartition(grid.tokens, sizes), video, None, means)
     at = grid.text_slice

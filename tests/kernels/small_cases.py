@@ -16,6 +16,7 @@ from dittools.kernels import (
     from_mass,
     from_top_k,
     gather_tokens,
+    measure_antidiagonals,
     measure_block_mass,
     pool_blocks,
     scatter_tokens,
@@ -96,6 +97,15 @@ def mass(name="triton"):
         torch.testing.assert_close(found.sum(-1), sizes.expand(1, HEADS, -1), atol=0.5, rtol=0.01)
 
 
+def antidiagonals():
+    q, k, _ = inputs(1, TOKENS, HEADS, 64, torch.bfloat16, device="cuda")
+    for order in (None, random_order(1, 1, TOKENS, device="cuda")):
+        for stride in (4, 8):
+            call = (q, k, random_mask(TOKENS, 128, 128).query, stride)
+            found, want = (measure_antidiagonals(*call, order=order, implementation=n) for n in ("triton", "portable"))
+            torch.testing.assert_close(found, want, atol=5e-3, rtol=0.05)
+
+
 def pooling():
     x = inputs(1, TOKENS, HEADS, 64, torch.bfloat16, device="cuda")[0]
     assert pool_blocks(x, random_mask(TOKENS, 128, 64).key).isfinite().all()
@@ -170,6 +180,7 @@ CASES = {
     "mass": mass,
     "hopper-mass": lambda: mass("hopper"),
     "means": means,
+    "antidiagonals": antidiagonals,
     "pooling": pooling,
     "probe": probe,
     "skipped": skipped,

@@ -14,6 +14,7 @@ if torch.cuda.is_available():
 from ahead import compiling, stack_bytes
 
 from dittools.kernels import (
+    antidiagonal_triton,
     block_mass_parts_triton,
     block_mass_triton,
     clustered_triton,
@@ -64,15 +65,15 @@ def test_kmeans(card, dtype):
     with compiling(card[0]) as compiled:
         kmeans_triton.triton_assign(x, centroids)
         kmeans_triton.triton_update(x, order, offsets, centroids)
-    check(compiled, ["_assign", "_update"], card)
+    check(compiled, ["_round", "_assign", "_update"], card)
     if card == SM90:
-        assert "wgmma" in compiled[0].asm["ptx"]
+        assert "wgmma" in compiled[1].asm["ptx"]
 
 
 def test_counting_sort():
     with compiling(SM90[0]) as compiled:
         counting_sort_triton.triton_sort_by_label(torch.empty(2, 3000, dtype=torch.int32), 1000)
-    check(compiled, ["_count_tiles", "_scatter_tiles"], SM90)
+    check(compiled, ["_count_tiles", "_scan_tiles", "_scatter_tiles"], SM90)
 
 
 def test_permute():
@@ -120,6 +121,18 @@ def test_block_mass(monkeypatch, card, dtype, query_block):
         assert all("wgmma" in kernel.asm["ptx"] for kernel in mine)
         # Two programs share a multiprocessor: one's exponentials beside the other's products.
         assert all(2 * kernel.metadata.shared <= card[1] for kernel in mine)
+
+
+@pytest.mark.parametrize(("card", "dtype"), [(SM90, BF16), (SM86, BF16), (SM86, FULL)], ids=name)
+@pytest.mark.parametrize("ordered", [False, True], ids=["raster", "order"])
+def test_antidiagonals(monkeypatch, card, dtype, ordered):
+    monkeypatch.setattr(antidiagonal_triton, "shared_memory", lambda device: card[1])
+    q, order = torch.empty(1, 3000, 2, 128, dtype=dtype), torch.empty(1, 1, 3000, dtype=torch.int32)
+    with compiling(card[0]) as compiled, NoSync():
+        antidiagonal_triton.triton_antidiagonals(q, q, Partition(3000, 128), 8, 0.01, order if ordered else None)
+    check(compiled, ["_score_blocks", "_mean_shares"], card)
+    if card == SM90:
+        assert "wgmma" in compiled[0].asm["ptx"]
 
 
 def test_lists():

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 FILES = (
+    "test_antidiagonal.py",
     "test_block_mass.py",
     "test_clustered.py",
     "test_compensation.py",

@@ -1,10 +1,12 @@
+import json
+
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from places import GPU, INTERPRETED, everywhere, no_sync
 
-from dittools.kernels import cluster_tokens, kmeans, nearest_centroids, sort_by_label, stratified_start
+from dittools.kernels import cluster_runs, cluster_tokens, kmeans, nearest_centroids, sort_by_label, stratified_start
 from dittools.kernels.kmeans import naive_kmeans
 
 MANY = 4 if INTERPRETED else 20
@@ -128,6 +130,56 @@ def test_heads_are_read_by_strides(place):
 
 
 @everywhere
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_runs_are_the_clusters_brought_together_and_read_where_tokens_lie(place, dtype):
+    implementation, device = place
+    x = points(1, 2 * 150 * 3, 20, dtype=dtype, device=device).view(2, 150, 3, 20)  # [B, S, H, D]
+    before = x.clone()
+    for count in (1, 9, 70):
+        call = {"clusters": count, "iterations": 2, "implementation": implementation}
+        want = cluster_tokens(x.transpose(1, 2).flatten(0, 1), **call)
+        for strided in (x.transpose(1, 2), x.transpose(1, 2).contiguous()):
+            found = cluster_runs(strided, **call)
+            order, offsets = sort_by_label(want.labels, count, implementation=implementation)
+            assert torch.equal(found.order, order) and torch.equal(found.sizes, offsets.diff(dim=-1))
+            assert torch.equal(found.sizes, want.sizes)
+            torch.testing.assert_close(found.centroids, want.centroids)
+            for one, other in zip(cluster_tokens(strided, **call), want, strict=True):
+                torch.testing.assert_close(one, other)
+        part = x[:, 20:].transpose(1, 2)
+        found = cluster_runs(part, centroids=want.centroids, implementation=implementation)
+        wanted = cluster_runs(part.contiguous(), centroids=want.centroids, implementation=implementation)
+        for one, other in zip(found, wanted, strict=True):
+            torch.testing.assert_close(one, other)
+    assert torch.equal(x, before)
+
+
+@everywhere
+def test_every_variant_of_the_assignment_gives_the_same(place):
+    implementation, device = place
+    if implementation != "triton":
+        pytest.skip("plain PyTorch has none")
+    from dittools.kernels.kmeans_triton import Variant, triton_assign
+
+    x = points(2, 300, 40, dtype=torch.bfloat16, device=device)
+    centroids = points(2, 70, 40, seed=1, device=device)
+    centroids[:, 33] = centroids[:, 5]  # the lower of two that are alike takes the point
+    rounded = centroids.to(torch.bfloat16).double()
+    distance = (x[:, :, None].double() - rounded[:, None]).square().sum(-1)
+    for variant in (
+        Variant(),
+        Variant(folded=True),
+        Variant(points=256),
+        Variant(centroids=128),
+        Variant(64, 32, 4, 2),
+    ):
+        labels = triton_assign(x, centroids, variant)
+        assert labels.dtype == torch.int32 and (labels != 33).all()
+        taken = distance.gather(-1, labels[..., None].long())[..., 0]
+        assert (taken <= distance.amin(-1) + 1e-4).all()
+
+
+@everywhere
 def test_a_warm_start_goes_on_where_the_last_call_ended(place):
     implementation, device = place
     x = points(1, 60, 8, device=device)
@@ -185,7 +237,7 @@ def test_memory_is_bounded(monkeypatch):
 @pytest.mark.parametrize(
     ("x", "kwargs", "message"),
     [
-        (torch.zeros(5, 2), {"clusters": 2}, r"x must be \[N, S, D\], got \[5, 2\]"),
+        (torch.zeros(5, 2), {"clusters": 2}, r"x must be \[N, S, D\] or \[B, H, S, D\], got \[5, 2\]"),
         (torch.zeros(1, 5, 2), {}, "give either clusters, for a fresh start, or centroids, for a warm one"),
         (torch.zeros(1, 5, 2), {"clusters": 2, "centroids": torch.zeros(1, 2, 2)}, "give either clusters"),
         (torch.zeros(1, 5, 2), {"clusters": 6}, "between 1 and the 5 points, got 6"),
@@ -210,3 +262,25 @@ def test_long_sequences_on_the_gpu_without_a_host_sync(dtype):
     consistent(x, found)
     want = cluster_tokens(x, centroids=start, implementation="portable")
     assert inertia(x, found.centroids) <= 1.01 * inertia(x, want.centroids)
+
+
+@pytest.mark.skipif(INTERPRETED, reason="times nothing in the interpreter")
+def test_the_timing_checks_its_case_and_leaves_out_what_is_wrong(tmp_path, monkeypatch):
+    from dittools.kernels import time_kmeans
+
+    small = ["--tokens", "300", "--heads", "2", "--dim", "16", "--clusters", "4", "12", "--repeats", "1"]
+    time_kmeans.main([*small, "--json", str(tmp_path / "found.json")])
+    few, many = json.loads((tmp_path / "found.json").read_text())["cases"]
+    assert few["clusters"] == 4 and set(many["milliseconds"]) == {"assign", "sort", "k-means", "order"}
+    assert not many["left_out"]
+    wrong = {"assign": lambda: torch.zeros(2, 300, dtype=torch.int32)}
+    monkeypatch.setattr(time_kmeans, "_assignments", lambda *_: wrong)
+    found = time_kmeans.case(2, 300, 16, 12, 2, repeats=1)
+    assert "assign" not in found["milliseconds"] and "not timed" in found["left_out"]["assign"]
+    x = points(1, 2 * 40, 8).view(1, 2, 40, 8)
+    runs = cluster_runs(x, 5)
+    order, means, sizes = (y.unflatten(0, (1, 2)) for y in runs)
+    time_kmeans.check_runs(x, order, means, sizes)
+    for broken in ((order * 0, means, sizes), (order, means + 1, sizes), (order, means, sizes + 1)):
+        with pytest.raises(RuntimeError, match="not timed"):
+            time_kmeans.check_runs(x, *broken)

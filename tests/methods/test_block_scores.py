@@ -3,9 +3,10 @@
 import pytest
 import torch
 
+from dittools.kernels import antidiagonal
 from dittools.kernels.block_mass import naive_block_mass
 from dittools.selectors import in_order
-from dittools.selectors.antidiagonal import antidiagonal_mass, fold
+from dittools.selectors.antidiagonal import antidiagonal_mass
 from dittools.selectors.layout import make_layout
 from dittools.selectors.measured import block_mass, row_lse, sampled_positions
 from dittools.selectors.pooled import block_softmax, centred, mean_logits, pool, pooled_logits
@@ -118,12 +119,6 @@ def test_antidiagonal_scores_are_those_of_the_definition(grid, order, stride):
         torch.testing.assert_close(found.sum(-1), torch.ones(len(want)))
 
 
-def test_folding_lays_tokens_side_by_side_and_repeats_the_last():
-    x = torch.arange(1.0, 6).view(1, 5, 1, 1)
-    assert fold(x, 4)[0, :, 0].tolist() == [[1, 2, 3, 4], [5, 5, 5, 5]]
-    assert fold(x, 4, backwards=True)[0, :, 0].tolist() == [[4, 3, 2, 1], [5, 5, 5, 5]]
-
-
 @orders
 @grids
 def test_self_similarity_is_the_mean_cosine_of_all_pairs_in_a_block(grid, order):
@@ -152,5 +147,6 @@ def test_chunks_of_heads_and_rows_change_nothing(order, monkeypatch):
 
     whole = list(everything())
     monkeypatch.setattr(in_order, "CHUNK_BYTES", 1)
+    monkeypatch.setattr(antidiagonal, "CHUNK_BYTES", 1)
     for found, want in zip(everything(), whole, strict=True):
         torch.testing.assert_close(found, want, rtol=1e-5, atol=1e-6)

@@ -100,6 +100,39 @@ def test_cumulative_ranking_gives_every_row_the_nucleus_of_one_p():
     assert keep.sum(-1).flatten()[0] > 2 * keep.sum(-1).flatten()[-1], "flat rows need more blocks"
 
 
+@pytest.mark.parametrize("scope", ["head", "layer"])
+@pytest.mark.parametrize("kind", ["even", "sharp", "zeros", "one block"])
+@pytest.mark.parametrize("density", [0.05, 0.3, 0.77, 1.0])
+def test_a_common_share_is_the_one_that_sorting_everything_finds(scope, kind, density):
+    made = torch.Generator().manual_seed(3)
+    sharpness = {"even": 0.1, "sharp": 4.0, "zeros": 1.0, "one block": 30.0}[kind]
+    scores = (torch.randn(2, 3, 9, 17, generator=made) * sharpness).softmax(-1)
+    if kind == "zeros":
+        scores = scores * (torch.rand(scores.shape, generator=made) < 0.5)
+    queries, keys = torch.full((9,), 16), torch.full((17,), 16)
+    queries[-1], keys[-1] = 5, 3
+    force = torch.rand(9, 17, generator=made) < 0.1
+    found = spend(scores, queries, keys, density, scope=scope, ranking="cumulative", force=force)
+    # The definition: every block after the share that better ones of its row hold, all of a scope in one line.
+    must = force | ((torch.arange(17) == scores.argmax(-1, keepdim=True)) & ~force.any(-1, keepdim=True))
+    order = scores.masked_fill(must, torch.inf).argsort(dim=-1, descending=True, stable=True)
+    held = scores.gather(-1, order)
+    share = (held.cumsum(-1) - held) / held.sum(-1, keepdim=True)
+    share = torch.empty_like(share).scatter_(-1, order, share).masked_fill(must, -1)
+    weight = (queries[:, None] * keys).double().expand(share.shape)
+    lanes = {"head": 2, "layer": 1}[scope]
+    line = share.flatten(lanes).argsort(dim=-1, stable=True)
+    spent = weight.flatten(lanes).gather(-1, line)
+    kept = spent.cumsum(-1) - spent / 2 < density * weight.flatten(lanes).sum(-1, keepdim=True)
+    want = torch.zeros_like(must).flatten(lanes).scatter_(-1, line, kept).view_as(must) | must
+    if kind in ("even", "sharp"):
+        assert torch.equal(found, want)
+    # Blocks that hold nothing are alike: which of them are kept does not matter, how many does.
+    pairs = [(x * weight).sum((-1, -2) if scope == "head" else (-1, -2, -3)) for x in (found, want)]
+    torch.testing.assert_close(*pairs, rtol=0, atol=16 * 16)
+    assert torch.equal((found & (scores > 1e-6)) | must, (want & (scores > 1e-6)) | must)
+
+
 def test_wrong_settings_are_said():
     scores, sizes = torch.rand(1, 1, 4, 4), torch.ones(4)
     for options, word in (
