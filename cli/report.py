@@ -124,6 +124,7 @@ def command(
     debug: Debug = False,
 ) -> None:
     from dittools.cli.report_asked import ReportAsked, check_out
+    from dittools.pipelines.errors import BadInput
 
     given = dict(
         model=model,
@@ -152,6 +153,8 @@ def command(
         compile=compile_ or None,
         offload=offload,
     )
+    if share is not None and (join or phase not in ("run", "all")):
+        raise BadInput("--share says which prompts are drawn, and nothing is drawn here: drop it, or use --phase run")
     folder = check_out(out, phase, bool(join))
     asked = ReportAsked.read(plan, given, share) if phase in ("run", "all") and not join else None
 

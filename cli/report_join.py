@@ -30,9 +30,7 @@ def join(folder: Folder, parts: Sequence[str]) -> None:
         for part in found:
             for case in sorted(part.cases.iterdir()) if part.cases.is_dir() else ():
                 _take(folder, case)
-        yardsticks = [known for part in found if (known := part.yardsticks())]
-        if yardsticks and not folder.yardsticks():
-            folder.write_yardsticks(yardsticks[0])
+        _settle(folder, found)
         failures = folder.failures()
         failures += [entry for part in found for entry in part.failures() if entry not in failures]
         if failures or not (folder.path / FAILURES).exists():
@@ -40,6 +38,20 @@ def join(folder: Folder, parts: Sequence[str]) -> None:
         if folder.manifest() is None:
             rest = {key: value for key, value in first.items() if key != "report"}
             folder.write_manifest({**rest, "command": whole_command(first["command"], folder.path)})
+
+
+def _settle(folder: Folder, parts: Sequence[Folder]) -> None:
+    """Keep what the first part decided; say so where another decided otherwise, whose yardsticks are not shown."""
+    known = [found for found in (folder.yardsticks(), *(part.yardsticks() for part in parts)) if found]
+    if not known:
+        return
+    kept = known[0]
+    for name, what in (("other_kernel", "the noise floor's kernel"), ("fewer_steps", "the equal-time steps")):
+        values = list(dict.fromkeys(str(found.get(name)) for found in known))
+        note = f"parts decided on {what} apart ({', '.join(values)}): shown are those with {values[0]}"
+        if len(values) > 1 and note not in kept.get("notes", ()):
+            kept = {**kept, "notes": [*kept.get("notes", ()), note]}
+    folder.write_yardsticks(kept)
 
 
 def whole_command(command: list[str], out: Path) -> list[str]:

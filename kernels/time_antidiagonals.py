@@ -7,17 +7,14 @@ Nothing is timed before sampled rows of that very form have passed against fp32.
 
 from __future__ import annotations
 
-import argparse
-import json
 from collections.abc import Callable
-from pathlib import Path
+from functools import partial
 
 import torch
 
 from dittools.blocks import Partition
 from dittools.kernels.antidiagonal import fold, measure_antidiagonals
-from dittools.kernels.time_clusters import timed
-from dittools.provenance import device_facts, versions
+from dittools.kernels.time_cases import here, in_lines, keep_cases, parser_of, passing, timed
 from dittools.selectors.budget import spend
 
 
@@ -41,20 +38,17 @@ def check(q, k, blocks: Partition, stride: int, order: torch.Tensor | None, mass
 
 def case(heads: int, tokens: int, dim: int, block: int, stride: int, density: float, repeats: int = 5) -> dict:
     """One stride: milliseconds of each form."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = here()
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     made = torch.Generator(device).manual_seed(1)
     q, k = (torch.randn(1, tokens, heads, dim, generator=made, device=device).to(dtype) for _ in range(2))
     blocks = Partition(tokens, block)
     order = torch.randperm(tokens, generator=torch.Generator().manual_seed(2)).int().to(device)[None, None]
-    error, calls, left_out = 0.0, {}, {}
-    for name, (call, by) in _forms(q, k, blocks, stride, order).items():
-        try:
-            error = max(error, check(q, k, blocks, stride, by, call()))
-        except Exception as why:  # one that does not fit the card, or is wrong, costs the others nothing
-            left_out[name] = f"{type(why).__name__}: {why}"
-        else:
-            calls[name] = call
+    forms = _forms(q, k, blocks, stride, order)
+    calls, error, left_out = passing(
+        {name: call for name, (call, _) in forms.items()},
+        lambda name, mass: check(q, k, blocks, stride, forms[name][1], mass),
+    )
     mass, sizes = measure_antidiagonals(q, k, blocks, stride), blocks.sizes(device)
     scores = len(calls)
     calls["select"] = lambda: spend(mass, sizes, sizes, density, scope="layer", ranking="cumulative")
@@ -94,25 +88,14 @@ def _forms(
 
 def main(arguments: list[str] | None = None) -> None:
     """Time every stride and write the JSON after each."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("--json", type=Path, required=True, help="where the results go")
-    parser.add_argument("--tokens", type=int, default=75_600)
-    parser.add_argument("--heads", type=int, default=40)
-    parser.add_argument("--dim", type=int, default=128)
+    parser = parser_of(__doc__, repeats=5)
     parser.add_argument("--block", type=int, default=128)
     parser.add_argument("--stride", type=int, nargs="+", default=(8, 16))
     parser.add_argument("--density", type=float, default=0.2)
-    parser.add_argument("--repeats", type=int, default=5)
     asked = parser.parse_args(arguments)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    report = {"versions": versions(), "device": device_facts(device), "cases": []}
-    for stride in asked.stride:
-        with torch.no_grad():
-            found = case(asked.heads, asked.tokens, asked.dim, asked.block, stride, asked.density, asked.repeats)
-        report["cases"].append(found)
-        asked.json.write_text(json.dumps(report, indent=1) + "\n")
-        print(f"stride {stride}", *(f"{n}: {ms:.3f} ms" for n, ms in found["milliseconds"].items()), sep="\n  ")
-        print(*(f"  left out: {name}: {why}" for name, why in found["left_out"].items()), sep="\n")
+    shape = asked.heads, asked.tokens, asked.dim, asked.block
+    cases = (partial(case, *shape, stride, asked.density, asked.repeats) for stride in asked.stride)
+    keep_cases(asked.json, cases, lambda found: in_lines(f"stride {found['stride']}", found))
 
 
 if __name__ == "__main__":

@@ -9,13 +9,9 @@ sampled rows of that very case have passed against fp32.
 
 from __future__ import annotations
 
-import argparse
 import itertools
-import json
-import statistics
-import time
 from collections.abc import Callable
-from pathlib import Path
+from functools import partial
 
 import torch
 
@@ -26,8 +22,8 @@ from dittools.kernels.hopper import why_not_hopper
 from dittools.kernels.hopper_clusters import Variant, hopper_cluster_attention
 from dittools.kernels.permute import gather_tokens
 from dittools.kernels.skipped import Blocks, add_skipped, anchor, summarise
+from dittools.kernels.time_cases import here, keep_cases, parser_of, timed
 from dittools.methods.base import Plan
-from dittools.provenance import device_facts, versions
 
 
 def make_plan(heads: int, tokens: int, clusters: tuple[int, int], density: float, device: torch.device) -> Plan:
@@ -60,25 +56,9 @@ def check(q, k, v, plan: Plan, out: torch.Tensor, rows: int = 32) -> float:
     return worst
 
 
-def timed(calls: dict[str, Callable], device: torch.device, repeats: int) -> dict[str, float]:
-    """Median milliseconds of each call, taken in turn."""
-    found: dict[str, list[float]] = {name: [] for name in calls}
-    for turn in range(repeats + 2):  # the first two warm up
-        for name, call in calls.items():
-            if device.type == "cuda":
-                torch.cuda.synchronize()
-            start = time.perf_counter()
-            call()
-            if device.type == "cuda":
-                torch.cuda.synchronize()
-            if turn > 1:
-                found[name].append((time.perf_counter() - start) * 1000)
-    return {name: statistics.median(times) for name, times in found.items()}
-
-
 def case(heads: int, tokens: int, dim: int, clusters: tuple[int, int], density: float, repeats: int = 10) -> dict:
     """One case: milliseconds and r of each form."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = here()
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     made = torch.Generator(device).manual_seed(1)
     q, k, v = (torch.randn(1, tokens, heads, dim, generator=made, device=device).to(dtype) for _ in range(3))
@@ -135,24 +115,18 @@ def _hopper_calls(q, k, v, placed: tuple, plan: Plan, scale: float) -> dict[str,
 
 def main(arguments: list[str] | None = None) -> None:
     """Time every case and write the JSON after each."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("--json", type=Path, required=True, help="where the results go")
-    parser.add_argument("--tokens", type=int, default=75_600)
-    parser.add_argument("--heads", type=int, default=40)
-    parser.add_argument("--dim", type=int, default=128)
+    parser = parser_of(__doc__, repeats=10)
     parser.add_argument("--clusters", type=int, nargs=2, default=(300, 1000), help="of queries, of keys")
     parser.add_argument("--density", type=float, nargs="+", default=(0.25, 0.1))
-    parser.add_argument("--repeats", type=int, default=10)
     asked = parser.parse_args(arguments)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    dense = dense_kernel_name(device, torch.bfloat16 if device.type == "cuda" else torch.float32, asked.dim)
-    report = {"versions": versions(), "device": device_facts(device), "dense": dense, "cases": []}
-    for density in asked.density:
-        with torch.no_grad():
-            found = case(asked.heads, asked.tokens, asked.dim, tuple(asked.clusters), density, asked.repeats)
-        report["cases"].append(found)
-        asked.json.write_text(json.dumps(report, indent=1) + "\n")
-        print(f"density {found['density']:.3f}", *(f"{n} r {x:.3f}" for n, x in found["r"].items()), flush=True)
+    dense = dense_kernel_name(here(), torch.bfloat16 if here().type == "cuda" else torch.float32, asked.dim)
+    shape = asked.heads, asked.tokens, asked.dim, tuple(asked.clusters)
+    cases = (partial(case, *shape, density, asked.repeats) for density in asked.density)
+    keep_cases(asked.json, cases, _said, dense=dense)
+
+
+def _said(found: dict) -> str:
+    return " ".join([f"density {found['density']:.3f}", *(f"{n} r {x:.3f}" for n, x in found["r"].items())])
 
 
 if __name__ == "__main__":

@@ -8,18 +8,15 @@ that very form have been found with the nearest centroid.
 
 from __future__ import annotations
 
-import argparse
-import json
 from collections.abc import Callable
-from pathlib import Path
+from functools import partial
 
 import torch
 
 from dittools.kernels.counting_sort import sort_by_label
 from dittools.kernels.kmeans import cluster_runs, nearest_centroids, stratified_start
-from dittools.kernels.time_clusters import timed
+from dittools.kernels.time_cases import here, in_lines, keep_cases, parser_of, passing, timed
 from dittools.orders.clusters import cluster_order
-from dittools.provenance import device_facts, versions
 from dittools.tokens import TokenGrid
 
 
@@ -67,7 +64,7 @@ def check_runs(x: torch.Tensor, order: torch.Tensor, means: torch.Tensor, sizes:
 
 def case(heads: int, tokens: int, dim: int, clusters: int, iterations: int, repeats: int = 10) -> dict:
     """One number of clusters: milliseconds of each part, and what the checks found."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = here()
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     made = torch.Generator(device).manual_seed(1)
     x = torch.randn(1, tokens, heads, dim, generator=made, device=device).to(dtype)
@@ -76,14 +73,8 @@ def case(heads: int, tokens: int, dim: int, clusters: int, iterations: int, repe
     call = {"centroids": start, "iterations": iterations}
     found = cluster_order(x, grid, clusters, start, iterations)
     mean_error = check_runs(points, found.order, found.means, found.partition.run_sizes)
-    error, calls, left_out = 0.0, {}, {}
-    for name, assign in _assignments(points, start).items():
-        try:
-            error = max(error, check(points, start, assign()))
-        except Exception as why:  # one that does not fit the card, or is wrong, costs the others nothing
-            left_out[name] = f"{type(why).__name__}: {why}"
-        else:
-            calls[name] = assign
+    assignments = _assignments(points, start)
+    calls, error, left_out = passing(assignments, lambda _, labels: check(points, start, labels))
     labels = nearest_centroids(points.flatten(0, 1), start)
     calls["sort"] = lambda: sort_by_label(labels, clusters)
     if device.type == "cuda":
@@ -119,24 +110,13 @@ def _assignments(points: torch.Tensor, start: torch.Tensor) -> dict[str, Callabl
 
 def main(arguments: list[str] | None = None) -> None:
     """Time every number of clusters and write the JSON after each."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("--json", type=Path, required=True, help="where the results go")
-    parser.add_argument("--tokens", type=int, default=75_600)
-    parser.add_argument("--heads", type=int, default=40)
-    parser.add_argument("--dim", type=int, default=128)
+    parser = parser_of(__doc__, repeats=10)
     parser.add_argument("--clusters", type=int, nargs="+", default=(300, 1000))
     parser.add_argument("--iterations", type=int, default=2)
-    parser.add_argument("--repeats", type=int, default=10)
     asked = parser.parse_args(arguments)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    report = {"versions": versions(), "device": device_facts(device), "cases": []}
-    for clusters in asked.clusters:
-        with torch.no_grad():
-            found = case(asked.heads, asked.tokens, asked.dim, clusters, asked.iterations, asked.repeats)
-        report["cases"].append(found)
-        asked.json.write_text(json.dumps(report, indent=1) + "\n")
-        print(f"{clusters} clusters", *(f"{n}: {ms:.3f} ms" for n, ms in found["milliseconds"].items()), sep="\n  ")
-        print(*(f"  left out: {name}: {why}" for name, why in found["left_out"].items()), sep="\n")
+    shape = asked.heads, asked.tokens, asked.dim
+    cases = (partial(case, *shape, clusters, asked.iterations, asked.repeats) for clusters in asked.clusters)
+    keep_cases(asked.json, cases, lambda found: in_lines(f"{found['clusters']} clusters", found))
 
 
 if __name__ == "__main__":

@@ -412,3 +412,19 @@ def test_only_parts_of_one_report_join(report, tmp_path):
 def test_a_joined_report_names_the_command_of_the_whole():
     part = ["dittools", "report", "--share", "2/4", "--method", "svg", "--phase=run", "--out", "part2"]
     assert whole_command(part, Path("all")) == ["dittools", "report", "--method", "svg", "--out", "all"]
+
+
+def test_a_share_is_refused_where_nothing_is_drawn(report):
+    for flags in (("--phase", "quality"), ("--join", "part1")):
+        assert "nothing is drawn" in one_error(report("--share", "1/2", *flags, "--out", "joined"))
+
+
+def test_parts_that_decided_on_other_yardsticks_are_joined_with_a_note(report, tmp_path):
+    (tmp_path / "prompts.txt").write_text(f"{PROMPT}\na blue square spins\n")
+    for part in (1, 2):
+        assert report("--phase", "run", "--share", f"{part}/2", "--out", f"part{part}").code == 0
+    other = Folder(tmp_path / "part2")
+    other.write_yardsticks({**other.yardsticks(), "fewer_steps": 7})
+    result = report("--join", "part1", "part2", "--phase", "quality", "--out", "joined", "--json")
+    assert result.code == 0
+    assert any("equal-time steps apart (1, 7)" in note for note in result.json["yardsticks"]["notes"])

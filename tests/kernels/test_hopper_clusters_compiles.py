@@ -1,18 +1,12 @@
 """The Hopper kernel for clusters, compiled ahead of time for sm_90a: what its machine code must and must not hold.
 
-Run as a script it compiles every variant and prints a JSON line for each; the tests run it in a process of its own,
-because it tells Triton that a Hopper card is the active device.
+Run as a script it compiles every build and prints a JSON line for each: see `machine_code`.
 """
 
-import json
-import os
 import re
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
-from test_hopper_compiles import SHARED_MEMORY, instructions
+from machine_code import SHARED_MEMORY, compile_all, compiled_builds, instructions, machine_code
 
 from dittools.kernels.hopper import why_no_gluon
 from dittools.kernels.hopper_clusters import Variant
@@ -33,7 +27,6 @@ BUILDS = {
 def build(head_dim, dtype, ordered, variant):
     """Compile one variant from the arguments of a real call; return its resources and SASS."""
     import torch
-    import triton
 
     from dittools.clusters import ClusterMask, ClusterPartition
     from dittools.kernels.hopper_clusters import launch_arguments
@@ -44,54 +37,12 @@ def build(head_dim, dtype, ordered, variant):
     order = torch.arange(1000, dtype=torch.int32).expand(1, 3, -1) if ordered else None
     _, _, launches = launch_arguments(q, q, q, ClusterMask.full(some, some), 0.1, order, variant)
     ((_, arguments, options),) = launches
-    kernel = cluster_forward.warmup(*arguments, **options, grid=(1,))
-    tools = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
-    cubin = Path(os.environ["TRITON_CACHE_DIR"]) / "kernel.cubin"
-    cubin.write_bytes(kernel.asm["cubin"])
-
-    def dump(what):
-        return subprocess.run([tools / "cuobjdump", what, cubin], capture_output=True, text=True, check=True).stdout
-
-    resources = re.findall(r"(REG|STACK|LOCAL):(\d+)", dump("--dump-resource-usage"))
-    return {
-        "warps": kernel.metadata.num_warps,
-        "shared": kernel.metadata.shared,
-        "resources": {name: int(value) for name, value in resources},
-        "sass": re.findall(r"^\s*/\*[0-9a-f]{4,}\*/\s+(.*?);", dump("-sass"), re.MULTILINE),
-    }
-
-
-def main():
-    import triton
-    from triton.backends.compiler import GPUTarget
-
-    class Card:
-        def get_current_target(self):
-            return GPUTarget("cuda", 90, 32)
-
-        def get_current_device(self):
-            return 0
-
-        def get_current_stream(self, device):
-            return 0
-
-    triton.runtime.driver.set_active(Card())
-    for name, (*what, variant) in BUILDS.items():
-        print(json.dumps({"name": name, **build(*what, variant)}), flush=True)
+    return machine_code(cluster_forward.warmup(*arguments, **options, grid=(1,)))
 
 
 @pytest.fixture(scope="module")
 def builds(tmp_path_factory):
-    environment = {**os.environ, "TRITON_CACHE_DIR": str(tmp_path_factory.mktemp("cache")), "TRITON_INTERPRET": "0"}
-    environment["TRITON_DUMP_PTXAS_LOG"] = "1"
-    done = subprocess.run(
-        [sys.executable, __file__], env=environment, capture_output=True, text=True, timeout=300, check=False
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
-    # ptxas says so when it cannot leave wgmmas in flight.
-    assert "wgmma" not in done.stderr and "erializ" not in done.stdout + done.stderr
-    found = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
-    return {build["name"]: build for build in found}
+    return compiled_builds(__file__, tmp_path_factory.mktemp("cache"))
 
 
 @pytest.mark.parametrize("name", BUILDS)
@@ -171,4 +122,4 @@ def test_rows_of_q_are_there_for_all_warps_before_the_first_product(builds, name
 
 
 if __name__ == "__main__":
-    main()
+    compile_all(BUILDS, build)

@@ -1,17 +1,12 @@
 """The Hopper kernel, compiled ahead of time for sm_90a: no card needed. What the machine code must and must not hold.
 
-Run as a script it compiles every variant and prints a JSON line for each; the tests run it in a process of its own,
-because it tells Triton that a Hopper card is the active device.
+Run as a script it compiles every build and prints a JSON line for each: see `machine_code`.
 """
 
-import json
-import os
 import re
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
+from machine_code import SHARED_MEMORY, compile_all, compiled_builds, instructions, machine_code
 
 from dittools.kernels.hopper import Variant, why_no_gluon
 
@@ -27,13 +22,11 @@ BUILDS = {
     "hd64": (64, 128, "bfloat16", False, Variant(stages=3)),
     "hd64-keys64-persistent": (64, 64, "float16", False, Variant(stages=3, persistent=True)),
 }
-SHARED_MEMORY = 232448  # what one program may use on compute capability 9.0, in bytes
 
 
 def build(head_dim, key_block, dtype, biased, variant):
     """Compile one variant from the arguments of a real call; return its resources and SASS."""
     import torch
-    import triton
 
     from dittools.blocks import BlockMask, Partition
     from dittools.kernels.hopper import launch_arguments
@@ -43,59 +36,12 @@ def build(head_dim, key_block, dtype, biased, variant):
     mask = BlockMask.full(Partition(1000, 128), Partition(1000, key_block))
     bias = torch.zeros(1, 3, mask.key.count) if biased else None
     _, _, _, arguments, options = launch_arguments(q, q, q, mask, 0.1, bias, variant)
-    kernel = block_sparse_forward.warmup(*arguments, **options, grid=(1,))
-    tools = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
-    cubin = Path(os.environ["TRITON_CACHE_DIR"]) / "kernel.cubin"
-    cubin.write_bytes(kernel.asm["cubin"])
-
-    def dump(what):
-        return subprocess.run([tools / "cuobjdump", what, cubin], capture_output=True, text=True, check=True).stdout
-
-    resources = re.findall(r"(REG|STACK|LOCAL):(\d+)", dump("--dump-resource-usage"))
-    sass = re.findall(r"^\s*/\*[0-9a-f]{4,}\*/\s+(.*?);", dump("-sass"), re.MULTILINE)
-    return {
-        "warps": kernel.metadata.num_warps,
-        "shared": kernel.metadata.shared,
-        "resources": {name: int(value) for name, value in resources},
-        "sass": sass,
-    }
-
-
-def main():
-    import triton
-    from triton.backends.compiler import GPUTarget
-
-    class Card:
-        def get_current_target(self):
-            return GPUTarget("cuda", 90, 32)
-
-        def get_current_device(self):
-            return 0
-
-        def get_current_stream(self, device):
-            return 0
-
-    triton.runtime.driver.set_active(Card())
-    for name, (*what, variant) in BUILDS.items():
-        print(json.dumps({"name": name, **build(*what, variant)}), flush=True)
+    return machine_code(block_sparse_forward.warmup(*arguments, **options, grid=(1,)))
 
 
 @pytest.fixture(scope="module")
 def builds(tmp_path_factory):
-    environment = {**os.environ, "TRITON_CACHE_DIR": str(tmp_path_factory.mktemp("cache")), "TRITON_INTERPRET": "0"}
-    environment["TRITON_DUMP_PTXAS_LOG"] = "1"
-    done = subprocess.run(
-        [sys.executable, __file__], env=environment, capture_output=True, text=True, timeout=300, check=False
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
-    # ptxas says so when it cannot leave wgmmas in flight.
-    assert "wgmma" not in done.stderr and "erializ" not in done.stdout + done.stderr
-    found = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
-    return {build["name"]: build for build in found}
-
-
-def instructions(build, name):
-    return [i for i, line in enumerate(build["sass"]) if re.match(rf"(@!?U?P\d+ )?{name}\b", line)]
+    return compiled_builds(__file__, tmp_path_factory.mktemp("cache"))
 
 
 @pytest.mark.parametrize("name", BUILDS)
@@ -136,4 +82,4 @@ def test_the_softmax_runs_between_the_two_waits(builds, name):
 
 
 if __name__ == "__main__":
-    main()
+    compile_all(BUILDS, build)

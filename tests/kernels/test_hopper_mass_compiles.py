@@ -1,16 +1,12 @@
 """The Hopper kernel for block mass, compiled ahead of time for sm_90a: what the machine code must and must not hold.
 
-Run as a script it compiles every build and prints a JSON line for each, as `test_hopper_compiles` does.
+Run as a script it compiles every build and prints a JSON line for each: see `machine_code`.
 """
 
-import json
-import os
 import re
-import subprocess
-import sys
 
 import pytest
-from test_hopper_compiles import SHARED_MEMORY, instructions
+from machine_code import SHARED_MEMORY, compile_all, compiled_builds, instructions, machine_code
 
 from dittools.kernels.hopper import why_no_gluon
 from dittools.kernels.hopper_mass import Variant
@@ -39,10 +35,8 @@ BUILDS = {
 
 def build(head_dim, blocks, dtype, variant):
     """Compile one build from the arguments of a real call; return its resources and SASS."""
-    from pathlib import Path
 
     import torch
-    import triton
 
     from dittools.blocks import Partition
     from dittools.kernels.hopper_mass import lse_arguments, mass_arguments
@@ -54,55 +48,12 @@ def build(head_dim, blocks, dtype, variant):
     else:
         sides = [Partition(1000, size) for size in blocks]
         _, _, arguments, options = mass_arguments(q, q, *sides, 0.1, torch.empty(2, 3, 1000), variant)
-    kernel = block_mass_forward.warmup(*arguments, **options, grid=(1,))
-    tools = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
-    cubin = Path(os.environ["TRITON_CACHE_DIR"]) / "kernel.cubin"
-    cubin.write_bytes(kernel.asm["cubin"])
-
-    def dump(what):
-        return subprocess.run([tools / "cuobjdump", what, cubin], capture_output=True, text=True, check=True).stdout
-
-    resources = re.findall(r"(REG|STACK|LOCAL):(\d+)", dump("--dump-resource-usage"))
-    sass = re.findall(r"^\s*/\*[0-9a-f]{4,}\*/\s+(.*?);", dump("-sass"), re.MULTILINE)
-    return {
-        "warps": kernel.metadata.num_warps,
-        "shared": kernel.metadata.shared,
-        "resources": {name: int(value) for name, value in resources},
-        "sass": sass,
-    }
-
-
-def main():
-    import triton
-    from triton.backends.compiler import GPUTarget
-
-    class Card:
-        def get_current_target(self):
-            return GPUTarget("cuda", 90, 32)
-
-        def get_current_device(self):
-            return 0
-
-        def get_current_stream(self, device):
-            return 0
-
-    triton.runtime.driver.set_active(Card())
-    for name, what in BUILDS.items():
-        print(json.dumps({"name": name, **build(*what)}), flush=True)
+    return machine_code(block_mass_forward.warmup(*arguments, **options, grid=(1,)))
 
 
 @pytest.fixture(scope="module")
 def builds(tmp_path_factory):
-    environment = {**os.environ, "TRITON_CACHE_DIR": str(tmp_path_factory.mktemp("cache")), "TRITON_INTERPRET": "0"}
-    environment["TRITON_DUMP_PTXAS_LOG"] = "1"
-    done = subprocess.run(
-        [sys.executable, __file__], env=environment, capture_output=True, text=True, timeout=300, check=False
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
-    # ptxas says so when it cannot leave wgmmas in flight.
-    assert "wgmma" not in done.stderr and "erializ" not in done.stdout + done.stderr
-    found = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
-    return {build["name"]: build for build in found}
+    return compiled_builds(__file__, tmp_path_factory.mktemp("cache"))
 
 
 @pytest.mark.parametrize("name", BUILDS)
@@ -143,4 +94,4 @@ def test_exponentials_run_while_a_product_is_under_way(builds, name):
 
 
 if __name__ == "__main__":
-    main()
+    compile_all(BUILDS, build)
