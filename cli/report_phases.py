@@ -17,7 +17,7 @@ from dittools.pipelines import saving
 from dittools.pipelines.errors import BadInput, RunFailed, first_line
 from dittools.report.folder import MANIFEST, Folder, InUse, Unreadable
 from dittools.report.plan import Plan, swept
-from dittools.report.results import gather, summary
+from dittools.report.results import by_case, gather, summary
 
 CPU_PROMPTS, GPU_PROMPTS, CPU_STEPS = 2, 8, 8
 """Of the builtin report: small enough to be done on two CPU cores while one waits."""
@@ -196,6 +196,7 @@ def _close(folder: Folder, phase: str, output: Output) -> None:
             "manifest": found.manifest,
             "yardsticks": found.decided._asdict(),
             "summary": summary(found),
+            "psnr_by_case": by_case(found),
             "failures": found.failures,
         },
         lambda: str(page),

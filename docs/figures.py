@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import figures_bench
+import figures_reports
 
 HERE = Path(__file__).parent
 
@@ -157,7 +158,7 @@ def by_card(results: list[dict]) -> list[dict]:
         device = result["device"]
         key = json.dumps([device["name"], device.get("power_limit_watts"), result["dittools"], result["versions"]])
         card = cards.setdefault(key, {**result, "rows": [], "files": []})
-        card["rows"] += result["rows"]
+        card["rows"] += result.get("rows", result.get("cases", []))
         card["files"].append(result)
     return list(cards.values())
 
@@ -180,7 +181,23 @@ def caches(result: dict) -> str:
     return "\n\n".join((table(head, rows), facts, how(manifest)))
 
 
+def methods(result: dict) -> str:
+    """Methods side by side, of one or several reports over the same prompts and seeds."""
+    head, rows = figures_reports.methods(result)
+    others = [line for line in result["summary"] if line["kind"] != "sweep" and line["psnr"] is not None]
+    beside = "; ".join(f"{line['setting']} {line['psnr']:.2f} dB" for line in others if line["psnr"] != "inf")
+    plan, manifest = result["manifest"]["plan"], result["manifest"]
+    failed = sum(len(one["failures"]) for one in result["files"])
+    facts = (
+        f"{plan['frames']} x {plan['height']} x {plan['width']}, {plan['steps']} steps, {len(plan['prompts'])} prompts "
+        f"x {len(plan['seeds'])} seeds, {plan['dtype']}, {failed} failed. Beside them: {beside}. {where(manifest)}"
+    )
+    return "\n\n".join((table(head, rows), facts, *(how(one["manifest"]) for one in result["files"])))
+
+
 RENDER = {
+    "report_methods": methods,
+    "report_caches_480p": report,
     "embedded_model": embedded_model,
     "svg_480p": sweep,
     "svg_cpu": sweep,
@@ -188,12 +205,19 @@ RENDER = {
     "report_caches_cpu": caches,
     "kernels": bench(figures_bench.kernels),
     "hopper": bench(figures_bench.variants),
+    "mass": bench(figures_bench.mass),
+    "kmeans": bench(figures_bench.parts),
+    "antidiagonals": bench(figures_bench.parts),
     "model": bench(figures_bench.model),
     "method_costs": bench(figures_bench.costs),
 }
 # A file for each card, and more with another word behind it: kernels_h100.json, model_h100_flux.json. The value is what
 # the names of the files begin with.
-EVERY_CARD = {"kernels": "kernels", "hopper": "hopper", "model": "model", "method_costs": "model"}
+EVERY_CARD = {
+    **{name: name for name in ("kernels", "hopper", "mass", "kmeans", "antidiagonals", "model", "report_methods")},
+    "method_costs": "model",
+}  # fmt: skip
+TOGETHER = {"report_methods": figures_reports.together}
 
 
 def filled(text: str, folder: Path = HERE / "measured") -> str:
@@ -204,7 +228,7 @@ def filled(text: str, folder: Path = HERE / "measured") -> str:
         every = name in EVERY_CARD
         paths = sorted(folder.glob(f"{EVERY_CARD[name]}_*.json")) if every else [folder / f"{name}.json"]
         results = [json.loads(path.read_text()) for path in paths if path.exists()]
-        bodies = [RENDER[name](result) for result in (by_card(results) if every else results)]
+        bodies = [RENDER[name](one) for one in (TOGETHER.get(name, by_card)(results) if every else results)]
         body = "\n\n".join(filter(None, bodies)) or "Not measured yet."
         return f"<!-- {name} -->\n{body}\n<!-- end -->"
 

@@ -78,6 +78,35 @@ def variants(result: dict) -> tuple[list[str], list[list]]:
     return ["case", "kept", "dense", *names], rows
 
 
+def mass(result: dict) -> tuple[list[str], list[list]]:
+    """Head and rows of the passes of block mass: milliseconds, and both ways of measuring against dense attention."""
+    timed = [row for row in result["rows"] if row["job"]["kind"] == "time" and "table" in row]
+    head, lines = ["variant"], {}
+    for row in timed:
+        shape = f"{row['job']['heads']} x {row['job']['tokens']:,}"
+        head += [f"{shape}: LSE ms", "mass ms", "two passes", "LSE known"]
+        for one in row["table"]:
+            lines.setdefault(one["name"], {})[row["id"]] = [
+                *(f"{one[name]:.2f}" for name in ("lse", "mass")), *(f"{one[name]:.3f} x" for name in ("two", "one"))
+            ]  # fmt: skip
+    return head, [
+        [name, *(c for row in timed for c in found.get(row["id"], [""] * 4))] for name, found in lines.items()
+    ]
+
+
+def parts(result: dict) -> tuple[list[str], list[list]]:
+    """Head and rows of timed parts: milliseconds of each form, a column a case."""
+    cases = result["rows"]
+    shape = "{heads} x {tokens:,}"
+    titles = [f"C = {c['clusters']}" if "clusters" in c else f"stride {c['stride']}" for c in cases]
+    names = dict.fromkeys(name for case in cases for name in case["milliseconds"])
+    head = ["part", *(f"{t}, {shape.format(**c)}" for t, c in zip(titles, cases, strict=True))]
+    return head, [
+        [name, *(f"{c['milliseconds'][name]:.2f} ms" if name in c["milliseconds"] else "" for c in cases)]
+        for name in names
+    ]  # fmt: skip
+
+
 def model(result: dict) -> tuple[list[str], list[list]]:
     """Head and rows of whole denoiser calls: a line for each model, size and method; of a model, the most layers."""
     head = ["model", "pixels", "tokens", "sparse by", "dense s", "dense compiled s", "sparse s", "sparse compiled s",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+import sys
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 
 import torch
 
-from dittools.provenance import device_facts, versions
+from dittools.provenance import device_facts, dittools_version, versions
 
 
 def timed(calls: dict[str, Callable], device: torch.device, repeats: int) -> dict[str, float]:
@@ -68,7 +69,9 @@ def here() -> torch.device:
 
 def keep_cases(path: Path, cases: Iterable[Callable[[], dict]], say: Callable[[dict], str], **facts: Any) -> None:
     """Run the cases, write the JSON after each, and say what came of it."""
-    report = {"versions": versions(), "device": device_facts(here()), **facts, "cases": []}
+    module = getattr(sys.modules["__main__"].__spec__, "name", "?")
+    ground = {"dittools": dittools_version(), "versions": versions(), "device": device_facts(here())}
+    report = {**ground, "command": ["python", "-m", module, *sys.argv[1:]], **facts, "cases": []}
     for case in cases:
         with torch.no_grad():
             found = case()

@@ -49,6 +49,37 @@ def kernel_row(**changes):
     }  # fmt: skip
 
 
+def report_result(lines, by_case):
+    empty = {"kind": "sweep", "speedup": 1.3, "ssim": 0.99}
+    plan = {"frames": 81, "height": 480, "width": 832, "steps": 16, "prompts": ["a"], "seeds": [0, 1], "dtype": "bf16"}
+    manifest = {**result([]), "plan": plan}
+    lines = [{**empty, "setting": name, "psnr": psnr} for name, psnr in lines.items()]
+    noise = {"setting": "dense, another seed", "kind": "noise", "psnr": 20.0, "speedup": 1.0, "ssim": 0.9}
+    return {"manifest": manifest, "summary": [*lines, noise], "psnr_by_case": by_case, "failures": []}
+
+
+def test_methods_of_several_reports_stand_in_one_table_paired_with_random_blocks(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "docs")
+    import figures
+
+    random = {"random, sparsity 0.8": 20.0}
+    first = report_result({"svg, sparsity 0.8": 30.0, **random}, {"svg, sparsity 0.8": [29.0, 31.0],
+                                                                 "random, sparsity 0.8": [18.0, 22.0]})  # fmt: skip
+    second = report_result(
+        {"svg, sparsity 0.8, centroids": 33.0, **random},
+        {"svg, sparsity 0.8, centroids": [32.0, 34.0], "random, sparsity 0.8": [0.0, 0.0]},
+    )
+    for name, found in (("a", first), ("b", second)):
+        (tmp_path / f"report_methods_{name}.json").write_text(json.dumps(found))
+    page = figures.filled("<!-- report_methods -->\n<!-- end -->", tmp_path)
+    lines = [line for line in page.splitlines() if line.startswith("| ")]
+    assert lines[0].startswith("| method | made up for by | 0.8: PSNR dB | over random")
+    assert lines[2] == "| svg | centroids | 33.00 | +13.00 ± 1.00 | 0.9900 | 1.30 |"
+    assert lines[3] == "| svg |  | 30.00 | +10.00 ± 1.00 | 0.9900 | 1.30 |"
+    assert lines[4] == "| *random* |  | 20.00 |  | 0.9900 | 1.30 |" and len(lines) == 5
+    assert "Beside them: dense, another seed 20.00 dB" in page
+
+
 def test_sections_say_so_where_nothing_was_measured(filled):
     assert filled().count("Not measured yet.") == 4 and "old" not in filled()
 

@@ -232,6 +232,8 @@ def judge_accuracy(
     tallies = {kind: Tally() for kind in kinds}
     spent = dict.fromkeys(kinds, 0.0)
     for i, (video, things) in enumerate(ground_truth(n, seed, *size)):
+        if i and i % 32 == 0:
+            print(f"judged {i} of {n} ground-truth videos", file=sys.stderr, flush=True)
         for kind in kinds:
             spoiled = degrade(video, kind, torch.Generator().manual_seed(seed * 100_003 + i))
             start = time.perf_counter()

@@ -142,6 +142,10 @@ def test_the_same_command_again_draws_nothing(whole, cli, tiny_weights, monkeypa
     result = cli(*arguments(whole.parent, tiny_weights), "--json")
     assert result.code == 0 and len(result.json["summary"]) == 5
     assert tree(whole) == before
+    by_case = result.json["psnr_by_case"]
+    rows = [q for q in csv.DictReader((whole / "quality.csv").open()) if q["setting"] == "svg, sparsity 0.8"]
+    assert by_case["svg, sparsity 0.8"] == [pytest.approx(float(q["psnr"]), abs=1e-3) for q in rows]
+    assert set(by_case["dense"]) == {None}
 
 
 def test_a_prompt_of_4000_characters_and_html_is_in_the_page_as_text(whole):
