@@ -154,11 +154,9 @@ def denoise_sparse(opened: Opened, embeds: dict, scene: Scene, config: Config, s
     return latents, fast
 
 
-def decode(opened: Opened, latents: Any, scene: Scene) -> Any:
-    """Frames `[T, H, W, 3]`, float32 in [0, 1]. Raises RunFailed when they are no numbers."""
-    import numpy as np
-
-    frames = pipeline.decode(opened.pipe, latents, scene.shot)
-    if not np.isfinite(frames).all():
-        raise RunFailed("the model's frames are not finite numbers: try --dtype fp32; nothing was written")
-    return frames
+def decode(opened: Opened, latents: Any, scene: Scene, levels: bool = False) -> Any:
+    """Frames `[T, H, W, 3]`, float32 in [0, 1], or uint8 levels. Raises RunFailed when they are no numbers."""
+    try:
+        return pipeline.decode(opened.pipe, latents, scene.shot, levels)
+    except FloatingPointError:
+        raise RunFailed("the model's frames are not finite numbers: try --dtype fp32; nothing was written") from None

@@ -162,8 +162,8 @@ class Drawer:
             self._keep_repeat(unit, stages, facts, extra)
         else:
             with stages("decode"):
-                frames = drawing.decode(self.opened, latents, scene)
-            self._keep(unit.case, scene, config, frames, stages, facts, extra)
+                pixels = drawing.decode(self.opened, latents, scene, levels=True)
+            self._keep(unit.case, scene, config, pixels, stages, facts, extra)
         return stages.seconds["denoise"]
 
     def _warm_up(self, embeds: dict, scene: Scene, config: Config | None, kernel: str, stages: Stages) -> None:
@@ -179,13 +179,12 @@ class Drawer:
         return dataclasses.replace(self.opened.scene, prompt=self.plan.prompts[case.prompt], shot=shot)
 
     def _keep(
-        self, case: Case, scene: Scene, config: Config | None, frames: Any, stages: Stages, facts: dict, extra: dict
+        self, case: Case, scene: Scene, config: Config | None, pixels: Any, stages: Stages, facts: dict, extra: dict
     ) -> None:
         """The case's folder appears whole, or not at all."""
         place = self.folder.case(case.id)
         with stages("save"), saving.told(place), self.folder.new_case(case.id) as part:
             begun = time.perf_counter()
-            pixels = saving.to_uint8(frames)
             frames_file = self._write(pixels, part, scene.fps)
             seconds = {**stages.seconds, "load": self.load_seconds, "save": time.perf_counter() - begun}
             seconds["total"] = sum(seconds[name] for name in records.SECONDS)

@@ -13,14 +13,21 @@ class Staged:
 
     Args:
         embeddings: arguments that take what ``encode_prompt`` gives, in its order; None is not needed.
-        pixels: (pipe, latents as the pipeline gives them, frames, height, width) -> array ``[T, H, W, 3]`` in
-            [0, 1], as the pipeline itself ends.
+        decoded: (pipe, latents as the pipeline gives them, frames, height, width) -> what the decoder gives for them,
+            images ``[T, C, H, W]`` before `processor` brings them to [0, 1].
+        processor: attribute of the pipeline that ends it.
         finished: where the pipeline's output has its result.
     """
 
     embeddings: tuple[str | None, ...]
-    pixels: Callable[[Any, Any, int, int, int], Any]
+    decoded: Callable[[Any, Any, int, int, int], Any]
+    processor: str = "video_processor"
     finished: str = "frames"
+
+
+def _images(videos: Any) -> Any:
+    """The first video of ``[B, C, T, H, W]`` as images ``[T, C, H, W]``."""
+    return videos[0].transpose(0, 1)
 
 
 def _wan(pipe: Any, latents: Any, frames: int, height: int, width: int) -> Any:
@@ -32,15 +39,13 @@ def _wan(pipe: Any, latents: Any, frames: int, height: int, width: int) -> Any:
         for values in (config.latents_mean, config.latents_std)
     )
     # dividing by 1 / std, not multiplying by std: the pipeline's own rounding
-    video = vae.decode(latents / (1.0 / std) + mean, return_dict=False)[0]
-    return pipe.video_processor.postprocess_video(video, output_type="np")[0]
+    return _images(vae.decode(latents / (1.0 / std) + mean, return_dict=False)[0])
 
 
 def _cogvideox(pipe: Any, latents: Any, frames: int, height: int, width: int) -> Any:
     wanted = (frames - 1) // pipe.vae_scale_factor_temporal + 1
     # CogVideoX 1.5 draws latents in pairs, and puts what is too many in front.
-    video = pipe.decode_latents(latents[:, latents.shape[1] - wanted :])
-    return pipe.video_processor.postprocess_video(video, output_type="np")[0]
+    return _images(pipe.decode_latents(latents[:, latents.shape[1] - wanted :]))
 
 
 def _ltx(pipe: Any, latents: Any, frames: int, height: int, width: int) -> Any:
@@ -55,15 +60,13 @@ def _ltx(pipe: Any, latents: Any, frames: int, height: int, width: int) -> Any:
     latents = pipe._denormalize_latents(latents, vae.latents_mean, vae.latents_std, vae.config.scaling_factor)
     # Without noise at the end, which is what the pipeline does unless asked.
     time = latents.new_zeros(1) if vae.config.timestep_conditioning else None
-    video = vae.decode(latents, time, return_dict=False)[0]
-    return pipe.video_processor.postprocess_video(video, output_type="np")[0]
+    return _images(vae.decode(latents, time, return_dict=False)[0])
 
 
 def _flux(pipe: Any, latents: Any, frames: int, height: int, width: int) -> Any:
     config = pipe.vae.config
     latents = pipe._unpack_latents(latents, height, width, pipe.vae_scale_factor)
-    image = pipe.vae.decode(latents / config.scaling_factor + config.shift_factor, return_dict=False)[0]
-    return pipe.image_processor.postprocess(image, output_type="np")
+    return pipe.vae.decode(latents / config.scaling_factor + config.shift_factor, return_dict=False)[0]
 
 
 STAGED = {
@@ -78,5 +81,5 @@ STAGED = {
         ),
         _ltx,
     ),
-    "FluxPipeline": Staged(("prompt_embeds", "pooled_prompt_embeds", None), _flux, finished="images"),
+    "FluxPipeline": Staged(("prompt_embeds", "pooled_prompt_embeds", None), _flux, "image_processor", "images"),
 }

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
 
+FRAMES_AT_ONCE = 16
+
 
 @dataclass(frozen=True)
 class Shot:
@@ -96,15 +98,32 @@ def denoise(
     return getattr(output, _staged(pipe).finished)
 
 
-def decode(pipe: Any, latents: torch.Tensor, shot: Shot) -> np.ndarray:
-    """Latents as `denoise` gives them -> frames `[T, H, W, 3]`, float32 in [0, 1], as the pipeline itself ends."""
+def decode(pipe: Any, latents: torch.Tensor, shot: Shot, levels: bool = False) -> np.ndarray:
+    """Latents as `denoise` gives them -> frames `[T, H, W, 3]` on the CPU, as the pipeline itself ends.
+
+    Args:
+        levels: as uint8, each rounded to the nearest of 256 levels, in place of float32 in [0, 1].
+
+    Raises:
+        FloatingPointError: when a frame holds anything but finite numbers.
+    """
     import torch
 
+    staged = _staged(pipe)
     with torch.no_grad():
         latents = latents.to(pipe._execution_device, dtype=pipe.vae.dtype)  # not vae.device: it may be offloaded
-        frames = _staged(pipe).pixels(pipe, latents, shot.frames, shot.height, shot.width)
+        images = staged.decoded(pipe, latents, shot.frames, shot.height, shot.width)
+        processor = getattr(pipe, staged.processor)
+        count, _, height, width = images.shape
+        frames = torch.empty(count, height, width, 3, dtype=torch.uint8 if levels else torch.float32)
+        # A few at a time where they are: the decoder's memory is not topped, and only what is kept is moved.
+        for part, place in zip(images.split(FRAMES_AT_ONCE), frames.split(FRAMES_AT_ONCE), strict=True):
+            pixels = processor.postprocess(part, output_type="pt").permute(0, 2, 3, 1).float()
+            if not pixels.isfinite().all():
+                raise FloatingPointError("frames are not finite numbers")
+            place.copy_((pixels.clamp(0, 1) * 255).round().byte() if levels else pixels)
     pipe.maybe_free_model_hooks()
-    return frames
+    return frames.numpy()
 
 
 def _staged(pipe: Any) -> Staged:

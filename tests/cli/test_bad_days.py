@@ -63,8 +63,8 @@ def test_an_unforeseen_error_is_one_line_too(generate, tmp_path, monkeypatch):
 
 
 def test_frames_that_are_no_numbers_are_not_saved(generate, tmp_path, monkeypatch):
-    decode = stages.decode
-    monkeypatch.setattr(stages, "decode", lambda *given: decode(*given) * float("nan"))
+    denoise = stages.denoise
+    monkeypatch.setattr(stages, "denoise", lambda *given: denoise(*given) * float("nan"))
     result = generate()
     assert result.code == 1 and "--dtype fp32" in result.err.splitlines()[-1]
     assert list(tmp_path.iterdir()) == []

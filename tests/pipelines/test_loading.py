@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from dittools.pipelines import embedded, loading, stages, weights
+from dittools.pipelines import embedded, loading, saving, stages, weights
 from dittools.pipelines.errors import BadInput, RunFailed
 from dittools.pipelines.folder import check_folder
 from tests.tiny import tiny_pipeline
@@ -239,6 +239,10 @@ def test_the_three_stages_give_exactly_the_pipelines_frames(folder, guidance, fr
         output_type="np",
     ).frames[0]
     assert staged.dtype == np.float32 and np.array_equal(staged, whole)
+    levels = stages.decode(pipe, latents, shot, levels=True)
+    assert levels.dtype == np.uint8 and np.array_equal(levels, saving.to_uint8(whole))
+    with pytest.raises(FloatingPointError):
+        stages.decode(pipe, latents * float("nan"), shot, levels=True)
     assert steps == [(1, 3), (2, 3), (3, 3)]
 
 
