@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import threading
 import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
 from typing import Any
 
 from dittools.cli.output import Output
@@ -16,51 +21,64 @@ from dittools.report.results import decided, gather, quality_csv, summary_csv
 from dittools.report.schedule import spoken
 
 _MOTION_FRAMES = 17
+_MOST_AT_ONCE = 4
+"""Cases measured at the same time: each holds a video or two, and reading and judging wait on one core."""
 _DIGITS = 6
 
 
 def measure_all(folder: Folder, plan: Plan, output: Output) -> None:
     """Measure what is not measured yet, and write the tables."""
-    failures, frames = Failures(folder), _Frames(folder)
+    failures, references = Failures(folder), _References(folder)
     work = sorted(
         (row for row in rows(plan, settings(plan, decided(folder))) if folder.done(row.case.id)),
         key=lambda row: (row.prompt, plan.seeds.index(row.seed)),  # each reference is read once
     )
     work = [row for row in work if _wanted(folder, row)]
     begun = time.perf_counter()
-    for number_, row in enumerate(work, 1):
-        what = f"[{number_}/{len(work)}] measuring {row.setting.name}; prompt {row.prompt + 1}, seed {row.seed}"
-        try:
-            _judge(folder, plan, row, frames)
-            _measure(folder, row, frames)
-        except BadInput as error:
-            where = {"setting": row.setting.name, "prompt": row.prompt + 1, "seed": row.seed}
-            failures.add("quality", row.case.id, 0, str(error), **where)
-            output.line(f"{what}: failed: {error}")
-            continue
-        failures.clear("quality", row.case.id)
-        left = (time.perf_counter() - begun) / number_ * (len(work) - number_)
-        output.line(what + (f"; about {spoken(left)} of measuring left" if left else ""))
+    at_once = min(_MOST_AT_ONCE, (os.cpu_count() or 1) // 2)
+    pool = ThreadPoolExecutor(max(1, at_once))
+    try:
+        attempts = pool.map if at_once > 1 else map
+        found = attempts(lambda row: _attempt(folder, plan, row, references), work)
+        for number_, (row, error) in enumerate(zip(work, found, strict=True), 1):
+            what = f"[{number_}/{len(work)}] measuring {row.setting.name}; prompt {row.prompt + 1}, seed {row.seed}"
+            if error is not None:
+                where = {"setting": row.setting.name, "prompt": row.prompt + 1, "seed": row.seed}
+                failures.add("quality", row.case.id, 0, str(error), **where)
+                output.line(f"{what}: failed: {error}")
+                continue
+            failures.clear("quality", row.case.id)
+            left = (time.perf_counter() - begun) / number_ * (len(work) - number_)
+            output.line(what + (f"; about {spoken(left)} of measuring left" if left else ""))
+    finally:
+        pool.shutdown(cancel_futures=True)
     results = gather(folder)
     for name, text in (("quality.csv", quality_csv(results)), ("summary.csv", summary_csv(results))):
         with saving.told(folder.path / name):
             folder.write(name, text)
 
 
-class _Frames:
-    """Frames of the cases read last: a reference serves many rows."""
+def _attempt(folder: Folder, plan: Plan, row: Row, references: Callable[[str], Any]) -> BadInput | None:
+    """Judge and measure a row; what was wrong with its files, if anything."""
+    try:
+        frames = lru_cache(maxsize=1)(lambda: reading.read(folder.frames(row.case.id)).frames)
+        _judge(folder, plan, row, frames)
+        _measure(folder, row, frames, references)
+    except BadInput as error:
+        return error
+    return None
+
+
+class _References:
+    """Frames of the references read last: each serves many rows."""
 
     def __init__(self, folder: Folder):
-        self._folder = folder
-        self._kept: dict[str, Any] = {}
+        self._read = lru_cache(maxsize=2)(lambda case_id: reading.read(folder.frames(case_id)).frames)
+        self._lock = threading.Lock()
 
     def __call__(self, case_id: str) -> Any:
-        if case_id not in self._kept:
-            while len(self._kept) > 1:
-                self._kept.pop(next(iter(self._kept)))
-            self._kept[case_id] = reading.read(self._folder.frames(case_id)).frames
-        self._kept[case_id] = self._kept.pop(case_id)  # the latest goes last
-        return self._kept[case_id]
+        with self._lock:  # those who wait for it read it once
+            return self._read(case_id)
 
 
 def _compared(folder: Folder, row: Row) -> bool:
@@ -72,12 +90,12 @@ def _wanted(folder: Folder, row: Row) -> bool:
     return not judged or (_compared(folder, row) and folder.scores(row.case.id, row.reference.id) is None)
 
 
-def _measure(folder: Folder, row: Row, frames: _Frames) -> None:
+def _measure(folder: Folder, row: Row, frames: Callable[[], Any], references: Callable[[str], Any]) -> None:
     if not _compared(folder, row) or folder.scores(row.case.id, row.reference.id) is not None:
         return
     from dittools.quality import measure
 
-    found = measure(frames(row.case.id), frames(row.reference.id))
+    found = measure(frames(), references(row.reference.id))
     scores = {
         name: {"mean": _rounded(score.mean), "per_frame": [_rounded(value) for value in score.per_frame]}
         for name, score in found.scores.items()
@@ -86,7 +104,7 @@ def _measure(folder: Folder, row: Row, frames: _Frames) -> None:
         folder.write_scores(row.case.id, row.reference.id, {"scores": scores, "left_out": found.left_out})
 
 
-def _judge(folder: Folder, plan: Plan, row: Row, frames: _Frames) -> None:
+def _judge(folder: Folder, plan: Plan, row: Row, frames: Callable[[], Any]) -> None:
     """Is the right thing drawn? Only the embedded model's world has a judge."""
     if folder.judged(row.case.id) is None:
         verdict = _verdict(plan, row, frames)
@@ -94,7 +112,7 @@ def _judge(folder: Folder, plan: Plan, row: Row, frames: _Frames) -> None:
             folder.write_judged(row.case.id, verdict)
 
 
-def _verdict(plan: Plan, row: Row, frames: _Frames) -> dict[str, Any]:
+def _verdict(plan: Plan, row: Row, frames: Callable[[], Any]) -> dict[str, Any]:
     if plan.weights != weights.EMBEDDED:
         return {"why_not": "the judge knows only the embedded model's world"}
     if plan.frames < _MOTION_FRAMES:
@@ -104,7 +122,7 @@ def _verdict(plan: Plan, row: Row, frames: _Frames) -> dict[str, Any]:
     things = captions.parse(plan.prompts[row.prompt])
     if things is None:
         return {"why_not": "it is no caption of the embedded world"}
-    found = judge.score(frames(row.case.id), things)
+    found = judge.score(frames(), things)
     right = [value for verdict in found["objects"] for value in verdict.values()]
     return {"right": sum(right) / len(right), "objects": found["objects"], "extra": found["extra"]}
 

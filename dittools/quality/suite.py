@@ -97,7 +97,7 @@ def measure(video: np.ndarray, reference: np.ndarray, device: str | None = None)
     Raises ValueError when they differ in shape or are no videos.
     """
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    a, b = (torch.from_numpy(_floats(x)).to(device) for x in (video, reference))
+    a, b = (_floats(torch.from_numpy(x).to(device)) for x in (video, reference))
     pair(a, b)  # raises for what no measure takes
     scores, left_out = {}, {}
     for metric in METRICS:
@@ -126,5 +126,5 @@ def by_name() -> Mapping[str, Metric]:
     return {metric.name: metric for metric in METRICS}
 
 
-def _floats(x: np.ndarray) -> np.ndarray:
-    return x.astype(np.float32) / 255 if x.dtype == np.uint8 else x
+def _floats(x: torch.Tensor) -> torch.Tensor:
+    return x.float() / 255 if x.dtype == torch.uint8 else x

@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import random
 import shlex
+import shutil
 import time
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 
 from dittools import files
+from dittools.cli import report_quality
 from dittools.cli.main import main
 from dittools.cli.report import spread
 from dittools.cli.report_join import whole_command
@@ -136,6 +138,18 @@ def test_quality_is_what_compare_says(whole, cli):
     assert scores["ssim"]["mean"] == pytest.approx(float(row["ssim"]), abs=1e-5)
 
 
+def test_measuring_several_cases_at_a_time_gives_the_same_files(whole, tmp_path, cli, monkeypatch):
+    folder = tmp_path / "report"
+    shutil.copytree(whole, folder)
+    for case in (folder / "cases").iterdir():
+        for path in case.iterdir():
+            if path.name == "judge.json" or path.name.startswith("against"):
+                path.unlink()
+    monkeypatch.setattr(report_quality.os, "cpu_count", lambda: 8)
+    assert cli("report", "--phase", "quality", "--out", folder).code == 0
+    assert tree(folder) == tree(whole)
+
+
 def test_the_same_command_again_draws_nothing(whole, cli, tiny_weights, monkeypatch):
     monkeypatch.setattr(stages, "denoise", lambda *a: pytest.fail("drew again"))
     before = tree(whole)
@@ -203,6 +217,7 @@ def test_dying_after_any_one_file_leaves_a_report_to_go_on_with(whole, tmp_path,
             raise Died
 
     monkeypatch.setattr(files.os, "replace", die)
+    monkeypatch.setattr(report_quality, "_MOST_AT_ONCE", 1)  # so that nothing goes on beside what died
     written, deaths = [], 0
     while True:
         try:
