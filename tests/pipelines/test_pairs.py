@@ -185,6 +185,27 @@ def test_torchao_weights(name, first):
 
 @ORDERS
 @WAYS
+@pytest.mark.parametrize("kind", ["Linear8bitLt", "Linear4bit"])
+def test_bitsandbytes_weights(name, first, kind):
+    nn = pytest.importorskip("bitsandbytes.nn", reason="needs bitsandbytes")
+    pair = Pair(name)
+
+    def quantize():
+        """As loading with BitsAndBytesConfig leaves the model, which diffusers itself does only where a GPU is."""
+        options = {"Linear8bitLt": {"has_fp16_weights": False}, "Linear4bit": {"quant_type": "nf4"}}[kind]
+        for path, module in list(pair.model.named_modules()):
+            if isinstance(module, torch.nn.Linear) and module.in_features % 32 == 0:
+                packed = getattr(nn, kind)(module.in_features, module.out_features, module.bias is not None, **options)
+                packed.load_state_dict(module.state_dict())
+                pair.model.set_submodule(path, packed.to("cpu"))
+
+    out = pair.run(first, quantize)
+    expected, _ = pair.holder.sparse("frame", pair.arguments)
+    assert torch.equal(out, expected) and not torch.equal(out, pair.alone)
+
+
+@ORDERS
+@WAYS
 def test_gguf_weights(name, first):
     gguf = pytest.importorskip("gguf", reason="needs gguf")
     from diffusers.quantizers.gguf.utils import GGUFParameter, _replace_with_gguf_linear
