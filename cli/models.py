@@ -25,6 +25,7 @@ def command(as_json: Json = False, debug: Debug = False) -> None:
         "families": matrix.rows(),
         "tested_with": {"device": results["device"], **results["versions"]},
         "pairs": results["pairs"],
+        "kinds": results["kinds"],
         "embedded": _embedded(),
     }
     Output(as_json).data(facts, lambda: _readable(facts))

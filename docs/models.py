@@ -24,6 +24,7 @@ class Results:
     def __init__(self):
         self.families: dict[str, list[str]] = {}
         self.pairs: dict[str, bool] = {}
+        self.kinds: list[str] = []
 
     def pytest_runtest_logreport(self, report) -> None:
         """Called by pytest for every phase of every test."""
@@ -33,6 +34,8 @@ class Results:
         if "test_pairs" in report.nodeid:
             name = function.removeprefix("test_").replace("_", " ")
             self.pairs[name] = self.pairs.get(name, True) and report.passed
+        elif "test_kinds" in report.nodeid:
+            self.kinds += [case.removesuffix("]").replace("_", " ")] if report.passed else []
         elif function in checks() and report.passed:
             self.families.setdefault(case.removesuffix("]"), []).append(checks()[function])
 
@@ -51,7 +54,7 @@ def run_tests() -> int:
     from dittools.provenance import versions
 
     results = Results()
-    tests = [str(ROOT / "tests" / "pipelines" / f"test_{name}.py") for name in ("families", "pairs")]
+    tests = [str(ROOT / "tests" / "pipelines" / f"test_{name}.py") for name in ("families", "pairs", "kinds")]
     code = pytest.main(["-q", "-p", "no:cacheprovider", *tests], plugins=[results])
     if code == 0:
         found = {
@@ -59,6 +62,7 @@ def run_tests() -> int:
             "versions": {name: versions()[name] for name in ("torch", "diffusers")},
             "families": dict(sorted(results.families.items())),
             "pairs": sorted(name for name, passed in results.pairs.items() if passed),
+            "kinds": sorted(results.kinds),
         }
         RESULTS.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     return int(code)
@@ -84,14 +88,16 @@ def matrix() -> str:
         ])  # fmt: skip
     versions = ", ".join(f"{name} {value}" for name, value in results["versions"].items())
     table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
-    return f"{table}\n\n{MEANING.format(versions=versions, pairs=', '.join(results['pairs']))}"
+    beside = {name: ", ".join(results[name]) for name in ("pairs", "kinds")}
+    return f"{table}\n\n{MEANING.format(versions=versions, **beside)}"
 
 
 MEANING = (
     "Tested on tiny random models of diffusers' own classes, on a CPU, with {versions}. *budget*: all pairs give the "
     "dense result, in a batch whose texts differ in length; *axes*: a mask along frames, rows or columns keeps a "
     "change there; *text*: text reaches the picture only from where it is thought to be; *restore*: bit-identical. "
-    "No checkpoint of these but the embedded one has been run. Beside dittools, before and after it: {pairs}."
+    "No checkpoint of these but the embedded one has been run. Beside dittools, before and after it: {pairs}. "
+    "Pipelines of other kinds around the same transformers, sparse and restored: {kinds}."
 )
 
 

@@ -13,7 +13,7 @@ _DEFAULTS = ("frames", "height", "width", "steps", "guidance", "fps")
 
 
 def tested() -> dict[str, Any]:
-    """Results of the families' tests: versions, the checks that passed by family, pairs. Written by docs/models.py."""
+    """Results of the families' tests, written by docs/models.py: versions, checks that passed by family, pairs, kinds."""
     return json.loads((Path(__file__).parent / "tested.json").read_text(encoding="utf-8"))
 
 

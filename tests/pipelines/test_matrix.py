@@ -7,7 +7,7 @@ from pathlib import Path
 import diffusers
 
 from dittools.pipelines import matrix
-from tests.pipelines import test_families, test_pairs
+from tests.pipelines import test_families, test_kinds, test_pairs
 
 ROOT = Path(__file__).parents[2]
 
@@ -22,6 +22,7 @@ def test_results_kept_are_those_of_the_tests_there_are():
     }
     pairs = {name.removeprefix("test_").replace("_", " ") for name in vars(test_pairs) if name.startswith("test_")}
     assert set(kept["pairs"]) == pairs
+    assert set(kept["kinds"]) == {name.replace("_", " ") for name in test_kinds.KINDS}
     assert kept["versions"]["diffusers"] == diffusers.__version__, "run python docs/models.py --test"
 
 
