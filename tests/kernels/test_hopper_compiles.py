@@ -12,19 +12,41 @@ from dittools.kernels.hopper import Variant, why_no_gluon
 
 pytestmark = pytest.mark.skipif(why_no_gluon() is not None, reason=str(why_no_gluon()))
 
-# name: head dim, key block, dtype, with a bias, variant
+# name: rows of a tile, head dim, key block, dtype, with an order, with a bias, variant (the default when None)
 BUILDS = {
-    "hd128": (128, 128, "bfloat16", False, Variant()),
-    "hd128-keys64": (128, 64, "bfloat16", False, Variant()),
-    "hd128-stages3": (128, 128, "bfloat16", False, Variant(stages=3)),
-    "hd128-persistent": (128, 128, "bfloat16", False, Variant(persistent=True)),
-    "hd128-biased": (128, 64, "bfloat16", True, Variant(persistent=True)),
-    "hd64": (64, 128, "bfloat16", False, Variant(stages=3)),
-    "hd64-keys64-persistent": (64, 64, "float16", False, Variant(stages=3, persistent=True)),
-}
+    "hd128": (128, 128, 128, "bfloat16", False, False, Variant()),
+    "hd128-keys64": (128, 128, 64, "bfloat16", False, False, Variant()),
+    "hd128-stages3": (128, 128, 128, "bfloat16", False, False, Variant(stages=3)),
+    "hd128-persistent": (128, 128, 128, "bfloat16", False, False, Variant(persistent=True)),
+    "hd128-biased": (128, 128, 64, "bfloat16", False, True, Variant(persistent=True)),
+    "hd128-hold": (128, 128, 128, "bfloat16", False, False, Variant(hold=True)),
+    "hd128-ordered": (128, 128, 128, "bfloat16", True, False, None),
+    "hd128-ordered-keys64": (128, 128, 64, "float16", True, False, None),
+    "hd128-ordered-persistent": (128, 128, 128, "bfloat16", True, False, Variant(persistent=True)),
+    "hd128-ordered-biased": (128, 128, 128, "bfloat16", True, True, None),
+    "hd64": (128, 64, 128, "bfloat16", False, False, None),
+    "hd64-ordered": (128, 64, 128, "bfloat16", True, False, None),
+    "hd64-keys64-persistent": (128, 64, 64, "float16", False, False, Variant(stages=3, persistent=True)),
+    "rows64": (64, 128, 64, "bfloat16", False, False, None),
+    "rows64-keys128": (64, 128, 128, "bfloat16", False, False, None),
+    "rows64-biased": (64, 128, 64, "bfloat16", False, True, None),
+    "rows64-keys128-biased": (64, 128, 128, "bfloat16", False, True, None),
+    "rows64-ordered": (64, 128, 64, "bfloat16", True, False, None),
+    "rows64-ordered-keys128": (64, 128, 128, "float16", True, False, None),
+    "rows64-ordered-biased": (64, 128, 64, "bfloat16", True, True, None),
+    "rows64-read": (64, 128, 64, "bfloat16", False, False, Variant(stages=3, slot=64)),
+    "rows64-in-turn": (64, 128, 64, "bfloat16", False, False, Variant(stages=3, slot=64, overlap=False)),
+    "rows64-slots128": (64, 128, 64, "bfloat16", False, False, Variant(stages=1, slot=128, hold=True)),
+    "rows64-persistent": (64, 128, 64, "bfloat16", False, False, Variant(slot=64, hold=True, persistent=True)),
+    "rows64-hd64": (64, 64, 64, "bfloat16", False, False, None),
+    "rows64-hd64-keys128": (64, 64, 128, "float16", False, False, None),
+    "rows64-hd64-ordered": (64, 64, 64, "bfloat16", True, False, None),
+    "rows64-hd64-biased": (64, 64, 64, "bfloat16", False, True, None),
+    "rows64-hd64-slots64": (64, 64, 64, "bfloat16", False, False, Variant(stages=6, slot=64, hold=True)),
+}  # fmt: skip
 
 
-def build(head_dim, key_block, dtype, biased, variant):
+def build(rows, head_dim, key_block, dtype, ordered, biased, variant):
     """Compile one variant from the arguments of a real call; return its resources and SASS."""
     import torch
 
@@ -33,9 +55,11 @@ def build(head_dim, key_block, dtype, biased, variant):
     from dittools.kernels.hopper_forward import block_sparse_forward
 
     q = torch.empty(2, 1000, 3, head_dim, dtype=getattr(torch, dtype))
-    mask = BlockMask.full(Partition(1000, 128), Partition(1000, key_block))
+    mask = BlockMask.full(Partition(1000, rows), Partition(1000, key_block))
     bias = torch.zeros(1, 3, mask.key.count) if biased else None
-    _, _, _, arguments, options = launch_arguments(q, q, q, mask, 0.1, bias, variant)
+    order = torch.arange(1000, dtype=torch.int32).expand(1, 3, -1) if ordered else None
+    results = torch.empty_like(q), torch.empty(2, 3, 1000)
+    _, arguments, options = launch_arguments(q, q, q, mask, 0.1, bias, variant, order, *results)
     return machine_code(block_sparse_forward.warmup(*arguments, **options, grid=(1,)))
 
 
