@@ -34,8 +34,8 @@ class Variant:
             keys the half of it that a tile of 64 rows has.
         overlap: run the softmax of one slot while the tensor cores multiply the weights of the slot before.
         persistent: one program a multiprocessor, drawing tiles from a queue, instead of one program a tile. The
-            next tile's copies then begin during the last one's end. Not with 3 stages at head dim 128, but for
-            tiles of 128 rows with slots of 64 keys or an order.
+            next tile's copies then begin during the last one's end. Without an order the output needs room beside
+            q: see `tile_bytes`.
         pin: with overlap, keep the assembler from moving the wait for the tensor cores ahead of the softmax.
         slot: keys in a slot of the rings, 64 or 128.
         hold: keep q in registers, so that the tensor cores need not read it from shared memory for every slot.

@@ -22,7 +22,7 @@ from dittools.bench.contest import Contest
 from dittools.bench.inputs import make_mask, make_order, make_tensors
 from dittools.bench.results import Results, failed
 from dittools.kernels import gather_tokens, scatter_tokens
-from dittools.kernels.hopper import Variant, hopper_block_sparse_attention, why_not_hopper
+from dittools.kernels.hopper import Variant, hopper_block_sparse_attention, tile_bytes, why_not_hopper
 from dittools.kernels.supervise import At, serve
 
 # Of tiles of 128 rows; of 64, two programs a multiprocessor, keys a slot x stages.
@@ -66,41 +66,38 @@ class Case:
 
 
 SMALLER, LARGER = (12, 32_768), (40, 75_648)
-# In the order of their interest.
+# In the order of their interest; tensors are made anew where their shape changes.
 CASES = (
     Case(*SMALLER, families=6),
     Case(*SMALLER, ordered=True, families=1),
     Case(*SMALLER, query_block=64, key_block=64),
     Case(*SMALLER, query_block=64, key_block=64, ordered=True, families=1),
+    Case(*SMALLER, query_block=64, families=1),
+    Case(*SMALLER, key_block=64),
     Case(*LARGER, families=6),
     Case(*LARGER, ordered=True, families=1),
     Case(*LARGER, query_block=64, key_block=64, families=1),
-    Case(*SMALLER, query_block=64, families=1),
-    Case(*SMALLER, head_dim=64, query_block=64, key_block=64, families=1),
-    Case(*SMALLER, key_block=64),
-    Case(*SMALLER, head_dim=64),
     Case(*LARGER, key_block=64),
-    Case(*LARGER, head_dim=64),
+    Case(*SMALLER, head_dim=64),
+    Case(*SMALLER, head_dim=64, query_block=64, key_block=64, families=1),
     Case(*SMALLER, head_dim=64, key_block=64),
+    Case(*LARGER, head_dim=64),
 )
 FAMILIES = (
     (0.2, "uniform"), (1.0, "uniform"), (0.2, "ragged"), (0.1, "uniform"), (0.5, "uniform"), (0.2, "heavy head")
 )  # fmt: skip
 SMALL = ((100, 1), (1_000, 2), (4_111, 3))  # tokens, heads
 LONG = 50_000  # tokens from which only what may be the fastest is timed
-
-
-def runs(name: str, head_dim: int) -> bool:
-    """Whether a variant fits into shared memory."""
-    return head_dim == 64 or name != "stages3-persistent"
+ROOM = {128: 226 << 10, 64: 112 << 10}  # bytes of shared memory for all but barriers, by rows of a tile
 
 
 def names_for(case: Case) -> list[str]:
-    """The variants that are tried on a case."""
+    """The variants that are tried on a case: those that fit into shared memory."""
     if case.ordered:
         return list(ORDERED)
     some = WIDE if case.query_block == 128 else NARROW[case.head_dim]
-    return [name for name in some if runs(name, case.head_dim)]
+    taken = {name: tile_bytes(VARIANTS[name], case.head_dim, case.query_block) for name in some}
+    return [name for name in some if taken[name] <= ROOM[case.query_block]]
 
 
 def jobs(device: str = "cuda") -> list[dict[str, Any]]:
@@ -115,7 +112,7 @@ def jobs(device: str = "cuda") -> list[dict[str, Any]]:
             found.append({**same, "kind": "check", "variants": names, "tokens": 0, "id": f"check {kind}"})
             checked.add(kind)
         if case.tokens >= LONG or case.key_block == 64:
-            names = [name for name in names if name not in ("no-pin", "in-turn", "128x1")]
+            names = [name for name in names if name not in ("no-pin", "in-turn")]
         for density, family in FAMILIES[: case.families]:
             found.append({
                 **same, "kind": "time", "density": density, "family": family, "variants": names, "seconds": 6,
