@@ -23,11 +23,9 @@ VARIANTS = {
     "in-turn": (128, Variant(overlap=False)),
     "hold": (128, Variant(hold=True)),
     "rows64": (64, None),
-    "read64": (64, Variant(stages=3, slot=64)),
-    "turn64": (64, Variant(stages=3, slot=64, hold=True, overlap=False)),
-    "queue64": (64, Variant(slot=64, hold=True, persistent=True)),
-    "slots64": (64, Variant(stages=1, hold=True)),
+    "queue64": (64, Variant(slot=64, persistent=True)),
 }
+DTYPES = [(name, torch.bfloat16) for name in VARIANTS] + [(name, torch.float16) for name in ("default", "rows64")]
 
 
 def attend(q, k, v, mask, **call):
@@ -53,8 +51,7 @@ def check(q, k, v, mask, *, order=None, key_bias=None, **call):
     return out, lse
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize(("variant", "dtype"), DTYPES, ids=str)
 @pytest.mark.parametrize("dim", [64, 128])
 @pytest.mark.parametrize("key_block", [64, 128])
 @pytest.mark.parametrize("tokens", [1, 500, 1100])
