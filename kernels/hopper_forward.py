@@ -12,7 +12,7 @@ TMA, and stores its rows of the output likewise, straight from registers.
 
 The softmax is the streaming one in base 2 (see README). With OVERLAP, the softmax of a slot runs while the tensor
 cores multiply the weights of the slot before with its V. With HOLD, Q stays in registers: the tensor cores then read
-only K and V from shared memory, whose ports a tile of 64 rows keeps busy longer than they are.
+only K and V from shared memory, whose ports have more to do than they for a tile of 64 rows.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 LOG2_E = gl.constexpr(1.4426950408889634)
 LN_2 = gl.constexpr(0.6931471805599453)
 WG_ROWS = gl.constexpr(64)
-CONSUMERS = gl.constexpr(2)  # of a tile of 128 rows
+CONSUMERS = gl.constexpr(2)  # of the kernels that always have two
 UNIT = gl.constexpr(8)  # elements that strides are counted in: what one load takes
 
 
@@ -72,7 +72,7 @@ def _slot(p_list, i_slot, count, key_blocks, BN: gl.constexpr, KEY_BLOCK: gl.con
     if KEY_BLOCK > BN:
         live = (i_slot >= 0) & (i_slot < count)
         i_block = gl.load(p_list + i_slot // 2, mask=live, other=key_blocks)
-        i_box = i_block * 2 + i_slot % 2
+        i_box = i_block * 2 + (i_slot & 1)
         return i_box, i_box
     PARTS: gl.constexpr = BN // KEY_BLOCK
     i_0 = i_slot * PARTS
@@ -232,7 +232,7 @@ def _hear(s_tile, full, phase):
 
 @gluon.jit
 def _token(p_order, o_m, i_b, i_h, queries, strides):
-    """Tokens at positions, int64; anything past the last position."""
+    """Tokens at positions, int64; 0 past the last position."""
     p_lane = p_order + i_b.to(gl.int64) * strides[6] + i_h.to(gl.int64) * strides[7]
     return gl.load(p_lane + o_m, mask=o_m < queries, other=0).to(gl.int64)
 
