@@ -66,7 +66,8 @@ def variants(result: dict) -> tuple[list[str], list[list]]:
     rows = []
     for row in timed:
         job = row["job"]
-        case = f"{job['heads']} x {job['tokens']:,}, hd{job['head_dim']}, 128 x {job['key_block']}, {job['family']}"
+        blocks = f"{job.get('query_block', 128)} x {job['key_block']}{', ordered' if job.get('ordered') else ''}"
+        case = f"{job['heads']} x {job['tokens']:,}, hd{job['head_dim']}, {blocks}, {job['family']}"
         if "error" in row:
             rows.append([case, "", row["error"], *[""] * len(names)])
             continue

@@ -18,6 +18,7 @@ CHECK = "dittools bench kernel --check"
 # What decides the machine code and the launch of each kernel that has to prove itself.
 SOURCES = {
     "hopper": ("hopper.py", "hopper_forward.py"),
+    "hopper-64": ("hopper.py", "hopper_forward.py"),  # its tiles of 64 rows
     "hopper-clusters": (
         "hopper_clusters.py", "hopper_clusters_forward.py", "hopper_clusters_lists.py", "hopper.py",
         "hopper_forward.py", "clustered_triton.py",

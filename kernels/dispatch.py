@@ -135,8 +135,7 @@ def choose(
     for name in IMPLEMENTATIONS[:-1] if implementation is None else (implementation,):
         reason = why_not(name, q, k, v, mask)
         if reason is None and implementation is None:
-            clusters = getattr(mask, "variable", False)
-            reason = _why_not_by_itself(name, q.device, ordered=order is not None, clusters=clusters)
+            reason = _why_not_by_itself(name, q.device, order is not None, _hopper_kernel(mask))
         if reason is None:
             if name == "portable" and q.device.type == "cuda" and implementation is None:
                 warnings.warn(
@@ -156,10 +155,16 @@ def why_not(name: str, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask) 
     return reason
 
 
-def _why_not_by_itself(name: str, device: torch.device, ordered: bool | None, clusters: bool = False) -> str | None:
+def _hopper_kernel(mask) -> str:
+    """Which of the Hopper kernels, each of which proves itself apart, attends with this mask."""
+    if getattr(mask, "variable", False):
+        return "hopper-clusters"
+    return "hopper-64" if mask.query.size == 64 else "hopper"
+
+
+def _why_not_by_itself(name: str, device: torch.device, ordered: bool | None, kernel: str = "hopper") -> str | None:
     """Why an implementation that can run is taken only when it is asked for by name; None when it is not so."""
     if name == "hopper":
-        kernel = "hopper-clusters" if clusters else "hopper"
         return why_unchecked(kernel, ".".join(map(str, torch.cuda.get_device_capability(device))), ordered)
     if name == "triton" and device.type != "cuda":
         return "Triton's interpreter is for checking the kernel, never for speed"
@@ -169,7 +174,7 @@ def _why_not_by_itself(name: str, device: torch.device, ordered: bool | None, cl
 def implementations(device: torch.device | str, dtype: torch.dtype, head_dim: int) -> list[tuple[str, str | None]]:
     """Every implementation with None when it can run there by itself, or the reason why not, fastest first.
 
-    Of calls with even blocks: a kernel for clusters proves itself apart.
+    Of calls with even blocks, 128 queries each: kernels for 64 and for clusters prove themselves apart.
     """
     device = torch.device(device)
     found = []

@@ -12,14 +12,17 @@ from dataclasses import dataclass
 import torch
 
 HEAD_DIMS = (64, 128)
-QUERY_BLOCK = 128
-KEY_BLOCKS = (64, 128)
+BLOCKS = (64, 128)
 SLOT = 128
+CONSUMER_ROWS = 64
+UNIT = 8  # elements in the 16 bytes that everything is read by
 OLDEST_TRITON = (3, 6)
 # 384 threads at 168 registers; the kernel deals them out again as 240 to each consumer and 24 to the producer.
 REGISTERS = 168
-# Copies of q, k, v and the output that a call with an order may hold at a time; Wan 14B at 720p takes 3.1 GB.
-COPY_BYTES = 4 << 30
+# With one consumer, 256 threads: two programs then take all registers of a multiprocessor, 232 a consumer's thread.
+REGISTERS_NARROW = 128
+# Copies of k and v that a call with an order may hold at a time; Wan 14B at 720p takes 1.5 GB.
+COPY_BYTES = 2 << 30
 
 
 @dataclass(frozen=True)
@@ -27,22 +30,38 @@ class Variant:
     """How the kernel runs; every variant computes the same.
 
     Args:
-        stages: slots of 128 keys in the rings of K and of V. At head dim 128, 3 fill the shared memory.
+        stages: slots in the rings of K and of V. At head dim 128, 3 of 128 keys fill the shared memory, and 3 of 64
+            keys the half of it that a tile of 64 rows has.
         overlap: run the softmax of one slot while the tensor cores multiply the weights of the slot before.
         persistent: one program a multiprocessor, drawing tiles from a queue, instead of one program a tile. The
-            next tile's copies then begin during the last one's end. Not with 3 stages at head dim 128.
+            next tile's copies then begin during the last one's end. Without an order the output needs room beside
+            q: see `tile_bytes`.
         pin: with overlap, keep the assembler from moving the wait for the tensor cores ahead of the softmax.
+        slot: keys in a slot of the rings, 64 or 128.
+        hold: keep q in registers, so that the tensor cores need not read it from shared memory for every slot.
     """
 
     stages: int = 2
     overlap: bool = True
     persistent: bool = False
     pin: bool = True
+    slot: int = SLOT
+    hold: bool = False
 
 
-def default_variant(head_dim: int) -> Variant:
+def default_variant(head_dim: int, query_block: int = 128) -> Variant:
     """The variant that runs when none is asked for."""
+    if query_block == 64:
+        # For 64 keys at head dim 128 the tensor cores take 512 cycles, and the ports of shared memory 256 for what TMA
+        # writes and 256 for K and V as they are read; reading q as well would take 128 more.
+        return Variant(stages=3, slot=64 if head_dim == 128 else 128, hold=True)
     return Variant(stages=2 if head_dim == 128 else 3)
+
+
+def tile_bytes(variant: Variant, head_dim: int, query_block: int, ordered: bool = False) -> int:
+    """Shared memory that q, the output, and the rings of a program take, without barriers."""
+    outputs = variant.persistent and not ordered  # else the output leaves through what q no longer needs
+    return 2 * head_dim * (query_block * (1 + outputs) + 2 * variant.stages * variant.slot)
 
 
 def why_not_hopper(
@@ -65,11 +84,8 @@ def why_not_hopper(
         return f"needs fp16 or bf16, got {dtype}"
     if head_dim not in HEAD_DIMS:
         return f"needs a head dim of 64 or 128, got {head_dim}"
-    if blocks is not None and blocks[0] != QUERY_BLOCK:
-        # With 64 rows a tile, K and V stream from L2 twice as often as L2 can give.
-        return f"needs query blocks of 128, got {blocks[0]}"
-    if blocks is not None and blocks[1] not in KEY_BLOCKS:
-        return f"needs key blocks of 64 or 128, got {blocks[1]}"
+    if blocks is not None and not set(blocks) <= set(BLOCKS):
+        return f"needs query and key blocks of 64 or 128, got {blocks[0]} and {blocks[1]}"
     return None
 
 
@@ -101,44 +117,37 @@ def hopper_block_sparse_attention(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Launch the forward kernel.
 
-    The kernel walks positions. With an ``order``, q, k and v are first copied into it in one pass and the output is
-    copied back, heads at a time where the copies of all would be large; the Triton kernel, which gathers on the fly,
-    does without.
+    The kernel walks positions. With an ``order``, k and v are first copied into it in one pass, heads at a time where
+    the copies of all would be large; rows of q are gathered and those of the output scattered by the kernel itself.
 
-    Args: as `dittools.kernels.block_sparse_attention`, already validated, with D in {64, 128}, fp16 or bf16, query
-        blocks of 128 and key blocks in {64, 128}. ``variant``: how to run, `default_variant` when None.
+    Args: as `dittools.kernels.block_sparse_attention`, already validated, with D in {64, 128}, fp16 or bf16, and query
+        and key blocks in {64, 128}. ``variant``: how to run, `default_variant` when None.
 
     Returns:
         out ``[B, Sq, H, D]`` in the dtype of q, and lse ``[B, H, Sq]``, fp32, natural log, in token order.
     """
+    out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+    lse = torch.empty((q.shape[0], q.shape[2], q.shape[1]), dtype=torch.float32, device=q.device)
     if order is None:
-        return _launch(q, k, v, mask, scale, key_bias, variant)
-    groups = head_groups(q)
-    call = (mask, order, scale, key_bias, variant)
-    parts = [_in_order(*(_heads(x, 2, part) for x in (q, k, v)), *call, part) for part in groups]
-    if len(groups) == 1:
-        return parts[0]
-    return torch.cat([out for out, _ in parts], 2), torch.cat([lse for _, lse in parts], 1)
-
-
-def head_groups(q: torch.Tensor) -> list[slice]:
-    """Heads whose ordered q, k, v and output fit into `COPY_BYTES` together."""
-    heads = q.shape[2]
-    most = max(1, COPY_BYTES * heads // (4 * q.numel() * q.element_size()))
-    return [slice(i, min(i + most, heads)) for i in range(0, heads, most)]
-
-
-def _in_order(q, k, v, mask, order, scale, key_bias, variant, part: slice):
-    """One group of heads: copied into the order, attended, copied back."""
+        _launch(q, k, v, mask, scale, key_bias, variant, None, out, lse)
+        return out, lse
     # The permutes choose by dispatch, which imports this file.
-    from dittools.kernels.permute import gather_tokens, scatter_tokens
+    from dittools.kernels.permute import gather_tokens
 
-    order = _heads(order, 1, part)
-    key_bias = None if key_bias is None else _heads(key_bias, 1, part)
-    found, found_lse = _launch(*gather_tokens((q, k, v), order), _HeadsOf(mask, part), scale, key_bias, variant)
-    (out,) = scatter_tokens((found,), order)
-    index = order.expand(out.shape[0], out.shape[2], -1).long()
-    return out, torch.empty_like(found_lse).scatter_(2, index, found_lse)
+    for part in head_groups(k):
+        some = _heads(order, 1, part)
+        copies = gather_tokens((_heads(k, 2, part), _heads(v, 2, part)), some)
+        bias = None if key_bias is None else _heads(key_bias, 1, part)
+        results = _heads(out, 2, part), _heads(lse, 1, part)
+        _launch(_heads(q, 2, part), *copies, _HeadsOf(mask, part), scale, bias, variant, some, *results)
+    return out, lse
+
+
+def head_groups(k: torch.Tensor) -> list[slice]:
+    """Heads whose ordered k and v fit into `COPY_BYTES` together."""
+    heads = k.shape[2]
+    most = max(1, COPY_BYTES * heads // (2 * k.numel() * k.element_size()))
+    return [slice(i, min(i + most, heads)) for i in range(0, heads, most)]
 
 
 def _heads(x: torch.Tensor, dim: int, part: slice) -> torch.Tensor:
@@ -157,23 +166,25 @@ class _HeadsOf:
         return self._lists
 
 
-def _launch(q, k, v, mask, scale, key_bias, variant):
+def _launch(q, k, v, mask, scale, key_bias, variant, order, out, lse) -> None:
     from dittools.kernels.hopper_forward import block_sparse_forward
 
-    out, lse, programs, arguments, options = launch_arguments(q, k, v, mask, scale, key_bias, variant)
+    programs, arguments, options = launch_arguments(q, k, v, mask, scale, key_bias, variant, order, out, lse)
     block_sparse_forward[(programs,)](*arguments, **options)
-    return out, lse
 
 
-def launch_arguments(q, k, v, mask, scale, key_bias=None, variant: Variant | None = None):
-    """(out, lse, programs, arguments, options) of a launch. The results are allocated, not computed."""
+def launch_arguments(q, k, v, mask, scale, key_bias, variant: Variant | None, order, out, lse):
+    """(programs, arguments, options) of a launch that fills ``out`` and ``lse``.
+
+    With an ``order``, k and v are in it already, and ``out`` and ``lse`` may be some heads of larger tensors.
+    """
     from triton.experimental.gluon.language import NVMMASharedLayout
     from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
     batches, queries, heads, dim = q.shape
     keys = k.shape[1]
-    variant = variant or default_variant(dim)
-    key_block = mask.key.size
+    rows, key_block = mask.query.size, mask.key.size
+    variant = variant or default_variant(dim, rows)
     swizzled = NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=16, rank=4)
 
     def descriptor(x: torch.Tensor, rows: int, columns: int):
@@ -181,45 +192,52 @@ def launch_arguments(q, k, v, mask, scale, key_bias=None, variant: Variant | Non
         shape = [x.shape[0], x.shape[2], x.shape[1], x.shape[3]]
         return TensorDescriptor(x, shape, strides, [1, 1, rows, columns], swizzled)
 
-    columns = dim if key_block == SLOT else 64  # a part of a slot is copied in columns: see the kernel
+    # A part of a slot is copied in columns: see the kernel.
+    box = (min(key_block, variant.slot), dim if key_block >= variant.slot else 64)
     counts, indices = mask.lists()
-    out = torch.empty((batches, queries, heads, dim), dtype=q.dtype, device=q.device)
-    lse = torch.empty((batches, heads, queries), dtype=torch.float32, device=q.device)
+    if order is None:
+        source, result, q_steps = descriptor(q, 64, dim), descriptor(out, 64, dim), (0, 0, 0)
+    else:
+        source, (b, h, s, _) = _readable(q)
+        result, q_steps = out, tuple(step // UNIT for step in (b, s, h))
+        order = order.int() if order.stride(-1) == 1 else order.int().contiguous()
     if key_bias is not None and key_bias.stride(-1) != 1:
         key_bias = key_bias.contiguous()
     queue = torch.zeros(1, dtype=torch.int32, device=q.device) if variant.persistent else counts
-    tiles = mask.query.count
+    consumers, tiles = rows // CONSUMER_ROWS, mask.query.count
     programs = all_tiles = tiles * batches * heads
     if variant.persistent and q.device.type == "cuda":
-        programs = min(programs, torch.cuda.get_device_properties(q.device).multi_processor_count)
+        programs = min(programs, torch.cuda.get_device_properties(q.device).multi_processor_count * (2 // consumers))
     arguments = (
-        descriptor(q, 64, dim), descriptor(k, key_block, columns), descriptor(v, key_block, columns),
-        descriptor(out, 64, dim), lse, counts, indices, lse if key_bias is None else key_bias, queue,
-        scale, queries, keys, heads, tiles, all_tiles, mask.key.count,
-        *_lane_strides(counts), *_lane_strides(indices), *_lane_strides(key_bias),
+        source, descriptor(k, *box), descriptor(v, *box), result, lse, counts, indices,
+        lse if key_bias is None else key_bias, counts if order is None else order, queue,
+        scale, queries, keys, heads, out.stride(1) // dim, tiles, all_tiles, mask.key.count,
+        *_lane_strides(counts), *_lane_strides(indices), *_lane_strides(key_bias), *_lane_strides(order), *q_steps,
     )  # fmt: skip
     options = {
         "D": dim,
-        "BN": SLOT,
+        "BN": variant.slot,
         "KEY_BLOCK": key_block,
         "STAGES": variant.stages,
+        "CONSUMERS": consumers,
+        "HAS_ORDER": order is not None,
         "HAS_BIAS": key_bias is not None,
         "OVERLAP": variant.overlap,
         "PIN": variant.pin,
+        "HOLD": variant.hold,
         "PERSISTENT": variant.persistent,
         "num_warps": 4,
-        "maxnreg": REGISTERS,
+        "maxnreg": REGISTERS if consumers == 2 else REGISTERS_NARROW,
     }
-    return out, lse, programs, arguments, options
+    return programs, arguments, options
 
 
 def _readable(x: torch.Tensor) -> tuple[torch.Tensor, list[int]]:
     """``x`` ``[B, S, H, D]``, copied only where TMA cannot read it, and its strides over (B, H, S, D)."""
-    unit = 16 // x.element_size()
 
     def fits(x):
         steps = [step for size, step in zip(x.shape[:3], x.stride()[:3], strict=True) if size > 1]
-        return x.stride(3) == 1 and x.data_ptr() % 16 == 0 and all(step > 0 and step % unit == 0 for step in steps)
+        return x.stride(3) == 1 and x.data_ptr() % 16 == 0 and all(step > 0 and step % UNIT == 0 for step in steps)
 
     if not fits(x):
         x = x.clone(memory_format=torch.contiguous_format)

@@ -1,7 +1,8 @@
 """Do the Hopper kernels prove themselves on this card? Right in every case, more than once, and faster than Triton's.
 
-One takes even blocks, one takes clusters, one measures block mass (`proof_mass`), and each proves itself alone. What
-comes of it goes into the table of `dittools.kernels.checked`, which decides whether a kernel is chosen.
+One takes query blocks of 128, one those of 64, one takes clusters, one measures block mass (`proof_mass`), and each
+proves itself alone. What comes of it goes into the table of `dittools.kernels.checked`, which decides whether a kernel
+is chosen.
 """
 
 from __future__ import annotations
@@ -12,9 +13,8 @@ from typing import Any
 
 import torch
 
-from dittools.bench.attention import Shape
 from dittools.bench.check import Oracle, Wrong, poisoned, stop_if_broken
-from dittools.bench.inputs import make_mask, make_order
+from dittools.bench.inputs import make_mask, make_order, make_tensors
 from dittools.bench.proof_mass import MASS, mass_jobs
 from dittools.bench.timing import burst
 from dittools.blocks import BlockMask
@@ -22,10 +22,12 @@ from dittools.clusters import ClusterMask, ClusterPartition
 from dittools.kernels import block_sparse_attention, checked
 from dittools.kernels.supervise import At
 
-BLOCKS, CLUSTERS = "hopper", "hopper-clusters"
-KERNELS = (BLOCKS, CLUSTERS, MASS)
+BLOCKS, NARROW, CLUSTERS = "hopper", "hopper-64", "hopper-clusters"
+KERNELS = (BLOCKS, NARROW, CLUSTERS, MASS)
+TRITON = {BLOCKS: "triton", NARROW: "triton, 64 rows", CLUSTERS: "triton, clusters"}
 # tokens, heads, batch
 SIZES = ((1, 1, 1), (129, 2, 1), (1_000, 3, 2), (4_111, 2, 1), (32_760, 2, 1))
+NARROW_SIZES = ((65, 1, 1), (1_000, 3, 2), (32_760, 2, 1))
 CLUSTER_SIZES = ((1, 1, 1), (1_000, 3, 2), (4_111, 2, 1), (32_760, 2, 1))
 # How clusters share the tokens out.
 FAMILIES = ("ragged", "many empty", "one giant")
@@ -38,7 +40,7 @@ def jobs(kernel: str | None = None) -> list[dict[str, Any]]:
     """What a kernel has to pass, small cases first, then the two that are timed; those of all when None."""
     if kernel is None:
         return [job for each in KERNELS for job in jobs(each)]
-    return {BLOCKS: _block_jobs, CLUSTERS: _cluster_jobs, MASS: mass_jobs}[kernel]()
+    return {BLOCKS: _block_jobs, NARROW: _narrow_jobs, CLUSTERS: _cluster_jobs, MASS: mass_jobs}[kernel]()
 
 
 def _cluster_jobs() -> list[dict[str, Any]]:
@@ -62,23 +64,39 @@ def _cluster_jobs() -> list[dict[str, Any]]:
 
 
 def _block_jobs() -> list[dict[str, Any]]:
-    cases = [
+    return [*_cases(128, SIZES), *_speeds("speed", 128, 128)]
+
+
+def _narrow_jobs() -> list[dict[str, Any]]:
+    return [*_cases(64, NARROW_SIZES), *_speeds("speed of 64 rows", 64, 64)]
+
+
+def _cases(rows: int, sizes: tuple[tuple[int, int, int], ...]) -> list[dict[str, Any]]:
+    return [
         {
-            "kind": "proof", "id": f"hd{dim} 128x{block} {dtype} {tokens} tokens{' with a bias' if biased else ''}",
-            "head_dim": dim, "key_block": block, "dtype": dtype, "tokens": tokens, "heads": heads, "batch": batch,
-            "biased": biased, "device": "cuda",
+            "kind": "proof", "id": f"hd{dim} {rows}x{block} {dtype} {tokens} tokens{' with a bias' if biased else ''}",
+            "head_dim": dim, "query_block": rows, "key_block": block, "dtype": dtype, "tokens": tokens, "heads": heads,
+            "batch": batch, "biased": biased, "device": "cuda",
         }
         for (tokens, heads, batch), dim, block, dtype, biased in itertools.product(
-            SIZES, (128, 64), (128, 64), ("bfloat16", "float16"), (False, True)
+            sizes, (128, 64), (128, 64), ("bfloat16", "float16"), (False, True)
         )
-        if tokens != 32_760 or (dtype == "bfloat16" and not biased)
+        # A bias is fp32 beside logits in fp32, whatever the dtype is: it is built for one.
+        if not (biased and dtype == "float16") and (tokens != 32_760 or (dtype == "bfloat16" and not biased))
     ]  # fmt: skip
+
+
+def _speeds(name: str, rows: int, block: int) -> list[dict[str, Any]]:
     heads, tokens = SPEED_SHAPE
     speed = {
-        "kind": "faster", "heads": heads, "tokens": tokens, "head_dim": 128, "query_block": 128, "key_block": 128,
+        "kind": "faster", "heads": heads, "tokens": tokens, "head_dim": 128, "query_block": rows, "key_block": block,
         "density": 0.2, "family": "uniform", "dtype": "bfloat16", "device": "cuda", "seconds": 4,
     }  # fmt: skip
-    return [*cases, *({**speed, "ordered": yes, "id": f"speed, {kind_of(yes)}"} for yes in (False, True))]
+    return [{**speed, "ordered": yes, "id": f"{name}, {kind_of(yes)}"} for yes in (False, True)]
+
+
+def _kernel_of(job: dict[str, Any]) -> str:
+    return NARROW if job["query_block"] == 64 else BLOCKS
 
 
 def kind_of(ordered: bool) -> str:
@@ -91,10 +109,11 @@ def prove(job: dict[str, Any], at: At) -> dict[str, Any]:
     Raises:
         Wrong: when it is not.
     """
-    stop_if_broken(job, BLOCKS)
+    kernel = _kernel_of(job)
+    stop_if_broken(job, kernel)
     device = torch.device(job["device"])
     q, k, v = _tensors(job)
-    mask = make_mask(job["heads"], job["tokens"], 128, job["key_block"], 0.3, "ragged", device)
+    mask = make_mask(job["heads"], job["tokens"], job["query_block"], job["key_block"], 0.3, "ragged", device)
     mask.keep[0, 0, 0], mask.keep[0, -1, -1] = False, True  # an empty row and a full one
     bias = None
     if job["biased"]:
@@ -104,7 +123,7 @@ def prove(job: dict[str, Any], at: At) -> dict[str, Any]:
     seen = mask if bias is None else BlockMask(mask.keep & bias.isfinite()[:, :, None], mask.query, mask.key)
     scale = job["head_dim"] ** -0.5
     for order in (None, make_order(job["heads"], job["tokens"], device)):
-        at(BLOCKS, 60)
+        at(kernel, 60)
         call = {"order": order, "scale": scale, "key_bias": bias, "implementation": job.get("kernel", "hopper")}
         _right_each_time(lambda call=call: _attend(q, k, v, mask, **call), Oracle(q, k, v, seen, scale, order))
     return {"right": True}
@@ -188,29 +207,32 @@ def _right_each_time(call: Callable[[], tuple[torch.Tensor, torch.Tensor]], orac
             raise Wrong("two calls on the same input differ")
 
 
-def faster(job: dict[str, Any], shape: Shape, at: At) -> dict[str, Any]:
+def faster(job: dict[str, Any], at: At) -> dict[str, Any]:
     """Milliseconds of the kernel and of Triton's on one case, in turn, once both are right."""
-    stop_if_broken(job, BLOCKS, "triton")
-    mask = make_mask(
-        job["heads"], job["tokens"], job["query_block"], job["key_block"], job["density"], job["family"], shape.device
-    )
-    order = make_order(job["heads"], job["tokens"], shape.device) if job["ordered"] else None
-    return _compare(job, (shape.q, shape.k, shape.v), mask, {"order": order}, shape.scale, at, BLOCKS)
+    kernel, device = _kernel_of(job), torch.device(job["device"])
+    stop_if_broken(job, kernel, TRITON[kernel])
+    names = ("heads", "tokens", "query_block", "key_block", "density", "family")
+    mask = make_mask(*(job[name] for name in names), device)
+    order = make_order(job["heads"], job["tokens"], device) if job["ordered"] else None
+    return _compare(job, mask, {"order": order}, at, kernel)
 
 
-def clusters_faster(job: dict[str, Any], shape: Shape, at: At) -> dict[str, Any]:
+def clusters_faster(job: dict[str, Any], at: At) -> dict[str, Any]:
     """The same for the kernels for clusters. Each call makes its lists anew; those with orders permute as well."""
-    stop_if_broken(job, CLUSTERS, "triton, clusters")
-    device, heads, tokens = shape.device, job["heads"], job["tokens"]
+    stop_if_broken(job, CLUSTERS, TRITON[CLUSTERS])
+    device, heads, tokens = torch.device(job["device"]), job["heads"], job["tokens"]
     mask = random_clusters("even", heads, tokens, job["clusters"], job["density"], device)
     orders = [random_order(heads, tokens, device, seed) if job["ordered"] else None for seed in (1, 2)]
     orders = dict(zip(("order", "key_order"), orders, strict=True))
-    return _compare(job, (shape.q, shape.k, shape.v), mask, orders, shape.scale, at, CLUSTERS)
+    return _compare(job, mask, orders, at, CLUSTERS)
 
 
-def _compare(job, tensors, mask, orders, scale: float, at: At, kernel: str) -> dict[str, Any]:
+def _compare(job, mask, orders, at: At, kernel: str) -> dict[str, Any]:
     """Milliseconds of the first implementation and of the second, in turn; "speedup" of the first."""
-    said = {"hopper": kernel, "triton": "triton" if kernel == BLOCKS else "triton, clusters"}
+    said, scale = {"hopper": kernel, "triton": TRITON[kernel]}, job["head_dim"] ** -0.5
+    tensors = make_tensors(
+        job["heads"], job["tokens"], job["head_dim"], getattr(torch, job["dtype"]), torch.device(job["device"])
+    )
     oracle = Oracle(*tensors, mask, scale, *orders.values())
     calls = {}
     for name in job.get("kernels", ("hopper", "triton")):

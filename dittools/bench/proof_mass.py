@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from dittools.bench.attention import Shape
 from dittools.bench.check import Wrong, poisoned, stop_if_broken
+from dittools.bench.inputs import make_tensors
 from dittools.bench.timing import burst
 from dittools.blocks import Partition
 from dittools.kernels import measure_block_mass, measure_lse
@@ -109,9 +109,11 @@ def judge(q, k, query, key, scale: float, mass: torch.Tensor, lse: torch.Tensor 
     return worst
 
 
-def mass_faster(job: dict[str, Any], shape: Shape, at: At) -> dict[str, Any]:
+def mass_faster(job: dict[str, Any], at: At) -> dict[str, Any]:
     """Milliseconds of the kernel and of Triton's, in turn, once both are right; "speedup" of the first."""
     stop_if_broken(job, MASS, TRITON)
+    device, scale = torch.device(job["device"]), job["head_dim"] ** -0.5
+    q, k, _ = make_tensors(job["heads"], job["tokens"], job["head_dim"], getattr(torch, job["dtype"]), device)
     query, key = (Partition(job["tokens"], job[name]) for name in ("query_block", "key_block"))
     names = dict(zip((MASS, TRITON), job.get("kernels", ("hopper", "triton")), strict=True))
     calls = {}
@@ -119,11 +121,11 @@ def mass_faster(job: dict[str, Any], shape: Shape, at: At) -> dict[str, Any]:
         at(said, 60)
         lse = None
         if job["call"] == "one pass":
-            lse = measure_lse(shape.q, shape.k, scale=shape.scale, implementation=name)
-        call = {"scale": shape.scale, "lse": lse, "implementation": name}
+            lse = measure_lse(q, k, scale=scale, implementation=name)
+        call = {"scale": scale, "lse": lse, "implementation": name}
         with poisoned():
-            mass = measure_block_mass(shape.q, shape.k, query, key, **call)
-        judge(shape.q, shape.k, query, key, shape.scale, mass)
-        calls[said] = lambda call=call: measure_block_mass(shape.q, shape.k, query, key, **call)
-    times = burst(calls, shape.device, job["seconds"], tell=lambda name: at(name, 30))
+            mass = measure_block_mass(q, k, query, key, **call)
+        judge(q, k, query, key, scale, mass)
+        calls[said] = lambda call=call: measure_block_mass(q, k, query, key, **call)
+    times = burst(calls, device, job["seconds"], tell=lambda name: at(name, 30))
     return {"times": times, "speedup": times[TRITON]["ms"] / times[MASS]["ms"]}

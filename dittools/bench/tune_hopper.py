@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,13 @@ from dittools.bench import kernel
 from dittools.bench.attention import PATIENCE, Shape, best_of, fastest_dense, rates
 from dittools.bench.check import Oracle, result_of
 from dittools.bench.contest import Contest
-from dittools.bench.inputs import make_mask, make_tensors
+from dittools.bench.inputs import make_mask, make_order, make_tensors
 from dittools.bench.results import Results, failed
-from dittools.kernels.hopper import Variant, hopper_block_sparse_attention, why_not_hopper
+from dittools.kernels import gather_tokens, scatter_tokens
+from dittools.kernels.hopper import Variant, hopper_block_sparse_attention, tile_bytes, why_not_hopper
 from dittools.kernels.supervise import At, serve
 
+# Of tiles of 128 rows; of 64, two programs a multiprocessor, keys a slot x stages.
 VARIANTS = {
     "stages2": Variant(stages=2),
     "stages3": Variant(stages=3),
@@ -30,42 +33,91 @@ VARIANTS = {
     "stages3-persistent": Variant(stages=3, persistent=True),
     "no-pin": Variant(stages=2, pin=False),
     "in-turn": Variant(stages=2, overlap=False),
+    "hold": Variant(stages=2, hold=True),
+    "64x3": Variant(stages=3, slot=64, hold=True),
+    "64x3-read": Variant(stages=3, slot=64),
+    "64x3-in-turn": Variant(stages=3, slot=64, hold=True, overlap=False),
+    "64x2-persistent": Variant(stages=2, slot=64, hold=True, persistent=True),
+    "128x1": Variant(stages=1, hold=True),
+    "64x6": Variant(stages=6, slot=64, hold=True),
+    "128x3": Variant(stages=3, hold=True),
+    "128x3-read": Variant(stages=3),
 }
-# (heads, tokens, head dim, key block), in the order of their interest
-CASES = ((12, 32_768, 128, 128), (40, 75_648, 128, 128), (12, 32_768, 128, 64), (12, 32_768, 64, 128),
-         (40, 75_648, 128, 64), (40, 75_648, 64, 128), (12, 32_768, 64, 64))  # fmt: skip
+WIDE = ("stages2", "stages3", "persistent", "stages3-persistent", "no-pin", "in-turn", "hold")
+NARROW = {
+    128: ("64x3", "64x3-read", "64x3-in-turn", "64x2-persistent", "128x1"),
+    64: ("64x6", "128x3", "128x3-read"),
+}  # by head dim
+# The default with an order: q gathered and the output scattered by the kernel, or both copied like k and v.
+ORDERED = ("fused", "copies")
+
+
+@dataclass(frozen=True)
+class Case:
+    """Tensors and a mask to try the variants on, at the first of `FAMILIES`."""
+
+    heads: int
+    tokens: int
+    head_dim: int = 128
+    query_block: int = 128
+    key_block: int = 128
+    ordered: bool = False
+    families: int = 3
+
+
+SMALLER, LARGER = (12, 32_768), (40, 75_648)
+# In the order of their interest; tensors are made anew where their shape changes.
+CASES = (
+    Case(*SMALLER, families=6),
+    Case(*SMALLER, ordered=True, families=1),
+    Case(*SMALLER, query_block=64, key_block=64),
+    Case(*SMALLER, query_block=64, key_block=64, ordered=True, families=1),
+    Case(*SMALLER, query_block=64, families=1),
+    Case(*SMALLER, key_block=64),
+    Case(*LARGER, families=6),
+    Case(*LARGER, ordered=True, families=1),
+    Case(*LARGER, query_block=64, key_block=64, families=1),
+    Case(*LARGER, key_block=64),
+    Case(*SMALLER, head_dim=64),
+    Case(*SMALLER, head_dim=64, query_block=64, key_block=64, families=1),
+    Case(*SMALLER, head_dim=64, key_block=64),
+    Case(*LARGER, head_dim=64),
+)
 FAMILIES = (
     (0.2, "uniform"), (1.0, "uniform"), (0.2, "ragged"), (0.1, "uniform"), (0.5, "uniform"), (0.2, "heavy head")
 )  # fmt: skip
 SMALL = ((100, 1), (1_000, 2), (4_111, 3))  # tokens, heads
 LONG = 50_000  # tokens from which only what may be the fastest is timed
+ROOM = {128: 226 << 10, 64: 112 << 10}  # bytes of shared memory for all but barriers, by rows of a tile
 
 
-def runs(name: str, head_dim: int) -> bool:
-    """Whether a variant fits into shared memory."""
-    return head_dim == 64 or name != "stages3-persistent"
+def names_for(case: Case) -> list[str]:
+    """The variants that are tried on a case: those that fit into shared memory."""
+    if case.ordered:
+        return list(ORDERED)
+    some = WIDE if case.query_block == 128 else NARROW[case.head_dim]
+    taken = {name: tile_bytes(VARIANTS[name], case.head_dim, case.query_block) for name in some}
+    return [name for name in some if taken[name] <= ROOM[case.query_block]]
 
 
 def jobs(device: str = "cuda") -> list[dict[str, Any]]:
     """Every case in the order of its interest; before the first timing of a kind its small checks."""
     found: list[dict[str, Any]] = []
     checked = set()
-    for heads, tokens, dim, block in CASES:
-        same = {"head_dim": dim, "key_block": block, "query_block": 128, "dtype": "bfloat16", "device": device}
-        names = [name for name in VARIANTS if runs(name, dim)]
-        if (dim, block) not in checked:
-            found.append(
-                {**same, "kind": "check", "variants": names, "tokens": 0, "id": f"check hd{dim} 128x{block}"}
-            )  # fmt: skip
-            checked.add((dim, block))
-        if tokens >= LONG or block == 64:
+    for case in CASES:
+        same = {**asdict(case), "dtype": "bfloat16", "device": device}
+        kind = f"hd{case.head_dim} {case.query_block}x{case.key_block}{' ordered' if case.ordered else ''}"
+        names = names_for(case)
+        if kind not in checked:
+            found.append({**same, "kind": "check", "variants": names, "tokens": 0, "id": f"check {kind}"})
+            checked.add(kind)
+        if case.tokens >= LONG or case.key_block == 64:
             names = [name for name in names if name not in ("no-pin", "in-turn")]
-        few = block == 64 or dim == 64
-        for density, family in FAMILIES[:3] if few else FAMILIES:
+        for density, family in FAMILIES[: case.families]:
             found.append({
-                **same, "kind": "time", "heads": heads, "tokens": tokens, "density": density, "family": family,
-                "variants": names, "seconds": 6, "burst": True, "sustained": (density, family) == FAMILIES[0],
-                "id": f"{heads}x{tokens} hd{dim} 128x{block} {density:g} {family}",
+                **same, "kind": "time", "density": density, "family": family, "variants": names, "seconds": 6,
+                "burst": True, "sustained": (density, family) == FAMILIES[0],
+                "id": f"{case.heads}x{case.tokens} {kind} {density:g} {family}",
             })  # fmt: skip
     return found
 
@@ -98,9 +150,10 @@ class Worker:
         device = torch.device(job["device"])
         for tokens, heads in SMALL:
             q, k, v = make_tensors(heads, tokens, job["head_dim"], torch.bfloat16, device)
-            mask = make_mask(heads, tokens, 128, job["key_block"], 0.4, "ragged", device)
+            mask = make_mask(heads, tokens, job["query_block"], job["key_block"], 0.4, "ragged", device)
             mask.keep[0, 0, 0], mask.keep[0, -1, -1] = False, True
-            call = (q, k, v, mask, job["head_dim"] ** -0.5)
+            order = make_order(heads, tokens, device) if job["ordered"] else None
+            call = (q, k, v, mask, job["head_dim"] ** -0.5, order)
             out, lse = result_of(lambda call=call: attend(*call, name))
             Oracle(*call).judge(out, lse)
 
@@ -108,18 +161,19 @@ class Worker:
         """The variants, the Triton kernel and the dense baselines, in turn."""
         from dittools.kernels.triton_block_sparse import triton_block_sparse_attention
 
-        mask = make_mask(
-            job["heads"], job["tokens"], 128, job["key_block"], job["density"], job["family"], shape.device
-        )
+        names = ("heads", "tokens", "query_block", "key_block", "density", "family")
+        mask = make_mask(*(job[name] for name in names), shape.device)
         mask.lists()
+        order = make_order(job["heads"], job["tokens"], shape.device) if job["ordered"] else None
         tensors = shape.q, shape.k, shape.v
-        oracle = Oracle(*tensors, mask, shape.scale)
+        call = (*tensors, mask, shape.scale, order)
+        oracle = Oracle(*call)
         contest = Contest(job, at)
         contest.calls |= shape.baselines()
-        calls = {name: lambda name=name: attend(*tensors, mask, shape.scale, name) for name in job["variants"]}
-        calls["triton"] = lambda: triton_block_sparse_attention(*tensors, mask, scale=shape.scale)
-        for name, call in calls.items():
-            contest.enter(name, lambda call=call: call, lambda call: oracle.judge(*result_of(call)), PATIENCE)
+        calls = {name: lambda name=name: attend(*call, name) for name in job["variants"]}
+        calls["triton"] = lambda: triton_block_sparse_attention(*tensors, mask, order=order, scale=shape.scale)
+        for name, run in calls.items():
+            contest.enter(name, lambda run=run: run, lambda run: oracle.judge(*result_of(run)), PATIENCE)
         kept = mask.density().double().mean().item()
         times = contest.time(shape.device, job)
         rates(times, job, kept)
@@ -130,9 +184,14 @@ class Worker:
         }  # fmt: skip
 
 
-def attend(q, k, v, mask, scale: float, name: str):
-    """One call of a variant: (out, lse)."""
-    return hopper_block_sparse_attention(q, k, v, mask, order=None, scale=scale, variant=VARIANTS[name])
+def attend(q, k, v, mask, scale: float, order: torch.Tensor | None, name: str):
+    """One call of a variant, or of the default where the name is of none: (out, lse)."""
+    if name != "copies":
+        return hopper_block_sparse_attention(q, k, v, mask, order=order, scale=scale, variant=VARIANTS.get(name))
+    ordered = gather_tokens((q, k, v), order)
+    out, lse = hopper_block_sparse_attention(*ordered, mask, order=None, scale=scale)
+    (back,) = scatter_tokens((out,), order)
+    return back, torch.empty_like(lse).scatter_(2, order.expand(lse.shape).long(), lse)
 
 
 def line(row: dict[str, Any]) -> str:
@@ -153,6 +212,7 @@ def line(row: dict[str, Any]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--json", type=Path, help="where the results go")
+    parser.add_argument("--only", default="", help='cases with this in their name, as "64x64" or "ordered"')
     parser.add_argument("--seconds", type=float, default=540, help="when to begin nothing new")
     parser.add_argument("--work", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -173,7 +233,8 @@ def main() -> None:
         print(line(row), file=sys.stderr, flush=True)
 
     child = [sys.executable, "-m", "dittools.bench.tune_hopper", "--work"]
-    left = kernel.run(jobs(), results, told, limit=arguments.seconds, command=child)
+    asked = [job for job in jobs() if arguments.only in job["id"]]
+    left = kernel.run(asked, results, told, limit=arguments.seconds, command=child)
     faults = [row for row in rows if failed(row)]
     print(f"{len(rows)} cases, {len(faults)} with faults, {len(left)} left")
     sys.exit(1 if faults else 0)

@@ -18,9 +18,6 @@ WITH_SHAPE = {
     "permute": around.measure_permute,
     "mass": around.measure_mass,
     "clusters": clusters.measure_clusters,
-    "faster": proof.faster,
-    "clusters-faster": proof.clusters_faster,
-    "mass-faster": proof_mass.mass_faster,
 }
 ALONE = {
     "lists": around.measure_lists,
@@ -28,6 +25,9 @@ ALONE = {
     "proof": proof.prove,
     "clusters-proof": proof.prove_clusters,
     "mass-proof": proof_mass.prove_mass,
+    "faster": proof.faster,
+    "clusters-faster": proof.clusters_faster,
+    "mass-faster": proof_mass.mass_faster,
 }
 KINDS = (*WITH_SHAPE, *ALONE)
 

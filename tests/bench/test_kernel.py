@@ -6,7 +6,7 @@ import time
 import pytest
 import torch
 
-from dittools.bench import kernel, peers, rows, tune_hopper
+from dittools.bench import inputs, kernel, peers, rows, tune_hopper
 from dittools.bench.results import Results, failed
 from dittools.bench.work import KINDS, Worker
 from dittools.kernels import clustered, portable, supervise
@@ -154,8 +154,8 @@ def test_peers_that_are_not_installed_are_named(monkeypatch):
 
 
 def test_variants_are_checked_then_timed_and_the_broken_one_is_named(monkeypatch):
-    def attend(q, k, v, mask, scale, name):
-        out, lse = naive_block_sparse_attention(q, k, v, mask, scale=scale)
+    def attend(q, k, v, mask, scale, order, name):
+        out, lse = naive_block_sparse_attention(q, k, v, mask, order=order, scale=scale)
         return (out * 1.1 if name == "in-turn" else out), lse
 
     monkeypatch.setattr(tune_hopper, "attend", attend)
@@ -172,6 +172,23 @@ def test_variants_are_checked_then_timed_and_the_broken_one_is_named(monkeypatch
     assert "r" in timed["times"]["stages2"]["burst"] and "in-turn" not in timed["times"]
     assert "RMS error" in timed["wrong"]["in-turn"]
     assert "in-turn: Wrong" in tune_hopper.line({**timed, "id": "x", "job": job})
+    for job in (job for job in every if job["ordered"] or job["query_block"] == 64):
+        small = {} if job["kind"] == "check" else {"heads": 2, "tokens": 300, "seconds": 0.05}
+        found = worker.handle({**job, "head_dim": 64, "dtype": "float32", **small}, silent)
+        assert set(found["wrong"]) <= {"triton"} and set(job["variants"]) <= set(found["ours"])
+
+
+def test_copies_in_order_are_what_the_kernel_itself_is_compared_with(monkeypatch):
+    def attend(q, k, v, mask, *, order, scale, variant=None):
+        assert order is None and variant is None
+        return naive_block_sparse_attention(q, k, v, mask, scale=scale)
+
+    monkeypatch.setattr(tune_hopper, "hopper_block_sparse_attention", attend)
+    q, k, v = inputs.make_tensors(2, 300, 64, torch.float32, CPU)
+    mask, order = inputs.make_mask(2, 300, 64, 64, 0.4, "ragged", CPU), inputs.make_order(2, 300, CPU)
+    found = tune_hopper.attend(q, k, v, mask, 0.1, order, "copies")
+    for got, want in zip(found, naive_block_sparse_attention(q, k, v, mask, order=order, scale=0.1), strict=True):
+        torch.testing.assert_close(got, want)
 
 
 def test_a_worker_keeps_the_tensors_of_a_shape():

@@ -4,7 +4,6 @@ import pytest
 import torch
 
 from dittools.bench import proof, proof_mass
-from dittools.bench.attention import Shape
 from dittools.bench.check import Wrong
 from dittools.kernels import clustered, measure_block_mass, measure_lse, portable
 
@@ -15,6 +14,10 @@ def silent(what, patience=None):
 
 def case(**changes):
     return {**proof.jobs()[0], "device": "cpu", "kernel": "portable", "dtype": "float32", **changes}
+
+
+def narrow_case(**changes):
+    return case(**{**proof.jobs(proof.NARROW)[0], "device": "cpu", "dtype": "float32", **changes})
 
 
 def cluster_case(**changes):
@@ -35,8 +38,19 @@ def results(kernel=proof.BLOCKS):
 
 @pytest.mark.parametrize("biased", [False, True])
 @pytest.mark.parametrize("tokens", [1, 129, 700])
-def test_a_right_kernel_proves_itself(tokens, biased):
-    assert proof.prove(case(tokens=tokens, heads=2, batch=2, biased=biased), silent) == {"right": True}
+@pytest.mark.parametrize("make", [case, narrow_case])
+def test_a_right_kernel_proves_itself(make, tokens, biased):
+    assert proof.prove(make(tokens=tokens, heads=2, batch=2, biased=biased), silent) == {"right": True}
+
+
+@pytest.mark.parametrize(("kernel", "rows"), [(proof.BLOCKS, 128), (proof.NARROW, 64)])
+def test_every_build_of_a_kernel_is_proven_with_its_own_query_blocks(kernel, rows):
+    *cases, first, second = proof.jobs(kernel)
+    assert {job["query_block"] for job in (*cases, first, second)} == {rows}
+    named = {(job["head_dim"], job["key_block"], job["dtype"]) for job in cases}
+    assert len(named) == 8
+    biased = {(job["head_dim"], job["key_block"]) for job in cases if job["biased"]}
+    assert len(biased) == 4
 
 
 @pytest.mark.parametrize("fault", ["wrong", "differs", "ignores the bias"])
@@ -99,19 +113,25 @@ def test_what_brought_a_process_down_is_not_tried_again():
     hung = "hung: silent for 60 s"
     with pytest.raises(Wrong, match="hopper: hung"):
         proof.prove(case(without={"hopper": hung}), silent)
+    with pytest.raises(Wrong, match="hopper-64: hung"):
+        proof.prove(narrow_case(without={"hopper-64": hung}), silent)
     with pytest.raises(Wrong, match="hopper-clusters: hung"):
         proof.prove_clusters(cluster_case(without={"hopper-clusters": hung}), silent)
     # One kernel is not to blame for the other.
-    assert proof.prove(case(without={"hopper-clusters": hung}), silent) == {"right": True}
+    assert proof.prove(case(without={"hopper-clusters": hung, "hopper-64": hung}), silent) == {"right": True}
+    assert proof.prove(narrow_case(without={"hopper": hung}), silent) == {"right": True}
     assert proof.prove_clusters(cluster_case(without={"hopper": hung}), silent) == {"right": True}
 
 
-def test_two_kernels_are_compared_once_both_are_right():
+@pytest.mark.parametrize("kernel", [proof.BLOCKS, proof.NARROW])
+def test_two_kernels_are_compared_once_both_are_right(kernel):
     small = {"device": "cpu", "dtype": "float32", "tokens": 300, "heads": 2, "head_dim": 64}
     small |= {"seconds": 0.05, "kernels": ("portable", "naive")}
-    job = {**proof.jobs(proof.BLOCKS)[-1], **small}
+    job = {**proof.jobs(kernel)[-1], **small}
     with torch.no_grad():
-        found = proof.faster(job, Shape(job, silent), silent)
+        found = proof.faster(job, silent)
+    with pytest.raises(Wrong, match=f"{proof.TRITON[kernel]}: hung"):
+        proof.faster({**job, "without": {proof.TRITON[kernel]: "hung"}}, silent)
     assert found["speedup"] == pytest.approx(found["times"]["naive"]["ms"] / found["times"]["portable"]["ms"])
 
 
@@ -127,7 +147,7 @@ def test_two_kernels_for_clusters_are_compared_once_both_are_right(turn, monkeyp
 
     monkeypatch.setattr(clustered, "portable_cluster_attention", watched)
     with torch.no_grad():
-        found = proof.clusters_faster(job, Shape(job, silent), silent)
+        found = proof.clusters_faster(job, silent)
     assert found["speedup"] == pytest.approx(found["times"]["naive"]["ms"] / found["times"]["portable"]["ms"])
     assert set(seen) == {(turn == -2,) * 2}
 
@@ -172,10 +192,10 @@ def test_two_kernels_for_mass_are_compared_once_both_are_right(turn):
     small = {"device": "cpu", "dtype": "float32", "tokens": 300, "heads": 2, "head_dim": 64, "seconds": 0.05}
     job = {**proof.jobs(proof.MASS)[turn], **small, "kernels": ("portable", "portable")}
     with torch.no_grad():
-        found = proof_mass.mass_faster(job, Shape(job, silent), silent)
+        found = proof_mass.mass_faster(job, silent)
     assert found["speedup"] == found["times"][proof_mass.TRITON]["ms"] / found["times"][proof.MASS]["ms"]
     with pytest.raises(Wrong, match="triton, mass: hung"):
-        proof_mass.mass_faster({**job, "without": {"triton, mass": "hung"}}, None, silent)
+        proof_mass.mass_faster({**job, "without": {"triton, mass": "hung"}}, silent)
 
 
 @pytest.mark.parametrize("kernel", proof.KERNELS)

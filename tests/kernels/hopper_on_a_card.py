@@ -8,18 +8,24 @@ import torch
 from cases import inputs, plain_attention, random_mask, random_order, rms_error, token_mask
 
 from dittools.blocks import BlockMask, Partition
+from dittools.kernels import hopper
 from dittools.kernels.hopper import Variant, hopper_block_sparse_attention, why_not_hopper
 from dittools.kernels.naive import naive_block_sparse_attention
 
 WHY_NOT = why_not_hopper(torch.device("cuda"), torch.bfloat16, 128)
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(WHY_NOT is not None, reason=str(WHY_NOT))]
 
+# name: query block, variant
 VARIANTS = {
-    "default": None,
-    "persistent": Variant(persistent=True),
-    "stages3": Variant(stages=3),
-    "in-turn": Variant(overlap=False),
+    "default": (128, None),
+    "persistent": (128, Variant(persistent=True)),
+    "stages3": (128, Variant(stages=3)),
+    "in-turn": (128, Variant(overlap=False)),
+    "hold": (128, Variant(hold=True)),
+    "rows64": (64, None),
+    "queue64": (64, Variant(slot=64, persistent=True)),
 }
+DTYPES = [(name, torch.bfloat16) for name in VARIANTS] + [(name, torch.float16) for name in ("default", "rows64")]
 
 
 def attend(q, k, v, mask, **call):
@@ -45,28 +51,30 @@ def check(q, k, v, mask, *, order=None, key_bias=None, **call):
     return out, lse
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize(("variant", "dtype"), DTYPES, ids=str)
 @pytest.mark.parametrize("dim", [64, 128])
 @pytest.mark.parametrize("key_block", [64, 128])
 @pytest.mark.parametrize("tokens", [1, 500, 1100])
 def test_every_variant_matches_the_oracle(variant, dtype, dim, key_block, tokens):
+    query_block, variant = VARIANTS[variant]
     q, k, v = inputs(2, tokens, 3, dim, dtype, device="cuda")
-    mask = random_mask(tokens, 128, key_block, 2, 3, device="cuda")
+    mask = random_mask(tokens, query_block, key_block, 2, 3, device="cuda")
     mask.keep[0, 0, 0], mask.keep[0, 1, -1], mask.keep[1, 0] = False, True, True
-    check(q, k, v, mask, variant=VARIANTS[variant])
+    check(q, k, v, mask, variant=variant)
+    if tokens == 500:
+        check(q, k, v, mask, variant=variant, order=random_order(2, 3, tokens, device="cuda"))
 
 
-@pytest.mark.parametrize("variant", ["default", "persistent"])
+@pytest.mark.parametrize("variant", ["default", "persistent", "rows64"])
 @pytest.mark.parametrize("tokens", [4111, 32760])
 @pytest.mark.parametrize("dim", [64, 128])
 @pytest.mark.parametrize("key_block", [64, 128])
 def test_long_ragged_sequences_match_on_sampled_rows(variant, tokens, dim, key_block):
-    heads = 3
+    heads, (query_block, variant) = 3, VARIANTS[variant]
     q, k, v = inputs(1, tokens, heads, dim, torch.bfloat16, device="cuda")
-    mask = random_mask(tokens, 128, key_block, heads=heads, density=0.2, device="cuda")
+    mask = random_mask(tokens, query_block, key_block, heads=heads, density=0.2, device="cuda")
     mask.keep[..., 3] = True  # no empty row
-    out, lse = attend(q, k, v, mask, variant=VARIANTS[variant])
+    out, lse = attend(q, k, v, mask, variant=variant)
     assert out.isfinite().all() and lse.isfinite().all()
     rows = torch.cat([torch.randint(tokens, (60,)), torch.tensor([0, tokens - 1])]).cuda()
     for head in range(heads):
@@ -83,18 +91,22 @@ def test_long_ragged_sequences_match_on_sampled_rows(variant, tokens, dim, key_b
 @pytest.mark.parametrize("mask_heads", [1, 3])
 def test_masks_and_biases_are_shared_or_belong_to_a_batch_and_a_head(mask_batches, mask_heads):
     q, k, v = inputs(2, 700, 3, 64, torch.bfloat16, device="cuda")
-    mask = random_mask(700, 128, 64, mask_batches, mask_heads, device="cuda")
-    bias = torch.randn(mask_batches, mask_heads, mask.key.count, device="cuda")
-    bias[..., 0] = -torch.inf
-    for variant in (None, VARIANTS["persistent"]):
+    order = random_order(1, 3, 700, device="cuda")
+    for query_block, variant in (VARIANTS[name] for name in ("default", "persistent", "rows64")):
+        mask = random_mask(700, query_block, 64, mask_batches, mask_heads, device="cuda")
+        bias = torch.randn(mask_batches, mask_heads, mask.key.count, device="cuda")
+        bias[..., 0] = -torch.inf
         check(q, k, v, mask, variant=variant)
         check(q, k, v, mask, key_bias=bias, variant=variant)
+        check(q, k, v, mask, key_bias=bias, variant=variant, order=order)
 
 
 @pytest.mark.parametrize("density", [0.0, 1.0])
-def test_empty_and_full_masks(density):
+@pytest.mark.parametrize("query_block", [64, 128])
+def test_empty_and_full_masks(density, query_block):
     q, k, v = inputs(1, 1000, 2, 128, torch.bfloat16, device="cuda")
-    check(q, k, v, random_mask(1000, 128, 64, density=density, device="cuda"))
+    for key_block in (64, 128):
+        check(q, k, v, random_mask(1000, query_block, key_block, density=density, device="cuda"))
 
 
 @pytest.mark.parametrize("layout", ["packed", "heads first", "odd offset", "dim first", "expanded"])
@@ -112,19 +124,38 @@ def test_any_strides(layout):
     else:
         k, v = (x[:, :, :1].expand(-1, -1, 2, -1) for x in (k, v))
     check(q, k, v, mask)
+    check(q, k, v, mask, order=random_order(1, 2, 500, device="cuda"))
 
 
 @pytest.mark.parametrize("shared", [True, False], ids=["one order", "an order a head"])
-def test_orders(shared):
-    q, k, v = inputs(2, 500, 3, 64, torch.bfloat16, device="cuda")
-    mask = random_mask(500, 128, 64, heads=3, device="cuda")
-    order = random_order(1, 1, 500, device="cuda") if shared else random_order(2, 3, 500, device="cuda")
-    check(q, k, v, mask, order=order)
+@pytest.mark.parametrize("query_block", [64, 128])
+@pytest.mark.parametrize("dim", [64, 128])
+def test_orders(shared, query_block, dim):
+    q, k, v = inputs(2, 501, 3, dim, torch.bfloat16, device="cuda")
+    order = random_order(1, 1, 501, device="cuda") if shared else random_order(2, 3, 501, device="cuda")
+    for key_block in (64, 128):
+        mask = random_mask(501, query_block, key_block, heads=3, device="cuda")
+        check(q, k, v, mask, order=order)
+        check(q, k, v, mask, order=order.long())
 
 
-def test_queries_and_keys_of_different_length():
-    q, k, v = inputs(1, 200, 2, 128, torch.bfloat16, keys=900, device="cuda")
-    check(q, k, v, random_mask(200, 128, 64, heads=2, keys=900, device="cuda"))
+@pytest.mark.parametrize("query_block", [64, 128])
+def test_heads_some_at_a_time_give_the_same(monkeypatch, query_block):
+    q, k, v = inputs(2, 501, 3, 64, torch.bfloat16, device="cuda")
+    mask = random_mask(501, query_block, 64, heads=3, device="cuda")
+    order = random_order(1, 3, 501, device="cuda")
+    want = check(q, k, v, mask, order=order)
+    monkeypatch.setattr(hopper, "COPY_BYTES", 2 * 2 * k.numel() // 3)
+    for got, wanted in zip(check(q, k, v, mask, order=order), want, strict=True):
+        assert torch.equal(got, wanted)
+
+
+@pytest.mark.parametrize("query_block", [64, 128])
+def test_queries_and_keys_of_different_length(query_block):
+    for keys in (900, 60, 130):
+        q, k, v = inputs(1, 200, 2, 128, torch.bfloat16, keys=keys, device="cuda")
+        for key_block in (64, 128):
+            check(q, k, v, random_mask(200, query_block, key_block, heads=2, density=0.7, keys=keys, device="cuda"))
 
 
 def test_two_disjoint_masks_merge_into_dense():
@@ -140,9 +171,10 @@ def test_two_disjoint_masks_merge_into_dense():
     torch.testing.assert_close(share_a * a.float() + share_b * b.float(), whole.float(), atol=1e-2, rtol=2e-2)
 
 
-def test_skipped_keys_have_no_influence_and_selected_ones_do():
+@pytest.mark.parametrize("query_block", [64, 128])
+def test_skipped_keys_have_no_influence_and_selected_ones_do(query_block):
     q, k, v = inputs(1, 1100, 2, 128, torch.bfloat16, device="cuda")
-    mask = random_mask(1100, 128, 64, heads=2, density=0.6, device="cuda")
+    mask = random_mask(1100, query_block, 64, heads=2, density=0.6, device="cuda")
     mask.keep[..., 1], mask.keep[..., 2] = False, True
     want, want_lse = attend(q, k, v, mask)
     k[:, 64:128], v[:, 64:128] = torch.nan, 1e30
@@ -154,21 +186,28 @@ def test_skipped_keys_have_no_influence_and_selected_ones_do():
 
 def test_calls_repeat_bit_for_bit():
     q, k, v = inputs(1, 4111, 3, 128, torch.bfloat16, device="cuda")
-    mask = random_mask(4111, 128, 128, heads=3, density=0.3, device="cuda")
-    for variant in VARIANTS.values():
-        want = attend(q, k, v, mask, variant=variant)
-        for _ in range(20):
-            found = attend(q, k, v, mask, variant=variant)
-            assert torch.equal(found[0], want[0]) and torch.equal(found[1], want[1])
+    order = random_order(1, 3, 4111, device="cuda")
+    for query_block, variant in VARIANTS.values():
+        mask = random_mask(4111, query_block, 128, heads=3, density=0.3, device="cuda")
+        for call in ({"variant": variant}, {"variant": variant, "order": order}):
+            want = attend(q, k, v, mask, **call)
+            for _ in range(20):
+                found = attend(q, k, v, mask, **call)
+                assert torch.equal(found[0], want[0]) and torch.equal(found[1], want[1])
 
 
-def test_a_call_does_not_wait_for_the_card():
+@pytest.mark.parametrize("query_block", [64, 128])
+def test_a_call_does_not_wait_for_the_card(query_block):
     q, k, v = inputs(1, 4111, 2, 64, torch.bfloat16, device="cuda")
-    mask = random_mask(4111, 128, 64, heads=2, device="cuda")
-    attend(q, k, v, mask)
+    mask = random_mask(4111, query_block, 64, heads=2, device="cuda")
+    orders = (None, random_order(1, 2, 4111, device="cuda"))
+    for order in orders:
+        attend(q, k, v, mask, order=order)
     torch.use_deterministic_algorithms(False)
     torch.cuda.set_sync_debug_mode("error")
     try:
-        hopper_block_sparse_attention(q, k, v, BlockMask(mask.keep, mask.query, mask.key), order=None, scale=0.1)
+        for order in orders:
+            again = BlockMask(mask.keep, mask.query, mask.key)
+            hopper_block_sparse_attention(q, k, v, again, order=order, scale=0.1)
     finally:
         torch.cuda.set_sync_debug_mode("default")

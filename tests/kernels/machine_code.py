@@ -12,6 +12,8 @@ import sys
 from pathlib import Path
 
 SHARED_MEMORY = 232448  # what one program may use on compute capability 9.0, in bytes
+# Of a multiprocessor: bytes that its programs share, of which each has so many reserved; 32-bit registers.
+ALL_SHARED_MEMORY, RESERVED, REGISTER_FILE = 228 << 10, 1 << 10, 65536
 
 
 def machine_code(kernel):

@@ -26,10 +26,10 @@ from dittools.kernels import (
 TOKENS, HEADS = 333, 2
 
 
-def attention(name, key_block=128, dims=(64, 128)):
+def attention(name, key_block=128, dims=(64, 128), query_block=128):
     for dim in dims:
         q, k, v = inputs(1, TOKENS, HEADS, dim, torch.bfloat16, device="cuda")
-        mask = random_mask(TOKENS, 128, key_block, heads=HEADS, density=0.6, device="cuda")
+        mask = random_mask(TOKENS, query_block, key_block, heads=HEADS, density=0.6, device="cuda")
         bias = torch.randn(1, HEADS, mask.key.count, device="cuda")
         order = random_order(1, HEADS, TOKENS, device="cuda")
         for call in ({}, {"key_bias": bias}, {"order": order}):
@@ -167,7 +167,7 @@ def same(found, want):
 
 
 CASES = {
-    "hopper": lambda: [attention("hopper", block) for block in (64, 128)],
+    "hopper": lambda: [attention("hopper", keys, query_block=rows) for rows in (64, 128) for keys in (64, 128)],
     "triton": lambda: [attention("triton", block, (64, 96, 128)) for block in (64, 128)],
     "clusters": clusters,
     "compensation": compensation,

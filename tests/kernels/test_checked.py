@@ -8,7 +8,7 @@ import pytest
 import torch
 from cases import inputs, random_mask, random_order
 
-from dittools.blocks import BlockMask, Partition
+from dittools.blocks import Partition
 from dittools.clusters import ClusterMask, ClusterPartition
 from dittools.kernels import (
     block_mass,
@@ -16,12 +16,10 @@ from dittools.kernels import (
     checked,
     choice,
     dispatch,
-    hopper,
     hopper_clusters,
     hopper_mass,
     implementations,
 )
-from dittools.kernels.naive import naive_block_sparse_attention
 
 ENTRY = {
     "implementation": "hopper",
@@ -98,6 +96,19 @@ def test_hopper_is_chosen_once_it_is_checked_and_then_only_where_it_pays(table, 
     assert dict(implementations("cuda", torch.bfloat16, 128))["hopper"] is None
     assert dispatch.choose(q, k, v, mask) == "hopper"
     assert dispatch.choose(q, k, v, mask, order=order) == "triton"
+
+
+def test_tiles_of_64_rows_are_chosen_by_an_entry_of_their_own(table, on_hopper):
+    q, k, v = inputs(1, 300, 1, 64)
+    wide, narrow, order = random_mask(300, 128, 64), random_mask(300, 64, 64), random_order(1, 1, 300)
+    checked.enter(entry())
+    assert (dispatch.choose(q, k, v, wide), dispatch.choose(q, k, v, narrow)) == ("hopper", "triton")
+    assert dispatch.choose(q, k, v, narrow, implementation="hopper") == "hopper"
+    own = {"implementation": "hopper-64", "source": checked.fingerprint("hopper-64")}
+    checked.enter(entry(**own, speedup_over_triton={"raster": 0.9, "ordered": 1.1}))
+    assert (dispatch.choose(q, k, v, wide), dispatch.choose(q, k, v, narrow)) == ("hopper", "triton")
+    assert dispatch.choose(q, k, v, wide, order=order) == "triton"
+    assert dispatch.choose(q, k, v, narrow, order=order) == "hopper"
 
 
 def test_the_kernel_for_clusters_is_chosen_by_an_entry_of_its_own(table, on_hopper):
@@ -202,25 +213,3 @@ def test_plain_pytorch_on_a_gpu_is_warned_about_with_the_reason(table, on_hopper
         assert dispatch.choose(q, k, v, random_mask(130, 64, 64)) == "portable"
     with pytest.raises(ValueError, match="'hopper' cannot run this call: it has no backward"):
         dispatch.choose(q, k, v, random_mask(130, 64, 64), implementation="hopper")
-
-
-@pytest.mark.parametrize("lanes", [1, 3])
-@pytest.mark.parametrize("heads_at_a_time", [1, 2, 3])
-def test_an_order_runs_hopper_on_copies_some_heads_at_a_time(monkeypatch, lanes, heads_at_a_time):
-    q, k, v = inputs(2, 300, 3, 64)
-    mask = random_mask(300, 128, 64, 1, lanes, density=0.5)
-    order, bias = random_order(1, lanes, 300), torch.randn(2, lanes, mask.key.count)
-    launched = []
-
-    def launch(q, k, v, some, scale, bias, variant):
-        launched.append(q.shape[2])
-        mask = BlockMask.from_lists(*some.lists(), some.query, some.key)
-        return naive_block_sparse_attention(q, k, v, mask, scale=scale, key_bias=bias)
-
-    monkeypatch.setattr(hopper, "_launch", launch)
-    monkeypatch.setattr(hopper, "COPY_BYTES", 4 * q.numel() * 4 * heads_at_a_time // 3)
-    out, lse = hopper.hopper_block_sparse_attention(q, k, v, mask, order=order, scale=0.125, key_bias=bias)
-    wanted = naive_block_sparse_attention(q, k, v, mask, order=order, scale=0.125, key_bias=bias)
-    assert launched == {1: [1, 1, 1], 2: [2, 1], 3: [3]}[heads_at_a_time]
-    torch.testing.assert_close(out, wanted[0])
-    torch.testing.assert_close(lse, wanted[1])

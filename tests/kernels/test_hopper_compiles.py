@@ -6,25 +6,56 @@ Run as a script it compiles every build and prints a JSON line for each: see `ma
 import re
 
 import pytest
-from machine_code import SHARED_MEMORY, compile_all, compiled_builds, instructions, machine_code
+from machine_code import (
+    ALL_SHARED_MEMORY,
+    REGISTER_FILE,
+    RESERVED,
+    SHARED_MEMORY,
+    compile_all,
+    compiled_builds,
+    instructions,
+    machine_code,
+)
 
-from dittools.kernels.hopper import Variant, why_no_gluon
+from dittools.kernels.hopper import Variant, default_variant, why_no_gluon
 
 pytestmark = pytest.mark.skipif(why_no_gluon() is not None, reason=str(why_no_gluon()))
 
-# name: head dim, key block, dtype, with a bias, variant
+# name: rows of a tile, head dim, key block, dtype, with an order, with a bias, variant (the default when None)
 BUILDS = {
-    "hd128": (128, 128, "bfloat16", False, Variant()),
-    "hd128-keys64": (128, 64, "bfloat16", False, Variant()),
-    "hd128-stages3": (128, 128, "bfloat16", False, Variant(stages=3)),
-    "hd128-persistent": (128, 128, "bfloat16", False, Variant(persistent=True)),
-    "hd128-biased": (128, 64, "bfloat16", True, Variant(persistent=True)),
-    "hd64": (64, 128, "bfloat16", False, Variant(stages=3)),
-    "hd64-keys64-persistent": (64, 64, "float16", False, Variant(stages=3, persistent=True)),
-}
+    "hd128": (128, 128, 128, "bfloat16", False, False, Variant()),
+    "hd128-keys64": (128, 128, 64, "bfloat16", False, False, Variant()),
+    "hd128-stages3": (128, 128, 128, "bfloat16", False, False, Variant(stages=3)),
+    "hd128-persistent": (128, 128, 128, "bfloat16", False, False, Variant(persistent=True)),
+    "hd128-biased": (128, 128, 64, "bfloat16", False, True, Variant(persistent=True)),
+    "hd128-hold": (128, 128, 128, "bfloat16", False, False, Variant(hold=True)),
+    "hd128-ordered": (128, 128, 128, "bfloat16", True, False, None),
+    "hd128-ordered-keys64": (128, 128, 64, "float16", True, False, None),
+    "hd128-ordered-persistent": (128, 128, 128, "bfloat16", True, False, Variant(persistent=True)),
+    "hd128-ordered-biased": (128, 128, 128, "bfloat16", True, True, None),
+    "hd64": (128, 64, 128, "bfloat16", False, False, None),
+    "hd64-ordered": (128, 64, 128, "bfloat16", True, False, None),
+    "hd64-keys64-persistent": (128, 64, 64, "float16", False, False, Variant(stages=3, persistent=True)),
+    "rows64": (64, 128, 64, "bfloat16", False, False, None),
+    "rows64-keys128": (64, 128, 128, "bfloat16", False, False, None),
+    "rows64-biased": (64, 128, 64, "bfloat16", False, True, None),
+    "rows64-keys128-biased": (64, 128, 128, "bfloat16", False, True, None),
+    "rows64-ordered": (64, 128, 64, "bfloat16", True, False, None),
+    "rows64-ordered-keys128": (64, 128, 128, "float16", True, False, None),
+    "rows64-ordered-biased": (64, 128, 64, "bfloat16", True, True, None),
+    "rows64-read": (64, 128, 64, "bfloat16", False, False, Variant(stages=3, slot=64)),
+    "rows64-in-turn": (64, 128, 64, "bfloat16", False, False, Variant(stages=3, slot=64, overlap=False)),
+    "rows64-slots128": (64, 128, 64, "bfloat16", False, False, Variant(stages=1, slot=128, hold=True)),
+    "rows64-persistent": (64, 128, 64, "bfloat16", False, False, Variant(slot=64, hold=True, persistent=True)),
+    "rows64-hd64": (64, 64, 64, "bfloat16", False, False, None),
+    "rows64-hd64-keys128": (64, 64, 128, "float16", False, False, None),
+    "rows64-hd64-ordered": (64, 64, 64, "bfloat16", True, False, None),
+    "rows64-hd64-biased": (64, 64, 64, "bfloat16", False, True, None),
+    "rows64-hd64-slots64": (64, 64, 64, "bfloat16", False, False, Variant(stages=6, slot=64, hold=True)),
+}  # fmt: skip
 
 
-def build(head_dim, key_block, dtype, biased, variant):
+def build(rows, head_dim, key_block, dtype, ordered, biased, variant):
     """Compile one variant from the arguments of a real call; return its resources and SASS."""
     import torch
 
@@ -33,9 +64,11 @@ def build(head_dim, key_block, dtype, biased, variant):
     from dittools.kernels.hopper_forward import block_sparse_forward
 
     q = torch.empty(2, 1000, 3, head_dim, dtype=getattr(torch, dtype))
-    mask = BlockMask.full(Partition(1000, 128), Partition(1000, key_block))
+    mask = BlockMask.full(Partition(1000, rows), Partition(1000, key_block))
     bias = torch.zeros(1, 3, mask.key.count) if biased else None
-    _, _, _, arguments, options = launch_arguments(q, q, q, mask, 0.1, bias, variant)
+    order = torch.arange(1000, dtype=torch.int32).expand(1, 3, -1) if ordered else None
+    results = torch.empty_like(q), torch.empty(2, 3, 1000)
+    _, arguments, options = launch_arguments(q, q, q, mask, 0.1, bias, variant, order, *results)
     return machine_code(block_sparse_forward.warmup(*arguments, **options, grid=(1,)))
 
 
@@ -44,41 +77,104 @@ def builds(tmp_path_factory):
     return compiled_builds(__file__, tmp_path_factory.mktemp("cache"))
 
 
+def of(name):
+    """(rows, head dim, with an order, variant) of a build."""
+    rows, head_dim, _, _, ordered, _, variant = BUILDS[name]
+    return rows, head_dim, ordered, variant or default_variant(head_dim, rows)
+
+
+def loops(build):
+    """Machine code of each consumer's loop: the least one around the wait that leaves a product under way."""
+    sass = build["sass"]
+    jumps = [re.search(r"\bBRA .*(0x[0-9a-f]+)", line) for line in sass]
+    backward = [(int(jump[1], 16) // 16, i) for i, jump in enumerate(jumps) if jump and int(jump[1], 16) // 16 < i]
+    found = []
+    for wait in instructions(build, "WARPGROUP.DEPBAR.LE"):
+        if "0x1" in sass[wait]:
+            begin, end = min((x for x in backward if x[0] < wait < x[1]), key=lambda x: x[1] - x[0])
+            found.append(sass[begin : end + 1])
+    return found
+
+
 @pytest.mark.parametrize("name", BUILDS)
 def test_nothing_spills_and_it_fits(builds, name):
-    build = builds[name]
-    assert build["warps"] == 12
-    assert build["resources"]["REG"] == 168 and build["shared"] <= SHARED_MEMORY
-    # With a bias two pointers wait in memory while the kernel starts.
+    build, (rows, *_) = builds[name], BUILDS[name]
+    assert (build["warps"], build["resources"]["REG"]) == ((12, 168) if rows == 128 else (8, 128))
+    assert build["shared"] <= SHARED_MEMORY
+    # With a bias two pointers wait in memory while the kernel of 128 rows starts.
     spills = instructions(build, "LDL") + instructions(build, "STL")
-    assert len(spills) <= (4 if BUILDS[name][3] else 0)
-    # 240 registers for each consumer and 24 for the producer.
+    assert len(spills) <= (4 if BUILDS[name][5] and rows == 128 else 0)
+    # 240 registers for each of two consumers or 232 for one, and 24 for the producer.
     limits = {int(x, 16) for line in build["sass"] for x in re.findall(r"USETMAXREG.* (0x\w+)", line)}
-    assert {240, 24} <= limits
+    assert {240 if rows == 128 else 232, 24} <= limits
+
+
+@pytest.mark.parametrize("name", [name for name in BUILDS if BUILDS[name][0] == 64])
+def test_two_programs_of_64_rows_share_a_multiprocessor(builds, name):
+    build = builds[name]
+    threads = 32 * build["warps"]
+    assert 2 * threads * build["resources"]["REG"] <= REGISTER_FILE and 2 * threads <= 2048
+    assert 2 * (build["shared"] + RESERVED) <= ALL_SHARED_MEMORY
 
 
 @pytest.mark.parametrize("name", BUILDS)
 def test_products_run_on_the_tensor_cores_and_copies_on_tma(builds, name):
-    head_dim = BUILDS[name][0]
-    products = [builds[name]["sass"][i] for i in instructions(builds[name], "HGMMA")]
-    # Two consumers, each QK and PV in the loop, and the first QK and the last PV outside it.
-    assert len(products) == 2 * 2 * (head_dim // 16 + 128 // 16)
-    # Weights come from registers: their A operand is no descriptor.
-    assert sum("tnspB" in x and re.search(r"R\d+, R\d+, gdesc", x) is not None for x in products) == 2 * 2 * 8
-    assert instructions(builds[name], "UTMALDG") and len(instructions(builds[name], "UTMASTG")) == 2
-    assert not instructions(builds[name], "HMMA")
+    build, (rows, head_dim, ordered, variant) = builds[name], of(name)
+    consumers = rows // 64
+    products = [build["sass"][i] for i in instructions(build, "HGMMA")]
+    # Each consumer: QK and PV in the loop, and the first QK and the last PV outside it.
+    assert len(products) == 2 * consumers * (head_dim // 16 + variant.slot // 16)
+    # Weights come from registers: their A operand is no descriptor. Q does where it is held.
+    by_register = [re.search(r"R\d+, R\d+, gdesc", x) is not None for x in products]
+    assert sum("tnspB" in x and yes for x, yes in zip(products, by_register, strict=True)) == (
+        2 * consumers * variant.slot // 16
+    )
+    assert sum(by_register) == 2 * consumers * (variant.slot // 16 + variant.hold * head_dim // 16)
+    assert instructions(build, "UTMALDG")
+    # By an order the output leaves row by row, else as one box of each consumer.
+    assert len(instructions(build, "UTMASTG")) == (0 if ordered else consumers)
+    assert not instructions(build, "HMMA")
 
 
-@pytest.mark.parametrize("name", BUILDS)
+@pytest.mark.parametrize("name", [name for name in BUILDS if of(name)[3].overlap])
 def test_the_softmax_runs_between_the_two_waits(builds, name):
-    build = builds[name]
+    build, (rows, _, _, variant) = builds[name], of(name)
     early = [i for i in instructions(build, "WARPGROUP.DEPBAR.LE") if "0x1" in build["sass"][i]]
     late = [i for i in instructions(build, "WARPGROUP.DEPBAR.LE") if "0x0" in build["sass"][i]]
-    assert len(early) == 2
+    assert len(early) == rows // 64
     exponentials = instructions(build, "MUFU.EX2")
     for start in early:
         end = min(i for i in late if i > start)
-        assert sum(start < i < end for i in exponentials) >= 64
+        assert sum(start < i < end for i in exponentials) >= variant.slot // 2
+
+
+@pytest.mark.parametrize(
+    ("name", "without"),
+    [("hd128-ordered", "hd128"), ("hd64-ordered", "hd64"), ("rows64-ordered", "rows64"),
+     ("rows64-hd64-ordered", "rows64-hd64")],
+)  # fmt: skip
+def test_an_order_costs_the_loop_nothing(builds, name, without):
+    for ordered, plain in zip(loops(builds[name]), loops(builds[without]), strict=True):
+        assert len(ordered) <= len(plain) + 8
+        assert not [line for line in ordered if re.search(r"\b(LDG|STG|LDS|STS|LDSM)\b", line)]
+
+
+@pytest.mark.parametrize("name", [name for name in BUILDS if of(name)[2]])
+def test_rows_of_q_are_read_wide_and_are_there_for_all_warps_before_the_first_product(builds, name):
+    build, (rows, head_dim, _, variant) = builds[name], of(name)
+    sass = build["sass"]
+    # 64 rows of each consumer, by 128 threads of 8 elements.
+    wide = [i for i in instructions(build, "LDG") if ".128" in sass[i]]
+    assert len(wide) == rows * head_dim // (128 * 8)
+    stores = [i for i in instructions(build, "STS") if ".128" in sass[i]]
+    assert len(stores) == len(wide)
+    reads = instructions(build, "LDSM") if variant.hold else instructions(build, "HGMMA")
+    firsts = {next(i for i in reads if i > store) for store in stores}
+    assert len(firsts) == rows // 64
+    for first in firsts:
+        last = max(i for i in stores if i < first)
+        fence = next(i for i in instructions(build, "FENCE.VIEW.ASYNC") if i > last)
+        assert fence < next(i for i in instructions(build, "BAR.SYNC") if i > fence) < first
 
 
 if __name__ == "__main__":
