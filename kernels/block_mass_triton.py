@@ -33,7 +33,7 @@ class Variant:
     group: int = 8
 
 
-DEFAULT = Variant()
+DEFAULT = Variant(warps=4, stages=2)
 
 
 @triton.jit
