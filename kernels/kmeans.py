@@ -190,12 +190,13 @@ def _portable_step(x: torch.Tensor, centroids: torch.Tensor) -> Clusters:
 
 def _triton_iterations(x: torch.Tensor, centroids: torch.Tensor, iterations: int) -> tuple[torch.Tensor, ...]:
     """Labels, order, offsets and centroids of the last iteration."""
-    from dittools.kernels.kmeans_triton import triton_assign, triton_update
+    from dittools.kernels.kmeans_triton import triton_assign
+    from dittools.kernels.kmeans_update_triton import triton_update
 
     for _ in range(iterations):
         labels = triton_assign(x, centroids)
         order, offsets = sort_by_label(labels, centroids.shape[1], implementation="triton")
-        centroids = triton_update(x, order, offsets, centroids)
+        centroids = triton_update(x, labels, order, offsets, centroids)
     return labels, order, offsets, centroids
 
 

@@ -1,4 +1,4 @@
-"""The two halves of a k-means iteration in Triton: nearest centroids, and means of sorted segments."""
+"""The assignment of a k-means iteration in Triton: the nearest centroid of every point."""
 
 from __future__ import annotations
 
@@ -93,33 +93,6 @@ def _assign(
     tl.store(p_label + i_n * points + o_m, b_label, mask=o_m < points)
 
 
-@triton.jit
-def _update(
-    p_x, p_order, p_offset, p_old, p_new, points, clusters, inner,
-    stride_xo, stride_xn, stride_xs, stride_xd,
-    D: tl.constexpr, BD: tl.constexpr, BS: tl.constexpr,
-):  # fmt: skip
-    """Grid: (C, N). The mean of one cluster, whose points are a run of the order: no atomics, one fixed order."""
-    i_c = tl.program_id(0)
-    i_n = tl.program_id(1).to(tl.int64)
-    o_d = tl.arange(0, BD)
-    first = tl.load(p_offset + i_n * (clusters + 1) + i_c)
-    stop = tl.load(p_offset + i_n * (clusters + 1) + i_c + 1)
-    p_x += i_n // inner * stride_xo + i_n % inner * stride_xn
-    b_sum = tl.zeros([BS, BD], dtype=tl.float32)
-    for i in range(first, stop, BS):
-        o_s = i + tl.arange(0, BS)
-        o_token = tl.load(p_order + i_n * points + o_s, mask=o_s < stop, other=0).to(tl.int64)  # [BS]
-        inside = (o_s[:, None] < stop) & (o_d[None, :] < D)
-        b_x = tl.load(p_x + o_token[:, None] * stride_xs + o_d[None, :] * stride_xd, mask=inside, other=0.0)  # [BS, BD]
-        b_sum += b_x.to(tl.float32)
-    o_out = (i_n * clusters + i_c) * D + o_d
-    b_old = tl.load(p_old + o_out, mask=o_d < D)  # [BD]
-    size = stop - first
-    b_mean = tl.sum(b_sum, 0) / tl.maximum(size, 1).to(tl.float32)  # [BD]
-    tl.store(p_new + o_out, tl.where(size > 0, b_mean, b_old), mask=o_d < D)
-
-
 def triton_assign(x: torch.Tensor, centroids: torch.Tensor, variant: Variant | None = None) -> torch.Tensor:
     """Launch the assignment.
 
@@ -131,7 +104,7 @@ def triton_assign(x: torch.Tensor, centroids: torch.Tensor, variant: Variant | N
     Returns:
         labels int32 ``[N, S]``.
     """
-    lanes, points, dim, strides = _lanes(x)
+    lanes, points, dim, strides = lanes_of(x)
     clusters = centroids.shape[1]
     full = x.dtype == torch.float32
     v = variant or (Variant(64, 32, 4, 1) if full else Variant())
@@ -150,28 +123,7 @@ def triton_assign(x: torch.Tensor, centroids: torch.Tensor, variant: Variant | N
     return labels
 
 
-def triton_update(x: torch.Tensor, order: torch.Tensor, offsets: torch.Tensor, centroids: torch.Tensor) -> torch.Tensor:
-    """Launch the update.
-
-    Args:
-        x: ``[N, S, D]`` or ``[B, H, S, D]``, any strides. order int32 ``[N, S]``, offsets int32 ``[N, C + 1]``: its
-            points sorted by label.
-        centroids: fp32 ``[N, C, D]``, contiguous; what empty clusters keep.
-
-    Returns:
-        fp32 ``[N, C, D]``.
-    """
-    lanes, points, dim, strides = _lanes(x)
-    clusters = centroids.shape[1]
-    new = torch.empty_like(centroids)
-    _update[(clusters, lanes)](
-        x, order, offsets.contiguous(), centroids, new, points, clusters, *strides,
-        D=dim, BD=triton.next_power_of_2(dim), BS=32, num_warps=4,
-    )  # fmt: skip
-    return new
-
-
-def _lanes(x: torch.Tensor) -> tuple[int, int, int, tuple[int, ...]]:
+def lanes_of(x: torch.Tensor) -> tuple[int, int, int, tuple[int, ...]]:
     """Lanes, points and dimensions of x, and how kernels find a lane: lanes of the inner dimension, and all strides."""
     if x.ndim == 3:
         return *x.shape, (x.shape[0], 0, *x.stride())

@@ -21,6 +21,7 @@ CASE_OF = {
     "hopper_forward": "hopper",
     "hopper_mass_forward": "hopper-mass",
     "kmeans_triton": "kmeans",
+    "kmeans_update_triton": "kmeans",
     "likeness_triton": "likeness",
     "lists_triton": "lists",
     "permute_triton": "permute",

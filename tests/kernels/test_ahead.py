@@ -23,6 +23,7 @@ from dittools.kernels import (
     fill_triton,
     hopper_clusters_lists,
     kmeans_triton,
+    kmeans_update_triton,
     likeness_triton,
     lists_triton,
     permute_triton,
@@ -64,10 +65,11 @@ def test_kmeans(card, dtype):
     order, offsets = torch.empty(2, 1000, dtype=torch.int32), torch.empty(2, 301, dtype=torch.int32)
     with compiling(card[0]) as compiled:
         kmeans_triton.triton_assign(x, centroids)
-        kmeans_triton.triton_update(x, order, offsets, centroids)
-    check(compiled, ["_round", "_assign", "_update"], card)
+        kmeans_update_triton.triton_update(x, order, order, offsets, centroids)
+    check(compiled, ["_round", "_assign", "_sum_stretches", "_join_stretches"], card)
     if card == SM90:
         assert "wgmma" in compiled[1].asm["ptx"]
+        assert not any(stack_bytes(kernel) for kernel in compiled)
 
 
 def test_counting_sort():

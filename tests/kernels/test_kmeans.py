@@ -168,6 +168,34 @@ def test_every_variant_of_the_assignment_gives_the_same(place):
         assert (taken <= distance.amin(-1) + 1e-4).all()
 
 
+# Of 300 points: all in one cluster but a few, about five clusters, and more than a stretch has room for.
+@everywhere
+@pytest.mark.parametrize(("clusters", "share"), [(3, 0.95), (5, 0.0), (300, 0.0)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_every_variant_of_the_update_gives_the_means(place, clusters, share, dtype):
+    implementation, device = place
+    if implementation != "triton":
+        pytest.skip("plain PyTorch has none")
+    from dittools.kernels.kmeans_update_triton import Variant, triton_update
+
+    x = points(2, 301, 20, dtype=dtype, device=device).unflatten(0, (1, 2))
+    x[0, 1, 5] = torch.nan  # spoils its own cluster and no other
+    drawn = torch.Generator().manual_seed(0)
+    labels = torch.randint(clusters, (2, 301), generator=drawn, dtype=torch.int32)
+    labels[torch.rand(2, 301, generator=drawn) < share] = 1
+    order, offsets = sort_by_label(labels, clusters, implementation="portable")
+    old = points(2, clusters, 20, seed=1)
+    mine = labels[:, None].long() == torch.arange(clusters)[:, None]  # [2, C, 301]
+    wide = x[0].cpu().double()
+    means = torch.stack([torch.stack([wide[n][mine[n, c]].mean(0) for c in range(clusters)]) for n in range(2)])
+    want = torch.where(mine.any(-1)[..., None], means, old.double()).float()
+    moved = (y.to(device) for y in (labels, order, offsets, old))
+    given = (x, *moved)
+    for variant in (Variant(), Variant(32), Variant(128, 8, 80)):
+        found = triton_update(*given, variant).cpu()
+        torch.testing.assert_close(found, want, atol=1e-5, rtol=1e-5, equal_nan=True)
+
+
 @everywhere
 def test_a_warm_start_goes_on_where_the_last_call_ended(place):
     implementation, device = place
