@@ -108,19 +108,36 @@ def triton_assign(x: torch.Tensor, centroids: torch.Tensor, variant: Variant | N
     clusters = centroids.shape[1]
     full = x.dtype == torch.float32
     v = variant or (Variant(64, 32, 4, 1) if full else Variant())
-    width, steps = max(16, triton.next_power_of_2(dim)), triton.cdiv(clusters, v.centroids)
-    rounded = torch.empty(lanes, steps * v.centroids, width, dtype=x.dtype, device=x.device)
-    half = torch.empty(lanes, steps * v.centroids, dtype=torch.float32, device=x.device)
+    rounded, half = round_centroids(centroids, x.dtype, v.centroids, folded=v.folded)
+    width = rounded.shape[-1]
     labels = torch.empty(lanes, points, dtype=torch.int32, device=x.device)
-    _round[(steps, lanes)](
-        centroids, rounded, half, clusters, D=dim, BD=width, BC=v.centroids, FOLDED=v.folded, num_warps=4
-    )
     _assign[(triton.cdiv(points, v.points), lanes)](
         x, rounded, half, labels, points, clusters, *strides,
         D=dim, BD=width, BM=v.points, BN=v.centroids, FOLDED=v.folded, PRECISION="tf32x3" if full else "tf32",
         num_warps=v.warps, num_stages=v.stages,
     )  # fmt: skip
     return labels
+
+
+def round_centroids(
+    centroids: torch.Tensor, dtype: torch.dtype, tile: int, *, folded: bool = False
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Centroids as an assignment reads them.
+
+    Args:
+        centroids: fp32 ``[N, C, D]``, contiguous. tile: to whose multiple C is filled up.
+        folded: whether half norms are given as less than nothing.
+
+    Returns:
+        ``[N, C', D']`` in the dtype, D filled up to a power of two of at least 16 with zeros, and fp32 ``[N, C']``,
+        half their squared norms: infinite where there is no centroid.
+    """
+    lanes, clusters, dim = centroids.shape
+    width, steps = max(16, triton.next_power_of_2(dim)), triton.cdiv(clusters, tile)
+    rounded = torch.empty(lanes, steps * tile, width, dtype=dtype, device=centroids.device)
+    half = torch.empty(lanes, steps * tile, dtype=torch.float32, device=centroids.device)
+    _round[(steps, lanes)](centroids, rounded, half, clusters, D=dim, BD=width, BC=tile, FOLDED=folded, num_warps=4)
+    return rounded, half
 
 
 def lanes_of(x: torch.Tensor) -> tuple[int, int, int, tuple[int, ...]]:
