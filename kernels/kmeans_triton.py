@@ -24,6 +24,13 @@ class Variant:
     folded: bool = False
 
 
+def default_variant(dtype: torch.dtype, clusters: int) -> Variant:
+    """The variant that runs when none is asked for: of those that an H200 was timed with, the fastest."""
+    if dtype == torch.float32:
+        return Variant(64, 32, 4, 1)
+    return Variant(stages=4) if clusters <= 512 else Variant(folded=True)
+
+
 @triton.jit
 def _round(
     p_c, p_rounded, p_half, clusters,
@@ -99,7 +106,7 @@ def triton_assign(x: torch.Tensor, centroids: torch.Tensor, variant: Variant | N
     Args:
         x: ``[N, S, D]`` or ``[B, H, S, D]``, any strides; N is B x H.
         centroids: fp32 ``[N, C, D]``, contiguous.
-        variant: form of the kernel; by dtype when None.
+        variant: form of the kernel; `default_variant` when None.
 
     Returns:
         labels int32 ``[N, S]``.
@@ -107,7 +114,7 @@ def triton_assign(x: torch.Tensor, centroids: torch.Tensor, variant: Variant | N
     lanes, points, dim, strides = lanes_of(x)
     clusters = centroids.shape[1]
     full = x.dtype == torch.float32
-    v = variant or (Variant(64, 32, 4, 1) if full else Variant())
+    v = variant or default_variant(x.dtype, clusters)
     rounded, half = round_centroids(centroids, x.dtype, v.centroids, folded=v.folded)
     width = rounded.shape[-1]
     labels = torch.empty(lanes, points, dtype=torch.int32, device=x.device)

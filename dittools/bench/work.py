@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from dittools.bench import around, attention, clusters, proof, proof_mass
+from dittools.bench import around, attention, clusters, proof, proof_kmeans, proof_mass
 from dittools.bench.attention import Shape
 from dittools.kernels.supervise import At, serve
 
@@ -28,6 +28,8 @@ ALONE = {
     "proof": proof.prove,
     "clusters-proof": proof.prove_clusters,
     "mass-proof": proof_mass.prove_mass,
+    "kmeans-proof": proof_kmeans.prove_kmeans,
+    "kmeans-faster": proof_kmeans.kmeans_faster,
 }
 KINDS = (*WITH_SHAPE, *ALONE)
 

@@ -301,3 +301,15 @@ def test_the_timing_checks_its_case_and_leaves_out_what_is_wrong(tmp_path, monke
     for broken in ((order * 0, means, sizes), (order, means + 1, sizes), (order, means, sizes + 1)):
         with pytest.raises(RuntimeError, match="not timed"):
             time_kmeans.check_runs(x, *broken)
+    labels = nearest_centroids(x, runs.centroids)
+    order, offsets = sort_by_label(labels, 5)
+    time_kmeans.check_order(labels, order, offsets)
+    means = cluster_tokens(x, centroids=runs.centroids, iterations=1).centroids
+    time_kmeans.check_means(x, labels, means)
+    for broken in (
+        lambda: time_kmeans.check_order(labels, order.flip(-1), offsets),
+        lambda: time_kmeans.check_order(labels, order, offsets + 1),
+        lambda: time_kmeans.check_means(x, labels, means + 0.01),
+    ):
+        with pytest.raises(RuntimeError, match="not timed"):
+            broken()
