@@ -72,7 +72,7 @@ def test_scores_are_compared_while_a_product_is_under_way(builds, name):
     assert len(early) == 2 * (1 + 2 * BUILDS[name][2].turn - 1)
     for start in early[: len(early) // 2]:
         end = min(i for i in waits if i > start)
-        assert sum(start < i < end for i in compared) >= 24
+        assert sum(start < i < end for i in compared) >= 16
 
 
 if __name__ == "__main__":
