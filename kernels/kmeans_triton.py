@@ -14,7 +14,8 @@ class Variant:
     """Points and centroids of a tile of the assignment, warps, and stages of centroids in flight.
 
     ``folded`` products start from minus the half norms, which saves an addition a score and waits for them; else the
-    half norms come in while the product runs.
+    half norms come in while the product runs. ``narrow``: the best are kept for 8 columns and not for all of a tile,
+    which takes few registers: more programs share a multiprocessor, or tiles of centroids may be wide.
     """
 
     points: int = 128
@@ -22,6 +23,7 @@ class Variant:
     warps: int = 8
     stages: int = 3
     folded: bool = False
+    narrow: bool = False
 
 
 def default_variant(dtype: torch.dtype, clusters: int) -> Variant:
@@ -56,17 +58,24 @@ def _round(
 
 
 @triton.jit
+def _better(b_score, b_at, b_other, b_other_at):
+    """The larger score, and where it was; of equal ones the first."""
+    b_wins = b_other > b_score
+    return tl.where(b_wins, b_other, b_score), tl.where(b_wins, b_other_at, b_at)
+
+
+@triton.jit
 def _assign(
     p_x, p_c, p_half, p_label, points, clusters, inner,
     stride_xo, stride_xn, stride_xs, stride_xd,
-    D: tl.constexpr, BD: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, FOLDED: tl.constexpr,
+    D: tl.constexpr, BD: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, FOLDED: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Grid: (tiles of points, N). A tile of points stays; the centroids stream past it.
 
-    Each lane of the tile keeps the best score of its own column and the step that gave it. One reduction
-    across columns follows the loop, where one in it would cost more than the product. Nothing in the loop is masked:
-    what it loads is filled up to whole tiles.
+    Each lane of the tile keeps the best score of its own column, or of every BK-th, and the part of the centroids, BK
+    of them, that gave it. One reduction across columns follows the loop, where one in it would cost more than the
+    product. Nothing in the loop is masked: what it loads is filled up to whole tiles.
     """
     i_n = tl.program_id(1).to(tl.int64)
     o_m = tl.program_id(0) * BM + tl.arange(0, BM)
@@ -78,8 +87,9 @@ def _assign(
     p_bh = p_half + i_n * steps * BN + o_n
     p_bx = p_x + tl.minimum(o_m, points - 1)[:, None].to(tl.int64) * stride_xs + o_d[None, :] * stride_xd
     b_x = tl.load(p_bx) if D == BD else tl.load(p_bx, mask=o_d[None, :] < D, other=0.0)  # [BM, BD]
-    b_best = tl.full([BM, BN], float("-inf"), dtype=tl.float32)
-    b_step = tl.zeros([BM, BN], dtype=tl.int32)
+    PARTS: tl.constexpr = BN // BK
+    b_best = tl.full([BM, BK], float("-inf"), dtype=tl.float32)
+    b_part = tl.zeros([BM, BK], dtype=tl.int32)
     for i in range(0, steps):
         b_c = tl.load(p_bc)  # [BN, BD]
         b_half = tl.load(p_bh)  # [BN]
@@ -88,14 +98,18 @@ def _assign(
             b_score = tl.dot(b_x, tl.trans(b_c), b_less, input_precision=PRECISION)  # [BM, BN]
         else:
             b_score = tl.dot(b_x, tl.trans(b_c), input_precision=PRECISION) - b_half[None, :]  # [BM, BN]
-        b_better = b_score > b_best
-        b_best = tl.where(b_better, b_score, b_best)
-        b_step = tl.where(b_better, i, b_step)
+        if PARTS == 1:
+            b_best, b_part = _better(b_best, b_part, b_score, i)
+        else:
+            b_parts = tl.broadcast_to(tl.arange(0, PARTS)[None, :, None], [BM, PARTS, BK])
+            b_top, b_in = tl.reduce((tl.reshape(b_score, [BM, PARTS, BK]), b_parts), 1, _better)  # [BM, BK]
+            b_best, b_part = _better(b_best, b_part, b_top, b_in + i * PARTS)
         p_bc += BN * BD
         p_bh += BN
-    b_top = tl.max(b_best, 1)  # [BM]
+    b_max = tl.max(b_best, 1)  # [BM]
+    o_k = tl.arange(0, BK)
     # Of columns that tie, the lowest label wins; points that are not numbers get label 0.
-    b_label = tl.where(b_best == b_top[:, None], b_step * BN + o_n[None, :], 0x7FFFFFFF)  # [BM, BN]
+    b_label = tl.where(b_best == b_max[:, None], b_part * BK + o_k[None, :], 0x7FFFFFFF)  # [BM, BK]
     b_label = tl.min(b_label, 1)  # [BM]
     tl.store(p_label + i_n * points + o_m, b_label, mask=o_m < points)
 
@@ -120,7 +134,8 @@ def triton_assign(x: torch.Tensor, centroids: torch.Tensor, variant: Variant | N
     labels = torch.empty(lanes, points, dtype=torch.int32, device=x.device)
     _assign[(triton.cdiv(points, v.points), lanes)](
         x, rounded, half, labels, points, clusters, *strides,
-        D=dim, BD=width, BM=v.points, BN=v.centroids, FOLDED=v.folded, PRECISION="tf32x3" if full else "tf32",
+        D=dim, BD=width, BM=v.points, BN=v.centroids, BK=8 if v.narrow else v.centroids, FOLDED=v.folded,
+        PRECISION="tf32x3" if full else "tf32",
         num_warps=v.warps, num_stages=v.stages,
     )  # fmt: skip
     return labels

@@ -154,13 +154,16 @@ def _assignments(points: torch.Tensor, start: torch.Tensor) -> dict[str, Callabl
     from dittools.kernels.kmeans_triton import default_variant as by_itself
 
     variants = (
-        by_itself(points.dtype, start.shape[1]), Variant(folded=True), Variant(), Variant(stages=4),
-        Variant(stages=4, folded=True), Variant(points=64, warps=4), Variant(points=64, warps=4, folded=True),
+        by_itself(points.dtype, start.shape[1]), Variant(folded=True), Variant(stages=4), Variant(narrow=True),
+        Variant(stages=2, narrow=True), Variant(folded=True, narrow=True), Variant(stages=2, folded=True, narrow=True),
+        Variant(64, 64, 4, 2, narrow=True), Variant(64, 64, 4, 3, narrow=True), Variant(128, 128, 8, 2, narrow=True),
+        Variant(128, 128, 8, 2, folded=True, narrow=True), Variant(64, 128, 4, 2, narrow=True),
+        Variant(256, 64, 8, 2, narrow=True),
     )  # fmt: skip
     calls: dict[str, Callable] = {}
     for v in dict.fromkeys(variants):
-        name = f"assign, {v.points} x {v.centroids}, {v.warps} warps, {v.stages} stages{', folded' * v.folded}"
-        calls[name] = lambda v=v: triton_assign(points, start, v)
+        name = f"assign, {v.points} x {v.centroids}, {v.warps} warps, {v.stages} stages"
+        calls[name + ", folded" * v.folded + ", narrow" * v.narrow] = lambda v=v: triton_assign(points, start, v)
     return calls
 
 
@@ -185,7 +188,7 @@ def _sorts(labels: torch.Tensor, clusters: int) -> dict[str, Callable]:
         return {"sort": lambda: sort_by_label(labels, clusters)}
     from dittools.kernels.counting_sort_triton import Variant, triton_sort_by_label
 
-    variants = (Variant(), Variant(1024, 8), Variant(512, 4), Variant(512, 2), Variant(2048, 8), Variant(4096, 8))
+    variants = (Variant(), Variant(1024, 8), Variant(512, 4), Variant(2048, 8))
     return {
         f"sort, {v.tokens} tokens, {v.warps} warps": lambda v=v: triton_sort_by_label(labels, clusters, v)
         for v in variants

@@ -72,6 +72,17 @@ def test_kmeans(card, dtype):
         assert not any(stack_bytes(kernel) for kernel in compiled)
 
 
+@pytest.mark.parametrize("centroids", [64, 128])
+def test_kmeans_with_room_for_several_programs(centroids):
+    variant = kmeans_triton.Variant(centroids=centroids, stages=2, narrow=True)
+    with compiling(SM90[0]) as compiled:
+        kmeans_triton.triton_assign(torch.empty(2, 1000, 128, dtype=BF16), torch.empty(2, 300, 128), variant)
+    check(compiled, ["_round", "_assign"], SM90)
+    assert "wgmma" in compiled[1].asm["ptx"] and stack_bytes(compiled[1]) == 0
+    # No score goes through shared memory, and two or three programs fit.
+    assert compiled[1].metadata.shared * (4 - centroids // 64) <= SM90[1]
+
+
 def test_counting_sort():
     with compiling(SM90[0]) as compiled:
         counting_sort_triton.triton_sort_by_label(torch.empty(2, 3000, dtype=torch.int32), 1000)

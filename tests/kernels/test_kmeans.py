@@ -161,6 +161,9 @@ def test_every_variant_of_the_assignment_gives_the_same(place):
         Variant(points=256),
         Variant(centroids=128),
         Variant(64, 32, 4, 2),
+        Variant(narrow=True),
+        Variant(64, 64, 4, 2, narrow=True),
+        Variant(centroids=128, stages=2, folded=True, narrow=True),
     ):
         labels = triton_assign(x, centroids, variant)
         assert labels.dtype == torch.int32 and (labels != 33).all()
