@@ -17,6 +17,7 @@ from functools import partial
 
 import torch
 
+from dittools.bench.proof_kmeans import judge
 from dittools.kernels.counting_sort import sort_by_label
 from dittools.kernels.hopper import SLOT
 from dittools.kernels.kmeans import cluster_runs, nearest_centroids, stratified_start
@@ -110,12 +111,12 @@ def case(heads: int, tokens: int, dim: int, clusters: int, iterations: int, repe
     mean_error = check_runs(points, found.order, found.means, found.partition.run_sizes)
     labels = nearest_centroids(points, start)
     calls, worst, left_out = {}, 0.0, {}
-    for some, judge in (
+    for some, look in (
         (_assignments(points, start), lambda _, labels: check(points, start, labels)),
         (_sorts(labels, clusters), lambda _, runs: check_order(labels, *runs)),
         (_updates(points, labels, start), lambda _, means: check_means(points, labels, means)),
     ):
-        right, error, wrong = passing(some, judge)
+        right, error, wrong = passing(some, look)
         calls, left_out, worst = calls | right, left_out | wrong, max(worst, error)
     alone = points.flatten(0, 1).contiguous()
     calls["k-means"] = lambda: cluster_runs(alone, **call)
@@ -126,10 +127,10 @@ def case(heads: int, tokens: int, dim: int, clusters: int, iterations: int, repe
 
 
 def hopper_case(heads: int, tokens: int, dim: int, clusters: int, iterations: int, repeats: int = 10) -> dict:
-    """The same of the assignment for Hopper: in its variants, and in k-means."""
+    """The same of the assignment for Hopper: in its variants, of which every label is checked, and in k-means."""
     points = _points(heads, tokens, dim).transpose(1, 2)
     start = stratified_start(points, clusters)
-    calls, error, left_out = passing(_hopper_assignments(points, start), lambda _, labels: check(points, start, labels))
+    calls, error, left_out = passing(_hopper_assignments(points, start), lambda _, labels: judge(points, start, labels))
     call = {"centroids": start, "iterations": iterations, "implementation": "hopper"}
     if calls:
         calls["k-means, hopper"] = lambda: cluster_runs(points, **call)

@@ -86,7 +86,7 @@ def judge(x: torch.Tensor, centroids: torch.Tensor, labels: torch.Tensor) -> flo
         raise Wrong("a label names no centroid")
     worst = 0.0
     for lane in range(labels.shape[0]):
-        points, means = x.flatten(0, 1)[lane].double(), centroids[lane].to(x.dtype).double()
+        points, means = x[lane // x.shape[1], lane % x.shape[1]].double(), centroids[lane].to(x.dtype).double()
         half = means.square().sum(-1) / 2
         for part, own in zip(points.split(4096), labels[lane].long().split(4096), strict=True):
             scores = part @ means.T - half  # [points, C]
