@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
-import torch.nn.functional as F
 import triton
 import triton.language as tl
 
 BLOCK = 1024
+
+
+@dataclass(frozen=True)
+class Variant:
+    """Tokens of a tile, and warps of its program."""
+
+    tokens: int = 1024
+    warps: int = 4
 
 
 @triton.jit
@@ -55,6 +64,17 @@ def _scan_tiles(
 
 
 @triton.jit
+def _offsets(p_totals, p_offset, C: tl.constexpr, BC: tl.constexpr):
+    """Grid: (N). Where the tokens of each label begin, and where those of the last end."""
+    i_n = tl.program_id(0).to(tl.int64)
+    o_c = tl.arange(0, BC)
+    b_total = tl.load(p_totals + i_n * C + o_c, mask=o_c < C, other=0)  # [BC]
+    # Past the last label nothing is added: its end comes by itself where there is room for it.
+    b_offset = tl.cumsum(b_total, 0) - b_total  # [BC]
+    tl.store(p_offset + i_n * (C + 1) + o_c, b_offset, mask=o_c <= C)
+
+
+@triton.jit
 def _scatter_tiles(
     p_labels, p_shift, p_offset, p_order, tokens, tiles, stride_ln, stride_ls,
     C: tl.constexpr, BS: tl.constexpr,
@@ -76,18 +96,23 @@ def _scatter_tiles(
     tl.store(p_order + i_n * tokens + b_shift + o_r, b_token, mask=live)
 
 
-def triton_sort_by_label(labels: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Launch the kernels. Args and returns as `dittools.kernels.sort_by_label`, validated."""
+def triton_sort_by_label(
+    labels: torch.Tensor, count: int, variant: Variant | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Launch the kernels. Args and returns as `dittools.kernels.sort_by_label`, validated; ``variant``: form of the
+    kernels, the defaults when None.
+    """
     lanes, tokens = labels.shape
-    tiles = triton.cdiv(tokens, BLOCK)
+    v = variant or Variant(BLOCK)
+    tiles = triton.cdiv(tokens, v.tokens)
     counts, before = torch.empty(2, lanes, tiles, count, dtype=torch.int32, device=labels.device)
     order = torch.empty(lanes, tokens, dtype=torch.int32, device=labels.device)
-    call = (tokens, tiles, *labels.stride())
-    _count_tiles[(tiles, lanes)](
-        labels, counts, before, *call, C=count, BC=max(2, triton.next_power_of_2(count)), BS=BLOCK, num_warps=4
-    )
     totals = torch.empty(lanes, count, dtype=torch.int32, device=labels.device)
+    offsets = torch.empty(lanes, count + 1, dtype=torch.int32, device=labels.device)
+    call = (tokens, tiles, *labels.stride())
+    wide = max(2, triton.next_power_of_2(count))
+    _count_tiles[(tiles, lanes)](labels, counts, before, *call, C=count, BC=wide, BS=v.tokens, num_warps=v.warps)
     _scan_tiles[(triton.cdiv(count, 64), lanes)](counts, before, totals, tiles, C=count, BC=64, BT=16, num_warps=4)
-    offsets = F.pad(totals.cumsum(-1, dtype=torch.int32), (1, 0))
-    _scatter_tiles[(tiles, lanes)](labels, counts, offsets, order, *call, C=count, BS=BLOCK, num_warps=4)
+    _offsets[(lanes,)](totals, offsets, C=count, BC=triton.next_power_of_2(count + 1), num_warps=4)
+    _scatter_tiles[(tiles, lanes)](labels, counts, offsets, order, *call, C=count, BS=v.tokens, num_warps=v.warps)
     return order, offsets

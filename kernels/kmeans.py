@@ -6,18 +6,26 @@ Clustering of queries and keys for sparse attention: SVG2 (Sparse VideoGen2, sec
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 
+from dittools.kernels.checked import why_unchecked
 from dittools.kernels.choice import picks_triton
 from dittools.kernels.counting_sort import MAX_TRITON_LABELS, sort_by_label
+from dittools.kernels.kmeans_hopper import why_not_hopper_kmeans
 
 # Scores of a chunk of points against all centroids. A CPU wants them in its cache.
 CHUNK_BYTES = 256 << 20
 CPU_CHUNK_BYTES = 2 << 20
 # A tile of points and two of centroids share the fast memory of an SM.
 MAX_TRITON_DIM = 128
+# Two kinds of calls, as `checked.SAID` has them: with few clusters an assignment is done as soon as it has begun.
+FEW, MANY = "few clusters", "many clusters"
+FEW_CLUSTERS = 512
+
+Assign = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # points and centroids to labels
 
 
 class Clusters(NamedTuple):
@@ -59,21 +67,20 @@ def cluster_tokens(
         iterations: assignments with an update each, at least 1. Nothing stops early: to find out whether the
             centroids still move would wait for the device.
         generator: for `stratified_start`.
-        implementation: "triton" or "portable"; chosen when None.
+        implementation: "hopper", "triton" or "portable"; chosen when None. The first two differ in the assignment.
 
     Returns:
         `Clusters`. A cluster that lost all its points has size 0 and keeps its centroid, where scikit-learn
-        would move it. Of centroids that are
-        equally near, the lowest takes the point. The Triton kernel rounds centroids to the dtype of x before it
-        compares them; sums and means are fp32 everywhere.
+        would move it. Of centroids that are equally near, the lowest takes the point. On a GPU centroids are rounded
+        to the dtype of x before they are compared; sums and means are fp32 everywhere.
 
     Raises:
         ValueError: when shapes do not fit together, not one of clusters and centroids is given, or
             ``implementation`` cannot run.
     """
-    x, centroids, triton = _prepare(x, clusters, centroids, iterations, generator, implementation)
-    if triton:
-        labels, _, offsets, centroids = _triton_iterations(x, centroids, iterations)
+    x, centroids, assign = _prepare(x, clusters, centroids, iterations, generator, implementation)
+    if assign is not None:
+        labels, _, offsets, centroids = _triton_iterations(x, centroids, iterations, assign)
         return Clusters(labels, centroids, offsets.diff(dim=-1))
     for _ in range(iterations):
         labels, centroids, sizes = _portable_step(x, centroids)
@@ -93,9 +100,9 @@ def cluster_runs(
 
     Args, raises: as `cluster_tokens`.
     """
-    x, centroids, triton = _prepare(x, clusters, centroids, iterations, generator, implementation)
-    if triton:
-        _, order, offsets, centroids = _triton_iterations(x, centroids, iterations)
+    x, centroids, assign = _prepare(x, clusters, centroids, iterations, generator, implementation)
+    if assign is not None:
+        _, order, offsets, centroids = _triton_iterations(x, centroids, iterations, assign)
         return Runs(order, centroids, offsets.diff(dim=-1))
     for _ in range(iterations):
         labels, centroids, sizes = _portable_step(x, centroids)
@@ -104,8 +111,10 @@ def cluster_runs(
 
 def _prepare(
     x, clusters, centroids, iterations: int, generator, implementation
-) -> tuple[torch.Tensor, torch.Tensor, bool]:
-    """The points and the centroids to start from as the iterations take them, and whether Triton makes these."""
+) -> tuple[torch.Tensor, torch.Tensor, Assign | None]:
+    """The points and the centroids to start from as the iterations take them; and the kernel that assigns, None where
+    plain PyTorch does it all.
+    """
     if x.ndim not in (3, 4):
         raise ValueError(f"x must be [N, S, D] or [B, H, S, D], got {list(x.shape)}")
     if iterations < 1:
@@ -115,21 +124,21 @@ def _prepare(
     if centroids is None:
         centroids = stratified_start(x, clusters, generator)
     _check_centroids(x, centroids)
-    triton = _picks_triton(implementation, x, centroids)
-    return (x if triton or x.ndim == 3 else x.flatten(0, 1)), centroids.float().contiguous(), triton
+    assign = _assignment(implementation, x, centroids)
+    return (x if assign is not None or x.ndim == 3 else x.flatten(0, 1)), centroids.float().contiguous(), assign
 
 
 def nearest_centroids(x: torch.Tensor, centroids: torch.Tensor, *, implementation: str | None = None) -> torch.Tensor:
-    """The nearest centroid of each point: x ``[N, S, D]``, centroids ``[N, C, D]`` -> int32 ``[N, S]``.
+    """The nearest centroid of each point: x ``[N, S, D]`` or ``[B, H, S, D]``, centroids ``[N, C, D]``, N is B x H.
 
-    Ties, precision, ``implementation`` and errors: as in `cluster_tokens`.
+    Returns int32 ``[N, S]``. Ties, precision, ``implementation`` and errors: as in `cluster_tokens`.
     """
     _check_centroids(x, centroids)
     centroids = centroids.float().contiguous()
-    if _picks_triton(implementation, x, centroids):
-        from dittools.kernels.kmeans_triton import triton_assign
-
-        return triton_assign(x, centroids)
+    assign = _assignment(implementation, x, centroids)
+    if assign is not None:
+        return assign(x, centroids)
+    x = x if x.ndim == 3 else x.flatten(0, 1)
     labels = torch.empty(x.shape[:2], dtype=torch.int32, device=x.device)
     for lanes, points in _chunks(x, centroids.shape[1]):
         labels[lanes, points] = _nearest(x[lanes, points].float(), centroids[lanes])
@@ -188,14 +197,16 @@ def _portable_step(x: torch.Tensor, centroids: torch.Tensor) -> Clusters:
     return Clusters(labels, torch.where(sizes[..., None] > 0, means, centroids), sizes)
 
 
-def _triton_iterations(x: torch.Tensor, centroids: torch.Tensor, iterations: int) -> tuple[torch.Tensor, ...]:
+def _triton_iterations(
+    x: torch.Tensor, centroids: torch.Tensor, iterations: int, assign: Assign
+) -> tuple[torch.Tensor, ...]:
     """Labels, order, offsets and centroids of the last iteration."""
-    from dittools.kernels.kmeans_triton import triton_assign, triton_update
+    from dittools.kernels.kmeans_update_triton import triton_update
 
     for _ in range(iterations):
-        labels = triton_assign(x, centroids)
+        labels = assign(x, centroids)
         order, offsets = sort_by_label(labels, centroids.shape[1], implementation="triton")
-        centroids = triton_update(x, order, offsets, centroids)
+        centroids = triton_update(x, labels, order, offsets, centroids)
     return labels, order, offsets, centroids
 
 
@@ -218,13 +229,48 @@ def _chunks(x: torch.Tensor, clusters: int):
             yield from ((slice(lane, lane + 1), slice(i, i + rows)) for i in range(0, points, rows))
 
 
-def _picks_triton(implementation: str | None, x: torch.Tensor, centroids: torch.Tensor) -> bool:
+def choose_kmeans(x: torch.Tensor, clusters: int, implementation: str | None = None) -> str:
+    """The implementation that a call takes: "hopper", "triton" or "portable".
+
+    Args:
+        x, implementation: as in `cluster_tokens`. clusters: C.
+
+    Raises:
+        ValueError: when ``implementation`` cannot run, with the reason.
+    """
     reason = None
     if x.shape[-1] > MAX_TRITON_DIM:
         reason = f"it takes at most {MAX_TRITON_DIM} dimensions, got {x.shape[-1]}"
-    elif centroids.shape[1] > MAX_TRITON_LABELS:
-        reason = f"it takes at most {MAX_TRITON_LABELS} clusters, got {centroids.shape[1]}"
-    return picks_triton(implementation, x, reason=reason)
+    elif clusters > MAX_TRITON_LABELS:
+        reason = f"it takes at most {MAX_TRITON_LABELS} clusters, got {clusters}"
+    if implementation == "hopper":
+        reason = why_not_hopper_kmeans(x) or reason
+        if reason is None and torch.is_grad_enabled() and x.requires_grad:
+            reason = "it has no backward: call it under torch.no_grad()"
+        if reason is not None:
+            raise ValueError(f"implementation 'hopper' cannot run this call: {reason}")
+        return "hopper"
+    if not picks_triton(implementation, x, reason=reason):
+        return "portable"
+    if implementation is None and why_not_hopper_kmeans(x) is None:
+        major, minor = torch.cuda.get_device_capability(x.device)
+        call = FEW if clusters <= FEW_CLUSTERS else MANY
+        if why_unchecked("hopper-kmeans", f"{major}.{minor}", call=call) is None:
+            return "hopper"
+    return "triton"
+
+
+def _assignment(implementation: str | None, x: torch.Tensor, centroids: torch.Tensor) -> Assign | None:
+    name = choose_kmeans(x, centroids.shape[1], implementation)
+    if name == "hopper":
+        from dittools.kernels.kmeans_hopper import hopper_assign
+
+        return hopper_assign
+    if name == "triton":
+        from dittools.kernels.kmeans_triton import triton_assign
+
+        return triton_assign
+    return None
 
 
 def _check_centroids(x: torch.Tensor, centroids: torch.Tensor) -> None:

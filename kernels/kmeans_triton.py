@@ -1,4 +1,4 @@
-"""The two halves of a k-means iteration in Triton: nearest centroids, and means of sorted segments."""
+"""The assignment of a k-means iteration in Triton: the nearest centroid of every point."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ class Variant:
     """Points and centroids of a tile of the assignment, warps, and stages of centroids in flight.
 
     ``folded`` products start from minus the half norms, which saves an addition a score and waits for them; else the
-    half norms come in while the product runs.
+    half norms come in while the product runs. ``narrow``: the best are kept for 8 columns and not for all of a tile,
+    which takes few registers: more programs share a multiprocessor, or tiles of centroids may be wide.
     """
 
     points: int = 128
@@ -22,6 +23,14 @@ class Variant:
     warps: int = 8
     stages: int = 3
     folded: bool = False
+    narrow: bool = False
+
+
+def default_variant(dtype: torch.dtype, clusters: int) -> Variant:
+    """The variant that runs when none is asked for: of those that an H200 was timed with, the fastest."""
+    if dtype == torch.float32:
+        return Variant(64, 32, 4, 1)
+    return Variant(stages=4) if clusters <= 512 else Variant(folded=True)
 
 
 @triton.jit
@@ -49,17 +58,24 @@ def _round(
 
 
 @triton.jit
+def _better(b_score, b_at, b_other, b_other_at):
+    """The larger score, and where it was; of equal ones the first."""
+    b_wins = b_other > b_score
+    return tl.where(b_wins, b_other, b_score), tl.where(b_wins, b_other_at, b_at)
+
+
+@triton.jit
 def _assign(
     p_x, p_c, p_half, p_label, points, clusters, inner,
     stride_xo, stride_xn, stride_xs, stride_xd,
-    D: tl.constexpr, BD: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, FOLDED: tl.constexpr,
+    D: tl.constexpr, BD: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, FOLDED: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Grid: (tiles of points, N). A tile of points stays; the centroids stream past it.
 
-    Each lane of the tile keeps the best score of its own column and the step that gave it. One reduction
-    across columns follows the loop, where one in it would cost more than the product. Nothing in the loop is masked:
-    what it loads is filled up to whole tiles.
+    Each lane of the tile keeps the best score of its own column, or of every BK-th, and the part of the centroids, BK
+    of them, that gave it. One reduction across columns follows the loop, where one in it would cost more than the
+    product. Nothing in the loop is masked: what it loads is filled up to whole tiles.
     """
     i_n = tl.program_id(1).to(tl.int64)
     o_m = tl.program_id(0) * BM + tl.arange(0, BM)
@@ -71,8 +87,9 @@ def _assign(
     p_bh = p_half + i_n * steps * BN + o_n
     p_bx = p_x + tl.minimum(o_m, points - 1)[:, None].to(tl.int64) * stride_xs + o_d[None, :] * stride_xd
     b_x = tl.load(p_bx) if D == BD else tl.load(p_bx, mask=o_d[None, :] < D, other=0.0)  # [BM, BD]
-    b_best = tl.full([BM, BN], float("-inf"), dtype=tl.float32)
-    b_step = tl.zeros([BM, BN], dtype=tl.int32)
+    PARTS: tl.constexpr = BN // BK
+    b_best = tl.full([BM, BK], float("-inf"), dtype=tl.float32)
+    b_part = tl.zeros([BM, BK], dtype=tl.int32)
     for i in range(0, steps):
         b_c = tl.load(p_bc)  # [BN, BD]
         b_half = tl.load(p_bh)  # [BN]
@@ -81,43 +98,20 @@ def _assign(
             b_score = tl.dot(b_x, tl.trans(b_c), b_less, input_precision=PRECISION)  # [BM, BN]
         else:
             b_score = tl.dot(b_x, tl.trans(b_c), input_precision=PRECISION) - b_half[None, :]  # [BM, BN]
-        b_better = b_score > b_best
-        b_best = tl.where(b_better, b_score, b_best)
-        b_step = tl.where(b_better, i, b_step)
+        if PARTS == 1:
+            b_best, b_part = _better(b_best, b_part, b_score, i)
+        else:
+            b_parts = tl.broadcast_to(tl.arange(0, PARTS)[None, :, None], [BM, PARTS, BK])
+            b_top, b_in = tl.reduce((tl.reshape(b_score, [BM, PARTS, BK]), b_parts), 1, _better)  # [BM, BK]
+            b_best, b_part = _better(b_best, b_part, b_top, b_in + i * PARTS)
         p_bc += BN * BD
         p_bh += BN
-    b_top = tl.max(b_best, 1)  # [BM]
+    b_max = tl.max(b_best, 1)  # [BM]
+    o_k = tl.arange(0, BK)
     # Of columns that tie, the lowest label wins; points that are not numbers get label 0.
-    b_label = tl.where(b_best == b_top[:, None], b_step * BN + o_n[None, :], 0x7FFFFFFF)  # [BM, BN]
+    b_label = tl.where(b_best == b_max[:, None], b_part * BK + o_k[None, :], 0x7FFFFFFF)  # [BM, BK]
     b_label = tl.min(b_label, 1)  # [BM]
     tl.store(p_label + i_n * points + o_m, b_label, mask=o_m < points)
-
-
-@triton.jit
-def _update(
-    p_x, p_order, p_offset, p_old, p_new, points, clusters, inner,
-    stride_xo, stride_xn, stride_xs, stride_xd,
-    D: tl.constexpr, BD: tl.constexpr, BS: tl.constexpr,
-):  # fmt: skip
-    """Grid: (C, N). The mean of one cluster, whose points are a run of the order: no atomics, one fixed order."""
-    i_c = tl.program_id(0)
-    i_n = tl.program_id(1).to(tl.int64)
-    o_d = tl.arange(0, BD)
-    first = tl.load(p_offset + i_n * (clusters + 1) + i_c)
-    stop = tl.load(p_offset + i_n * (clusters + 1) + i_c + 1)
-    p_x += i_n // inner * stride_xo + i_n % inner * stride_xn
-    b_sum = tl.zeros([BS, BD], dtype=tl.float32)
-    for i in range(first, stop, BS):
-        o_s = i + tl.arange(0, BS)
-        o_token = tl.load(p_order + i_n * points + o_s, mask=o_s < stop, other=0).to(tl.int64)  # [BS]
-        inside = (o_s[:, None] < stop) & (o_d[None, :] < D)
-        b_x = tl.load(p_x + o_token[:, None] * stride_xs + o_d[None, :] * stride_xd, mask=inside, other=0.0)  # [BS, BD]
-        b_sum += b_x.to(tl.float32)
-    o_out = (i_n * clusters + i_c) * D + o_d
-    b_old = tl.load(p_old + o_out, mask=o_d < D)  # [BD]
-    size = stop - first
-    b_mean = tl.sum(b_sum, 0) / tl.maximum(size, 1).to(tl.float32)  # [BD]
-    tl.store(p_new + o_out, tl.where(size > 0, b_mean, b_old), mask=o_d < D)
 
 
 def triton_assign(x: torch.Tensor, centroids: torch.Tensor, variant: Variant | None = None) -> torch.Tensor:
@@ -126,52 +120,49 @@ def triton_assign(x: torch.Tensor, centroids: torch.Tensor, variant: Variant | N
     Args:
         x: ``[N, S, D]`` or ``[B, H, S, D]``, any strides; N is B x H.
         centroids: fp32 ``[N, C, D]``, contiguous.
-        variant: form of the kernel; by dtype when None.
+        variant: form of the kernel; `default_variant` when None.
 
     Returns:
         labels int32 ``[N, S]``.
     """
-    lanes, points, dim, strides = _lanes(x)
+    lanes, points, dim, strides = lanes_of(x)
     clusters = centroids.shape[1]
     full = x.dtype == torch.float32
-    v = variant or (Variant(64, 32, 4, 1) if full else Variant())
-    width, steps = max(16, triton.next_power_of_2(dim)), triton.cdiv(clusters, v.centroids)
-    rounded = torch.empty(lanes, steps * v.centroids, width, dtype=x.dtype, device=x.device)
-    half = torch.empty(lanes, steps * v.centroids, dtype=torch.float32, device=x.device)
+    v = variant or default_variant(x.dtype, clusters)
+    rounded, half = round_centroids(centroids, x.dtype, v.centroids, folded=v.folded)
+    width = rounded.shape[-1]
     labels = torch.empty(lanes, points, dtype=torch.int32, device=x.device)
-    _round[(steps, lanes)](
-        centroids, rounded, half, clusters, D=dim, BD=width, BC=v.centroids, FOLDED=v.folded, num_warps=4
-    )
     _assign[(triton.cdiv(points, v.points), lanes)](
         x, rounded, half, labels, points, clusters, *strides,
-        D=dim, BD=width, BM=v.points, BN=v.centroids, FOLDED=v.folded, PRECISION="tf32x3" if full else "tf32",
+        D=dim, BD=width, BM=v.points, BN=v.centroids, BK=8 if v.narrow else v.centroids, FOLDED=v.folded,
+        PRECISION="tf32x3" if full else "tf32",
         num_warps=v.warps, num_stages=v.stages,
     )  # fmt: skip
     return labels
 
 
-def triton_update(x: torch.Tensor, order: torch.Tensor, offsets: torch.Tensor, centroids: torch.Tensor) -> torch.Tensor:
-    """Launch the update.
+def round_centroids(
+    centroids: torch.Tensor, dtype: torch.dtype, tile: int, *, folded: bool = False
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Centroids as an assignment reads them.
 
     Args:
-        x: ``[N, S, D]`` or ``[B, H, S, D]``, any strides. order int32 ``[N, S]``, offsets int32 ``[N, C + 1]``: its
-            points sorted by label.
-        centroids: fp32 ``[N, C, D]``, contiguous; what empty clusters keep.
+        centroids: fp32 ``[N, C, D]``, contiguous. tile: to whose multiple C is filled up.
+        folded: whether half norms are given as less than nothing.
 
     Returns:
-        fp32 ``[N, C, D]``.
+        ``[N, C', D']`` in the dtype, D filled up to a power of two of at least 16 with zeros, and fp32 ``[N, C']``,
+        half their squared norms: infinite where there is no centroid.
     """
-    lanes, points, dim, strides = _lanes(x)
-    clusters = centroids.shape[1]
-    new = torch.empty_like(centroids)
-    _update[(clusters, lanes)](
-        x, order, offsets.contiguous(), centroids, new, points, clusters, *strides,
-        D=dim, BD=triton.next_power_of_2(dim), BS=32, num_warps=4,
-    )  # fmt: skip
-    return new
+    lanes, clusters, dim = centroids.shape
+    width, steps = max(16, triton.next_power_of_2(dim)), triton.cdiv(clusters, tile)
+    rounded = torch.empty(lanes, steps * tile, width, dtype=dtype, device=centroids.device)
+    half = torch.empty(lanes, steps * tile, dtype=torch.float32, device=centroids.device)
+    _round[(steps, lanes)](centroids, rounded, half, clusters, D=dim, BD=width, BC=tile, FOLDED=folded, num_warps=4)
+    return rounded, half
 
 
-def _lanes(x: torch.Tensor) -> tuple[int, int, int, tuple[int, ...]]:
+def lanes_of(x: torch.Tensor) -> tuple[int, int, int, tuple[int, ...]]:
     """Lanes, points and dimensions of x, and how kernels find a lane: lanes of the inner dimension, and all strides."""
     if x.ndim == 3:
         return *x.shape, (x.shape[0], 0, *x.stride())

@@ -6,29 +6,25 @@ import argparse
 import json
 import statistics
 import sys
-import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from dittools.bench.timing import RUN_UP_BYTES, once
 from dittools.provenance import device_facts, dittools_version, versions
 
 
 def timed(calls: dict[str, Callable], device: torch.device, repeats: int) -> dict[str, float]:
-    """Median milliseconds of each call, taken in turn."""
+    """Median milliseconds of each call, taken in turn; on a GPU behind other work and so without their launches."""
+    run_up = torch.zeros(RUN_UP_BYTES, dtype=torch.uint8, device=device) if device.type == "cuda" else None
     found: dict[str, list[float]] = {name: [] for name in calls}
     for turn in range(repeats + 2):  # the first two warm up
         for name, call in calls.items():
-            if device.type == "cuda":
-                torch.cuda.synchronize()
-            start = time.perf_counter()
-            call()
-            if device.type == "cuda":
-                torch.cuda.synchronize()
+            ms = once(call, device, run_up)
             if turn > 1:
-                found[name].append((time.perf_counter() - start) * 1000)
+                found[name].append(ms)
     return {name: statistics.median(times) for name, times in found.items()}
 
 

@@ -1,9 +1,13 @@
 """Check and time k-means, part by part, on this machine: ``python -m dittools.kernels.time_kmeans --json PATH``.
 
-For each number of clusters: the assignment in every variant, the sort and the update of one iteration; "k-means", as
-many iterations as asked; and "order", what a method pays for the order of q or k at a later step, from tokens that lie
-as a model leaves them. Parts of a call are milliseconds of one iteration. Nothing is timed before sampled points of
-that very form have been found with the nearest centroid.
+For each number of clusters: the assignment, the sort and the update of one iteration, each in every variant, the one
+that runs by itself first; "k-means", as many iterations as asked; and "order", what a method pays for the order of q or
+k at a later step, from tokens that lie as a model leaves them. Parts of a call are milliseconds of one iteration.
+After all of these, and after they are written, on a Hopper card: its own assignment and k-means with it, whether or not
+that kernel has proved itself. One that hangs can be stopped from outside, and costs nothing that was found before.
+
+Nothing is timed before its result was checked: sampled points have the nearest centroid, the order is the stable sort
+of the labels, and means of the first and the last lane are those of their points.
 """
 
 from __future__ import annotations
@@ -13,8 +17,11 @@ from functools import partial
 
 import torch
 
+from dittools.bench.proof_kmeans import judge
 from dittools.kernels.counting_sort import sort_by_label
+from dittools.kernels.hopper import SLOT
 from dittools.kernels.kmeans import cluster_runs, nearest_centroids, stratified_start
+from dittools.kernels.kmeans_hopper import HopperVariant, default_variant, hopper_assign, why_not_hopper_kmeans
 from dittools.kernels.time_cases import here, in_lines, keep_cases, parser_of, passing, timed
 from dittools.orders.clusters import cluster_order
 from dittools.tokens import TokenGrid
@@ -62,49 +69,149 @@ def check_runs(x: torch.Tensor, order: torch.Tensor, means: torch.Tensor, sizes:
     return worst
 
 
+def check_order(labels: torch.Tensor, order: torch.Tensor, offsets: torch.Tensor) -> float:
+    """Raises RuntimeError unless the order ``[N, S]`` is the stable sort of labels ``[N, S]``, and runs begin where
+    offsets ``[N, C + 1]`` say.
+    """
+    ordered, want = labels.sort(dim=-1, stable=True)
+    if not torch.equal(order.long(), want):
+        raise RuntimeError("the order is not the stable sort of the labels: not timed")
+    places = torch.arange(offsets.shape[1], device=labels.device, dtype=labels.dtype).expand(offsets.shape)
+    if not torch.equal(offsets.long(), torch.searchsorted(ordered, places.contiguous())):
+        raise RuntimeError("runs do not begin where the offsets say: not timed")
+    return 0.0
+
+
+def check_means(x: torch.Tensor, labels: torch.Tensor, means: torch.Tensor) -> float:
+    """Worst error of a coordinate of the means of the first and the last lane. Raises RuntimeError where that is no
+    rounding.
+
+    Args:
+        x: ``[B, H, S, D]``. labels: ``[B * H, S]``. means: ``[B * H, C, D]``, of which empty clusters are not seen.
+    """
+    worst = 0.0
+    for lane in {0, labels.shape[0] - 1}:
+        points, own = x[lane // x.shape[1], lane % x.shape[1]].double(), labels[lane].long()
+        sizes = torch.zeros(means.shape[1], device=x.device).index_add_(0, own, torch.ones_like(own).float())
+        sums = torch.zeros(means.shape[1:], dtype=torch.float64, device=x.device).index_add_(0, own, points)
+        error = (sums / sizes.clamp_min(1)[:, None] - means[lane]).abs().amax(1)
+        worst = max(worst, torch.where(sizes > 0, error, 0).max().item())
+    if not worst < 1e-3:
+        raise RuntimeError(f"a mean is off by {worst:.3g}: not timed")
+    return worst
+
+
 def case(heads: int, tokens: int, dim: int, clusters: int, iterations: int, repeats: int = 10) -> dict:
     """One number of clusters: milliseconds of each part, and what the checks found."""
-    device = here()
-    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-    made = torch.Generator(device).manual_seed(1)
-    x = torch.randn(1, tokens, heads, dim, generator=made, device=device).to(dtype)
+    device, x = here(), _points(heads, tokens, dim)
     points, grid = x.transpose(1, 2), TokenGrid(1, 1, tokens)
     start = stratified_start(points, clusters)
     call = {"centroids": start, "iterations": iterations}
     found = cluster_order(x, grid, clusters, start, iterations)
     mean_error = check_runs(points, found.order, found.means, found.partition.run_sizes)
-    assignments = _assignments(points, start)
-    calls, error, left_out = passing(assignments, lambda _, labels: check(points, start, labels))
-    labels = nearest_centroids(points.flatten(0, 1), start)
-    calls["sort"] = lambda: sort_by_label(labels, clusters)
-    if device.type == "cuda":
-        from dittools.kernels.kmeans_triton import triton_update
-
-        runs = sort_by_label(labels, clusters)
-        calls["update"] = lambda: triton_update(points, *runs, start)
+    labels = nearest_centroids(points, start)
+    calls, worst, left_out = {}, 0.0, {}
+    for some, look in (
+        (_assignments(points, start), lambda _, labels: check(points, start, labels)),
+        (_sorts(labels, clusters), lambda _, runs: check_order(labels, *runs)),
+        (_updates(points, labels, start), lambda _, means: check_means(points, labels, means)),
+    ):
+        right, error, wrong = passing(some, look)
+        calls, left_out, worst = calls | right, left_out | wrong, max(worst, error)
     alone = points.flatten(0, 1).contiguous()
     calls["k-means"] = lambda: cluster_runs(alone, **call)
     calls["order"] = lambda: cluster_order(x, grid, clusters, start, iterations)
     times = timed(calls, device, repeats)
     shape = {"heads": heads, "tokens": tokens, "dim": dim, "clusters": clusters, "iterations": iterations}
-    return {**shape, "error": error, "mean_error": mean_error, "milliseconds": times, "left_out": left_out}
+    return {**shape, "error": worst, "mean_error": mean_error, "milliseconds": times, "left_out": left_out}
+
+
+def hopper_case(heads: int, tokens: int, dim: int, clusters: int, iterations: int, repeats: int = 10) -> dict:
+    """The same of the assignment for Hopper: in its variants, of which every label is checked, and in k-means."""
+    points = _points(heads, tokens, dim).transpose(1, 2)
+    start = stratified_start(points, clusters)
+    calls, error, left_out = passing(_hopper_assignments(points, start), lambda _, labels: judge(points, start, labels))
+    call = {"centroids": start, "iterations": iterations, "implementation": "hopper"}
+    if calls:
+        calls["k-means, hopper"] = lambda: cluster_runs(points, **call)
+    shape = {"heads": heads, "tokens": tokens, "dim": dim, "clusters": clusters, "iterations": iterations}
+    times = timed(calls, points.device, repeats)
+    return {**shape, "kernel": "hopper", "error": error, "milliseconds": times, "left_out": left_out}
+
+
+def _points(heads: int, tokens: int, dim: int) -> torch.Tensor:
+    """Tokens as a model leaves them, ``[1, S, H, D]``."""
+    device = here()
+    made = torch.Generator(device).manual_seed(1)
+    x = torch.randn(1, tokens, heads, dim, generator=made, device=device)
+    return x.to(torch.bfloat16 if device.type == "cuda" else torch.float32)
 
 
 def _assignments(points: torch.Tensor, start: torch.Tensor) -> dict[str, Callable]:
     """The assignment, in each of its variants where Triton runs."""
     if points.device.type != "cuda":
-        return {"assign": lambda: nearest_centroids(points.flatten(0, 1), start)}
+        return {"assign": lambda: nearest_centroids(points, start)}
     from dittools.kernels.kmeans_triton import Variant, triton_assign
+    from dittools.kernels.kmeans_triton import default_variant as by_itself
 
     variants = (
-        Variant(), Variant(folded=True), Variant(stages=2), Variant(stages=4), Variant(points=256),
-        Variant(points=256, folded=True), Variant(points=256, warps=16), Variant(centroids=128),
-        Variant(points=64, centroids=128, warps=4), Variant(points=64, warps=4),
+        by_itself(points.dtype, start.shape[1]), Variant(folded=True), Variant(stages=4), Variant(narrow=True),
+        Variant(stages=2, narrow=True), Variant(folded=True, narrow=True), Variant(stages=2, folded=True, narrow=True),
+        Variant(64, 64, 4, 2, narrow=True), Variant(64, 64, 4, 3, narrow=True), Variant(128, 128, 8, 2, narrow=True),
+        Variant(128, 128, 8, 2, folded=True, narrow=True), Variant(64, 128, 4, 2, narrow=True),
+        Variant(256, 64, 8, 2, narrow=True),
+    )  # fmt: skip
+    calls: dict[str, Callable] = {}
+    for v in dict.fromkeys(variants):
+        name = f"assign, {v.points} x {v.centroids}, {v.warps} warps, {v.stages} stages"
+        calls[name + ", folded" * v.folded + ", narrow" * v.narrow] = lambda v=v: triton_assign(points, start, v)
+    return calls
+
+
+def _hopper_assignments(points: torch.Tensor, start: torch.Tensor) -> dict[str, Callable]:
+    """The assignment for Hopper, in each of its variants."""
+    default = default_variant(-(-start.shape[1] // SLOT))
+    variants = (
+        default, HopperVariant(turn=1), HopperVariant(turn=2), HopperVariant(turn=3), HopperVariant(turn=4),
+        HopperVariant(stages=5, buffers=1, turn=default.turn),
+    )  # fmt: skip
+    return {
+        f"assign, hopper, {v.stages} stages, {v.buffers} tiles, turns of {v.turn}": lambda v=v: hopper_assign(
+            points, start, v
+        )
+        for v in dict.fromkeys(variants)
+    }
+
+
+def _sorts(labels: torch.Tensor, clusters: int) -> dict[str, Callable]:
+    """The sort, in each of its variants where Triton runs."""
+    if labels.device.type != "cuda":
+        return {"sort": lambda: sort_by_label(labels, clusters)}
+    from dittools.kernels.counting_sort_triton import Variant, triton_sort_by_label
+
+    variants = (Variant(), Variant(1024, 8), Variant(512, 4), Variant(2048, 8))
+    return {
+        f"sort, {v.tokens} tokens, {v.warps} warps": lambda v=v: triton_sort_by_label(labels, clusters, v)
+        for v in variants
+    }
+
+
+def _updates(points: torch.Tensor, labels: torch.Tensor, start: torch.Tensor) -> dict[str, Callable]:
+    """The update, in each of its variants; it is Triton's alone."""
+    if points.device.type != "cuda":
+        return {}
+    from dittools.kernels.kmeans_update_triton import Variant, triton_update
+
+    runs = sort_by_label(labels, start.shape[1])
+    variants = (
+        Variant(), Variant(64, 4, 64), Variant(64, 8), Variant(128, 8), Variant(128, 8, 64), Variant(128, 4),
+        Variant(32, 4), Variant(32, 2),
     )  # fmt: skip
     calls: dict[str, Callable] = {}
     for v in variants:
-        name = f"assign, {v.points} x {v.centroids}, {v.warps} warps, {v.stages} stages{', folded' * v.folded}"
-        calls[name] = lambda v=v: triton_assign(points, start, v)
+        limit = f", {v.registers} registers" if v.registers else ""
+        name = f"update, {v.positions} positions, {v.warps} warps{limit}"
+        calls[name] = lambda v=v: triton_update(points, labels, *runs, start, v)
     return calls
 
 
@@ -115,7 +222,13 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--iterations", type=int, default=2)
     asked = parser.parse_args(arguments)
     shape = asked.heads, asked.tokens, asked.dim
-    cases = (partial(case, *shape, clusters, asked.iterations, asked.repeats) for clusters in asked.clusters)
+    probe = torch.empty(1, 1, asked.dim, dtype=torch.bfloat16, device=here())
+    kinds = (case, hopper_case) if why_not_hopper_kmeans(probe) is None else (case,)
+    cases = (
+        partial(kind, *shape, clusters, asked.iterations, asked.repeats)
+        for kind in kinds
+        for clusters in asked.clusters
+    )
     keep_cases(asked.json, cases, lambda found: in_lines(f"{found['clusters']} clusters", found))
 
 

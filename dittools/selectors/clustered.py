@@ -16,8 +16,9 @@ def centroid_mass(query: Clustered, key: Clustered, scale: float) -> torch.Tenso
     Returns:
         fp32 ``[B, H, Mq, Nk]``, each row summing to 1.
     """
-    logits = query.means @ key.means.transpose(-1, -2) * scale  # [B, H, Mq, Nk]
-    return (logits + key.partition.run_sizes.log()[..., None, :]).softmax(-1)
+    # Scaled while it is small, and added to in place: each pass over all pairs takes as long as the product.
+    logits = (query.means * scale) @ key.means.transpose(-1, -2)  # [B, H, Mq, Nk]
+    return logits.add_(key.partition.run_sizes.log()[..., None, :]).softmax(-1)
 
 
 def compensation_error(

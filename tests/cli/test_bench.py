@@ -145,13 +145,15 @@ def test_both_have_examples_that_parse(cli, verb):
     assert "bench" in cli("--help").out
 
 
-@pytest.mark.parametrize("broken", ["hopper", "hopper-64", "hopper-clusters", "hopper-mass", "none"])
+@pytest.mark.parametrize("broken", ["hopper", "hopper-64", "hopper-clusters", "hopper-mass", "hopper-kmeans", "none"])
 def test_check_enters_every_kernel_that_passed(cli, monkeypatch, tmp_path, broken):
     def run(jobs, results, told, limit):
         for job in jobs:
             of_blocks = "hopper-64" if job.get("query_block") == 64 else "hopper"
-            mine = {"clusters": "hopper-clusters", "mass": "hopper-mass"}.get(job["kind"].split("-")[0], of_blocks)
-            result = {"error": "hung"} if mine == broken and "1000" in job["id"] else {"right": True}
+            of = {"clusters": "hopper-clusters", "mass": "hopper-mass", "kmeans": "hopper-kmeans"}
+            mine = of.get(job["kind"].split("-")[0], of_blocks)
+            wrong = mine == broken and ("1000" in job["id"] or "4111" in job["id"])
+            result = {"error": "hung"} if wrong else {"right": True}
             told({"id": job["id"], **(result | {"speedup": 1.5} if "faster" in job["kind"] else result)})
 
     head = {"device": {"capability": "9.0", "name": "a card"}, "versions": {}}
@@ -162,7 +164,7 @@ def test_check_enters_every_kernel_that_passed(cli, monkeypatch, tmp_path, broke
     done = cli("bench", "kernel", "--check", "--device", "cpu")
     assert done.code == (0 if broken == "none" else 1)
     entered = {entry["implementation"] for entry in json.loads((tmp_path / "checked.json").read_text())["entries"]}
-    kernels = {"hopper", "hopper-64", "hopper-clusters", "hopper-mass"}
+    kernels = {"hopper", "hopper-64", "hopper-clusters", "hopper-mass", "hopper-kmeans"}
     assert entered == kernels - {broken}
     for kernel in kernels:
         assert (f"{kernel} is not chosen on this card type: " in done.out) == (kernel == broken)

@@ -23,6 +23,7 @@ from dittools.kernels import (
     fill_triton,
     hopper_clusters_lists,
     kmeans_triton,
+    kmeans_update_triton,
     likeness_triton,
     lists_triton,
     permute_triton,
@@ -64,16 +65,28 @@ def test_kmeans(card, dtype):
     order, offsets = torch.empty(2, 1000, dtype=torch.int32), torch.empty(2, 301, dtype=torch.int32)
     with compiling(card[0]) as compiled:
         kmeans_triton.triton_assign(x, centroids)
-        kmeans_triton.triton_update(x, order, offsets, centroids)
-    check(compiled, ["_round", "_assign", "_update"], card)
+        kmeans_update_triton.triton_update(x, order, order, offsets, centroids)
+    check(compiled, ["_round", "_assign", "_sum_stretches", "_join_stretches"], card)
     if card == SM90:
         assert "wgmma" in compiled[1].asm["ptx"]
+        assert not any(stack_bytes(kernel) for kernel in compiled)
+
+
+@pytest.mark.parametrize("centroids", [64, 128])
+def test_kmeans_with_room_for_several_programs(centroids):
+    variant = kmeans_triton.Variant(centroids=centroids, stages=2, narrow=True)
+    with compiling(SM90[0]) as compiled:
+        kmeans_triton.triton_assign(torch.empty(2, 1000, 128, dtype=BF16), torch.empty(2, 300, 128), variant)
+    check(compiled, ["_round", "_assign"], SM90)
+    assert "wgmma" in compiled[1].asm["ptx"] and stack_bytes(compiled[1]) == 0
+    # No score goes through shared memory, and two or three programs fit.
+    assert compiled[1].metadata.shared * (4 - centroids // 64) <= SM90[1]
 
 
 def test_counting_sort():
     with compiling(SM90[0]) as compiled:
         counting_sort_triton.triton_sort_by_label(torch.empty(2, 3000, dtype=torch.int32), 1000)
-    check(compiled, ["_count_tiles", "_scan_tiles", "_scatter_tiles"], SM90)
+    check(compiled, ["_count_tiles", "_scan_tiles", "_offsets", "_scatter_tiles"], SM90)
 
 
 def test_permute():

@@ -161,11 +161,42 @@ def test_every_variant_of_the_assignment_gives_the_same(place):
         Variant(points=256),
         Variant(centroids=128),
         Variant(64, 32, 4, 2),
+        Variant(narrow=True),
+        Variant(64, 64, 4, 2, narrow=True),
+        Variant(centroids=128, stages=2, folded=True, narrow=True),
     ):
         labels = triton_assign(x, centroids, variant)
         assert labels.dtype == torch.int32 and (labels != 33).all()
         taken = distance.gather(-1, labels[..., None].long())[..., 0]
         assert (taken <= distance.amin(-1) + 1e-4).all()
+
+
+# Of 300 points: all in one cluster but a few, about five clusters, and more than a stretch has room for.
+@everywhere
+@pytest.mark.parametrize(("clusters", "share"), [(3, 0.95), (5, 0.0), (300, 0.0)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_every_variant_of_the_update_gives_the_means(place, clusters, share, dtype):
+    implementation, device = place
+    if implementation != "triton":
+        pytest.skip("plain PyTorch has none")
+    from dittools.kernels.kmeans_update_triton import Variant, triton_update
+
+    x = points(2, 301, 20, dtype=dtype, device=device).unflatten(0, (1, 2))
+    x[0, 1, 5] = torch.nan  # spoils its own cluster and no other
+    drawn = torch.Generator().manual_seed(0)
+    labels = torch.randint(clusters, (2, 301), generator=drawn, dtype=torch.int32)
+    labels[torch.rand(2, 301, generator=drawn) < share] = 1
+    order, offsets = sort_by_label(labels, clusters, implementation="portable")
+    old = points(2, clusters, 20, seed=1)
+    mine = labels[:, None].long() == torch.arange(clusters)[:, None]  # [2, C, 301]
+    wide = x[0].cpu().double()
+    means = torch.stack([torch.stack([wide[n][mine[n, c]].mean(0) for c in range(clusters)]) for n in range(2)])
+    want = torch.where(mine.any(-1)[..., None], means, old.double()).float()
+    moved = (y.to(device) for y in (labels, order, offsets, old))
+    given = (x, *moved)
+    for variant in (Variant(), Variant(32), Variant(128, 8, 80)):
+        found = triton_update(*given, variant).cpu()
+        torch.testing.assert_close(found, want, atol=1e-5, rtol=1e-5, equal_nan=True)
 
 
 @everywhere
@@ -273,3 +304,33 @@ def test_the_timing_checks_its_case_and_leaves_out_what_is_wrong(tmp_path, monke
     for broken in ((order * 0, means, sizes), (order, means + 1, sizes), (order, means, sizes + 1)):
         with pytest.raises(RuntimeError, match="not timed"):
             time_kmeans.check_runs(x, *broken)
+    labels = nearest_centroids(x, runs.centroids)
+    order, offsets = sort_by_label(labels, 5)
+    time_kmeans.check_order(labels, order, offsets)
+    means = cluster_tokens(x, centroids=runs.centroids, iterations=1).centroids
+    time_kmeans.check_means(x, labels, means)
+    for broken in (
+        lambda: time_kmeans.check_order(labels, order.flip(-1), offsets),
+        lambda: time_kmeans.check_order(labels, order, offsets + 1),
+        lambda: time_kmeans.check_means(x, labels, means + 0.01),
+    ):
+        with pytest.raises(RuntimeError, match="not timed"):
+            broken()
+
+
+@pytest.mark.skipif(INTERPRETED, reason="times nothing in the interpreter")
+def test_the_timing_on_a_hopper_card_checks_every_label(monkeypatch):
+    from dittools.kernels import time_kmeans
+
+    def assign(x, centroids, variant):
+        labels = nearest_centroids(x, centroids)
+        if variant.buffers == 1:
+            labels[0, 7] = (labels[0, 7] + 1) % centroids.shape[1]
+        return labels
+
+    monkeypatch.setattr(time_kmeans, "hopper_assign", assign)
+    monkeypatch.setattr(time_kmeans, "cluster_runs", lambda x, implementation, **call: cluster_runs(x, **call))
+    found = time_kmeans.hopper_case(2, 300, 16, 12, 2, repeats=1)
+    assert len(found["milliseconds"]) == 5 and "k-means, hopper" in found["milliseconds"]
+    (why,) = found["left_out"].values()
+    assert "farther than the nearest" in why
