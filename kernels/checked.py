@@ -26,20 +26,14 @@ SOURCES = {
     "hopper-mass": (
         "hopper_mass.py", "hopper_mass_forward.py", "block_mass_triton.py", "hopper.py", "hopper_forward.py",
     ),
-    "hopper-kmeans": (
-        "kmeans_hopper.py", "kmeans_hopper_forward.py", "kmeans_triton.py", "hopper.py", "hopper_forward.py",
-        "hopper_mass_forward.py",
-    ),
 }  # fmt: skip
 
-# Kinds of calls of which an entry has a speed: attention's, and those of block mass and of k-means.
+# Kinds of calls of which an entry has a speed: attention's, and those of block mass.
 SAID = {
     "raster": "without an order",
     "ordered": "with an order",
     "two passes": "in two passes",
     "one pass": "with the LSE known",
-    "few clusters": "with few clusters",
-    "many clusters": "with many clusters",
 }
 
 

@@ -103,7 +103,7 @@ def triton_sort_by_label(
     kernels, the defaults when None.
     """
     lanes, tokens = labels.shape
-    v = variant or Variant(BLOCK)
+    v = variant or Variant(BLOCK // 2 if count <= 512 else BLOCK)  # as an H200 is fastest
     tiles = triton.cdiv(tokens, v.tokens)
     counts, before = torch.empty(2, lanes, tiles, count, dtype=torch.int32, device=labels.device)
     order = torch.empty(lanes, tokens, dtype=torch.int32, device=labels.device)

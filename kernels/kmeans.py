@@ -11,19 +11,14 @@ from typing import NamedTuple
 
 import torch
 
-from dittools.kernels.checked import why_unchecked
 from dittools.kernels.choice import picks_triton
 from dittools.kernels.counting_sort import MAX_TRITON_LABELS, sort_by_label
-from dittools.kernels.kmeans_hopper import why_not_hopper_kmeans
 
 # Scores of a chunk of points against all centroids. A CPU wants them in its cache.
 CHUNK_BYTES = 256 << 20
 CPU_CHUNK_BYTES = 2 << 20
 # A tile of points and two of centroids share the fast memory of an SM.
 MAX_TRITON_DIM = 128
-# Two kinds of calls, as `checked.SAID` has them: with few clusters an assignment is done as soon as it has begun.
-FEW, MANY = "few clusters", "many clusters"
-FEW_CLUSTERS = 512
 
 Assign = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # points and centroids to labels
 
@@ -67,7 +62,7 @@ def cluster_tokens(
         iterations: assignments with an update each, at least 1. Nothing stops early: to find out whether the
             centroids still move would wait for the device.
         generator: for `stratified_start`.
-        implementation: "hopper", "triton" or "portable"; chosen when None. The first two differ in the assignment.
+        implementation: "triton" or "portable"; chosen when None.
 
     Returns:
         `Clusters`. A cluster that lost all its points has size 0 and keeps its centroid, where scikit-learn
@@ -230,7 +225,7 @@ def _chunks(x: torch.Tensor, clusters: int):
 
 
 def choose_kmeans(x: torch.Tensor, clusters: int, implementation: str | None = None) -> str:
-    """The implementation that a call takes: "hopper", "triton" or "portable".
+    """The implementation that a call takes: "triton" or "portable".
 
     Args:
         x, implementation: as in `cluster_tokens`. clusters: C.
@@ -243,34 +238,15 @@ def choose_kmeans(x: torch.Tensor, clusters: int, implementation: str | None = N
         reason = f"it takes at most {MAX_TRITON_DIM} dimensions, got {x.shape[-1]}"
     elif clusters > MAX_TRITON_LABELS:
         reason = f"it takes at most {MAX_TRITON_LABELS} clusters, got {clusters}"
-    if implementation == "hopper":
-        reason = why_not_hopper_kmeans(x) or reason
-        if reason is None and torch.is_grad_enabled() and x.requires_grad:
-            reason = "it has no backward: call it under torch.no_grad()"
-        if reason is not None:
-            raise ValueError(f"implementation 'hopper' cannot run this call: {reason}")
-        return "hopper"
-    if not picks_triton(implementation, x, reason=reason):
-        return "portable"
-    if implementation is None and why_not_hopper_kmeans(x) is None:
-        major, minor = torch.cuda.get_device_capability(x.device)
-        call = FEW if clusters <= FEW_CLUSTERS else MANY
-        if why_unchecked("hopper-kmeans", f"{major}.{minor}", call=call) is None:
-            return "hopper"
-    return "triton"
+    return "triton" if picks_triton(implementation, x, reason=reason) else "portable"
 
 
 def _assignment(implementation: str | None, x: torch.Tensor, centroids: torch.Tensor) -> Assign | None:
-    name = choose_kmeans(x, centroids.shape[1], implementation)
-    if name == "hopper":
-        from dittools.kernels.kmeans_hopper import hopper_assign
+    if choose_kmeans(x, centroids.shape[1], implementation) == "portable":
+        return None
+    from dittools.kernels.kmeans_triton import triton_assign
 
-        return hopper_assign
-    if name == "triton":
-        from dittools.kernels.kmeans_triton import triton_assign
-
-        return triton_assign
-    return None
+    return triton_assign
 
 
 def _check_centroids(x: torch.Tensor, centroids: torch.Tensor) -> None:

@@ -25,7 +25,7 @@ PARTS = 8  # sums added at a time
 class Variant:
     """Positions of a stretch, warps of its program, and registers of a thread at most."""
 
-    positions: int = 64
+    positions: int = 128
     warps: int = 4
     registers: int | None = None
 

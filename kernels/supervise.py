@@ -38,7 +38,8 @@ def serve(handle: Handle) -> None:
     """The child: do the jobs from stdin, a JSON list, and print what comes of each.
 
     Args:
-        handle: called with each job and `at`. An exception that is no `Broken` is the job's result.
+        handle: called with each job and `at`. An exception that is no `Broken`, and no error
+            of the device, is the job's result.
     """
     threading.Thread(target=_leave_with, args=(os.getppid(),), daemon=True).start()
     jobs = json.loads(sys.stdin.read())
@@ -55,13 +56,18 @@ def serve(handle: Handle) -> None:
         at("")
         try:
             result = handle(job, at)
-        except Broken as error:
-            say(broken=_line(error))
-            talk.flush()
-            os._exit(1)  # tearing down a broken context may hang
         except Exception as error:
+            if isinstance(error, Broken) or _of_the_device(error):
+                say(broken=_line(error))
+                talk.flush()
+                os._exit(1)  # tearing down a broken context may hang
             result = {"error": _line(error)}
         say(result=result)
+
+
+def _of_the_device(error: Exception) -> bool:
+    """Whether a device error ended what this process may do there: all that follows would fail with it."""
+    return type(error).__name__ == "AcceleratorError" or "CUDA error:" in str(error)
 
 
 def _leave_with(parent: int) -> None:

@@ -3,8 +3,6 @@
 For each number of clusters: the assignment, the sort and the update of one iteration, each in every variant, the one
 that runs by itself first; "k-means", as many iterations as asked; and "order", what a method pays for the order of q or
 k at a later step, from tokens that lie as a model leaves them. Parts of a call are milliseconds of one iteration.
-After all of these, and after they are written, on a Hopper card: its own assignment and k-means with it, whether or not
-that kernel has proved itself. One that hangs can be stopped from outside, and costs nothing that was found before.
 
 Nothing is timed before its result was checked: sampled points have the nearest centroid, the order is the stable sort
 of the labels, and means of the first and the last lane are those of their points.
@@ -17,11 +15,8 @@ from functools import partial
 
 import torch
 
-from dittools.bench.proof_kmeans import judge
 from dittools.kernels.counting_sort import sort_by_label
-from dittools.kernels.hopper import SLOT
 from dittools.kernels.kmeans import cluster_runs, nearest_centroids, stratified_start
-from dittools.kernels.kmeans_hopper import HopperVariant, default_variant, hopper_assign, why_not_hopper_kmeans
 from dittools.kernels.time_cases import here, in_lines, keep_cases, parser_of, passing, timed
 from dittools.orders.clusters import cluster_order
 from dittools.tokens import TokenGrid
@@ -126,19 +121,6 @@ def case(heads: int, tokens: int, dim: int, clusters: int, iterations: int, repe
     return {**shape, "error": worst, "mean_error": mean_error, "milliseconds": times, "left_out": left_out}
 
 
-def hopper_case(heads: int, tokens: int, dim: int, clusters: int, iterations: int, repeats: int = 10) -> dict:
-    """The same of the assignment for Hopper: in its variants, of which every label is checked, and in k-means."""
-    points = _points(heads, tokens, dim).transpose(1, 2)
-    start = stratified_start(points, clusters)
-    calls, error, left_out = passing(_hopper_assignments(points, start), lambda _, labels: judge(points, start, labels))
-    call = {"centroids": start, "iterations": iterations, "implementation": "hopper"}
-    if calls:
-        calls["k-means, hopper"] = lambda: cluster_runs(points, **call)
-    shape = {"heads": heads, "tokens": tokens, "dim": dim, "clusters": clusters, "iterations": iterations}
-    times = timed(calls, points.device, repeats)
-    return {**shape, "kernel": "hopper", "error": error, "milliseconds": times, "left_out": left_out}
-
-
 def _points(heads: int, tokens: int, dim: int) -> torch.Tensor:
     """Tokens as a model leaves them, ``[1, S, H, D]``."""
     device = here()
@@ -151,11 +133,10 @@ def _assignments(points: torch.Tensor, start: torch.Tensor) -> dict[str, Callabl
     """The assignment, in each of its variants where Triton runs."""
     if points.device.type != "cuda":
         return {"assign": lambda: nearest_centroids(points, start)}
-    from dittools.kernels.kmeans_triton import Variant, triton_assign
-    from dittools.kernels.kmeans_triton import default_variant as by_itself
+    from dittools.kernels.kmeans_triton import Variant, default_variant, triton_assign
 
     variants = (
-        by_itself(points.dtype, start.shape[1]), Variant(folded=True), Variant(stages=4), Variant(narrow=True),
+        default_variant(points.dtype), Variant(folded=True), Variant(stages=4), Variant(narrow=True),
         Variant(stages=2, narrow=True), Variant(folded=True, narrow=True), Variant(stages=2, folded=True, narrow=True),
         Variant(64, 64, 4, 2, narrow=True), Variant(64, 64, 4, 3, narrow=True), Variant(128, 128, 8, 2, narrow=True),
         Variant(128, 128, 8, 2, folded=True, narrow=True), Variant(64, 128, 4, 2, narrow=True),
@@ -166,21 +147,6 @@ def _assignments(points: torch.Tensor, start: torch.Tensor) -> dict[str, Callabl
         name = f"assign, {v.points} x {v.centroids}, {v.warps} warps, {v.stages} stages"
         calls[name + ", folded" * v.folded + ", narrow" * v.narrow] = lambda v=v: triton_assign(points, start, v)
     return calls
-
-
-def _hopper_assignments(points: torch.Tensor, start: torch.Tensor) -> dict[str, Callable]:
-    """The assignment for Hopper, in each of its variants."""
-    default = default_variant(-(-start.shape[1] // SLOT))
-    variants = (
-        default, HopperVariant(turn=1), HopperVariant(turn=2), HopperVariant(turn=3), HopperVariant(turn=4),
-        HopperVariant(stages=5, buffers=1, turn=default.turn),
-    )  # fmt: skip
-    return {
-        f"assign, hopper, {v.stages} stages, {v.buffers} tiles, turns of {v.turn}": lambda v=v: hopper_assign(
-            points, start, v
-        )
-        for v in dict.fromkeys(variants)
-    }
 
 
 def _sorts(labels: torch.Tensor, clusters: int) -> dict[str, Callable]:
@@ -204,8 +170,8 @@ def _updates(points: torch.Tensor, labels: torch.Tensor, start: torch.Tensor) ->
 
     runs = sort_by_label(labels, start.shape[1])
     variants = (
-        Variant(), Variant(64, 4, 64), Variant(64, 8), Variant(128, 8), Variant(128, 8, 64), Variant(128, 4),
-        Variant(32, 4), Variant(32, 2),
+        Variant(), Variant(128, 4, 64), Variant(128, 8), Variant(64, 4), Variant(64, 4, 64), Variant(256, 4),
+        Variant(256, 8), Variant(32, 4),
     )  # fmt: skip
     calls: dict[str, Callable] = {}
     for v in variants:
@@ -222,13 +188,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--iterations", type=int, default=2)
     asked = parser.parse_args(arguments)
     shape = asked.heads, asked.tokens, asked.dim
-    probe = torch.empty(1, 1, asked.dim, dtype=torch.bfloat16, device=here())
-    kinds = (case, hopper_case) if why_not_hopper_kmeans(probe) is None else (case,)
-    cases = (
-        partial(kind, *shape, clusters, asked.iterations, asked.repeats)
-        for kind in kinds
-        for clusters in asked.clusters
-    )
+    cases = (partial(case, *shape, clusters, asked.iterations, asked.repeats) for clusters in asked.clusters)
     keep_cases(asked.json, cases, lambda found: in_lines(f"{found['clusters']} clusters", found))
 
 

@@ -20,7 +20,6 @@ CASE_OF = {
     "hopper_clusters_lists": "hopper-clusters",
     "hopper_forward": "hopper",
     "hopper_mass_forward": "hopper-mass",
-    "kmeans_hopper_forward": "hopper-kmeans",
     "kmeans_triton": "kmeans",
     "kmeans_update_triton": "kmeans",
     "likeness_triton": "likeness",

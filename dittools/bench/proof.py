@@ -1,8 +1,8 @@
 """Do the Hopper kernels prove themselves on this card? Right in every case, more than once, and faster than Triton's.
 
-One takes query blocks of 128, one those of 64, one takes clusters, one measures block mass (`proof_mass`), one assigns
-points in k-means (`proof_kmeans`), and each proves itself alone. What comes of it goes into the table of
-`dittools.kernels.checked`, which decides whether a kernel is chosen.
+One takes query blocks of 128, one those of 64, one takes clusters, one measures block mass (`proof_mass`), and each
+proves itself alone. What comes of it goes into the table of `dittools.kernels.checked`, which decides whether a kernel
+is chosen.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ import torch
 
 from dittools.bench.check import Oracle, Wrong, poisoned, stop_if_broken
 from dittools.bench.inputs import make_mask, make_order, make_tensors
-from dittools.bench.proof_kmeans import KMEANS, kmeans_jobs
 from dittools.bench.proof_mass import MASS, mass_jobs
 from dittools.bench.timing import burst
 from dittools.blocks import BlockMask
@@ -24,7 +23,7 @@ from dittools.kernels import block_sparse_attention, checked
 from dittools.kernels.supervise import At
 
 BLOCKS, NARROW, CLUSTERS = "hopper", "hopper-64", "hopper-clusters"
-KERNELS = (BLOCKS, NARROW, CLUSTERS, MASS, KMEANS)
+KERNELS = (BLOCKS, NARROW, CLUSTERS, MASS)
 TRITON = {BLOCKS: "triton", NARROW: "triton, 64 rows", CLUSTERS: "triton, clusters"}
 # tokens, heads, batch
 SIZES = ((1, 1, 1), (129, 2, 1), (1_000, 3, 2), (4_111, 2, 1), (32_760, 2, 1))
@@ -41,8 +40,7 @@ def jobs(kernel: str | None = None) -> list[dict[str, Any]]:
     """What a kernel has to pass, small cases first, then the two that are timed; those of all when None."""
     if kernel is None:
         return [job for each in KERNELS for job in jobs(each)]
-    of = {BLOCKS: _block_jobs, NARROW: _narrow_jobs, CLUSTERS: _cluster_jobs, MASS: mass_jobs, KMEANS: kmeans_jobs}
-    return of[kernel]()
+    return {BLOCKS: _block_jobs, NARROW: _narrow_jobs, CLUSTERS: _cluster_jobs, MASS: mass_jobs}[kernel]()
 
 
 def _cluster_jobs() -> list[dict[str, Any]]:

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from dittools.bench import around, attention, clusters, proof, proof_kmeans, proof_mass
+from dittools.bench import around, attention, clusters, proof, proof_mass
 from dittools.bench.attention import Shape
 from dittools.kernels.supervise import At, serve
 
@@ -25,11 +25,9 @@ ALONE = {
     "proof": proof.prove,
     "clusters-proof": proof.prove_clusters,
     "mass-proof": proof_mass.prove_mass,
-    "kmeans-proof": proof_kmeans.prove_kmeans,
     "faster": proof.faster,
     "clusters-faster": proof.clusters_faster,
     "mass-faster": proof_mass.mass_faster,
-    "kmeans-faster": proof_kmeans.kmeans_faster,
 }
 KINDS = (*WITH_SHAPE, *ALONE)
 

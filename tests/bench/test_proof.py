@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from dittools.bench import proof, proof_kmeans, proof_mass
+from dittools.bench import proof, proof_mass
 from dittools.bench.check import Wrong
-from dittools.kernels import clustered, measure_block_mass, measure_lse, nearest_centroids, portable
+from dittools.kernels import clustered, measure_block_mass, measure_lse, portable
 
 
 def silent(what, patience=None):
@@ -198,54 +198,11 @@ def test_two_kernels_for_mass_are_compared_once_both_are_right(turn):
         proof_mass.mass_faster({**job, "without": {"triton, mass": "hung"}}, silent)
 
 
-def kmeans_case(**changes):
-    first = proof.jobs(proof.KMEANS)[0]
-    return {**first, "device": "cpu", "kernel": "portable", "dtype": "float32", "head_dim": 64, **changes}
-
-
-@pytest.mark.parametrize("clusters", [1, 2, 30])
-@pytest.mark.parametrize("tokens", [1, 700])
-def test_a_right_kernel_for_kmeans_proves_itself(tokens, clusters):
-    case = kmeans_case(tokens=tokens, heads=2, batch=2, clusters=clusters)
-    assert proof_kmeans.prove_kmeans(case, silent) == {"right": True}
-
-
-@pytest.mark.parametrize("fault", ["wrong", "differs", "outside", "the higher of two"])
-def test_a_faulty_kernel_for_kmeans_does_not(monkeypatch, fault):
-    turns = []
-
-    def faulty(x, centroids, **call):
-        turns.append(1)
-        labels = nearest_centroids(x, centroids, **call)
-        if fault == "wrong" or (fault == "differs" and len(turns) == 3):
-            labels[-1, -1] = (labels[-1, -1] + 1) % 20
-        if fault == "outside":
-            labels[0, 0] = 30
-        if fault == "the higher of two":
-            labels[labels == 0] = 15
-        return labels
-
-    monkeypatch.setattr(proof_kmeans, "nearest_centroids", faulty)
-    said = {"wrong": "farther", "differs": "two calls", "outside": "names no", "the higher of two": "alike"}[fault]
-    with pytest.raises(Wrong, match=said):
-        proof_kmeans.prove_kmeans(kmeans_case(tokens=700, heads=2, clusters=30), silent)
-
-
-@pytest.mark.parametrize("turn", [-2, -1])
-def test_two_kernels_for_kmeans_are_compared_once_both_are_right(turn):
-    small = {"device": "cpu", "dtype": "float32", "tokens": 300, "heads": 2, "head_dim": 64, "seconds": 0.05}
-    job = {**proof.jobs(proof.KMEANS)[turn], **small, "clusters": 9, "kernels": ("portable", "portable")}
-    found = proof_kmeans.kmeans_faster(job, silent)
-    assert found["speedup"] == found["times"][proof_kmeans.TRITON]["ms"] / found["times"][proof.KMEANS]["ms"]
-    with pytest.raises(Wrong, match="hopper-kmeans: hung"):
-        proof_kmeans.kmeans_faster({**job, "without": {"hopper-kmeans": "hung"}}, silent)
-
-
 @pytest.mark.parametrize("kernel", proof.KERNELS)
 def test_an_entry_needs_every_case(kernel):
     entry = proof.entry(results(kernel), {"capability": "9.0"}, kernel)
     assert entry["implementation"] == kernel
-    own = {proof.MASS: ("two passes", "one pass"), proof.KMEANS: ("few clusters", "many clusters")}
+    own = {proof.MASS: ("two passes", "one pass")}
     kinds = own.get(kernel, ("raster", "ordered"))
     assert entry["speedup_over_triton"] == dict(zip(kinds, (1.4, 0.9), strict=True))
     assert entry["cases"] == len(proof.jobs(kernel)) - 2 and entry["capability"] == "9.0"

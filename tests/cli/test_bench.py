@@ -145,12 +145,12 @@ def test_both_have_examples_that_parse(cli, verb):
     assert "bench" in cli("--help").out
 
 
-@pytest.mark.parametrize("broken", ["hopper", "hopper-64", "hopper-clusters", "hopper-mass", "hopper-kmeans", "none"])
+@pytest.mark.parametrize("broken", ["hopper", "hopper-64", "hopper-clusters", "hopper-mass", "none"])
 def test_check_enters_every_kernel_that_passed(cli, monkeypatch, tmp_path, broken):
     def run(jobs, results, told, limit):
         for job in jobs:
             of_blocks = "hopper-64" if job.get("query_block") == 64 else "hopper"
-            of = {"clusters": "hopper-clusters", "mass": "hopper-mass", "kmeans": "hopper-kmeans"}
+            of = {"clusters": "hopper-clusters", "mass": "hopper-mass"}
             mine = of.get(job["kind"].split("-")[0], of_blocks)
             wrong = mine == broken and ("1000" in job["id"] or "4111" in job["id"])
             result = {"error": "hung"} if wrong else {"right": True}
@@ -164,7 +164,7 @@ def test_check_enters_every_kernel_that_passed(cli, monkeypatch, tmp_path, broke
     done = cli("bench", "kernel", "--check", "--device", "cpu")
     assert done.code == (0 if broken == "none" else 1)
     entered = {entry["implementation"] for entry in json.loads((tmp_path / "checked.json").read_text())["entries"]}
-    kernels = {"hopper", "hopper-64", "hopper-clusters", "hopper-mass", "hopper-kmeans"}
+    kernels = {"hopper", "hopper-64", "hopper-clusters", "hopper-mass"}
     assert entered == kernels - {broken}
     for kernel in kernels:
         assert (f"{kernel} is not chosen on this card type: " in done.out) == (kernel == broken)

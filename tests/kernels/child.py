@@ -20,6 +20,8 @@ def handle(job, at):
             os.abort()
         if what == "break":
             raise Broken("an illegal address")
+        if what == "fault":
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
         if what == "raise":
             raise ValueError("not\nthis")
         print("noise of a library")

@@ -78,9 +78,9 @@ def permute():
         assert torch.equal(back, was)
 
 
-def kmeans(name="triton"):
+def kmeans():
     x = inputs(HEADS, TOKENS, 1, 64, torch.bfloat16, device="cuda")[0][:, :, 0]
-    found = cluster_tokens(x, 17, implementation=name)
+    found = cluster_tokens(x, 17, implementation="triton")
     order, offsets = sort_by_label(found.labels, 17, implementation="triton")
     assert torch.equal(order.sort(-1).values, torch.arange(TOKENS, device="cuda", dtype=torch.int32).expand(HEADS, -1))
     assert (offsets[:, -1] == TOKENS).all()
@@ -177,7 +177,6 @@ CASES = {
     "fill": fill,
     "permute": permute,
     "kmeans": kmeans,
-    "hopper-kmeans": lambda: kmeans("hopper"),
     "mass": mass,
     "hopper-mass": lambda: mass("hopper"),
     "means": means,

@@ -19,7 +19,6 @@ from dittools.kernels import (
     hopper_clusters,
     hopper_mass,
     implementations,
-    kmeans,
 )
 
 ENTRY = {
@@ -153,24 +152,6 @@ def test_the_kernel_for_mass_is_chosen_by_an_entry_of_its_own_and_then_only_wher
     assert checked.why_unchecked("hopper-mass", "9.0") is None
     with pytest.raises(ValueError, match="'hopper' cannot run this call: it has no backward"):
         block_mass.choose_mass(q.requires_grad_(), k, *blocks, implementation="hopper")
-
-
-def test_the_kernel_for_kmeans_is_chosen_by_an_entry_of_its_own_and_then_only_where_it_pays(
-    table, on_hopper, monkeypatch
-):
-    monkeypatch.setattr(kmeans, "why_not_hopper_kmeans", lambda x: None)
-    monkeypatch.setattr(kmeans, "picks_triton", lambda name, *_, **__: name != "portable")
-    x = inputs(1, 300, 1, 64, torch.bfloat16)[0].transpose(1, 2)
-    assert [kmeans.choose_kmeans(x, n) for n in (300, 1000)] == ["triton", "triton"]
-    assert kmeans.choose_kmeans(x, 300, "hopper") == "hopper"
-    own = {"implementation": "hopper-kmeans", "source": checked.fingerprint("hopper-kmeans")}
-    checked.enter(entry(**own, speedup_over_triton={"few clusters": 0.9, "many clusters": 1.5}))
-    assert [kmeans.choose_kmeans(x, n) for n in (300, 1000)] == ["triton", "hopper"]
-    assert [kmeans.choose_kmeans(x, 1000, name) for name in ("triton", "portable")] == ["triton", "portable"]
-    with pytest.raises(ValueError, match="'hopper' cannot run this call: it takes at most 4096 clusters, got 5000"):
-        kmeans.choose_kmeans(x, 5000, "hopper")
-    with pytest.raises(ValueError, match="'hopper' cannot run this call: it has no backward"):
-        kmeans.choose_kmeans(x.clone().requires_grad_(), 300, "hopper")
 
 
 def test_where_the_kernel_for_mass_cannot_run_the_reason_is_said(monkeypatch):

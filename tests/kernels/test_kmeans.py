@@ -316,21 +316,3 @@ def test_the_timing_checks_its_case_and_leaves_out_what_is_wrong(tmp_path, monke
     ):
         with pytest.raises(RuntimeError, match="not timed"):
             broken()
-
-
-@pytest.mark.skipif(INTERPRETED, reason="times nothing in the interpreter")
-def test_the_timing_on_a_hopper_card_checks_every_label(monkeypatch):
-    from dittools.kernels import time_kmeans
-
-    def assign(x, centroids, variant):
-        labels = nearest_centroids(x, centroids)
-        if variant.buffers == 1:
-            labels[0, 7] = (labels[0, 7] + 1) % centroids.shape[1]
-        return labels
-
-    monkeypatch.setattr(time_kmeans, "hopper_assign", assign)
-    monkeypatch.setattr(time_kmeans, "cluster_runs", lambda x, implementation, **call: cluster_runs(x, **call))
-    found = time_kmeans.hopper_case(2, 300, 16, 12, 2, repeats=1)
-    assert len(found["milliseconds"]) == 5 and "k-means, hopper" in found["milliseconds"]
-    (why,) = found["left_out"].values()
-    assert "farther than the nearest" in why

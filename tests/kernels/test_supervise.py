@@ -25,14 +25,15 @@ def run(*jobs, patience=3.0, seconds=120.0, **more):
 
 
 def test_what_hangs_or_crashes_is_left_out_and_the_same_job_goes_on():
-    found, left = run(["a", "hang"], ["crash", "b"], ["break"], ["c"])
+    found, left = run(["a", "hang"], ["crash", "b"], ["break"], ["c"], ["fault"])
     assert left == []
-    assert [name for name, _ in found] == [0, 1, 2, 3]
+    assert [name for name, _ in found] == [0, 1, 2, 3, 4]
     reasons = [result["without"] for _, result in found]
     assert reasons[0] == {"hang": "hung: silent for 3 s"}
     assert reasons[1] == {"crash": "the process ended with code -6"}
     assert reasons[2] == {"break": "Broken: an illegal address"}
     assert reasons[3] == {}
+    assert reasons[4] == {"fault": "RuntimeError: CUDA error: an illegal memory access was encountered"}
 
 
 def test_an_exception_is_the_result_of_its_job_in_one_line():
