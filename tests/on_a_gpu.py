@@ -3,8 +3,9 @@
     python tests/on_a_gpu.py --json docs/measured/gpu_tests_<card>.json [--sanitizer] [PYTEST ARGUMENTS]
 
 Each file of tests: how many passed, failed and were skipped, what the failures said first, and what tests noted, such
-as the memory of a plan. With --sanitizer, compute-sanitizer's memcheck also watches every kernel on small ragged inputs
-(`kernels/small_cases.py`).
+as the memory of a plan. The file is rewritten every few seconds, and failures are told at once: a run that is cut off
+leaves what it found, and says that it was not finished. With --sanitizer, compute-sanitizer's memcheck also watches
+every kernel on small ragged inputs (`kernels/small_cases.py`).
 The exit code is 1 when anything failed.
 """
 
@@ -16,10 +17,9 @@ import os
 import re
 import subprocess
 import sys
-import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
-from xml.etree import ElementTree
 
 HERE = Path(__file__).parent
 CASES = HERE / "kernels" / "small_cases.py"
@@ -31,35 +31,48 @@ FOLDERS = (
 )  # those with tests marked gpu; others need not be importable there
 OUTCOMES = ("failed", "skipped", "passed")
 SANITIZER_SECONDS = 240
+SECONDS_BETWEEN = 5
 
 
-def read(report: Path) -> dict[str, dict]:
-    """Outcomes by file, from pytest's JUnit XML."""
-    files: dict[str, dict] = {}
-    for case in ElementTree.parse(report).iter("testcase"):
-        name = case.get("classname", "").replace(".", "/") + ".py"
-        entry = files.setdefault(name, {"passed": 0, "failed": 0, "skipped": 0, "seconds": 0.0, "failures": {}})
-        bad = [x for tag in ("failure", "error") for x in case.findall(tag)]
-        outcome = "failed" if bad else "skipped" if case.find("skipped") is not None else "passed"
-        entry[outcome] += 1
-        entry["seconds"] = round(entry["seconds"] + float(case.get("time", 0)), 2)
-        noted = {p.get("name"): p.get("value") for p in case.iter("property")}
-        if noted:
-            entry.setdefault("noted", {})[case.get("name")] = noted
-        if bad:
-            entry["failures"][case.get("name")] = (bad[0].get("message") or "").splitlines()[:1]
-    return dict(sorted(files.items()))
+class Outcomes:
+    """A pytest plugin that counts outcomes by file as they come.
+
+    Args:
+        keep: called with them every few seconds, and by whoever ran pytest once it has ended.
+    """
+
+    def __init__(self, keep: Callable[[dict[str, dict]], None]):
+        self.files: dict[str, dict] = {}
+        self._keep, self._kept = keep, time.monotonic()
+
+    def pytest_runtest_logreport(self, report) -> None:
+        """Called by pytest for every phase of every test, whichever process ran it."""
+        name, _, test = report.nodeid.partition("::")
+        entry = self.files.setdefault(name, {"passed": 0, "failed": 0, "skipped": 0, "seconds": 0.0, "failures": {}})
+        entry["seconds"] = round(entry["seconds"] + report.duration, 2)
+        if report.failed or report.when == "call" or (report.when == "setup" and report.skipped):
+            entry[report.outcome] += 1
+        if report.when == "call" and report.user_properties:
+            entry.setdefault("noted", {})[test] = {key: str(value) for key, value in report.user_properties}
+        if report.failed:
+            said = getattr(getattr(report.longrepr, "reprcrash", None), "message", None) or str(report.longrepr)
+            entry["failures"][test] = said.splitlines()[:1]
+            print(f"\n{report.nodeid}: {said.splitlines()[0] if said else 'failed'}", flush=True)
+        if time.monotonic() - self._kept > SECONDS_BETWEEN:
+            self._keep(self.files)
+            self._kept = time.monotonic()
 
 
-def run_tests(arguments: list[str]) -> tuple[dict[str, dict], int]:
-    """(outcomes by file, pytest's exit code)."""
-    with tempfile.TemporaryDirectory() as folder:
-        report = Path(folder) / "report.xml"
-        named = any((HERE.parent / argument.split("::")[0]).exists() for argument in arguments)
-        chosen = arguments if named else [*arguments, *(str(HERE / folder) for folder in FOLDERS)]
-        command = [sys.executable, "-m", "pytest", "-m", "gpu", "-q", f"--junitxml={report}", *chosen]
-        code = subprocess.run(command, cwd=HERE.parent).returncode
-        return (read(report) if report.exists() else {}), code
+def run_tests(arguments: list[str], keep: Callable[[dict[str, dict]], None]) -> int:
+    """Run them, and have their outcomes kept, the last time when they are done. Returns pytest's exit code."""
+    import pytest
+
+    named = any((HERE.parent / argument.split("::")[0]).exists() for argument in arguments)
+    chosen = arguments if named else [*arguments, *(str(HERE / folder) for folder in FOLDERS)]
+    outcomes = Outcomes(keep)
+    code = pytest.main(["-m", "gpu", "-q", *chosen], plugins=[outcomes])
+    keep(outcomes.files)
+    return int(code)
 
 
 def case_names() -> list[str]:
@@ -111,10 +124,19 @@ def main() -> None:
         "device": provenance.device_facts(torch.device("cuda")),
         "commit": provenance.commit(),
     }
-    result["files"], code = run_tests(others)
-    result["total"] = {name: sum(entry[name] for entry in result["files"].values()) for name in OUTCOMES}
+    options.json = options.json.resolve()
     options.json.parent.mkdir(parents=True, exist_ok=True)
-    files.write_json(options.json, result)
+    os.chdir(HERE.parent)
+    sys.path[0] = str(HERE.parent)  # as `python -m pytest` has it there
+
+    def keep(found: dict[str, dict], finished: bool = False) -> None:
+        result["files"] = dict(sorted(found.items()))
+        result["total"] = {name: sum(entry[name] for entry in found.values()) for name in OUTCOMES}
+        result["finished"] = finished
+        files.write_json(options.json, result)
+
+    code = run_tests(others, keep)
+    keep(result["files"], finished=True)
     if options.sanitizer:
         result["memcheck"] = {}
         for name in case_names():

@@ -1,5 +1,6 @@
 """What the record of a GPU's test run says, from a pytest run of its own and a stand-in for compute-sanitizer."""
 
+import json
 import re
 import subprocess
 import sys
@@ -32,22 +33,39 @@ CASE_OF = {
 }
 
 
-def test_outcomes_are_counted_by_file(tmp_path):
+PLUGGED = """
+import json, sys
+sys.path.insert(0, {root!r})
+from tests import on_a_gpu
+on_a_gpu.SECONDS_BETWEEN = -1
+kept = []
+code = on_a_gpu.run_tests({arguments!r}, lambda found: kept.append(json.dumps(found)))
+print(json.dumps([code, len(kept), kept[0], kept[-1]]))
+"""
+
+
+@pytest.mark.parametrize("workers", [(), ("-n", "2")])
+def test_outcomes_are_counted_by_file_while_they_come(tmp_path, workers):
     (tmp_path / "test_some.py").write_text(
         "import pytest\n"
+        "pytestmark = pytest.mark.gpu\n"
         "def test_fine(record_property): record_property('held_mb', 12)\n"
         "def test_wrong(): assert 1 == 2, 'one is not two'\n"
         "@pytest.mark.skip\ndef test_not_here(): pass\n"
         "@pytest.fixture\ndef broken(): raise ValueError('no fixture')\n"
         "def test_broken(broken): pass\n"
     )
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--junitxml=report.xml", "test_some.py"]
-    subprocess.run(command, cwd=tmp_path, capture_output=True)
-    (found,) = on_a_gpu.read(tmp_path / "report.xml").values()
+    arguments = ["-p", "no:cacheprovider", *workers, "-c", "/dev/null", str(tmp_path / "test_some.py")]
+    script = PLUGGED.format(root=str(on_a_gpu.HERE.parent), arguments=arguments)
+    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True)
+    code, times, first, last = json.loads(done.stdout.splitlines()[-1])
+    assert code == 1 and times > 4 and first != last
+    (found,) = json.loads(last).values()
     assert (found["passed"], found["failed"], found["skipped"]) == (1, 2, 1)
     assert found["noted"] == {"test_fine": {"held_mb": "12"}}
     assert set(found["failures"]) == {"test_wrong", "test_broken"}
     assert "one is not two" in found["failures"]["test_wrong"][0]
+    assert "test_some.py::test_wrong: AssertionError: one is not two" in done.stdout
 
 
 def test_no_test_for_a_gpu_is_left_out():

@@ -37,8 +37,10 @@ def contact(grid: TokenGrid, layout: Layout, steps: Iterable[tuple[int, int, int
         fp64 ``[M, M]`` on the CPU, 0 for blocks that do not touch.
     """
     count = layout.partition.count
-    block = layout.block_of_token[grid.video_slice].view(grid.shape)
-    found = torch.zeros(count * count, dtype=torch.float64)
+    # Once a run, and on its GPU: at 720p a window of 99 tiles takes a CPU most of a second.
+    device = layout.force.device if layout.force.is_cuda else torch.device("cpu")
+    block = layout.block_of_token[grid.video_slice].view(grid.shape).to(device)
+    found = torch.zeros(count * count, dtype=torch.float64, device=device)
     for step in steps:
         here, there = [], []
         for size, by in zip(grid.shape, step, strict=True):
@@ -46,7 +48,7 @@ def contact(grid: TokenGrid, layout: Layout, steps: Iterable[tuple[int, int, int
             there.append(slice(max(0, by), max(0, min(size, size + by))))
         pairs = (block[tuple(here)] * count + block[tuple(there)]).flatten()
         found += pairs.bincount(minlength=count * count).double() / (1 + sum(map(abs, step)))
-    return found.view(count, count)
+    return found.view(count, count).cpu()
 
 
 def same_frame(grid: TokenGrid, layout: Layout, frame: int) -> torch.Tensor:
