@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 from dittools.cli.output import Output
@@ -61,7 +61,10 @@ def measure_all(folder: Folder, plan: Plan, output: Output) -> None:
 def _attempt(folder: Folder, plan: Plan, row: Row, references: Callable[[str], Any]) -> BadInput | None:
     """Judge and measure a row; what was wrong with its files, if anything."""
     try:
-        frames = lru_cache(maxsize=1)(lambda: reading.read(folder.frames(row.case.id)).frames)
+        if row.case.id == row.reference.id:  # others will want them too
+            frames = partial(references, row.case.id)
+        else:
+            frames = lru_cache(maxsize=1)(lambda: reading.read(folder.frames(row.case.id)).frames)
         _judge(folder, plan, row, frames)
         _measure(folder, row, frames, references)
     except BadInput as error:

@@ -98,10 +98,9 @@ def mass(result: dict) -> tuple[list[str], list[list]]:
 def parts(result: dict) -> tuple[list[str], list[list]]:
     """Head and rows of timed parts: milliseconds of each form, a column a case."""
     cases = result["rows"]
-    shape = "{heads} x {tokens:,}"
-    titles = [f"C = {c['clusters']}" if "clusters" in c else f"stride {c['stride']}" for c in cases]
     names = dict.fromkeys(name for case in cases for name in case["milliseconds"])
-    head = ["part", *(f"{t}, {shape.format(**c)}" for t, c in zip(titles, cases, strict=True))]
+    titles = (f"C = {c['clusters']}" if "clusters" in c else f"stride {c['stride']}" for c in cases)
+    head = ["part", *(f"{t}, {c['heads']} x {c['tokens']:,}" for t, c in zip(titles, cases, strict=True))]
     return head, [
         [name, *(f"{c['milliseconds'][name]:.2f} ms" if name in c["milliseconds"] else "" for c in cases)]
         for name in names

@@ -19,7 +19,7 @@ def methods(result: dict) -> tuple[list[str], list[list]]:
         if match:
             found.setdefault((match["method"], match["rest"] or ""), {})[float(match["sparsity"])] = line
     sparsities = sorted({sparsity for lines in found.values() for sparsity in lines})
-    order = sorted(found, key=lambda key: -_mean_psnr(found[key], sparsities))
+    order = sorted(found, key=lambda key: -_rank(found[key], sparsities))
     head = ["method", "made up for by"]
     for sparsity in sparsities:
         head += [f"{sparsity:g}: PSNR dB", "over random", "SSIM", "speed-up"]
@@ -31,8 +31,8 @@ def _named(key: tuple[str, str]) -> list[str]:
     return [f"*{method}*" if method in YARDSTICKS else method, rest]
 
 
-def _mean_psnr(lines: dict[float, dict], sparsities: list[float]) -> float:
-    """By the highest sparsity that a method has; those that were not run there come after."""
+def _rank(lines: dict[float, dict], sparsities: list[float]) -> float:
+    """PSNR at the highest sparsity of the table; what was not run there comes last."""
     last = lines.get(sparsities[-1])
     return last["psnr"] if last and isinstance(last["psnr"], float) else float("-inf")
 

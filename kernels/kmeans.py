@@ -6,7 +6,6 @@ Clustering of queries and keys for sparse attention: SVG2 (Sparse VideoGen2, sec
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -19,8 +18,6 @@ CHUNK_BYTES = 256 << 20
 CPU_CHUNK_BYTES = 2 << 20
 # A tile of points and two of centroids share the fast memory of an SM.
 MAX_TRITON_DIM = 128
-
-Assign = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # points and centroids to labels
 
 
 class Clusters(NamedTuple):
@@ -66,19 +63,14 @@ def cluster_tokens(
 
     Returns:
         `Clusters`. A cluster that lost all its points has size 0 and keeps its centroid, where scikit-learn
-        would move it. Of centroids that are equally near, the lowest takes the point. On a GPU centroids are rounded
-        to the dtype of x before they are compared; sums and means are fp32 everywhere.
+        would move it. Of centroids that are equally near, the lowest takes the point. The Triton kernel rounds
+        centroids to the dtype of x before it compares them; sums and means are fp32 everywhere.
 
     Raises:
         ValueError: when shapes do not fit together, not one of clusters and centroids is given, or
             ``implementation`` cannot run.
     """
-    x, centroids, assign = _prepare(x, clusters, centroids, iterations, generator, implementation)
-    if assign is not None:
-        labels, _, offsets, centroids = _triton_iterations(x, centroids, iterations, assign)
-        return Clusters(labels, centroids, offsets.diff(dim=-1))
-    for _ in range(iterations):
-        labels, centroids, sizes = _portable_step(x, centroids)
+    labels, _, centroids, sizes = _iterate(x, clusters, centroids, iterations, generator, implementation)
     return Clusters(labels, centroids, sizes)
 
 
@@ -95,21 +87,16 @@ def cluster_runs(
 
     Args, raises: as `cluster_tokens`.
     """
-    x, centroids, assign = _prepare(x, clusters, centroids, iterations, generator, implementation)
-    if assign is not None:
-        _, order, offsets, centroids = _triton_iterations(x, centroids, iterations, assign)
-        return Runs(order, centroids, offsets.diff(dim=-1))
-    for _ in range(iterations):
-        labels, centroids, sizes = _portable_step(x, centroids)
-    return Runs(sort_by_label(labels, sizes.shape[1], implementation="portable")[0], centroids, sizes)
+    labels, order, centroids, sizes = _iterate(x, clusters, centroids, iterations, generator, implementation)
+    if order is None:
+        order, _ = sort_by_label(labels, sizes.shape[1], implementation="portable")
+    return Runs(order, centroids, sizes)
 
 
-def _prepare(
+def _iterate(
     x, clusters, centroids, iterations: int, generator, implementation
-) -> tuple[torch.Tensor, torch.Tensor, Assign | None]:
-    """The points and the centroids to start from as the iterations take them; and the kernel that assigns, None where
-    plain PyTorch does it all.
-    """
+) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor, torch.Tensor]:
+    """Labels, order, centroids and sizes of the last iteration; no order where the iterations needed none."""
     if x.ndim not in (3, 4):
         raise ValueError(f"x must be [N, S, D] or [B, H, S, D], got {list(x.shape)}")
     if iterations < 1:
@@ -119,8 +106,13 @@ def _prepare(
     if centroids is None:
         centroids = stratified_start(x, clusters, generator)
     _check_centroids(x, centroids)
-    assign = _assignment(implementation, x, centroids)
-    return (x if assign is not None or x.ndim == 3 else x.flatten(0, 1)), centroids.float().contiguous(), assign
+    centroids = centroids.float().contiguous()
+    if _picks_triton(implementation, x, centroids):
+        return _triton_iterations(x, centroids, iterations)
+    x = x if x.ndim == 3 else x.flatten(0, 1)
+    for _ in range(iterations):
+        labels, centroids, sizes = _portable_step(x, centroids)
+    return labels, None, centroids, sizes
 
 
 def nearest_centroids(x: torch.Tensor, centroids: torch.Tensor, *, implementation: str | None = None) -> torch.Tensor:
@@ -130,9 +122,10 @@ def nearest_centroids(x: torch.Tensor, centroids: torch.Tensor, *, implementatio
     """
     _check_centroids(x, centroids)
     centroids = centroids.float().contiguous()
-    assign = _assignment(implementation, x, centroids)
-    if assign is not None:
-        return assign(x, centroids)
+    if _picks_triton(implementation, x, centroids):
+        from dittools.kernels.kmeans_triton import triton_assign
+
+        return triton_assign(x, centroids)
     x = x if x.ndim == 3 else x.flatten(0, 1)
     labels = torch.empty(x.shape[:2], dtype=torch.int32, device=x.device)
     for lanes, points in _chunks(x, centroids.shape[1]):
@@ -192,17 +185,15 @@ def _portable_step(x: torch.Tensor, centroids: torch.Tensor) -> Clusters:
     return Clusters(labels, torch.where(sizes[..., None] > 0, means, centroids), sizes)
 
 
-def _triton_iterations(
-    x: torch.Tensor, centroids: torch.Tensor, iterations: int, assign: Assign
-) -> tuple[torch.Tensor, ...]:
-    """Labels, order, offsets and centroids of the last iteration."""
+def _triton_iterations(x: torch.Tensor, centroids: torch.Tensor, iterations: int) -> tuple[torch.Tensor, ...]:
+    from dittools.kernels.kmeans_triton import triton_assign
     from dittools.kernels.kmeans_update_triton import triton_update
 
     for _ in range(iterations):
-        labels = assign(x, centroids)
+        labels = triton_assign(x, centroids)
         order, offsets = sort_by_label(labels, centroids.shape[1], implementation="triton")
         centroids = triton_update(x, labels, order, offsets, centroids)
-    return labels, order, offsets, centroids
+    return labels, order, centroids, offsets.diff(dim=-1)
 
 
 def _nearest(x: torch.Tensor, centroids: torch.Tensor) -> torch.Tensor:
@@ -224,29 +215,13 @@ def _chunks(x: torch.Tensor, clusters: int):
             yield from ((slice(lane, lane + 1), slice(i, i + rows)) for i in range(0, points, rows))
 
 
-def choose_kmeans(x: torch.Tensor, clusters: int, implementation: str | None = None) -> str:
-    """The implementation that a call takes: "triton" or "portable".
-
-    Args:
-        x, implementation: as in `cluster_tokens`. clusters: C.
-
-    Raises:
-        ValueError: when ``implementation`` cannot run, with the reason.
-    """
+def _picks_triton(implementation: str | None, x: torch.Tensor, centroids: torch.Tensor) -> bool:
     reason = None
     if x.shape[-1] > MAX_TRITON_DIM:
         reason = f"it takes at most {MAX_TRITON_DIM} dimensions, got {x.shape[-1]}"
-    elif clusters > MAX_TRITON_LABELS:
-        reason = f"it takes at most {MAX_TRITON_LABELS} clusters, got {clusters}"
-    return "triton" if picks_triton(implementation, x, reason=reason) else "portable"
-
-
-def _assignment(implementation: str | None, x: torch.Tensor, centroids: torch.Tensor) -> Assign | None:
-    if choose_kmeans(x, centroids.shape[1], implementation) == "portable":
-        return None
-    from dittools.kernels.kmeans_triton import triton_assign
-
-    return triton_assign
+    elif centroids.shape[1] > MAX_TRITON_LABELS:
+        reason = f"it takes at most {MAX_TRITON_LABELS} clusters, got {centroids.shape[1]}"
+    return picks_triton(implementation, x, reason=reason)
 
 
 def _check_centroids(x: torch.Tensor, centroids: torch.Tensor) -> None:

@@ -153,9 +153,9 @@ def _sorts(labels: torch.Tensor, clusters: int) -> dict[str, Callable]:
     """The sort, in each of its variants where Triton runs."""
     if labels.device.type != "cuda":
         return {"sort": lambda: sort_by_label(labels, clusters)}
-    from dittools.kernels.counting_sort_triton import Variant, triton_sort_by_label
+    from dittools.kernels.counting_sort_triton import Variant, default_variant, triton_sort_by_label
 
-    variants = (Variant(), Variant(1024, 8), Variant(512, 4), Variant(2048, 8))
+    variants = (default_variant(clusters), Variant(1024), Variant(1024, 8), Variant(512), Variant(2048, 8))
     return {
         f"sort, {v.tokens} tokens, {v.warps} warps": lambda v=v: triton_sort_by_label(labels, clusters, v)
         for v in variants

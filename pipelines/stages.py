@@ -110,6 +110,7 @@ def decode(pipe: Any, latents: torch.Tensor, shot: Shot, levels: bool = False) -
     import torch
 
     staged = _staged(pipe)
+    finite = True
     with torch.no_grad():
         latents = latents.to(pipe._execution_device, dtype=pipe.vae.dtype)  # not vae.device: it may be offloaded
         images = staged.decoded(pipe, latents, shot.frames, shot.height, shot.width)
@@ -119,10 +120,11 @@ def decode(pipe: Any, latents: torch.Tensor, shot: Shot, levels: bool = False) -
         # A few at a time where they are: the decoder's memory is not topped, and only what is kept is moved.
         for part, place in zip(images.split(FRAMES_AT_ONCE), frames.split(FRAMES_AT_ONCE), strict=True):
             pixels = processor.postprocess(part, output_type="pt").permute(0, 2, 3, 1).float()
-            if not pixels.isfinite().all():
-                raise FloatingPointError("frames are not finite numbers")
+            finite = finite and bool(pixels.isfinite().all())
             place.copy_((pixels.clamp(0, 1) * 255).round().byte() if levels else pixels)
-    pipe.maybe_free_model_hooks()
+    pipe.maybe_free_model_hooks()  # whatever the frames are: who called may go on with others
+    if not finite:
+        raise FloatingPointError("frames are not finite numbers")
     return frames.numpy()
 
 

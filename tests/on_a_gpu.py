@@ -32,16 +32,17 @@ FOLDERS = (
 OUTCOMES = ("failed", "skipped", "passed")
 SANITIZER_SECONDS = 240
 SECONDS_BETWEEN = 5
+Keep = Callable[..., None]  # takes outcomes by file, and `finished`
 
 
 class Outcomes:
     """A pytest plugin that counts outcomes by file as they come.
 
     Args:
-        keep: called with them every few seconds, and by whoever ran pytest once it has ended.
+        keep: called with them every few seconds.
     """
 
-    def __init__(self, keep: Callable[[dict[str, dict]], None]):
+    def __init__(self, keep: Keep):
         self.files: dict[str, dict] = {}
         self._keep, self._kept = keep, time.monotonic()
 
@@ -63,15 +64,15 @@ class Outcomes:
             self._kept = time.monotonic()
 
 
-def run_tests(arguments: list[str], keep: Callable[[dict[str, dict]], None]) -> int:
-    """Run them, and have their outcomes kept, the last time when they are done. Returns pytest's exit code."""
+def run_tests(arguments: list[str], keep: Keep) -> int:
+    """Run them, and have their outcomes kept, the last time as finished. Returns pytest's exit code."""
     import pytest
 
     named = any((HERE.parent / argument.split("::")[0]).exists() for argument in arguments)
     chosen = arguments if named else [*arguments, *(str(HERE / folder) for folder in FOLDERS)]
     outcomes = Outcomes(keep)
     code = pytest.main(["-m", "gpu", "-q", *chosen], plugins=[outcomes])
-    keep(outcomes.files)
+    keep(outcomes.files, finished=True)
     return int(code)
 
 
@@ -136,7 +137,6 @@ def main() -> None:
         files.write_json(options.json, result)
 
     code = run_tests(others, keep)
-    keep(result["files"], finished=True)
     if options.sanitizer:
         result["memcheck"] = {}
         for name in case_names():

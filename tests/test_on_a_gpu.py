@@ -39,7 +39,7 @@ sys.path.insert(0, {root!r})
 from tests import on_a_gpu
 on_a_gpu.SECONDS_BETWEEN = -1
 kept = []
-code = on_a_gpu.run_tests({arguments!r}, lambda found: kept.append(json.dumps(found)))
+code = on_a_gpu.run_tests({arguments!r}, lambda found, finished=False: kept.append(json.dumps(found)))
 print(json.dumps([code, len(kept), kept[0], kept[-1]]))
 """
 

@@ -27,7 +27,6 @@ from dittools.kernels import (
     to_keep,
 )
 from dittools.kernels.block_mass import choose_mass
-from dittools.kernels.kmeans import choose_kmeans
 from dittools.kernels.supervise import At
 
 SAMPLES = 512
@@ -171,10 +170,7 @@ def measure_kmeans(job: dict[str, Any], at: At) -> dict[str, Any]:
                 if not torch.allclose(centroids[lane, c], wanted, atol=1e-2):
                     raise Wrong(f"centroid {c} of lane {lane} is not the mean of its points")
 
-    # What a call takes by itself here, and what was asked for by name.
     ours = _implementations(job)
-    if job["implementation"] is None and job["device"] == "cuda":
-        ours = [choose_kmeans(x, job["clusters"][1])]
     for name in ours:
 
         def call(name=name):

@@ -36,6 +36,11 @@ def machine_code(kernel):
     }
 
 
+def register_limits(build):
+    """The registers a thread that warps ask for at run time."""
+    return {int(x, 16) for line in build["sass"] for x in re.findall(r"USETMAXREG.* (0x\w+)", line)}
+
+
 def compile_all(builds, build):
     """Print what ``build(*what)`` gives for each of ``builds``, name: what."""
     import triton

@@ -6,7 +6,7 @@ Run as a script it compiles every build and prints a JSON line for each: see `ma
 import re
 
 import pytest
-from machine_code import SHARED_MEMORY, compile_all, compiled_builds, instructions, machine_code
+from machine_code import SHARED_MEMORY, compile_all, compiled_builds, instructions, machine_code, register_limits
 
 from dittools.kernels.hopper import why_no_gluon
 from dittools.kernels.hopper_clusters import Variant
@@ -53,7 +53,7 @@ def test_nothing_spills_and_it_fits(builds, name):
     assert build["resources"]["LOCAL"] == 0
     assert not instructions(build, "LDL") and not instructions(build, "STL")
     # 232 registers for each consumer and 40 for the producer.
-    limits = {int(x, 16) for line in build["sass"] for x in re.findall(r"USETMAXREG.* (0x\w+)", line)}
+    limits = register_limits(build)
     assert {232, 40} <= limits and 2 * 232 + 40 <= 3 * 168
 
 

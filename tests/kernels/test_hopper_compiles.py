@@ -15,6 +15,7 @@ from machine_code import (
     compiled_builds,
     instructions,
     machine_code,
+    register_limits,
 )
 
 from dittools.kernels.hopper import Variant, default_variant, why_no_gluon
@@ -105,7 +106,7 @@ def test_nothing_spills_and_it_fits(builds, name):
     spills = instructions(build, "LDL") + instructions(build, "STL")
     assert len(spills) <= (4 if BUILDS[name][5] and rows == 128 else 0)
     # 240 registers for each of two consumers or 232 for one, and 24 for the producer.
-    limits = {int(x, 16) for line in build["sass"] for x in re.findall(r"USETMAXREG.* (0x\w+)", line)}
+    limits = register_limits(build)
     assert {240 if rows == 128 else 232, 24} <= limits
 
 

@@ -3,10 +3,8 @@
 Run as a script it compiles every build and prints a JSON line for each: see `machine_code`.
 """
 
-import re
-
 import pytest
-from machine_code import SHARED_MEMORY, compile_all, compiled_builds, instructions, machine_code
+from machine_code import SHARED_MEMORY, compile_all, compiled_builds, instructions, machine_code, register_limits
 
 from dittools.kernels.hopper import why_no_gluon
 from dittools.kernels.hopper_mass import Variant
@@ -63,7 +61,7 @@ def test_nothing_spills_and_it_fits(builds, name):
     assert build["resources"]["REG"] == 168 and build["shared"] <= SHARED_MEMORY
     # A few numbers that are seldom needed wait in memory; logits never do.
     assert len(instructions(build, "LDL") + instructions(build, "STL")) <= 24
-    limits = {int(x, 16) for line in build["sass"] for x in re.findall(r"USETMAXREG.* (0x\w+)", line)}
+    limits = register_limits(build)
     assert {240, 24} <= limits
 
 
