@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from dittools.cli.bench_kernel import open_results
@@ -14,6 +17,8 @@ from dittools.pipelines import loading
 from dittools.pipelines.errors import BadInput, RunFailed, first_line
 
 NAMED = "speed only: random weights"
+MEASURED = "measured on the random weights"
+"""In place of the profile that a method needs and nobody gave."""
 
 
 @dataclass(frozen=True)
@@ -99,21 +104,18 @@ def settings_of(asked: Asked, name: str, grid: Any, device: Any) -> dict[str, An
     """What `dittools.accelerate` is given for a method.
 
     Raises:
-        BadInput: when the method does not exist, needs what was not given, or cannot run on this grid.
+        BadInput: when the method does not exist or cannot run on this grid.
     """
     from dittools import methods
     from dittools.config import Config
     from dittools.methods import auto
 
     use = methods.METHODS[name].profile_use if name in methods.METHODS else "none"
-    if use == "needed" and asked.profile is None:
-        raise BadInput(
-            f"--method {name} needs a profile of this model: make one with dittools calibrate --method {name} and "
-            "give it with --profile FILE"
-        )
     settings = {"method": name, "sparsity": asked.sparsity, "dense_layers": asked.dense_layers, "dense_steps": 0}
     if asked.profile is not None and use != "none":
         settings["profile"] = asked.profile
+    elif use == "needed":
+        settings["profile"] = MEASURED
     try:
         Config(**settings)
     except ValueError as error:
@@ -179,12 +181,28 @@ def _measure_missing(jobs, missing, settings, results: Any, out: Output, make: A
     first = True
     for setting in settings:
         group = [one for one in jobs if one.get("method") == setting["method"] or (first and "method" not in one)]
-        cases = [bench.Case(one["kind"], setting if "method" in one else None, one["id"])
-                 for one in group if one["id"] in wanted]  # fmt: skip
-        dense = bench.measure(
-            pipe, forward, cases, device=device, repeats=repeats, told=told, dense=dense, blocks=blocks
-        )
+        group = [one for one in group if one["id"] in wanted]
+        if group:
+            with _with_profile(setting, pipe, forward) as given:
+                cases = [bench.Case(one["kind"], given if "method" in one else None, one["id"]) for one in group]
+                dense = bench.measure(
+                    pipe, forward, cases, device=device, repeats=repeats, told=told, dense=dense, blocks=blocks
+                )
         first = False
+
+
+@contextmanager
+def _with_profile(setting: dict[str, Any], pipe: Any, forward: Any) -> Iterator[dict[str, Any]]:
+    """The setting as `dittools.accelerate` takes it: with a profile of these weights where it needs one."""
+    from dittools.bench.profiled import profile_of
+
+    if setting.get("profile") != MEASURED:
+        yield setting
+        return
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "profile.json"
+        profile_of(pipe, forward, [setting["method"]]).save(path)
+        yield {**setting, "profile": str(path)}
 
 
 def _made(size: Any, shape: tuple[int, int, int], tokens: int, device: Any, dtype: Any) -> tuple[Any, Any, dict]:

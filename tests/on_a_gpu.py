@@ -19,6 +19,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 HERE = Path(__file__).parent
@@ -31,6 +32,7 @@ FOLDERS = (
 )  # those with tests marked gpu; others need not be importable there
 OUTCOMES = ("failed", "skipped", "passed")
 SANITIZER_SECONDS = 240
+CASES_AT_ONCE = 5
 SECONDS_BETWEEN = 5
 Keep = Callable[..., None]  # takes outcomes by file, and `finished`
 
@@ -139,10 +141,11 @@ def main() -> None:
     code = run_tests(others, keep)
     if options.sanitizer:
         result["memcheck"] = {}
-        for name in case_names():
-            result["memcheck"][name] = found = sanitize(name)
-            print(f"compute-sanitizer, {name}: {'clean' if found['clean'] else found}", flush=True)
-            files.write_json(options.json, result)
+        with ThreadPoolExecutor(CASES_AT_ONCE) as pool:
+            for name, found in pool.map(lambda name: (name, sanitize(name)), case_names()):
+                result["memcheck"][name] = found
+                print(f"compute-sanitizer, {name}: {'clean' if found['clean'] else found}", flush=True)
+                files.write_json(options.json, result)
         code = code or not all(found["clean"] for found in result["memcheck"].values())
     print(", ".join(f"{count} {name}" for name, count in result["total"].items()))
     sys.exit(1 if code else 0)

@@ -88,7 +88,6 @@ def test_model_says_speed_only_and_goes_on_from_its_file(cli, tmp_path):
         ((*TINY, "--method", "auto"), "video tokens are too few to gain on cpu"),
         ((*TINY, "--method", "svg,drft"), "did you mean draft"),
         ((*TINY, "--method", "svg,dense"), "--method dense skips nothing"),
-        ((*TINY, "--method", "paro"), "--method paro needs a profile of this model"),
         ((*TINY, "--method", "paro", "--profile", "missing.json"), "--profile: "),
         ((*TINY, "--method", "draft", "--profile", "missing.json"), "none of draft takes one: drop it"),
         (("--model", "flux", "--size", "tiny", "--method", "svg", "--device", "cpu"), "svg needs a video"),
@@ -118,6 +117,15 @@ def test_several_methods_share_a_model_and_a_file_that_is_gone_on_from(cli, tmp_
     assert [row["job"].get("method") for row in rows] == [None, "svg", "draft", "svg2"]
     assert {row["id"]: row for row in rows[:2]} == before  # measured once
     assert all(row["speedup"].keys() == {"dense"} and row["costs"]["all"] > 0 for row in rows[1:])
+
+
+def test_methods_that_need_a_profile_get_one_of_the_random_weights(cli, tmp_path):
+    flags = ("bench", "model", *TINY, "--sparsity", 0.7, "--method", "paro,sparse_vdit", "--json", "m.json")
+    done = cli(*flags)
+    assert done.code == 0, done.err
+    rows = json.loads((tmp_path / "m.json").read_text())["rows"]
+    assert [row["job"].get("profile") for row in rows] == [None, *["measured on the random weights"] * 2]
+    assert all(row["skipped_sparse_calls"] == pytest.approx(0.7, abs=0.02) for row in rows[1:])
 
 
 def test_a_method_that_fails_is_named_and_the_others_are_measured(cli, tmp_path, monkeypatch):
