@@ -114,6 +114,7 @@ def command(
     dtype: Annotated[str | None, Flag(help="auto, bf16, fp16 or fp32.  [default: auto]")] = None,
     compile_: Annotated[bool, Flag("--compile", help="torch.compile the repeated blocks first.")] = False,
     offload: Annotated[str | None, Flag(help="none, model or group.  [default: none]")] = None,
+    untimed: Annotated[bool, Flag("--untimed", help="Leave times out: the device does other work as well.")] = False,
     share: Annotated[
         str | None, Flag(metavar="K/N", help="Draw only prompts K, K + N, ...: one part of N, for --join.")
     ] = None,
@@ -152,6 +153,7 @@ def command(
         dtype=dtype,
         compile=compile_ or None,
         offload=offload,
+        untimed=untimed or None,
     )
     if share is not None and (join or phase not in ("run", "all")):
         raise BadInput("--share says which prompts are drawn, and nothing is drawn here: drop it, or use --phase run")

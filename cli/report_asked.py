@@ -27,6 +27,7 @@ DEFAULTS = {
     "dtype": "auto",
     "offload": "none",
     "compile": False,
+    "untimed": False,
 }
 _TEXTS = (
     *("model", "weights", "method", "cache", "correction"),
@@ -49,6 +50,7 @@ class ReportAsked:
     repeats: int
     fewer_steps: int | None
     share: tuple[int, int] | None = None
+    timed: bool = True
 
     @classmethod
     def read(cls, plan: str | None, given: Mapping[str, Any], share: str | None = None) -> ReportAsked:
@@ -77,7 +79,10 @@ class ReportAsked:
                 raise BadInput(f"{flag} must be at least 1, got {value}")
         seeds = tuple(dict.fromkeys(found["seeds"]))
         part = None if share is None else _share(share)
-        return cls(asked, prompts, count, seeds, found["sweep"], found["repeats"], found.get("fewer_steps"), part)
+        repeats, timed = found["repeats"], not found["untimed"]
+        if repeats > 1 and not timed:
+            raise BadInput(f"--repeats {repeats} is for times, and --untimed leaves them out: drop one of them")
+        return cls(asked, prompts, count, seeds, found["sweep"], repeats, found.get("fewer_steps"), part, timed)
 
 
 def _share(text: str) -> tuple[int, int]:
@@ -137,7 +142,7 @@ def _types(found: dict[str, Any]) -> None:
         (_TEXTS, str, "a text"),
         (_WHOLE, int, "a whole number"),
         (_NUMBERS, (int, float), "a number"),
-        (("compile",), bool, "true or false"),
+        (("compile", "untimed"), bool, "true or false"),
     ):
         for name in names:
             value = found.get(name)

@@ -146,6 +146,7 @@ def _plan(made: request.Request, asked: ReportAsked, chosen: drawing.Chosen) -> 
         compile=asked.asked.compile,
         repeats=asked.repeats,
         fewer_steps=asked.fewer_steps,
+        timed=asked.timed,
     )
 
 

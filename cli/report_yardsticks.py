@@ -44,6 +44,8 @@ class Yardsticks:
             notes.append(
                 f"the noise floor was not drawn: the math kernel would need too much memory at {tokens} tokens"
             )
+        if not self._plan.timed:
+            notes.append("times were left out (--untimed): the device did other work as well")
         if self._plan.steps < 2:
             notes.append("the equal-time yardstick was not drawn: a run of one step cannot be shorter")
         self._keep(Decided(found[0], other, None, tuple(notes)))
@@ -51,6 +53,8 @@ class Yardsticks:
     def _equal_time(self) -> int | None:
         """Steps for the time of the fastest setting, from the first prompt and seed that is drawn in all of them."""
         plan = self._plan
+        if not plan.timed:
+            return None
         known = [setting for setting in settings(plan, Decided("")) if setting.kind == SWEEP]
         dense = settings(plan, Decided(""))[0]
         failed = {entry["case"] for entry in self._folder.failures()}

@@ -40,6 +40,7 @@ class Plan:
         dtype, device, offload, compile: how the model runs; device is its type.
         repeats: how often every case is timed.
         fewer_steps: steps of the equal-time yardstick; None takes the time of the fastest setting.
+        timed: whether times count: not where the device did other work as well.
     """
 
     model: str
@@ -61,6 +62,7 @@ class Plan:
     compile: bool = False
     repeats: int = 1
     fewer_steps: int | None = None
+    timed: bool = True
 
     def to_dict(self) -> dict[str, Any]:
         return json.loads(json.dumps(dataclasses.asdict(self)))

@@ -113,7 +113,7 @@ def gather(folder: Folder) -> Results:
     outcomes: dict[str, list[Outcome]] = {}
     found = settings(plan, known)
     for row in rows(plan, found):
-        outcome = _outcome(folder, row, plan.repeats)
+        outcome = _outcome(folder, row, plan)
         if row.setting.kind == DENSE:
             dense[row.case.id] = outcome
         base = dense.get(row.reference.id)
@@ -126,15 +126,16 @@ def gather(folder: Folder) -> Results:
     return Results(manifest, plan, known, lines, folder.failures())
 
 
-def _outcome(folder: Folder, row: Row, repeats: int) -> Outcome:
+def _outcome(folder: Folder, row: Row, plan: Plan) -> Outcome:
     record = folder.record(row.case.id)
     outcome = Outcome(row, record)
     if record is None:
         return outcome
-    records = [found for n in range(repeats) if (found := folder.record(row.case.id, n)) is not None]
-    outcome.seconds = [found["seconds"]["denoise"] for found in records]
-    outcome.denoise = statistics.median(outcome.seconds)
-    outcome.whole = outcome.denoise + sum(record["seconds"][name] for name in WHOLE if name != "denoise")
+    if plan.timed:
+        records = [found for n in range(plan.repeats) if (found := folder.record(row.case.id, n)) is not None]
+        outcome.seconds = [found["seconds"]["denoise"] for found in records]
+        outcome.denoise = statistics.median(outcome.seconds)
+        outcome.whole = outcome.denoise + sum(record["seconds"][name] for name in WHOLE if name != "denoise")
     outcome.judge = folder.judged(row.case.id)
     if row.case.id != row.reference.id:
         scores = folder.scores(row.case.id, row.reference.id) or {"scores": {}, "left_out": {}}
@@ -147,11 +148,12 @@ def _outcome(folder: Folder, row: Row, repeats: int) -> Outcome:
 
 def _line(setting: Setting, outcomes: list[Outcome]) -> Line:
     drawn = [outcome for outcome in outcomes if outcome.record is not None]
+    times = [outcome.denoise for outcome in drawn if outcome.denoise is not None]
     return Line(
         setting=setting,
         outcomes=outcomes,
         asked=len(outcomes),
-        denoise=statistics.median(outcome.denoise for outcome in drawn) if drawn else None,
+        denoise=statistics.median(times) if times else None,
         speedup=_geometric(outcome.speedup for outcome in drawn),
         whole_speedup=_geometric(outcome.whole_speedup for outcome in drawn),
         metrics={metric.name: spread(outcome.means.get(metric.name) for outcome in drawn) for metric in METRICS},

@@ -52,7 +52,7 @@ def count(plan: Plan, decided: Decided, prompts: Collection[int] | None = None) 
 
 
 def _foreseen(plan: Plan, decided: Decided) -> Decided:
-    if decided.fewer_steps is None and plan.steps > 1:
+    if decided.fewer_steps is None and plan.steps > 1 and plan.timed:
         return decided._replace(fewer_steps=plan.steps - 1)
     return decided
 

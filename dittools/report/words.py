@@ -24,9 +24,14 @@ def judged(results: Results) -> bool:
 
 def headline(results: Results) -> list[str]:
     """What came out, in a few sentences."""
-    sweep = [line for line in results.lines if line.setting.kind == SWEEP and line.speedup.mean is not None]
-    if not sweep:
+    drawn = [line for line in results.lines if line.setting.kind == SWEEP and any(o.record for o in line.outcomes)]
+    if not drawn:
         return ["No setting under test was drawn: see what failed below."]
+    if not results.plan.timed:
+        return _nearest(drawn)
+    sweep = [line for line in drawn if line.speedup.mean is not None]
+    if not sweep:
+        return ["No setting under test can be compared with dense, which was not drawn: see what failed below."]
     fastest = max(sweep, key=lambda line: line.speedup.mean)
     said = [
         f"The fastest setting, {fastest.setting.name}, denoises {fastest.speedup.mean:.2f} times as fast as dense"
@@ -49,6 +54,15 @@ def headline(results: Results) -> list[str]:
             near = _near(line) if kind == STEPS else _near(line).removeprefix(", ").join((" ", ""))
             said.append(text.format(name=f"{line.setting.steps} of {results.plan.steps} steps", speed=speed, near=near))
     return said
+
+
+def _nearest(drawn: list[Line]) -> list[str]:
+    """In place of the fastest setting, where times were left out."""
+    known = [line for line in drawn if line.metrics["psnr"].mean is not None]
+    if not known:
+        return []
+    nearest = max(known, key=lambda line: line.metrics["psnr"].mean)
+    return [f"The setting nearest to dense is {nearest.setting.name}{_near(nearest)}."]
 
 
 def _near(line: Line) -> str:

@@ -416,6 +416,17 @@ def test_parts_drawn_apart_join_into_the_whole_report(report, tmp_path):
     assert tree(tmp_path / "joined") == tree(tmp_path / "whole")
 
 
+def test_an_untimed_report_has_measures_and_no_times(report, tmp_path):
+    done = report("--untimed", "--json")
+    assert done.code == 0, done.err
+    found = json.loads(done.out)
+    assert all(line["denoise_seconds"] is None and line["speedup"] is None for line in found["summary"])
+    assert any(isinstance(line["psnr"], float) for line in found["summary"])
+    assert found["manifest"]["plan"]["timed"] is False
+    assert any("times were left out" in note for note in found["yardsticks"]["notes"])
+    assert "--untimed leaves them out" in one_error(report("--untimed", "--repeats", 2, "--out", "other"))
+
+
 def test_only_parts_of_one_report_join(report, tmp_path):
     (tmp_path / "prompts.txt").write_text(f"{PROMPT}\na blue square spins\n")
     assert report("--phase", "run", "--share", "1/2", "--out", "part1").code == 0

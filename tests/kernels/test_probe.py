@@ -85,7 +85,9 @@ def test_a_mask_that_keeps_nothing_of_the_mass_loses_the_whole_output(place, dty
     masks[1] = False
     found = probe_errors(q, k, v, pack_masks(masks), scale=1.0, implementation=implementation)
     whole = v[:, 70].float().square().mean(-1)
-    torch.testing.assert_close(found, torch.stack((whole, whole, torch.zeros_like(whole))))
+    # Of 1600 x log2(e) a fused multiply-add leaves 1e-4: the sum of the weights has it, weights in bf16 have not.
+    rtol = 1e-3 if dtype == torch.bfloat16 else 1.3e-6
+    torch.testing.assert_close(found, torch.stack((whole, whole, torch.zeros_like(whole))), rtol=rtol, atol=1e-5)
 
 
 @everywhere

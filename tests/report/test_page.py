@@ -158,6 +158,16 @@ def test_a_report_without_a_single_case_still_has_a_page(tmp_path):
     assert {line["drawn"] for line in summary(results)} == {0}
 
 
+def test_times_are_left_out_where_the_device_did_other_work(tmp_path):
+    results = write(Folder(tmp_path / "report"), dataclasses.replace(PLAN, timed=False))
+    for line in summary(results):
+        assert line["denoise_seconds"] is None and line["speedup"] is None and not line["pareto"]
+        assert line["drawn"] == line["cases"] and (line["kind"] == "dense") == (line["psnr"] is None)
+    found = page.page(results, {})
+    assert "The setting nearest to dense is svg, sparsity 0.5" in found and "right is faster" not in found
+    assert "times as fast" not in markdown.page(results) and "inf" not in summary_csv(results).replace("infinite", "")
+
+
 def test_a_folder_without_a_report_is_refused(tmp_path):
     with pytest.raises(ValueError, match="no report"):
         gather(Folder(tmp_path))
