@@ -100,8 +100,8 @@ class Drawer:
             self.load_seconds, self.progress = stages.seconds["load"], progress
             begin(self.opened)
             self.failures.begin()
-            grid = self._grid()
-            self.yardsticks.choose_kernels(self._kernels(), grid["tokens"], self._model().config.num_attention_heads)
+            tokens = self._grid()["tokens"]
+            self.yardsticks.choose_kernels(self._kernels(tokens), tokens, self._model().config.num_attention_heads)
             total = schedule.count(self.plan, self.yardsticks.decided(), self.prompts)
             estimate = schedule.Estimate(total)
             for number, unit in enumerate(self._units(), 1):
@@ -229,25 +229,14 @@ class Drawer:
                 {"seconds": seconds, "step_seconds": facts["step_seconds"], "same_latents": same},
             )
 
-    def _kernels(self) -> list[str]:
+    def _kernels(self, tokens: int) -> list[str]:
         """Dense kernels, fastest first: measured on a GPU, PyTorch's own choice on a CPU."""
-        head_dim = self._model().config.attention_head_dim
-        found = dense_kernels.names(self.opened.device, self.opened.dtype, head_dim)
-        if self.yardsticks.decided().dense_kernel or self.opened.device.type == "cpu" or len(found) < 2:
+        device, dtype, model = self.opened.device, self.opened.dtype, self._model().config
+        found = dense_kernels.names(device, dtype, model.attention_head_dim)
+        if self.yardsticks.known() or device.type == "cpu" or len(found) < 2:
             return found
-        stages = Stages(self.progress)
-        stages.cuda = True
-        case = next(iter(self._units())).case
-        scene = self._scene(case)
-        embeds, seconds = drawing.encode(self.opened, scene, stages), {}
-        for name in (*found, *found):  # the second time counts
-            self.progress.title = f"dense kernel {name}: "
-            with dense_kernels.using(name), stages("warm-up"):
-                begun = time.perf_counter()
-                drawing.warm_up(self.opened, embeds, scene, None)
-                _wait(self.opened.device)
-                seconds[name] = time.perf_counter() - begun
-        return sorted(found, key=seconds.__getitem__)
+        shape = (1, model.num_attention_heads, tokens, model.attention_head_dim)
+        return dense_kernels.fastest_first(found, shape, device, dtype)
 
     def _model(self) -> Any:
         return transformers_of(self.opened.pipe, self.request.family)[0][1]
@@ -281,13 +270,6 @@ class Drawer:
 def _fingerprint(latents: Any) -> str:
     """The same for the same bits."""
     return hashlib.sha256(latents.detach().float().cpu().contiguous().numpy().tobytes()).hexdigest()[:16]
-
-
-def _wait(device: Any) -> None:
-    if device.type == "cuda":
-        import torch
-
-        torch.cuda.synchronize()
 
 
 def _free(device: Any) -> None:

@@ -37,7 +37,10 @@ class Yardsticks:
         if self.known():
             return
         other, notes = (found[1] if len(found) > 1 else None), []
-        if other is None:
+        if other is not None and self._plan.compile:
+            other = None
+            notes.append("the noise floor was not drawn: a compiled model keeps the kernel it was compiled with")
+        elif other is None:
             notes.append("the noise floor was not drawn: there is no second dense kernel here")
         elif other == "math" and _MATH_BYTES * heads * tokens**2 > _memory() / 2:
             other = None

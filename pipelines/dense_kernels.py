@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import statistics
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -26,6 +27,25 @@ def names(device: Any, dtype: str, head_dim: int) -> list[str]:
             continue
         found.append(name)
     return found
+
+
+def fastest_first(found: list[str], shape: tuple[int, int, int, int], device: Any, dtype: str) -> list[str]:
+    """Kernels in the order of their speed on a call of this shape, ``[B, H, S, D]``, each run by itself: a compiled
+    model keeps the kernel that it was compiled with, whatever is asked for later.
+    """
+    import torch
+    import torch.nn.functional as F
+
+    from dittools.bench.timing import once
+
+    x = torch.randn(shape, device=device, dtype=getattr(torch, dtype))
+    ms = {}
+    with torch.no_grad():
+        for name in found:
+            with only(name):
+                times = [once(lambda: F.scaled_dot_product_attention(x, x, x), device) for _ in range(4)]
+            ms[name] = statistics.median(times[1:])
+    return sorted(found, key=ms.__getitem__)
 
 
 def only(name: str) -> AbstractContextManager:

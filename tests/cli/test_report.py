@@ -1,6 +1,7 @@
 """`dittools report` on a tiny model: what it leaves, and what happens when it is killed, full, or asked wrongly."""
 
 import csv
+import dataclasses
 import errno
 import json
 import multiprocessing
@@ -19,9 +20,12 @@ from dittools.cli import report_quality
 from dittools.cli.main import main
 from dittools.cli.report import spread
 from dittools.cli.report_join import whole_command
+from dittools.cli.report_yardsticks import Yardsticks
 from dittools.pipelines import reading, saving, stages
 from dittools.report.folder import Folder
+from dittools.report.results import decided
 from tests.cli.test_bad_input import one_error
+from tests.report.test_plan import PLAN
 
 SMALL = ("--frames", 17, "--height", 96, "--width", 112, "--steps", 2, "--fewer-steps", 1)
 PROMPT = "a red circle moves left"
@@ -425,6 +429,15 @@ def test_an_untimed_report_has_measures_and_no_times(report, tmp_path):
     assert found["manifest"]["plan"]["timed"] is False
     assert any("times were left out" in note for note in found["yardsticks"]["notes"])
     assert "--untimed leaves them out" in one_error(report("--untimed", "--repeats", 2, "--out", "other"))
+
+
+def test_a_compiled_model_has_one_kernel_and_so_no_noise_floor(tmp_path):
+    folder = Folder(tmp_path)
+    with folder.held():
+        Yardsticks(dataclasses.replace(PLAN, compile=True), folder).choose_kernels(["flash", "math"])
+    found = decided(folder)
+    assert (found.dense_kernel, found.other_kernel) == ("flash", None)
+    assert "keeps the kernel it was compiled with" in found.notes[0]
 
 
 def test_only_parts_of_one_report_join(report, tmp_path):
