@@ -38,11 +38,13 @@ def _kernel_row(row: dict, card: str, best: str | None) -> list:
     times = row["times"]
     figures = times[best]
     first = figures.get("burst") or figures["sustained"]
+    attention = next((value(their) for name, their in times.items() if name.startswith("attention: ")), None)
+    share = 100 / attention if unit == "%" and attention else 1  # of the attention, where the row is about that
     peers = {
-        name: value(their) for name, their in times.items()
+        name: number * share for name, their in times.items()
         if name not in row["ours"] and not name.startswith(("dense: ", "attention: "))
+        and (number := value(their)) is not None
     }  # fmt: skip
-    peers = {name: number for name, number in peers.items() if number is not None}
     peer = (max if unit == "r" else min)(peers, key=peers.get) if peers else None
     return [
         title, shape, kept, "; ".join([best, *wrong]),

@@ -11,7 +11,8 @@ NAME = re.compile(r"^(?P<method>\w+), sparsity (?P<sparsity>[\d.]+)(?:, (?P<rest
 
 def methods(result: dict) -> tuple[list[str], list[list]]:
     """Head and rows: a method with its correction a line, best first; for each sparsity PSNR, how much more that is
-    than random blocks of the same sparsity on the same prompts and seeds, SSIM, and speed-up.
+    than random blocks of the same sparsity on the same prompts and seeds, SSIM, the share of all pairs that was
+    skipped, and speed-up where it was timed.
     """
     found: dict[tuple[str, str], dict[float, dict]] = {}
     for line in result["summary"]:
@@ -20,10 +21,11 @@ def methods(result: dict) -> tuple[list[str], list[list]]:
             found.setdefault((match["method"], match["rest"] or ""), {})[float(match["sparsity"])] = line
     sparsities = sorted({sparsity for lines in found.values() for sparsity in lines})
     order = sorted(found, key=lambda key: -_rank(found[key], sparsities))
+    timed = any(line["speedup"] is not None for lines in found.values() for line in lines.values())
     head = ["method", "made up for by"]
     for sparsity in sparsities:
-        head += [f"{sparsity:g}: PSNR dB", "over random", "SSIM", "speed-up"]
-    return head, [[*_named(key), *_cells(found, key, sparsities, result)] for key in order]
+        head += [f"{sparsity:g}: PSNR dB", "over random", "SSIM", "of all pairs", *(["speed-up"] if timed else [])]
+    return head, [[*_named(key), *_cells(found, key, sparsities, result, timed)] for key in order]
 
 
 def _named(key: tuple[str, str]) -> list[str]:
@@ -37,19 +39,20 @@ def _rank(lines: dict[float, dict], sparsities: list[float]) -> float:
     return last["psnr"] if last and isinstance(last["psnr"], float) else float("-inf")
 
 
-def _cells(found: dict, key: tuple[str, str], sparsities: list[float], result: dict) -> list[str]:
+def _cells(found: dict, key: tuple[str, str], sparsities: list[float], result: dict, timed: bool) -> list[str]:
     cells: list[str] = []
     for sparsity in sparsities:
         line = found[key].get(sparsity)
         if line is None or not isinstance(line["psnr"], float):
-            cells += [""] * 4
+            cells += [""] * (4 + timed)
             continue
         random = found.get(("random", ""), {}).get(sparsity)
         over = paired(result["psnr_by_case"], line, random) if random else None
         cells += [
             f"{line['psnr']:.2f}",
             "" if over is None or line is random else f"{over[0]:+.2f} ± {over[1]:.2f}",
-            f"{line['ssim']:.4f}", "" if line["speedup"] is None else f"{line['speedup']:.2f}",
+            f"{line['ssim']:.4f}", f"{line['skipped_overall']:.2f}",
+            *(["" if line["speedup"] is None else f"{line['speedup']:.2f}"] if timed else []),
         ]  # fmt: skip
     return cells
 

@@ -50,7 +50,7 @@ def kernel_row(**changes):
 
 
 def report_result(lines, by_case):
-    empty = {"kind": "sweep", "speedup": 1.3, "ssim": 0.99}
+    empty = {"kind": "sweep", "speedup": 1.3, "ssim": 0.99, "skipped_overall": 0.57}
     plan = {"frames": 81, "height": 480, "width": 832, "steps": 16, "prompts": ["a"], "seeds": [0, 1], "dtype": "bf16"}
     manifest = {**result([]), "plan": plan}
     lines = [{**empty, "setting": name, "psnr": psnr} for name, psnr in lines.items()]
@@ -74,10 +74,17 @@ def test_methods_of_several_reports_stand_in_one_table_paired_with_random_blocks
     page = figures.filled("<!-- report_methods -->\n<!-- end -->", tmp_path)
     lines = [line for line in page.splitlines() if line.startswith("| ")]
     assert lines[0].startswith("| method | made up for by | 0.8: PSNR dB | over random")
-    assert lines[2] == "| svg | centroids | 33.00 | +13.00 ± 1.00 | 0.9900 | 1.30 |"
-    assert lines[3] == "| svg |  | 30.00 | +10.00 ± 1.00 | 0.9900 | 1.30 |"
-    assert lines[4] == "| *random* |  | 20.00 |  | 0.9900 | 1.30 |" and len(lines) == 5
+    assert lines[2] == "| svg | centroids | 33.00 | +13.00 ± 1.00 | 0.9900 | 0.57 | 1.30 |"
+    assert lines[3] == "| svg |  | 30.00 | +10.00 ± 1.00 | 0.9900 | 0.57 | 1.30 |"
+    assert lines[4] == "| *random* |  | 20.00 |  | 0.9900 | 0.57 | 1.30 |" and len(lines) == 5
     assert "Beside them: dense, another seed 20.00 dB" in page
+    for found in (first, second):
+        for line in found["summary"]:
+            line["speedup"] = None  # of an untimed report
+    (tmp_path / "report_methods_a.json").write_text(json.dumps(first))
+    (tmp_path / "report_methods_b.json").write_text(json.dumps(second))
+    untimed = figures.filled("<!-- report_methods -->\n<!-- end -->", tmp_path)
+    assert "| svg |  | 30.00 | +10.00 ± 1.00 | 0.9900 | 0.57 |\n" in untimed and "speed-up" not in untimed
 
 
 def test_sections_say_so_where_nothing_was_measured(filled):

@@ -34,6 +34,9 @@ VARIANTS = {
     "no-pin": Variant(stages=2, pin=False),
     "in-turn": Variant(stages=2, overlap=False),
     "hold": Variant(stages=2, hold=True),
+    "hold-no-pin": Variant(stages=2, hold=True, pin=False),
+    "hold-persistent": Variant(stages=2, hold=True, persistent=True),
+    "hold-no-pin-persistent": Variant(stages=2, hold=True, pin=False, persistent=True),
     "64x3": Variant(stages=3, slot=64, hold=True),
     "64x3-read": Variant(stages=3, slot=64),
     "64x3-in-turn": Variant(stages=3, slot=64, hold=True, overlap=False),
@@ -43,7 +46,8 @@ VARIANTS = {
     "128x3": Variant(stages=3, hold=True),
     "128x3-read": Variant(stages=3),
 }
-WIDE = ("stages2", "stages3", "persistent", "stages3-persistent", "no-pin", "in-turn", "hold")
+HELD = ("hold", "hold-no-pin", "hold-persistent", "hold-no-pin-persistent")
+WIDE = ("stages2", "stages3", "persistent", "stages3-persistent", "no-pin", "in-turn", *HELD)
 NARROW = {
     128: ("64x3", "64x3-read", "64x3-in-turn", "64x2-persistent", "128x1"),
     64: ("64x6", "128x3", "128x3-read"),
