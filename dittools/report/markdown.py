@@ -14,16 +14,13 @@ _LONGEST = 300
 
 def page(results: Results) -> str:
     """The text of report.md."""
-    names, with_judge = words.metric_columns(results), words.judged(results)
-    rows = [
-        [text for text, _ in words.cells(line, number, names, with_judge, words.reused(results))]
-        for number, line in enumerate(results.lines, 1)
-    ]
+    columns = words.columns(results)
+    rows = [[text for text, _ in words.cells(line, n, columns)] for n, line in enumerate(results.lines, 1)]
     parts = [
         "# Speed and quality",
         plain(words.subject(results)),
         "\n".join(f"- {plain(text)}" for text in words.headline(results)),
-        _table(words.heads(results), rows),
+        _table(words.heads(columns), rows),
         "## What these figures say",
         "\n".join(f"- {plain(text)}" for text in words.explained(results)),
     ]

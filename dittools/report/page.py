@@ -91,14 +91,14 @@ def _chart(results: Results) -> str:
 
 
 def _table(results: Results) -> str:
-    names, with_judge = words.metric_columns(results), words.judged(results)
-    head = "".join(f"<th scope='col'><button type='button'>{text(name)}</button></th>" for name in words.heads(results))
-    shape = names, with_judge, words.reused(results)
-    rows = "".join(_table_row(line, words.cells(line, number, *shape)) for number, line in enumerate(results.lines, 1))
+    columns = words.columns(results)
+    head = "".join(f"<th scope='col'><button type='button'>{text(name)}</button></th>" for name in words.heads(columns))
+    rows = "".join(_table_row(line, words.cells(line, number, columns)) for number, line in enumerate(results.lines, 1))
+    front = "* no other setting is both faster and closer. " if columns.times else ""
     return (
         f"<div class='scroll' tabindex='0' role='region' aria-label='Settings'><table class='sortable'>"
-        f"<thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div><p class='soft'>* no other setting is both "
-        "faster and closer. Yardsticks are in italics. A click on a head sorts.</p>"
+        f"<thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div><p class='soft'>{front}"
+        "Yardsticks are in italics. A click on a head sorts.</p>"
     )
 
 

@@ -3,14 +3,26 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 from dittools.quality import METRICS
 from dittools.quality.suite import by_name, shown
 from dittools.report.plan import DENSE, KERNEL, SEED, STEPS, SWEEP
 from dittools.report.results import Line, Results, Spread
 
-COLUMNS = ("#", "setting", "denoise s", "speed-up", "whole", "skipped, sparse calls", "skipped, all")
+
+class Columns(NamedTuple):
+    """What the table has beside setting and skipped shares."""
+
+    times: bool
+    reuse: bool
+    metrics: list[str]
+    judge: bool
+
+
+def columns(results: Results) -> Columns:
+    reused = any(line.reused is not None for line in results.lines)
+    return Columns(results.plan.timed, reused, metric_columns(results), judged(results))
 
 
 def metric_columns(results: Results) -> list[str]:
@@ -72,43 +84,47 @@ def _near(line: Line) -> str:
     return ", identical to dense" if mean == math.inf else f", at {mean:.1f} dB PSNR from dense"
 
 
-def reused(results: Results) -> bool:
-    """Whether any setting had a step cache."""
-    return any(line.reused is not None for line in results.lines)
-
-
-def cells(
-    line: Line, number: int, names: list[str], with_judge: bool, with_reuse: bool = False
-) -> list[tuple[str, float | None]]:
+def cells(line: Line, number: int, columns: Columns) -> list[tuple[str, float | None]]:
     """A row of the table: each cell as text and as a number to sort by."""
     found: list[tuple[str, float | None]] = [
         (str(number), number),
         (line.setting.name + (" *" if line.front else ""), None),
-        ("-" if line.denoise is None else f"{line.denoise:.2f}", line.denoise),
-        *(
-            _spread(found, lambda value: f"{value:.2f}x") if line.setting.kind != DENSE else ("1", 1.0)
-            for found in (line.speedup, line.whole_speedup)
-        ),
+        *(_times(line) if columns.times else ()),
         _share(line.sparse_calls),
         _share(line.overall if line.setting.kind == SWEEP else None),
-        *([_share(line.reused)] if with_reuse else []),
+        *([_share(line.reused)] if columns.reuse else []),
     ]
-    for name in names:
+    for name in columns.metrics:
         metric = by_name()[name]
         text, value = _spread(line.metrics[name], lambda value, m=metric: shown(m, value).removesuffix(" dB"))
         infinite = line.metrics[name].infinite
         if infinite and infinite < line.metrics[name].count:
             text += f" ({infinite} identical)"
         found.append((text, value))
-    if with_judge:
+    if columns.judge:
         found.append(_spread(line.judge, lambda value: f"{100 * value:.0f} %"))
     return found
 
 
-def heads(results: Results) -> list[str]:
-    names = [by_name()[name] for name in metric_columns(results)]
-    units = [metric.title + (f", {metric.unit}" if metric.unit else "") for metric in names]
-    return [*COLUMNS, *(["calls reused"] if reused(results) else []), *units, *(["judge"] if judged(results) else [])]
+def _times(line: Line) -> list[tuple[str, float | None]]:
+    ups = (line.speedup, line.whole_speedup)
+    dense = line.setting.kind == DENSE
+    return [
+        ("-" if line.denoise is None else f"{line.denoise:.2f}", line.denoise),
+        *(("1", 1.0) if dense else _spread(found, lambda value: f"{value:.2f}x") for found in ups),
+    ]
+
+
+def heads(columns: Columns) -> list[str]:
+    metrics = [by_name()[name] for name in columns.metrics]
+    return [
+        *("#", "setting"),
+        *(("denoise s", "speed-up", "whole") if columns.times else ()),
+        *("skipped, sparse calls", "skipped, all"),
+        *(["calls reused"] if columns.reuse else []),
+        *(metric.title + (f", {metric.unit}" if metric.unit else "") for metric in metrics),
+        *(["judge"] if columns.judge else []),
+    ]
 
 
 def _spread(found: Spread, text: Any) -> tuple[str, float | None]:
@@ -126,10 +142,11 @@ def subject(results: Results) -> str:
     """What was drawn, on what."""
     plan, device = results.plan, results.manifest["device"]
     limit = device.get("power_limit_watts")
+    timed = f"timed {_many(plan.repeats, 'time')}" if plan.timed else "not timed"
     return (
         f"{plan.model}, weights {plan.weights}; {plan.frames} x {plan.height} x {plan.width}, {plan.steps} steps, "
         f"guidance {plan.guidance:g}, {plan.dtype}; {_many(len(plan.prompts), 'prompt')} x "
-        f"{_many(len(plan.seeds), 'seed')}, timed {_many(plan.repeats, 'time')}; on {device['name']} ({device['type']}"
+        f"{_many(len(plan.seeds), 'seed')}, {timed}; on {device['name']} ({device['type']}"
         + (f", {limit:g} W" if limit else "")
         + f"); dense kernel {results.decided.dense_kernel or 'not chosen yet'}"
     )
@@ -155,25 +172,28 @@ def explained(results: Results) -> list[str]:
     """What the figures say and what they do not."""
     plan = results.plan
     rows = len(plan.prompts) * len(plan.seeds)
-    said = [
+    times = [
         "Speed-up compares denoising of the same prompt and seed, median over repeats, then the geometric "
         "mean; cases took turns, and the first "
         'use of each kernel and method ran before the clock. "Whole" adds the text encoder and the decoder; loading '
         "and saving are in neither.",
+        "Equal time is the fair rival: if dense with fewer steps is as close to dense and as fast, the setting gains "
+        "nothing.",
+        "An asterisk marks settings that no other setting beats in both speed and PSNR.",
+    ]
+    said = [
+        *(times if plan.timed else ["Times were left out: the device did other work as well."]),
         "PSNR and the other measures say how close a video is to the dense one of the same prompt and seed, on the "
         "8-bit frames that are kept. They do not say how good it is: another seed is just as good a video, and far "
         "from dense.",
-        "Equal time is the fair rival: if dense with fewer steps is as close to dense and as fast, the setting gains "
-        "nothing.",
-        "Skipped shares are measured from the masks that ran. An asterisk marks settings that no other setting beats "
-        "in both speed and PSNR.",
+        "Skipped shares are measured from the masks that ran.",
         f"± is the standard deviation over {rows} pairs of prompt and seed."
         if rows > 1
         else "There is one pair of prompt and seed: nothing is said of how much these figures scatter.",
     ]
     if rows < 10 and rows > 1:
         said.append(f"{rows} pairs are few: differences smaller than ± mean nothing.")
-    if plan.repeats == 1:
+    if plan.timed and plan.repeats == 1:
         said.append(
             "Each case was timed once: small differences in seconds may be the machine's own. --repeats 3 tells."
         )
