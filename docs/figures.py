@@ -195,9 +195,25 @@ def methods(result: dict) -> str:
     return "\n\n".join((table(head, rows), facts, *(how(one["manifest"]) for one in result["files"])))
 
 
+def caches_beside_methods(results: list[dict]) -> str:
+    """Step caches alone and with methods: quality from one report, seconds from another."""
+    head, rows = figures_reports.caches(results)
+    facts = []
+    for result in results:
+        plan, manifest = result["manifest"]["plan"], result["manifest"]
+        what = "Seconds" if plan.get("timed", True) else "Quality"
+        facts.append(
+            f"{what}: {plan['frames']} x {plan['height']} x {plan['width']}, {plan['steps']} steps, "
+            f"{len(plan['prompts'])} prompts x {len(plan['seeds'])} seeds, {plan['dtype']}"
+            f"{', compiled' if plan['compile'] else ''}, {len(result['failures'])} failed. {where(manifest)}"
+        )
+        facts.append(how(manifest))
+    return "\n\n".join((table(head, rows), *facts))
+
+
 RENDER = {
     "report_methods": methods,
-    "report_caches_480p": report,
+    "report_caches_480p": caches_beside_methods,
     "embedded_model": embedded_model,
     "svg_480p": sweep,
     "svg_cpu": sweep,
@@ -216,8 +232,12 @@ RENDER = {
 EVERY_CARD = {
     **{name: name for name in ("kernels", "hopper", "mass", "kmeans", "antidiagonals", "model", "report_methods")},
     "method_costs": "model",
+    "report_caches_480p": "report_caches_480p",
 }  # fmt: skip
-TOGETHER = {"report_methods": figures_reports.together}
+TOGETHER = {
+    "report_methods": figures_reports.together,
+    "report_caches_480p": lambda results: [results] if results else [],
+}
 
 
 def filled(text: str, folder: Path = HERE / "measured") -> str:

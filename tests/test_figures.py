@@ -87,6 +87,31 @@ def test_methods_of_several_reports_stand_in_one_table_paired_with_random_blocks
     assert "| svg |  | 30.00 | +10.00 ± 1.00 | 0.9900 | 0.57 |\n" in untimed and "speed-up" not in untimed
 
 
+def test_speed_ups_of_what_was_not_timed_come_from_a_report_that_was(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "docs")
+    import figures
+
+    names = {"svg, sparsity 0.8": 30.0, "svg, sparsity 0.8, sea": 29.5, "dense, sea": 40.0}
+    quality = report_result(names, {name: [psnr, psnr] for name, psnr in names.items()})
+    quality["manifest"]["plan"] |= {"timed": False, "compile": False}
+    times = report_result(names, {name: [psnr] for name, psnr in names.items()})
+    times["manifest"]["plan"] |= {"prompts": ["a"], "seeds": [0], "compile": True}
+    for line in quality["summary"]:
+        line |= {"speedup": None, "reused_calls": 0.5 if "sea" in line["setting"] else None}
+    for line in times["summary"]:
+        line |= {"speedup": 2.0, "psnr": 1.0}
+    for kind, found in (("quality", quality), ("times", times)):
+        (tmp_path / f"report_caches_480p_{kind}.json").write_text(json.dumps(found))
+        (tmp_path / f"report_methods_{kind}.json").write_text(json.dumps(found))
+    page = figures.filled("<!-- report_caches_480p -->\n<!-- end -->\n<!-- report_methods -->\n<!-- end -->", tmp_path)
+    lines = [line for line in page.splitlines() if line.startswith("| ")]
+    assert lines[0] == "| cache | svg 0.8: PSNR dB | reused | speed-up | dense: PSNR dB | reused | speed-up |"
+    assert lines[2] == "| none | 30.00 |  | 2.00 |  |  |  |"
+    assert lines[3] == "| sea | 29.50 | 0.50 | 2.00 | 40.00 | 0.50 | 2.00 |"
+    assert lines[4].startswith("| method |") and "| svg |  | 30.00 |  | 0.9900 | 0.57 | 2.00 |" in lines
+    assert "Quality: 81 x 480 x 832" in page and "compiled, 0 failed" in page
+
+
 def test_sections_say_so_where_nothing_was_measured(filled):
     assert filled().count("Not measured yet.") == 4 and "old" not in filled()
 
