@@ -109,6 +109,7 @@ def settings_of(asked: Asked, name: str, grid: Any, device: Any) -> dict[str, An
     from dittools import methods
     from dittools.config import Config
     from dittools.methods import auto
+    from dittools.pipelines import speed_only
 
     use = methods.METHODS[name].profile_use if name in methods.METHODS else "none"
     settings = {"method": name, "sparsity": asked.sparsity, "dense_layers": asked.dense_layers, "dense_steps": 0}
@@ -124,7 +125,7 @@ def settings_of(asked: Asked, name: str, grid: Any, device: Any) -> dict[str, An
         raise BadInput("--method dense skips nothing: dense calls are timed beside those of any other method")
     block = 128 if device.type == "cuda" else 64
     if name == "auto":
-        why = auto.why_dense(grid, asked.sparsity, block, device)
+        why = auto.why_dense(grid, asked.sparsity, block, device, speed_only.STEPS)
     else:
         why = methods.create(name, {}).why_not(grid, block)
     if why is not None:

@@ -78,7 +78,7 @@ def _facts(family: Any, size: dict[str, int | None], steps: int | None, config: 
         block_size=block,
     )
     if config.method == "auto":
-        why_dense = auto.why_dense(grid, config.sparsity, block, place)
+        why_dense = auto.why_dense(grid, config.sparsity, block, place, steps)
     else:
         why_dense = methods.create(config.method, config.options).why_not(grid, block)
     if config.method == "dense":

@@ -195,6 +195,30 @@ def methods(result: dict) -> str:
     return "\n\n".join((table(head, rows), facts, *(how(one["manifest"]) for one in result["files"])))
 
 
+def recall(results: list[dict]) -> str:
+    """How much of the attention mass each method's blocks hold, from `dittools inspect`."""
+
+    def held(result: dict) -> list[float]:
+        return [head["recall"] for head in result["heads"] if head["recall"] is not None]
+
+    rows = [
+        [result["method"], f"{100 * statistics.fmean(held(result)):.1f} %", f"{100 * min(held(result)):.1f} %"]
+        for result in sorted(results, key=lambda result: -statistics.fmean(held(result)))
+    ]
+    first = results[0]
+    facts = f"Step {first['heads'][0]['step']} of {first['steps']}, {len(held(first))} heads. {where(first)}"
+    return "\n\n".join((table(["method", "mass kept, mean", "least head"], rows), facts, how(first)))
+
+
+def kept(result: dict) -> str:
+    """PSNR and SSIM of every setting under test."""
+    lines = [line for line in result["summary"] if line["kind"] == "sweep"]
+    rows = [[line["setting"], f"{line['psnr']:.2f}", f"{line['ssim']:.4f}"] for line in lines]
+    plan, manifest = result["manifest"]["plan"], result["manifest"]
+    facts = f"{len(plan['prompts'])} prompts, {plan['steps']} steps. {where(manifest)}"
+    return "\n\n".join((table(["setting", "PSNR dB", "SSIM"], rows), facts, how(manifest)))
+
+
 def caches_beside_methods(results: list[dict]) -> str:
     """Step caches alone and with methods: quality from one report, seconds from another."""
     head, rows = figures_reports.caches(results)
@@ -214,6 +238,8 @@ def caches_beside_methods(results: list[dict]) -> str:
 RENDER = {
     "report_methods": methods,
     "report_caches_480p": caches_beside_methods,
+    "report_random_kept_cpu": kept,
+    "recall": recall,
     "embedded_model": embedded_model,
     "svg_480p": sweep,
     "svg_cpu": sweep,
@@ -233,10 +259,12 @@ EVERY_CARD = {
     **{name: name for name in ("kernels", "hopper", "mass", "kmeans", "antidiagonals", "model", "report_methods")},
     "method_costs": "model",
     "report_caches_480p": "report_caches_480p",
+    "recall": "recall",
 }  # fmt: skip
 TOGETHER = {
     "report_methods": figures_reports.together,
     "report_caches_480p": lambda results: [results] if results else [],
+    "recall": lambda results: [results] if results else [],
 }
 
 

@@ -47,7 +47,8 @@ def methods_table() -> str:
     from dittools.methods import auto
 
     head = ["method", "order", "keeps by", "budget", "decided", "options and defaults"]
-    rows = [["[`auto`](#auto)", *["–"] * 3, f"`{auto.CANDIDATE.name}`, or dense", defaults(methods.options("auto"))]]
+    stands_for = ", ".join(f"`{cls.name}`" for cls in auto.CANDIDATES)
+    rows = [["[`auto`](#auto)", *["–"] * 3, f"{stands_for} or dense", "none"]]
     for name, cls in methods.METHODS.items():
         parts = [said(cls, part) for part in ("Order", "Selector", "Budget")]
         rows.append([f"[`{name}`](#{name})", *parts, decided(cls), defaults(methods.options(name))])

@@ -48,9 +48,10 @@ def names() -> list[str]:
 
 
 def options(name: str) -> dict[str, tuple[Any, str]]:
-    """Options of a method: name -> (default, help)."""
-    cls = auto.CANDIDATE if name == "auto" else METHODS[name]
-    return {f.name: (f.default, f.metadata.get("help", "")) for f in dataclasses.fields(cls)}
+    """Options of a method: name -> (default, help). "auto" has none: they belong to what it picks."""
+    if name == "auto":
+        return {}
+    return {f.name: (f.default, f.metadata.get("help", "")) for f in dataclasses.fields(METHODS[name])}
 
 
 def describe() -> list[tuple[str, str, dict[str, tuple[Any, str]]]]:
@@ -59,12 +60,13 @@ def describe() -> list[tuple[str, str, dict[str, tuple[Any, str]]]]:
     return [(name, line, options(name)) for name, line in lines.items()]
 
 
-def create(name: str, given: Mapping[str, Any], also_known: Iterable[str] = ()) -> Method:
+def create(name: str, given: Mapping[str, Any], also_known: Iterable[str] = (), steps: int = 50) -> Method:
     """The method called ``name`` with these options; for "auto", the one it picks when it does not stay
     dense.
 
     Args:
         given: option values by name.
+        steps: of the run, by which "auto" picks.
         also_known: names that are near misses too, when an option is unknown: the settings every method has.
 
     Raises:
@@ -75,4 +77,4 @@ def create(name: str, given: Mapping[str, Any], also_known: Iterable[str] = ()) 
     for option in given:
         if option not in options(name):
             raise ValueError(unknown(f"option of method {name}", option, {*options(name), *also_known}))
-    return (auto.CANDIDATE if name == "auto" else METHODS[name])(**given)
+    return (auto.choose(steps) if name == "auto" else METHODS[name])(**given)

@@ -1,9 +1,15 @@
-"""Which method `method="auto"` stands for, and why it may stay dense."""
+"""Which method `method="auto"` stands for, and why it may stay dense.
+
+Source: our tables at equal sparsity (docs/performance.md). Measured block mass stays nearest to dense of all that cost
+no more than a tenth of the attention, once its searches are spread over enough steps; in few steps probing does.
+"""
 
 from __future__ import annotations
 
 import torch
 
+from dittools.methods.adaspa import AdaSpa
+from dittools.methods.base import Method
 from dittools.methods.svg import SVG
 from dittools.tokens import TokenGrid
 
@@ -11,16 +17,24 @@ from dittools.tokens import TokenGrid
 # than dense on the machines tried, because choosing and gathering cost more than the skipped pairs.
 FEWEST_TOKENS = {"cpu": 1_500, "cuda": 8_000}
 LEAST_SPARSITY = 0.5
+# A run's searches take as long as one and a half dense calls of each layer: in 12 steps with guidance a sixteenth of a
+# dense run, in fewer more than the better choice is worth.
+FEWEST_STEPS = 12
 
-SUMMARY = "the best method for this model and grid, or dense with the reason"
-CANDIDATE = SVG
+SUMMARY = "the best method for this model, grid and steps, or dense with the reason"
+CANDIDATES = (AdaSpa, SVG)
 
 
-def why_dense(grid: TokenGrid, sparsity: float, block_size: int, device: torch.device) -> str | None:
+def choose(steps: int) -> type[Method]:
+    """The method for a run of so many steps, where it does not stay dense."""
+    return AdaSpa if steps >= FEWEST_STEPS else SVG
+
+
+def why_dense(grid: TokenGrid, sparsity: float, block_size: int, device: torch.device, steps: int) -> str | None:
     """None when a sparse method pays on this grid and device, else why the run stays dense."""
     fewest = FEWEST_TOKENS.get(device.type, FEWEST_TOKENS["cuda"])
     if grid.video < fewest:
         return f"{grid.video} video tokens are too few to gain on {device.type} (auto starts at {fewest})"
     if sparsity < LEAST_SPARSITY:
         return f"sparsity {sparsity:g} is too low to gain (auto starts at {LEAST_SPARSITY:g})"
-    return CANDIDATE().why_not(grid, block_size)
+    return choose(steps)().why_not(grid, block_size)

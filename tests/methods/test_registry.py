@@ -23,9 +23,16 @@ def test_an_unknown_method_names_the_nearest():
         methods.create("SVGG", {})
 
 
-def test_auto_runs_svg_on_a_grid_that_is_large_enough_for_the_device():
-    assert auto.why_dense(TokenGrid(9, 16, 16), 0.8, 64, CPU) is None
-    assert auto.why_dense(TokenGrid(21, 30, 52), 0.8, 128, CUDA) is None
+@pytest.mark.parametrize(("steps", "name"), [(50, "adaspa"), (12, "adaspa"), (11, "svg"), (4, "svg")])
+def test_auto_searches_where_the_run_is_long_enough_to_pay_for_it(steps, name):
+    assert methods.create("auto", {}, steps=steps).name == name
+    assert auto.why_dense(TokenGrid(9, 16, 16), 0.8, 64, CPU, steps) is None
+    assert auto.why_dense(TokenGrid(21, 30, 52), 0.8, 128, CUDA, steps) is None
+
+
+def test_options_belong_to_a_method_that_is_named():
+    with pytest.raises(ValueError, match="unknown option of method auto 'probe_rows'"):
+        methods.create("auto", {"probe_rows": 8})
 
 
 @pytest.mark.parametrize(
@@ -34,8 +41,8 @@ def test_auto_runs_svg_on_a_grid_that_is_large_enough_for_the_device():
         (TokenGrid(5, 16, 16), 0.8, CPU, "1280 video tokens are too few"),
         (TokenGrid(9, 16, 16), 0.8, CUDA, "2304 video tokens are too few"),
         (TokenGrid(9, 16, 16), 0.1, CPU, "sparsity 0.1 is too low"),
-        (TokenGrid(1, 64, 64), 0.8, CPU, "1 frame"),
+        (TokenGrid(1, 64, 64), 0.8, CPU, "1 frame"),  # in so few steps it would be svg
     ],
 )
 def test_auto_stays_dense_and_says_why(grid, sparsity, device, says):
-    assert says in auto.why_dense(grid, sparsity, 64, device)
+    assert says in auto.why_dense(grid, sparsity, 64, device, 8)
