@@ -73,8 +73,10 @@ def measured(name: str, folder: Path) -> str:
     """What the committed results say of a method or correction, in a line each; a table is in performance.md."""
     lines = []
     for path in sorted(folder.glob("*.json")):
+        if path.name.startswith("report_caches"):
+            continue  # whose rows without a cache are of fewer prompts than those of other reports
         result = json.loads(path.read_text())
-        found = swept(name, result) if result.get("method") == name else reported(name, result)
+        found = swept(name, result) if "runs" in result and result.get("method") == name else reported(name, result)
         if found:
             lines.append(f"{found} ({path.name}, whole in [Figures](performance.md))")
     return "; ".join(lines) if lines else "not measured yet"
@@ -95,10 +97,13 @@ def swept(name: str, result: dict) -> str:
 
 
 def reported(name: str, result: dict) -> str:
-    """The lines of a report whose setting has this name in it."""
+    """The lines of a report that are of this method or correction, with nothing else swept."""
     if "summary" not in result or "manifest" not in result:
         return ""
-    lines = [line for line in result["summary"] if name in re.split(r"[, ]+", line["setting"])]
+    settings = [
+        (re.fullmatch(r"(\w+), sparsity [\d.]+(?:, (\w+))?", line["setting"]), line) for line in result["summary"]
+    ]
+    lines = [line for match, line in settings if match and name in match.groups()]
     cells = [figures(line["setting"], line["speedup"], line["psnr"], line["ssim"]) for line in lines]
     return f"on {result['manifest']['device']['name']}: {'; '.join(cells)}" if cells else ""
 

@@ -101,7 +101,8 @@ def test_figures_come_from_the_results_of_a_folder(page, tmp_path):
     assert page.measured("svg", tmp_path) == "not measured yet"
     summary = [
         {"setting": "radial, sparsity 0.8", "speedup": 1.5, "psnr": 25.0, "ssim": 0.9},
-        {"setting": "draft, correction centroids", "speedup": None, "psnr": "inf", "ssim": 1.0},
+        {"setting": "draft, sparsity 0.8, centroids", "speedup": None, "psnr": "inf", "ssim": 1.0},
+        {"setting": "radial, sparsity 0.8, sea threshold 0.5", "speedup": 2.5, "psnr": 22.0, "ssim": 0.8},
         {"setting": "dense", "speedup": None, "psnr": None, "ssim": None},
     ]
     result = {"manifest": {"device": {"name": "a card"}}, "summary": summary}
