@@ -85,6 +85,15 @@ def test_clusters_and_fewer_keys_are_shown_too(inspect, tmp_path, method):
         assert len(list((tmp_path / out).glob("*_kept.png"))) == 2
 
 
+def test_a_correction_and_a_kept_choice_run_as_in_generate(inspect, tmp_path):
+    flags = ("--method", "random", "--layers", 1, "--heads", 0, "--at", "1,2", "--dense-steps", 0, "--json")
+    result = inspect(*flags, "--refresh", 4, "--correction", "rettention", "--out", "kept")
+    assert result.code == 0, result.err
+    config = result.json["config"]
+    assert (config["refresh"], config["correction"]) == (4, "rettention")
+    assert any("one sparse step in 5" in note for note in result.json["notes"])  # the correction ran
+
+
 def test_a_dense_run_shows_maps_alone(inspect, tmp_path):
     result = inspect("--method", "dense", "--layers", 1, "--heads", 0, "--at", 0, "--out", "m")
     assert result.code == 0 and "1 heads shown, all from dense calls" in result.err
