@@ -210,6 +210,13 @@ def recall(results: list[dict]) -> str:
     return "\n\n".join((table(["method", "mass kept, mean", "least head"], rows), facts, how(first)))
 
 
+def gpu_tests(results: list[dict]) -> str:
+    """Runs of the tests that need a GPU, and the memory that methods took in them."""
+    head, rows = figures_bench.memory(results)
+    told = [text for one in results for text in (figures_bench.gpu_tests(one), how(one))]
+    return "\n\n".join((*told, table(head, rows), where(results[0])))
+
+
 def kept(result: dict) -> str:
     """PSNR and SSIM of every setting under test."""
     lines = [line for line in result["summary"] if line["kind"] == "sweep"]
@@ -240,6 +247,7 @@ RENDER = {
     "report_caches_480p": caches_beside_methods,
     "report_random_kept_cpu": kept,
     "recall": recall,
+    "gpu_tests": gpu_tests,
     "embedded_model": embedded_model,
     "svg_480p": sweep,
     "svg_cpu": sweep,
@@ -260,11 +268,13 @@ EVERY_CARD = {
     "method_costs": "model",
     "report_caches_480p": "report_caches_480p",
     "recall": "recall",
+    "gpu_tests": "gpu_tests",
 }  # fmt: skip
 TOGETHER = {
     "report_methods": figures_reports.together,
     "report_caches_480p": lambda results: [results] if results else [],
     "recall": lambda results: [results] if results else [],
+    "gpu_tests": lambda results: [results] if results else [],
 }
 
 

@@ -97,6 +97,32 @@ def mass(result: dict) -> tuple[list[str], list[list]]:
     ]
 
 
+def gpu_tests(result: dict) -> str:
+    """What a run of the tests that need a GPU came to, and compute-sanitizer's memcheck, in sentences."""
+    counts = ", ".join(f"{count} {name}" for name, count in result["total"].items())
+    said = [f"{counts}, in {len(result['files'])} files" + ("" if result["finished"] else "; cut off before the last")]
+    failed = [f"{file}: {test}" for file, found in result["files"].items() for test in found["failures"]]
+    said += [f"failed: {', '.join(failed)}"] if failed else []
+    watched = result.get("memcheck", {})
+    if watched:
+        clean = [name for name, found in watched.items() if found["clean"]]
+        said.append(f"compute-sanitizer's memcheck is clean on {len(clean)} of {len(watched)}: {', '.join(clean)}")
+    return ". ".join(text[0].upper() + text[1:] for text in said) + "."
+
+
+def memory(results: list[dict]) -> tuple[list[str], list[list]]:
+    """Head and rows: the most that a method's plan, and its whole call, took beyond q, k and v and what it keeps."""
+    found: dict[str, dict] = {}
+    for result in results:
+        for entry in result["files"].values():
+            for test, noted in entry.get("noted", {}).items():
+                if "plan_mb" in noted:
+                    found[test.split("[")[1].rstrip("]")] = noted
+    return ["method", "plan, MB", "plan and attention, MB"], [
+        [name, noted["plan_mb"], noted["call_mb"]] for name, noted in sorted(found.items())
+    ]
+
+
 def parts(result: dict) -> tuple[list[str], list[list]]:
     """Head and rows of timed parts: milliseconds of each form, a column a case."""
     cases = result["rows"]

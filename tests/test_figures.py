@@ -205,3 +205,22 @@ def test_a_call_that_failed_shows_why_beside_those_that_did_not(filled):
 def test_performance_page_agrees_with_its_json():
     done = subprocess.run([sys.executable, ROOT / "docs" / "figures.py", "--check"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_gpu_tests_are_told_with_what_failed_and_the_memory_of_methods(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "docs")
+    import figures
+
+    files = {
+        "tests/kernels/test_a.py": {"failures": {"test_x[1]": ["AssertionError"]}},
+        "tests/methods/test_gpu.py": {
+            "failures": {},
+            "noted": {"test_memory[svg]": {"plan_mb": "69", "call_mb": "240"}},
+        },
+    }
+    found = result([], files=files, total={"failed": 1, "passed": 3}, finished=False)
+    found["memcheck"] = {"lists": {"clean": True}, "fill": {"clean": False}}
+    (tmp_path / "gpu_tests_h100.json").write_text(json.dumps(found))
+    page = figures.filled("<!-- gpu_tests -->\n<!-- end -->", tmp_path)
+    assert "1 failed, 3 passed, in 2 files; cut off before the last. Failed: tests/kernels/test_a.py: test_x[1]" in page
+    assert "clean on 1 of 2: lists." in page and "| svg | 69 | 240 |" in page
