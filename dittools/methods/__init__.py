@@ -60,13 +60,15 @@ def describe() -> list[tuple[str, str, dict[str, tuple[Any, str]]]]:
     return [(name, line, options(name)) for name, line in lines.items()]
 
 
-def create(name: str, given: Mapping[str, Any], also_known: Iterable[str] = (), steps: int = 50) -> Method:
+def create(
+    name: str, given: Mapping[str, Any], also_known: Iterable[str] = (), steps: int = 50, frames: int = 2
+) -> Method:
     """The method called ``name`` with these options; for "auto", the one it picks when it does not stay
     dense.
 
     Args:
         given: option values by name.
-        steps: of the run, by which "auto" picks.
+        steps, frames: of the run and of its tokens, by which "auto" picks.
         also_known: names that are near misses too, when an option is unknown: the settings every method has.
 
     Raises:
@@ -77,4 +79,4 @@ def create(name: str, given: Mapping[str, Any], also_known: Iterable[str] = (), 
     for option in given:
         if option not in options(name):
             raise ValueError(unknown(f"option of method {name}", option, {*options(name), *also_known}))
-    return (auto.choose(steps) if name == "auto" else METHODS[name])(**given)
+    return (auto.choose(steps, frames) if name == "auto" else METHODS[name])(**given)

@@ -10,6 +10,7 @@ import torch
 
 from dittools.methods.adaspa import AdaSpa
 from dittools.methods.base import Method
+from dittools.methods.draft import Draft
 from dittools.methods.svg import SVG
 from dittools.tokens import TokenGrid
 
@@ -22,12 +23,14 @@ LEAST_SPARSITY = 0.5
 FEWEST_STEPS = 12
 
 SUMMARY = "the best method for this model, grid and steps, or dense with the reason"
-CANDIDATES = (AdaSpa, SVG)
+CANDIDATES = (AdaSpa, SVG, Draft)
 
 
-def choose(steps: int) -> type[Method]:
-    """The method for a run of so many steps, where it does not stay dense."""
-    return AdaSpa if steps >= FEWEST_STEPS else SVG
+def choose(steps: int, frames: int = 2) -> type[Method]:
+    """The method for a run of so many steps over so many frames of tokens, where it does not stay dense."""
+    if steps >= FEWEST_STEPS:
+        return AdaSpa
+    return SVG if frames > 1 else Draft
 
 
 def why_dense(grid: TokenGrid, sparsity: float, block_size: int, device: torch.device, steps: int) -> str | None:
@@ -37,4 +40,4 @@ def why_dense(grid: TokenGrid, sparsity: float, block_size: int, device: torch.d
         return f"{grid.video} video tokens are too few to gain on {device.type} (auto starts at {fewest})"
     if sparsity < LEAST_SPARSITY:
         return f"sparsity {sparsity:g} is too low to gain (auto starts at {LEAST_SPARSITY:g})"
-    return choose(steps)().why_not(grid, block_size)
+    return choose(steps, grid.frames)().why_not(grid, block_size)

@@ -30,6 +30,12 @@ def test_auto_searches_where_the_run_is_long_enough_to_pay_for_it(steps, name):
     assert auto.why_dense(TokenGrid(21, 30, 52), 0.8, 128, CUDA, steps) is None
 
 
+def test_auto_runs_images_too():
+    image = TokenGrid(1, 128, 128)
+    assert auto.why_dense(image, 0.8, 128, CUDA, 28) is None and auto.why_dense(image, 0.8, 128, CUDA, 4) is None
+    assert methods.create("auto", {}, steps=4, frames=1).name == "draft"
+
+
 def test_options_belong_to_a_method_that_is_named():
     with pytest.raises(ValueError, match="unknown option of method auto 'probe_rows'"):
         methods.create("auto", {"probe_rows": 8})
@@ -41,7 +47,6 @@ def test_options_belong_to_a_method_that_is_named():
         (TokenGrid(5, 16, 16), 0.8, CPU, "1280 video tokens are too few"),
         (TokenGrid(9, 16, 16), 0.8, CUDA, "2304 video tokens are too few"),
         (TokenGrid(9, 16, 16), 0.1, CPU, "sparsity 0.1 is too low"),
-        (TokenGrid(1, 64, 64), 0.8, CPU, "1 frame"),  # in so few steps it would be svg
     ],
 )
 def test_auto_stays_dense_and_says_why(grid, sparsity, device, says):
