@@ -245,7 +245,7 @@ def caches_beside_methods(results: list[dict]) -> str:
 RENDER = {
     "report_methods": methods,
     "report_caches_480p": caches_beside_methods,
-    "report_random_kept_cpu": kept,
+    **dict.fromkeys(("report_random_kept_cpu", "report_adaspa_rows_cpu"), kept),
     "recall": recall,
     "gpu_tests": gpu_tests,
     "embedded_model": embedded_model,
