@@ -1,4 +1,4 @@
-"""Fill the tables of docs/performance.md from docs/measured/*.json.
+"""Fill the tables of docs/performance.md, and one of README.md, from docs/measured/*.json.
 
 python docs/figures.py            write them
 python docs/figures.py --check    exit with 1 where a table and its JSON disagree
@@ -17,6 +17,7 @@ import figures_bench
 import figures_reports
 
 HERE = Path(__file__).parent
+PAGES = (HERE / "performance.md", HERE.parent / "README.md")
 
 
 def where(result: dict) -> str:
@@ -210,6 +211,16 @@ def recall(results: list[dict]) -> str:
     return "\n\n".join((table(["method", "mass kept, mean", "least head"], rows), facts, how(first)))
 
 
+def in_short(results: list[dict]) -> str:
+    """Whole denoiser calls on each card, for the README."""
+    told = []
+    for result in results:
+        head, rows = figures_bench.in_short(result)
+        if rows:
+            told.append(f"On one {result['device']['name']}:\n\n{table(head, rows)}")
+    return "\n\n".join(told)
+
+
 def gpu_tests(results: list[dict]) -> str:
     """Runs of the tests that need a GPU, and the memory that methods took in them."""
     head, rows = figures_bench.memory(results)
@@ -248,6 +259,7 @@ RENDER = {
     **dict.fromkeys(("report_random_kept_cpu", "report_adaspa_rows_cpu"), kept),
     "recall": recall,
     "gpu_tests": gpu_tests,
+    "in_short": in_short,
     "embedded_model": embedded_model,
     "svg_480p": sweep,
     "svg_cpu": sweep,
@@ -269,12 +281,14 @@ EVERY_CARD = {
     "report_caches_480p": "report_caches_480p",
     "recall": "recall",
     "gpu_tests": "gpu_tests",
+    "in_short": "model",
 }  # fmt: skip
 TOGETHER = {
     "report_methods": figures_reports.together,
     "report_caches_480p": lambda results: [results] if results else [],
     "recall": lambda results: [results] if results else [],
     "gpu_tests": lambda results: [results] if results else [],
+    "in_short": lambda results: [by_card(results)] if results else [],
 }
 
 
@@ -294,11 +308,16 @@ def filled(text: str, folder: Path = HERE / "measured") -> str:
 
 
 def main() -> None:
-    page = HERE / "performance.md"
-    text = page.read_text()
-    if "--check" in sys.argv:
-        sys.exit(filled(text) != text and "docs/performance.md differs from its JSON: run python docs/figures.py")
-    page.write_text(filled(text))
+    differ = []
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8")
+        fresh = filled(text)
+        if fresh != text:
+            differ.append(page.name)
+            if "--check" not in sys.argv:
+                page.write_text(fresh, encoding="utf-8")
+    if "--check" in sys.argv and differ:
+        sys.exit(f"{' and '.join(differ)} differ from their JSON: run python docs/figures.py")
 
 
 if __name__ == "__main__":

@@ -202,6 +202,21 @@ def test_a_call_that_failed_shows_why_beside_those_that_did_not(filled):
     assert "| 12.200 | 11.000 | out of memory | 5.000 |  | 2.20x | 2.20x |  |" in page
 
 
+def test_the_readme_shows_the_faster_of_each_kind_most_gained_first(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "docs")
+    import figures
+
+    slow = call_rows("flux", "dev", (1, 4096, 4096), 66_048, "draft", 57)
+    slow[3]["median"], slow[1] = 8.0, {"job": slow[1]["job"], "error": "out of memory"}
+    (tmp_path / "model_h100.json").write_text(json.dumps(result([*slow, *call_rows()])))
+    lines = figures.filled("<!-- in_short -->\n<!-- end -->", tmp_path).splitlines()
+    assert lines[1] == "On one NVIDIA H100 80GB HBM3:"
+    assert lines[5:7] == [
+        "| wan 14b | 81 x 720 x 1280 | 75,600 | svg 0.8 | 11.000 | 5.000 | 2.20x |",
+        "| flux dev | 1 x 4096 x 4096 | 66,048 | draft 0.8 | 12.200 | 6.100 | 2.00x |",
+    ]
+
+
 def test_performance_page_agrees_with_its_json():
     done = subprocess.run([sys.executable, ROOT / "docs" / "figures.py", "--check"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
