@@ -256,7 +256,7 @@ def caches_beside_methods(results: list[dict]) -> str:
 RENDER = {
     "report_methods": methods,
     "report_caches_480p": caches_beside_methods,
-    **dict.fromkeys(("report_random_kept_cpu", "report_adaspa_rows_cpu", "report_svg_ear_refresh_cpu"), kept),
+    **{f"report_{name}_cpu": kept for name in ("random_kept", "adaspa_rows", "svg_ear_refresh", "anchored")},
     "recall": recall,
     "gpu_tests": gpu_tests,
     "in_short": in_short,
