@@ -100,6 +100,9 @@ def test_speed_ups_of_what_was_not_timed_come_from_a_report_that_was(tmp_path, m
         line |= {"speedup": None, "reused_calls": 0.5 if "sea" in line["setting"] else None}
     for line in times["summary"]:
         line |= {"speedup": 2.0, "psnr": 1.0}
+    fewer = {"setting": "dense, 6 steps", "kind": "steps", "steps": 6, "psnr": 25.0, "ssim": 0.9, "reused_calls": None}
+    quality["summary"].append({**fewer, "speedup": None})
+    times["summary"].append({**fewer, "speedup": 2.7})
     for kind, found in (("quality", quality), ("times", times)):
         (tmp_path / f"report_caches_480p_{kind}.json").write_text(json.dumps(found))
         (tmp_path / f"report_methods_{kind}.json").write_text(json.dumps(found))
@@ -108,7 +111,8 @@ def test_speed_ups_of_what_was_not_timed_come_from_a_report_that_was(tmp_path, m
     assert lines[0] == "| cache | svg 0.8: PSNR dB | reused | speed-up | dense: PSNR dB | reused | speed-up |"
     assert lines[2] == "| none | 30.00 |  | 2.00 |  |  |  |"
     assert lines[3] == "| sea | 29.50 | 0.50 | 2.00 | 40.00 | 0.50 | 2.00 |"
-    assert lines[4].startswith("| method |") and "| svg |  | 30.00 |  | 0.9900 | 0.57 | 2.00 |" in lines
+    assert lines[4] == "| none, 6 steps |  |  |  | 25.00 |  | 2.70 |"
+    assert lines[5].startswith("| method |") and "| svg |  | 30.00 |  | 0.9900 | 0.57 | 2.00 |" in lines
     assert "Quality: 81 x 480 x 832" in page and "compiled, 0 failed" in page
 
 
