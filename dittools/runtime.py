@@ -316,7 +316,7 @@ class Runtime:
     def _new_run(self, grid: TokenGrid, tick: Tick, device: torch.device) -> Run:
         config, steps = self.config, tick.steps
         size = config.block_size if config.block_size != "auto" else 128 if device.type == "cuda" else 64
-        method, why = methods.create(config.method, config.options, steps=steps, frames=grid.frames), None
+        method, why = methods.create(config.method, config.options, run=(steps, grid.frames, device.type)), None
         if config.method == "auto":
             why = auto.why_dense(grid, config.sparsity, size, device, steps)
         elif problem := method.why_not(grid, size):

@@ -61,14 +61,14 @@ def describe() -> list[tuple[str, str, dict[str, tuple[Any, str]]]]:
 
 
 def create(
-    name: str, given: Mapping[str, Any], also_known: Iterable[str] = (), steps: int = 50, frames: int = 2
+    name: str, given: Mapping[str, Any], also_known: Iterable[str] = (), run: tuple[int, int, str] = (50, 2, "cuda")
 ) -> Method:
     """The method called ``name`` with these options; for "auto", the one it picks when it does not stay
     dense.
 
     Args:
         given: option values by name.
-        steps, frames: of the run and of its tokens, by which "auto" picks.
+        run: by which "auto" picks: steps, frames of tokens, and type of device.
         also_known: names that are near misses too, when an option is unknown: the settings every method has.
 
     Raises:
@@ -79,4 +79,4 @@ def create(
     for option in given:
         if option not in options(name):
             raise ValueError(unknown(f"option of method {name}", option, {*options(name), *also_known}))
-    return (auto.choose(steps, frames) if name == "auto" else METHODS[name])(**given)
+    return auto.pick(*run) if name == "auto" else METHODS[name](**given)

@@ -1,7 +1,7 @@
 """Which method `method="auto"` stands for, and why it may stay dense.
 
 Source: our tables at equal sparsity (docs/performance.md). Measured block mass stays nearest to dense of all that cost
-no more than a tenth of the attention, once its searches are spread over enough steps; in few steps probing does.
+no more than a tenth of the attention, once its searches are spread over enough steps.
 """
 
 from __future__ import annotations
@@ -18,19 +18,23 @@ from dittools.tokens import TokenGrid
 # than dense on the machines tried, because choosing and gathering cost more than the skipped pairs.
 FEWEST_TOKENS = {"cpu": 1_500, "cuda": 8_000}
 LEAST_SPARSITY = 0.5
-# A run's searches take as long as one and a half dense calls of each layer: in 12 steps with guidance a sixteenth of a
-# dense run, in fewer more than the better choice is worth.
+# On a GPU a run's searches take as long as one and a half dense calls of each layer: in 12 steps with guidance a
+# sixteenth of a dense run, in fewer more than the better choice is worth.
 FEWEST_STEPS = 12
+# On a CPU they look at an eighth of the queries of each block, find masks as good, and pay in any number of steps.
+CPU_ROWS = 8
 
 SUMMARY = "the best method for this model, grid and steps, or dense with the reason"
 CANDIDATES = (AdaSpa, SVG, Draft)
 
 
-def choose(steps: int, frames: int = 2) -> type[Method]:
+def pick(steps: int, frames: int, device: str) -> Method:
     """The method for a run of so many steps over so many frames of tokens, where it does not stay dense."""
+    if device == "cpu":
+        return AdaSpa(rows=CPU_ROWS)
     if steps >= FEWEST_STEPS:
-        return AdaSpa
-    return SVG if frames > 1 else Draft
+        return AdaSpa()
+    return SVG() if frames > 1 else Draft()
 
 
 def why_dense(grid: TokenGrid, sparsity: float, block_size: int, device: torch.device, steps: int) -> str | None:
@@ -40,4 +44,4 @@ def why_dense(grid: TokenGrid, sparsity: float, block_size: int, device: torch.d
         return f"{grid.video} video tokens are too few to gain on {device.type} (auto starts at {fewest})"
     if sparsity < LEAST_SPARSITY:
         return f"sparsity {sparsity:g} is too low to gain (auto starts at {LEAST_SPARSITY:g})"
-    return choose(steps, grid.frames)().why_not(grid, block_size)
+    return pick(steps, grid.frames, device.type).why_not(grid, block_size)

@@ -16,6 +16,7 @@ def made(tmp_path_factory):
     path = tmp_path_factory.mktemp("embedded") / "out.npy"
     prompt = "a large yellow circle moving left on a dark gradient background"
     asked = ["--weights", "embedded", "--sparsity", "0.8", "--steps", "8", "--prompt", prompt, "--seed", "1"]
+    asked += ["--method", "svg"]  # whose heads say what they chose
     assert main(["generate", *asked, "--output", str(path)]) == 0
     return json.loads(path.with_suffix(".json").read_text()), np.load(path)
 

@@ -103,10 +103,10 @@ def test_auto_stays_dense_on_few_tokens_and_says_why(shared):
     assert [f["count"] for f in record["fallbacks"]] == [12]
 
 
-def test_auto_runs_svg_where_there_are_enough_tokens(shared):
+def test_auto_runs_sparse_where_there_are_enough_tokens(shared):
     with dittools.accelerate(shared, sparsity=0.7) as fast:
         draw(shared, frames=17, height=288, width=288, steps=2)
-    assert fast.record()["method"] == "svg" and fast.record()["calls"]["sparse"] > 0
+    assert fast.record()["method"] == "adaspa" and fast.record()["calls"]["sparse"] > 0
 
 
 def test_a_method_asked_for_by_name_refuses_a_grid_that_is_too_small(shared):
