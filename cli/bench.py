@@ -110,7 +110,11 @@ def model(
         Flag(metavar="NAME,...", help="How to choose what is skipped.  [default: svg, draft for images]"),
     ] = None,
     profile: Annotated[
-        str | None, Flag(metavar="FILE", help="Of dittools calibrate, for methods that need one.")
+        str | None,
+        Flag(
+            metavar="FILE",
+            help="Of dittools calibrate, for methods that need one.  [default: measured on the random weights]",
+        ),
     ] = None,
     sparsity: Annotated[float, Flag(help="Share of attention to skip, in [0, 1).")] = 0.8,
     dense_layers: Annotated[int, Flag(help="First layers that stay dense.")] = 1,

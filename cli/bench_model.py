@@ -184,6 +184,8 @@ def _measure_missing(jobs, missing, settings, results: Any, out: Output, make: A
         group = [one for one in jobs if one.get("method") == setting["method"] or (first and "method" not in one)]
         group = [one for one in group if one["id"] in wanted]
         if group:
+            if setting.get("profile") == MEASURED:
+                out.note(f"{setting['method']} needs a profile and got none: it is {MEASURED}")
             with _with_profile(setting, pipe, forward) as given:
                 cases = [bench.Case(one["kind"], given if "method" in one else None, one["id"]) for one in group]
                 dense = bench.measure(
@@ -202,7 +204,7 @@ def _with_profile(setting: dict[str, Any], pipe: Any, forward: Any) -> Iterator[
         return
     with TemporaryDirectory() as folder:
         path = Path(folder) / "profile.json"
-        profile_of(pipe, forward, [setting["method"]]).save(path)
+        profile_of(pipe, forward, setting["method"]).save(path)
         yield {**setting, "profile": str(path)}
 
 

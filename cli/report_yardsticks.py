@@ -49,6 +49,10 @@ class Yardsticks:
             )
         if not self._plan.timed:
             notes.append("times were left out (--untimed): the device did other work as well")
+            if self._plan.fewer_steps is None:
+                notes.append(
+                    "the equal-time yardstick was not drawn: without times only --fewer-steps can say its steps"
+                )
         if self._plan.steps < 2:
             notes.append("the equal-time yardstick was not drawn: a run of one step cannot be shorter")
         self._keep(Decided(found[0], other, None, tuple(notes)))

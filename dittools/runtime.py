@@ -316,11 +316,13 @@ class Runtime:
     def _new_run(self, grid: TokenGrid, tick: Tick, device: torch.device) -> Run:
         config, steps = self.config, tick.steps
         size = config.block_size if config.block_size != "auto" else 128 if device.type == "cuda" else 64
-        method, why = methods.create(config.method, config.options, run=(steps, grid.frames, device.type)), None
         if config.method == "auto":
+            method = auto.pick(steps, grid.frames, device.type)
             why = auto.why_dense(grid, config.sparsity, size, device, steps)
-        elif problem := method.why_not(grid, size):
-            raise ValueError(f"{problem}; use more frames, a larger size or method 'auto'")
+        else:
+            method, why = methods.create(config.method, config.options), None
+            if problem := method.why_not(grid, size):
+                raise ValueError(f"{problem}; use more frames, a larger size or method 'auto'")
         run = Run(grid, steps, len(self.layers), None if why else method, why, size)
         if why is None and method.profile_use != "none":
             needed = method.profile_use == "needed"

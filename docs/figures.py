@@ -164,6 +164,11 @@ def by_card(results: list[dict]) -> list[dict]:
     return list(cards.values())
 
 
+def all_at_once(results: list[dict]) -> list[list[dict]]:
+    """For what is told of all results together; nothing where there are none."""
+    return [results] if results else []
+
+
 def caches(result: dict) -> str:
     """A report over step caches: what each saved, and how near it stayed. Timings are left to a quiet machine."""
     rows = []
@@ -277,18 +282,14 @@ RENDER = {
 # the names of the files begin with.
 EVERY_CARD = {
     **{name: name for name in ("kernels", "hopper", "mass", "kmeans", "antidiagonals", "model", "report_methods")},
+    **{name: name for name in ("report_caches_480p", "recall", "gpu_tests")},
     "method_costs": "model",
-    "report_caches_480p": "report_caches_480p",
-    "recall": "recall",
-    "gpu_tests": "gpu_tests",
     "in_short": "model",
 }  # fmt: skip
 TOGETHER = {
     "report_methods": figures_reports.together,
-    "report_caches_480p": lambda results: [results] if results else [],
-    "recall": lambda results: [results] if results else [],
-    "gpu_tests": lambda results: [results] if results else [],
-    "in_short": lambda results: [by_card(results)] if results else [],
+    **dict.fromkeys(("report_caches_480p", "recall", "gpu_tests"), all_at_once),
+    "in_short": lambda results: all_at_once(by_card(results)),
 }
 
 

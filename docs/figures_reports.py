@@ -60,7 +60,7 @@ def _cells(
             f"{line['psnr']:.2f}",
             "" if over is None or line is random else f"{over[0]:+.2f} ± {over[1]:.2f}",
             f"{line['ssim']:.4f}", f"{line['skipped_overall']:.2f}",
-            *([] if ups is None else [_times(ups.get(line["setting"]))]),
+            *([] if ups is None else [_shown(ups.get(line["setting"]))]),
         ]  # fmt: skip
     return cells
 
@@ -74,7 +74,7 @@ def paired(by_case: dict[str, list[float | None]], line: dict, other: dict) -> t
     return statistics.fmean(apart), statistics.stdev(apart) / len(apart) ** 0.5
 
 
-def _times(speedup: float | None) -> str:
+def _shown(speedup: float | None) -> str:
     return "" if speedup is None else f"{speedup:.2f}"
 
 
@@ -147,7 +147,7 @@ def _cache_cells(line: dict | None, ups: dict[str, float | None]) -> list[str]:
     psnr, reused = line["psnr"], line["reused_calls"]
     return [
         f"{psnr:.2f}" if isinstance(psnr, float) else "", "" if reused is None else f"{reused:.2f}",
-        _times(ups.get(line["setting"])),
+        _shown(ups.get(line["setting"])),
     ]  # fmt: skip
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -15,30 +15,26 @@ from dittools.runtime import Heard
 
 
 @torch.no_grad()
-def profile_of(pipe: Any, forward: Callable[[], Any], methods: Sequence[str]) -> Profile:
+def profile_of(pipe: Any, forward: Callable[[], Any], method: str) -> Profile:
     """What calibration finds in one call of a denoiser, which stands for every step of its schedule.
 
     Args:
         pipe: what `dittools.accelerate` takes. forward: makes one call of it.
-        methods: names of calibrators.
+        method: name of a calibrator.
     """
     steps = len(pipe.scheduler.timesteps)
     with dittools.accelerate(pipe, method="dense") as fast:
-        model, turns = fast.runtime.identity, 0
-        calibrators = {name: CALIBRATORS[name](Size(model.layers, model.heads, steps)) for name in methods}
+        model, turn = fast.runtime.identity, 0
+        calibrator = CALIBRATORS[method](Size(model.layers, model.heads, steps))
 
         def hear(heard: Heard) -> None:
-            for calibrator in calibrators.values():
-                if turns < calibrator.rounds:
-                    looked_at = dataclasses.replace(heard.tick, step=calibrator.steps[0])
-                    calibrator.hear(heard._replace(tick=looked_at), turns)
+            looked_at = dataclasses.replace(heard.tick, step=calibrator.steps[0])
+            calibrator.hear(heard._replace(tick=looked_at), turn)
 
         fast.runtime.watchers.append(hear)
-        while turns < max(calibrator.rounds for calibrator in calibrators.values()):
+        while turn < calibrator.rounds:
             forward()
-            turns += 1
-    sections, arrays = {}, {}
-    for name, calibrator in calibrators.items():
-        sections[name], tables = calibrator.tables()
-        arrays |= {f"{name}.{table}": value for table, value in tables.items()}
-    return Profile(model, calibrator.grid, Made("random weights", steps), sections, arrays)
+            turn += 1
+    section, tables = calibrator.tables()
+    arrays = {f"{method}.{table}": value for table, value in tables.items()}
+    return Profile(model, calibrator.grid, Made("random weights", steps), {method: section}, arrays)

@@ -60,15 +60,11 @@ def describe() -> list[tuple[str, str, dict[str, tuple[Any, str]]]]:
     return [(name, line, options(name)) for name, line in lines.items()]
 
 
-def create(
-    name: str, given: Mapping[str, Any], also_known: Iterable[str] = (), run: tuple[int, int, str] = (50, 2, "cuda")
-) -> Method:
-    """The method called ``name`` with these options; for "auto", the one it picks when it does not stay
-    dense.
+def create(name: str, given: Mapping[str, Any], also_known: Iterable[str] = ()) -> Method:
+    """The method called ``name`` with these options; for "auto", the first of those that `auto.pick` picks from.
 
     Args:
         given: option values by name.
-        run: by which "auto" picks: steps, frames of tokens, and type of device.
         also_known: names that are near misses too, when an option is unknown: the settings every method has.
 
     Raises:
@@ -79,4 +75,4 @@ def create(
     for option in given:
         if option not in options(name):
             raise ValueError(unknown(f"option of method {name}", option, {*options(name), *also_known}))
-    return auto.pick(*run) if name == "auto" else METHODS[name](**given)
+    return (auto.CANDIDATES[0] if name == "auto" else METHODS[name])(**given)

@@ -123,6 +123,7 @@ def test_methods_that_need_a_profile_get_one_of_the_random_weights(cli, tmp_path
     flags = ("bench", "model", *TINY, "--sparsity", 0.7, "--method", "paro,sparse_vdit", "--json", "m.json")
     done = cli(*flags)
     assert done.code == 0, done.err
+    assert "paro needs a profile and got none: it is measured on the random weights" in done.err
     rows = json.loads((tmp_path / "m.json").read_text())["rows"]
     assert [row["job"].get("profile") for row in rows] == [None, *["measured on the random weights"] * 2]
     assert all(row["skipped_sparse_calls"] == pytest.approx(0.7, abs=0.02) for row in rows[1:])
