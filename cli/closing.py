@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from dittools.naming import with_options
+
 
 def closing(record: dict[str, Any], record_path: Path) -> list[str]:
     """The lines, from a run record."""
@@ -12,7 +14,7 @@ def closing(record: dict[str, Any], record_path: Path) -> list[str]:
     stages = ", ".join(f"{name} {seconds[name]:.1f}" for name in seconds if name != "total")
     lines = [
         f"{record['output']}: {run['frames']} frames of {run['height']} x {run['width']}; record {record_path}",
-        _skipped(record["method"], record["correction"], sparsity, calls),
+        _skipped(with_options(record["method"], record["method_options"]), record["correction"], sparsity, calls),
         *_reused(record["cache"], calls),
         f"seconds {seconds['total']:.1f} ({stages})",
     ]

@@ -14,6 +14,7 @@ from dittools.cli.stages import Stages
 from dittools.inspect import Choice, View, Viewer
 from dittools.inspect.images import map_image, png
 from dittools.inspect.page import Pictures, page
+from dittools.naming import with_options
 from dittools.pipelines import saving
 from dittools.pipelines import stages as pipeline
 from dittools.pipelines.errors import BadInput
@@ -91,6 +92,7 @@ def _record(
         "grid": acceleration["grid"],
         "config": request.config.to_dict(),
         "method": acceleration["method"],
+        "method_options": acceleration["method_options"],
         "prompt": opened.scene.prompt,
         "seed": opened.scene.shot.seed,
         "steps": opened.scene.shot.steps,
@@ -121,9 +123,10 @@ def _save(place: Path, viewer: Viewer, names: list[str], record: dict[str, Any])
             for kind, data in pictures[key]._asdict().items():
                 if data is not None:
                     (part / f"{stem}_{kind}.png").write_bytes(data)
+        method = with_options(record["method"], record["method_options"])
         facts = {
             "prompt": record["prompt"],
-            "method": f"{record['method']}, sparsity {record['config']['sparsity']:g}",
+            "method": f"{method}, sparsity {record['config']['sparsity']:g}",
             "weights": f"{record['weights']}, {record['steps']} steps, seed {record['seed']}",
             "command": " ".join(record["command"]),
         }

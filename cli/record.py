@@ -63,6 +63,7 @@ def build(
         "quality": quality,
         "output": str(output),
         "method": acceleration["method"],
+        "method_options": acceleration["method_options"],
         "correction": acceleration["correction"],
         "run": run,
         "heads": acceleration["heads"],

@@ -261,6 +261,7 @@ class Drawer:
             "cache": {"name": "none", "computed_steps": list(range(steps)), "reused_steps": []},
             "fallbacks": [],
             "method": "dense",
+            "method_options": {},
             "correction": "none",
             "heads": [],
             "notes": [],

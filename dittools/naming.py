@@ -1,9 +1,26 @@
-"""How an unknown name is reported: what was asked, what is nearest, what there is."""
+"""How names are told: a method with its options, and an unknown one with what is nearest and what there is."""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+
+def with_options(name: str, options: Mapping[str, Any]) -> str:
+    """A name for people, with option values in brackets where there are any.
+
+    >>> with_options("adaspa", {"rows": 8, "search_at": (0.2, 0.6)})
+    'adaspa (rows=8, search_at=0.2 0.6)'
+    >>> with_options("svg", {})
+    'svg'
+    """
+    told = ", ".join(f"{option}={_told(value)}" for option, value in options.items())
+    return f"{name} ({told})" if told else name
+
+
+def _told(value: Any) -> str:
+    return " ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
 
 
 def unknown(kind: str, asked: object, known: Iterable[str]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
+from dittools.naming import with_options
 from dittools.numbers import number
 from dittools.run import Run
 from dittools.runtime import Runtime
@@ -16,12 +17,14 @@ def record(runtime: Runtime) -> dict[str, Any]:
 
     Skipped shares are measured from the masks that ran: ``sparse_calls`` over sparse calls, all others over
     every self-attention call. They are None where nothing ran. Seconds are those of transformer forwards.
+    ``method_options`` are those of the method that ran, where they differ from its defaults, whoever chose them.
     """
     config = runtime.config
     run = runtime.run or Run(None, 0, len(runtime.layers), None, None, 0)
     sparse = [call for call in run.calls if call.density is not None]
     return {
         "method": "dense" if run.why_dense else run.method.name if run.method else config.method,
+        "method_options": run.method.changed_options() if run.method else {},
         "correction": run.correction.name if run.correction else "none",
         "steps": run.steps,
         "grid": _grid(run.grid),
@@ -91,10 +94,10 @@ def summary(runtime: Runtime) -> str:
     sparsity, grid, calls = values["sparsity"], values["grid"], values["calls"]
     text = f" + {grid['text']} text" if grid["text"] else ""
     seconds = [s for s in values["step_seconds"] if s is not None]
-    asked = runtime.config.method
+    asked, method = runtime.config.method, with_options(values["method"], values["method_options"])
     correction = "" if values["correction"] == "none" else f", correction {values['correction']}"
     lines = [
-        f"method    {values['method']}" + (f" (asked: {asked})" if asked != values["method"] else "") + correction,
+        f"method    {method}" + (f", asked {asked}" if asked != values["method"] else "") + correction,
         f"grid      {grid['frames']} x {grid['height']} x {grid['width']}{text} = {grid['tokens']} tokens",
         f"sparsity  asked {sparsity['asked']:.3f}, sparse calls {_share(sparsity['sparse_calls'])}, "
         f"all calls {_share(sparsity['overall'])}",

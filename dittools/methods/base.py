@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from typing import Any, ClassVar
 
@@ -139,6 +139,12 @@ class Method:
                 + (f" and {grid.text} text)" if grid.text else ")")
             )
         return None
+
+    def changed_options(self) -> dict[str, Any]:
+        """Option values that differ from the method's defaults, by name."""
+        default = type(self)()  # not the fields' own defaults: a method may turn 1 into (1, 1, 1)
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        return {name: value for name, value in values.items() if value != getattr(default, name)}
 
 
 def block_plan(layout: Layout, keep: torch.Tensor, *notes: str) -> Plan:

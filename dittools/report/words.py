@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any, NamedTuple
 
+from dittools.naming import with_options
 from dittools.quality import METRICS
 from dittools.quality.suite import by_name, shown
 from dittools.report.plan import DENSE, KERNEL, SEED, STEPS, SWEEP
@@ -198,7 +199,7 @@ def explained(results: Results) -> list[str]:
             "Each case was timed once: small differences in seconds may be the machine's own. --repeats 3 tells."
         )
     chosen = {
-        outcome.record["method"]
+        with_options(outcome.record["method"], outcome.record.get("method_options", {}))
         for outcome in results.outcomes
         if outcome.record and (outcome.row.setting.config or {}).get("method") == "auto"
     }

@@ -34,6 +34,7 @@ KEYS = {
     "quality": {"psnr", "ssim", "psnr_per_frame", "dense_denoise_seconds", "speedup"},
     "output": None,
     "method": None,
+    "method_options": None,
     "correction": None,
     "run": {"frames", "height", "width", "fps", "guidance", "dtype", "offload", "compile"},
     "heads": None,
@@ -155,6 +156,14 @@ def test_people_get_the_path_on_stdout_and_the_rest_on_stderr(generate):
     assert any("5 frames of 48 x 64; record a.json" in line for line in last)
     assert any(line.startswith("seconds ") for line in last)
     assert any(line.startswith("fallback: ") and "too few" in line for line in last)  # auto says why it is dense
+
+
+def test_the_options_that_auto_chose_are_in_the_record_and_in_the_last_lines(generate):
+    result = generate("--frames", 17, "--height", 288, "--width", 288, "--json", "--output", "a.npy")
+    record = result.json
+    assert (record["config"]["method"], record["config"]["options"]) == ("auto", {})
+    assert (record["method"], record["method_options"]) == ("adaspa", {"rows": 8})
+    assert "method adaspa (rows=8): skipped " in result.err
 
 
 def test_every_suffix_holds_every_frame(generate, tmp_path):

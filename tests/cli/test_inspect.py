@@ -94,6 +94,14 @@ def test_a_correction_and_a_kept_choice_run_as_in_generate(inspect, tmp_path):
     assert any("one sparse step in 5" in note for note in result.json["notes"])  # the correction ran
 
 
+def test_the_options_that_auto_chose_are_on_the_page(inspect, tmp_path):
+    size = ("--height", 288, "--width", 288, "--steps", 2)
+    result = inspect(*size, "--layers", 1, "--heads", 0, "--at", 1, "--out", "m", "--json")
+    assert result.code == 0, result.err
+    assert (result.json["method"], result.json["method_options"]) == ("adaspa", {"rows": 8})
+    assert "adaspa (rows=8), sparsity 0.8" in Page((tmp_path / "m" / "index.html").read_text()).words
+
+
 def test_a_dense_run_shows_maps_alone(inspect, tmp_path):
     result = inspect("--method", "dense", "--layers", 1, "--heads", 0, "--at", 0, "--out", "m")
     assert result.code == 0 and "1 heads shown, all from dense calls" in result.err

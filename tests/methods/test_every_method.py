@@ -165,6 +165,15 @@ def test_the_same_call_twice_gives_the_same_pairs(name):
     assert one.notes == two.notes
 
 
+@pytest.mark.parametrize("name", METHODS)
+def test_options_that_differ_from_the_defaults_make_the_same_method_again(name):
+    assert methods.create(name, {}).changed_options() == {}
+    method = methods.create(name, SET.get(name, {}))
+    changed = json.loads(json.dumps(method.changed_options()))
+    assert methods.create(name, changed) == method
+    assert all(methods.create(name, {option: value}).changed_options() for option, value in changed.items())
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_options_survive_a_config_file_and_change_the_pairs(name):
     config = Config(method=name, sparsity=0.7, options=SET[name])

@@ -69,7 +69,7 @@ def test_the_record_has_the_keys_it_promises(shared):
     draw(shared)
     record = fast.record()
     fast.restore()
-    keys = "method correction steps grid sparsity calls kernels cache fallbacks heads step_seconds notes"
+    keys = "method method_options correction steps grid sparsity calls kernels cache fallbacks heads step_seconds notes"
     assert set(record) == set(empty) == set(keys.split())
     assert set(record["sparsity"]) == {"asked", "sparse_calls", "overall", "per_step", "per_layer"}
     assert empty["sparsity"]["sparse_calls"] is None and empty["grid"] is None
@@ -98,7 +98,7 @@ def test_auto_stays_dense_on_few_tokens_and_says_why(shared):
         assert torch.equal(draw(shared), dense)
         record = fast.record()
         assert "550 video tokens are too few" in fast.summary()
-    assert record["method"] == "dense"
+    assert record["method"] == "dense" and record["method_options"] == {}
     # Only calls that would have been sparse count as fallbacks.
     assert [f["count"] for f in record["fallbacks"]] == [12]
 
@@ -107,6 +107,26 @@ def test_auto_runs_sparse_where_there_are_enough_tokens(shared):
     with dittools.accelerate(shared, sparsity=0.7) as fast:
         draw(shared, frames=17, height=288, width=288, steps=2)
     assert fast.record()["method"] == "adaspa" and fast.record()["calls"]["sparse"] > 0
+    assert fast.record()["method_options"] == {"rows": 8}
+    assert fast.summary().startswith("method    adaspa (rows=8), asked auto\n")
+
+
+def test_whatever_auto_picks_its_options_are_told(shared, monkeypatch):
+    enough = {"frames": 17, "height": 288, "width": 288, "steps": 2}
+    for options, told in (({}, "svg"), ({"probe_rows": 20, "sink": False}, "svg (probe_rows=20, sink=False)")):
+        picked = runtime_module.methods.create("svg", options)
+        monkeypatch.setattr(runtime_module.auto, "pick", lambda steps, frames, device, method=picked: method)
+        with dittools.accelerate(shared, sparsity=0.7) as fast:
+            draw(shared, **enough)
+        assert fast.record()["method"] == "svg" and fast.record()["method_options"] == options
+        assert fast.summary().startswith(f"method    {told}, asked auto\n")
+
+
+def test_options_of_a_method_asked_for_by_name_are_told_too(shared):
+    with svg(shared, probe_rows=20, sink=True) as fast:
+        draw(shared)
+    assert fast.record()["method_options"] == {"probe_rows": 20}  # a sink is the default
+    assert fast.summary().startswith("method    svg (probe_rows=20)\n")
 
 
 def test_a_method_asked_for_by_name_refuses_a_grid_that_is_too_small(shared):

@@ -9,7 +9,7 @@ import math
 
 import pytest
 
-from dittools.report import charts, markdown, page
+from dittools.report import charts, markdown, page, words
 from dittools.report.folder import Folder
 from dittools.report.pictures import Shown
 from dittools.report.plan import rows, settings
@@ -24,7 +24,7 @@ HOSTILE = (
 )
 
 
-def write(folder, plan, known=KNOWN, failures=()):
+def write(folder, plan, known=KNOWN, failures=(), chosen=("svg", {})):
     """A finished report; dense takes 4 s, every other setting 2 s, and PSNR falls with the setting's place."""
     with folder.held():
         folder.write_manifest({
@@ -49,7 +49,8 @@ def write(folder, plan, known=KNOWN, failures=()):
                             "decode": 1.0,
                         },
                         "sparsity": {"sparse_calls": 0.8 if kind == "sweep" else None, "overall": 0.4},
-                        "method": "svg",
+                        "method": chosen[0],
+                        "method_options": chosen[1],
                         "fallbacks": [{"reason": "<em>few</em> tokens", "count": 3}] if kind == "sweep" else [],
                         "case": {"skipped": [[0.0, None], [0.0, 0.8]] if kind == "sweep" else []},
                     }
@@ -145,6 +146,12 @@ def test_what_was_left_out_is_named_with_the_reason(results):
     assert "prompt 2 was not judged: no <p>caption" in left_out
     assert "svg, sparsity 0.5: 12 calls ran dense: <em>few</em> tokens" in left_out
     assert "Each case was timed once" in markdown.page(results)
+
+
+def test_what_auto_stood_for_is_named_with_its_options(tmp_path):
+    plan = dataclasses.replace(PLAN, sweep={"method": ["auto"], "sparsity": [0.8]})
+    results = write(Folder(tmp_path / "report"), plan, chosen=("adaspa", {"rows": 8}))
+    assert "Method auto stood for adaspa (rows=8) here." in words.explained(results)
 
 
 def test_a_report_without_a_single_case_still_has_a_page(tmp_path):
