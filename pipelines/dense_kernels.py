@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import statistics
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -36,15 +35,11 @@ def fastest_first(found: list[str], shape: tuple[int, int, int, int], device: An
     import torch
     import torch.nn.functional as F
 
-    from dittools.bench.timing import once
+    from dittools.bench.timing import alone
 
     x = torch.randn(shape, device=device, dtype=getattr(torch, dtype))
-    ms = {}
     with torch.no_grad():
-        for name in found:
-            with only(name):
-                times = [once(lambda: F.scaled_dot_product_attention(x, x, x), device) for _ in range(4)]
-            ms[name] = statistics.median(times[1:])
+        ms = alone(found, lambda name: F.scaled_dot_product_attention(x, x, x), device, 3, around=only)
     return sorted(found, key=ms.__getitem__)
 
 

@@ -1,4 +1,4 @@
-"""How long calls take, in turn with one another: in bursts, and back to back.
+"""How long calls take, in turn with one another: in bursts, and back to back. `alone` times them one after the other.
 
 *Burst*: one call at a time with a pause before each, so that clocks stay high, queued behind a little other work, so
 that its launch is not in it; the median. *Sustained*: each call back
@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -39,6 +40,35 @@ def once(call: Callable[[], object], device: torch.device, run_up: torch.Tensor 
     end.record()
     end.synchronize()
     return start.elapsed_time(end)
+
+
+def alone(
+    names: Iterable[str],
+    call: Callable[[str], object],
+    device: torch.device,
+    count: int,
+    *,
+    around: Callable[[str], AbstractContextManager],
+    unable: tuple[type[Exception], ...] = (),
+) -> dict[str, float]:
+    """Median milliseconds of a call under each name, where one has to be done before the next can be chosen.
+
+    Args:
+        names: of what makes the call, for example dense kernels.
+        call: makes it by that name.
+        count: calls that are timed, after one that is not.
+        around: chooses a name; all of its calls are made inside of what this gives.
+        unable: errors that say that a name cannot make this call: it is left out. Any other is raised.
+    """
+    found = {}
+    for name in names:
+        try:
+            with around(name):
+                times = [once(lambda name=name: call(name), device) for _ in range(1 + count)]
+        except unable:
+            continue
+        found[name] = statistics.median(times[1:])
+    return found
 
 
 def burst(

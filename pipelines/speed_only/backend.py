@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import statistics
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 
-from dittools.bench.timing import once
+from dittools.bench.timing import alone
 from dittools.pipelines.families import find_family
 from dittools.pipelines.speed_only.table import RECORDS
 
@@ -37,15 +37,15 @@ def fastest_dense(
     # A backend that takes no mask is of no use to a model that always gives one.
     masked = RECORDS[pipe.size.family].masked
     mask = torch.ones(1, 1, 1, tokens, dtype=torch.bool, device=device) if masked else None
-    ms = {}
-    for name in NAMES:
-        try:
-            pipe.transformer.set_attention_backend(name)
-            call = {"attn_mask": mask, "backend": name}
-            times = [once(lambda call=call: dispatch_attention_fn(q, k, v, **call), device) for _ in range(5)]
-        except (ImportError, ValueError, RuntimeError):
-            continue
-        ms[name] = statistics.median(times[1:])
+
+    def call(name: str) -> torch.Tensor:
+        return dispatch_attention_fn(q, k, v, attn_mask=mask, backend=name)
+
+    def around(name: str) -> AbstractContextManager:
+        pipe.transformer.set_attention_backend(name)
+        return nullcontext()
+
+    ms = alone(NAMES, call, device, 4, around=around, unable=(ImportError, ValueError, RuntimeError))
     if not ms:
         pipe.transformer.set_attention_backend("native")
         return None, {}

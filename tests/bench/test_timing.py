@@ -1,6 +1,7 @@
 """How calls are timed: in turn, in bursts and back to back."""
 
 import time
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -25,6 +26,32 @@ def test_bursts_take_turns_and_know_the_slower_call():
     assert log == ["a", "b", "b", "a", "a", "b"] == told
     assert found["a"]["ms"] < found["b"]["ms"] and found["b"]["ms"] >= 8
     assert found["a"]["least"] <= found["a"]["ms"] <= found["a"]["most"] and found["a"]["calls"] == timing.FEWEST
+
+
+def test_alone_makes_all_calls_of_a_name_inside_its_own_context_and_leaves_out_what_cannot():
+    log = []
+
+    @contextmanager
+    def around(name):
+        if name == "missing":
+            raise ImportError(name)
+        log.append(f"<{name}")
+        yield
+        log.append(f"{name}>")
+
+    def call(name):
+        log.append(name)
+        if name == "broken":
+            raise RuntimeError(name)
+        # The first call is not timed: "slow" is the slower one, however long "fast" takes to begin.
+        time.sleep(0.03 if name == "fast" and log.count(name) == 1 else {"fast": 0.001, "slow": 0.006}[name])
+
+    names = ("slow", "missing", "broken", "fast")
+    found = timing.alone(names, call, CPU, 3, around=around, unable=(ImportError, RuntimeError))
+    assert list(found) == ["slow", "fast"] and 1 <= found["fast"] < found["slow"]
+    assert log == ["<slow", *["slow"] * 4, "slow>", "<broken", "broken", "<fast", *["fast"] * 4, "fast>"]
+    with pytest.raises(RuntimeError, match="broken"):
+        timing.alone(["broken"], call, CPU, 3, around=around, unable=(ImportError,))
 
 
 def test_sustained_runs_each_call_back_to_back_for_about_the_time():
