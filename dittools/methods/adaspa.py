@@ -20,8 +20,8 @@ from dittools.methods.base import AttentionCall, Method, Plan, block_plan
 from dittools.methods.checks import flag, one_of, whole
 from dittools.orders.named import ORDERS
 from dittools.selectors.budget import SCOPES, spend
-from dittools.selectors.layout import lay_out
 from dittools.selectors.measured import block_mass, row_lse
+from dittools.selectors.ordered_blocks import ordered_blocks
 from dittools.selectors.packed import pack_bits, unpack_bits
 
 
@@ -49,7 +49,7 @@ class AdaSpa(Method):
         one_of("order", self.order, ORDERS)
 
     def plan(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, call: AttentionCall) -> Plan:
-        blocks = lay_out(call, q.device, self.order)
+        blocks = ordered_blocks(call, q.device, self.order)
         if self.searches(call, q.shape):
             mass = block_mass(q, k, blocks, call.scale, lse=self.lse(q, k, blocks, call), rows=self.rows)
             keep = spend(mass, blocks.sizes, blocks.sizes, call.density, scope=self.scope, force=blocks.force_text)

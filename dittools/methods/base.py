@@ -13,7 +13,7 @@ from dittools.blocks import BlockMask
 from dittools.clusters import ClusterMask
 from dittools.keys import KeySubset
 from dittools.profile import Profile
-from dittools.selectors.layout import Layout
+from dittools.selectors.ordered_blocks import OrderedBlocks
 from dittools.selectors.packed import pack_bits, unpack_bits
 from dittools.tokens import TokenGrid
 
@@ -147,17 +147,17 @@ class Method:
         return {name: value for name, value in values.items() if value != getattr(default, name)}
 
 
-def block_plan(layout: Layout, keep: torch.Tensor, *notes: str) -> Plan:
-    """The plan that keeps these blocks of a layout; kept for later steps, it takes one bit a block.
+def block_plan(blocks: OrderedBlocks, keep: torch.Tensor, *notes: str) -> Plan:
+    """The plan that keeps these pairs of blocks; kept for later steps, it takes one bit a block.
 
     Args:
-        layout: order and blocks.
+        blocks: of queries and keys alike, in their order.
         keep: bool ``[B or 1, H or 1, M, M]``.
         notes: what a user should know.
     """
 
     def fold() -> Callable[[], Plan]:
         packed = pack_bits(keep)
-        return lambda: block_plan(layout, unpack_bits(packed, layout.partition.count), *notes)
+        return lambda: block_plan(blocks, unpack_bits(packed, blocks.partition.count), *notes)
 
-    return Plan(layout.order, BlockMask(keep, layout.partition, layout.partition), notes=notes, fold=fold)
+    return Plan(blocks.order, BlockMask(keep, blocks.partition, blocks.partition), notes=notes, fold=fold)

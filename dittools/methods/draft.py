@@ -17,7 +17,7 @@ from dittools.methods.base import AttentionCall, Method, Plan, block_plan
 from dittools.methods.checks import one_of
 from dittools.orders.named import ORDERS
 from dittools.selectors.budget import SCOPES, spend
-from dittools.selectors.layout import lay_out
+from dittools.selectors.ordered_blocks import ordered_blocks
 from dittools.selectors.pooled import block_softmax, pooled_logits
 
 
@@ -36,7 +36,7 @@ class Draft(Method):
         one_of("order", self.order, ORDERS)
 
     def plan(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, call: AttentionCall) -> Plan:
-        blocks = lay_out(call, q.device, self.order)
+        blocks = ordered_blocks(call, q.device, self.order)
         draft = block_softmax(pooled_logits(q, k, blocks, call.scale), blocks)
         keep = spend(draft, blocks.sizes, blocks.sizes, call.density, scope=self.scope, force=blocks.force)
         return block_plan(blocks, keep, *blocks.why_over(call.sparsity))

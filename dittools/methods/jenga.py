@@ -19,8 +19,8 @@ from dittools.methods.base import AttentionCall, Method, Plan, block_plan
 from dittools.methods.checks import flag, one_of, share
 from dittools.orders.named import ORDERS
 from dittools.selectors.budget import SCOPES, spend
-from dittools.selectors.layout import Layout, lay_out
 from dittools.selectors.neighbours import affordable, contact, same_frame, touching
+from dittools.selectors.ordered_blocks import OrderedBlocks, ordered_blocks
 from dittools.selectors.pooled import block_softmax, pooled_logits
 
 
@@ -45,7 +45,7 @@ class Jenga(Method):
         flag("first_frame", self.first_frame)
 
     def plan(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, call: AttentionCall) -> Plan:
-        blocks = lay_out(call, q.device, self.order)
+        blocks = ordered_blocks(call, q.device, self.order)
         budget = call.density if self.top_p is None else 1
         near, notes = call.remember(
             ("jenga", self.order, budget, q.device),
@@ -58,7 +58,7 @@ class Jenga(Method):
         keep = spend(scores, blocks.sizes, blocks.sizes, call.density, scope=self.scope, force=near)
         return block_plan(blocks, keep, *notes, *blocks.why_over(call.sparsity))
 
-    def nearness(self, call: AttentionCall, blocks: Layout) -> torch.Tensor:
+    def nearness(self, call: AttentionCall, blocks: OrderedBlocks) -> torch.Tensor:
         """How much blocks touch; those of the first frame a little, where asked."""
         touch = contact(call.grid, blocks, touching())
         return touch + 1e-6 * same_frame(call.grid, blocks, 0) if self.first_frame else touch

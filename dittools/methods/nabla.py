@@ -19,8 +19,8 @@ from dittools.methods.base import AttentionCall, Method, Plan, block_plan
 from dittools.methods.checks import one_of, share, whole
 from dittools.orders.named import tile_shape
 from dittools.selectors.budget import SCOPES, spend
-from dittools.selectors.layout import lay_out
 from dittools.selectors.neighbours import affordable, contact, window
+from dittools.selectors.ordered_blocks import ordered_blocks
 from dittools.selectors.pooled import block_softmax, pooled_logits
 
 
@@ -49,7 +49,7 @@ class Nabla(Method):
         object.__setattr__(self, "window", tuple(self.window))
 
     def plan(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, call: AttentionCall) -> Plan:
-        blocks = lay_out(call, q.device, "patches")
+        blocks = ordered_blocks(call, q.device, "patches")
         budget = call.density if self.top_p is None else 1
         near, notes = call.remember(("nabla", self.window, budget, q.device), lambda: self.near(blocks, call, budget))
         scores = block_softmax(pooled_logits(q, k, blocks, call.scale), blocks)

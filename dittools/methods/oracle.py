@@ -15,8 +15,8 @@ from dittools.methods.base import AttentionCall, Method, Plan, block_plan
 from dittools.methods.checks import one_of
 from dittools.orders.named import ORDERS
 from dittools.selectors.budget import SCOPES, spend
-from dittools.selectors.layout import lay_out
 from dittools.selectors.measured import block_mass
+from dittools.selectors.ordered_blocks import ordered_blocks
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Oracle(Method):
         one_of("order", self.order, ORDERS)
 
     def plan(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, call: AttentionCall) -> Plan:
-        blocks = lay_out(call, q.device, self.order)
+        blocks = ordered_blocks(call, q.device, self.order)
         mass = block_mass(q, k, blocks, call.scale)
         keep = spend(mass, blocks.sizes, blocks.sizes, call.density, scope=self.scope, force=blocks.force_text)
         return block_plan(blocks, keep, *blocks.why_over(call.sparsity))

@@ -11,7 +11,7 @@ from dittools.methods.base import AttentionCall, Method, Plan, block_plan
 from dittools.methods.checks import one_of
 from dittools.orders.named import ORDERS
 from dittools.selectors.budget import spend
-from dittools.selectors.layout import lay_out
+from dittools.selectors.ordered_blocks import ordered_blocks
 from dittools.upload import upload
 
 
@@ -28,7 +28,7 @@ class RandomBlocks(Method):
         one_of("order", self.order, ORDERS)
 
     def plan(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, call: AttentionCall) -> Plan:
-        blocks = lay_out(call, q.device, self.order)
+        blocks = ordered_blocks(call, q.device, self.order)
         shape = 1, q.shape[2], blocks.partition.count, blocks.partition.count  # a batch shares it
         scores = upload(torch.rand(shape, generator=call.generator), q.device)
         keep = spend(scores, blocks.sizes, blocks.sizes, call.density, force=blocks.force)

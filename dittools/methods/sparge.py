@@ -22,8 +22,8 @@ from dittools.methods.base import AttentionCall, Method, Plan, block_plan
 from dittools.methods.checks import flag, one_of, share
 from dittools.orders.named import ORDERS
 from dittools.selectors.budget import SCOPES, spend
-from dittools.selectors.layout import lay_out
 from dittools.selectors.nucleus import within_mass
+from dittools.selectors.ordered_blocks import ordered_blocks
 from dittools.selectors.pooled import block_softmax, centred, mean_logits
 from dittools.selectors.self_similarity import means_and_similarity
 
@@ -53,7 +53,7 @@ class Sparge(Method):
         one_of("order", self.order, ORDERS)
 
     def plan(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, call: AttentionCall) -> Plan:
-        blocks = lay_out(call, q.device, self.order)
+        blocks = ordered_blocks(call, q.device, self.order)
         gate = self.similarity if self.similarity != "auto" else -0.1 if self.tau is None else 0.6
         (queries, alike_q), (keys, alike_k) = (means_and_similarity(x, blocks) for x in (q, k))
         mixed_q, mixed_k = alike_q <= gate, alike_k <= gate  # [B, H, M]

@@ -16,8 +16,8 @@ from dittools.methods.base import AttentionCall, Method, Plan, block_plan
 from dittools.methods.checks import one_of, whole
 from dittools.orders.named import ORDERS
 from dittools.selectors.budget import SCOPES, spend
-from dittools.selectors.layout import lay_out
 from dittools.selectors.measured import block_mass
+from dittools.selectors.ordered_blocks import ordered_blocks
 from dittools.selectors.packed import pack_bits, unpack_bits
 
 
@@ -38,7 +38,7 @@ class SparseD(Method):
         one_of("order", self.order, ORDERS)
 
     def plan(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, call: AttentionCall) -> Plan:
-        blocks = lay_out(call, q.device, self.order)
+        blocks = ordered_blocks(call, q.device, self.order)
         if call.state.get("shape") != q.shape:
             mass = block_mass(q, k, blocks, call.scale, rows=self.rows)
             keep = spend(mass, blocks.sizes, blocks.sizes, call.density, scope=self.scope, force=blocks.force_text)

@@ -24,8 +24,8 @@ import torch
 from dittools.methods.base import AttentionCall, Method, Plan, block_plan
 from dittools.methods.checks import one_of, share
 from dittools.selectors.budget import spend
-from dittools.selectors.layout import lay_out
 from dittools.selectors.nucleus import min_max_nucleus
+from dittools.selectors.ordered_blocks import ordered_blocks
 from dittools.selectors.pooled import pooled_logits
 
 CYCLE = ("raster", "columns", "cubes")
@@ -49,7 +49,7 @@ class VMoBA(Method):
         share("tau", self.tau)
 
     def plan(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, call: AttentionCall) -> Plan:
-        blocks = lay_out(call, q.device, CYCLE[call.layer % 3])
+        blocks = ordered_blocks(call, q.device, CYCLE[call.layer % 3])
         gate = pooled_logits(q, k, blocks, scale=1)
         if self.tau is not None:
             keep = min_max_nucleus(gate, self.tau, self.scope, blocks.force)

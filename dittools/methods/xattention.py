@@ -21,7 +21,7 @@ from dittools.methods.checks import one_of, share
 from dittools.orders.named import ORDERS
 from dittools.selectors.antidiagonal import antidiagonal_mass
 from dittools.selectors.budget import SCOPES, spend
-from dittools.selectors.layout import lay_out
+from dittools.selectors.ordered_blocks import ordered_blocks
 
 STRIDES = (4, 8, 16)
 
@@ -46,7 +46,7 @@ class XAttention(Method):
         one_of("order", self.order, ORDERS)
 
     def plan(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, call: AttentionCall) -> Plan:
-        blocks = lay_out(call, q.device, self.order)
+        blocks = ordered_blocks(call, q.device, self.order)
         mass = antidiagonal_mass(q, k, blocks, call.scale, self.stride)
         if self.tau is not None:
             keep = keep_mass(mass, self.tau) | blocks.force_text

@@ -8,15 +8,17 @@ from __future__ import annotations
 import torch
 
 from dittools.kernels.antidiagonal import measure_antidiagonals
-from dittools.selectors.layout import Layout
+from dittools.selectors.ordered_blocks import OrderedBlocks
 
 
-def antidiagonal_mass(q: torch.Tensor, k: torch.Tensor, layout: Layout, scale: float, stride: int) -> torch.Tensor:
+def antidiagonal_mass(
+    q: torch.Tensor, k: torch.Tensor, blocks: OrderedBlocks, scale: float, stride: int
+) -> torch.Tensor:
     """Share of each key block in the softmax over antidiagonals, mean over the rows of a query block.
 
     Args:
         q, k: ``[B, S, H, D]``.
-        layout: order and blocks of a size that ``stride`` divides.
+        blocks: of queries and keys alike, in their order, of a size that ``stride`` divides.
         scale: factor on the logits.
         stride: tokens between antidiagonals.
 
@@ -24,4 +26,4 @@ def antidiagonal_mass(q: torch.Tensor, k: torch.Tensor, layout: Layout, scale: f
         fp32 ``[B, H, M, M]``, rows sum to 1. `dittools.kernels.antidiagonal` has the formula, and holds little at a
         time.
     """
-    return measure_antidiagonals(q, k, layout.partition, stride, scale=scale, order=layout.order)
+    return measure_antidiagonals(q, k, blocks.partition, stride, scale=scale, order=blocks.order)

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import torch
 
 from dittools.selectors.budget import spend
-from dittools.selectors.layout import Layout
+from dittools.selectors.ordered_blocks import OrderedBlocks
 from dittools.tokens import TokenGrid
 
 # A local part may take this share of the budget; the rest goes where the scores say.
@@ -25,21 +25,21 @@ def window(tile: tuple[int, int, int], extent: tuple[int, int, int]) -> list[tup
     return [(f * tile[0], h * tile[1], w * tile[2]) for f in reach[0] for h in reach[1] for w in reach[2]]
 
 
-def contact(grid: TokenGrid, layout: Layout, steps: Iterable[tuple[int, int, int]]) -> torch.Tensor:
+def contact(grid: TokenGrid, blocks: OrderedBlocks, steps: Iterable[tuple[int, int, int]]) -> torch.Tensor:
     """How many tokens of one block reach the other by one of the steps, far steps counting less.
 
     Args:
         grid: layout of the tokens.
-        layout: order and blocks, M of them.
+        blocks: M of them, in their order.
         steps: (frames, rows, columns) each. What leaves the picture reaches nothing: windows shrink at its edges.
 
     Returns:
         fp64 ``[M, M]`` on the CPU, 0 for blocks that do not touch.
     """
-    count = layout.partition.count
+    count = blocks.partition.count
     # Once a run, and on its GPU: at 720p a window of 99 tiles takes a CPU most of a second.
-    device = layout.force.device if layout.force.is_cuda else torch.device("cpu")
-    block = layout.block_of_token[grid.video_slice].view(grid.shape).to(device)
+    device = blocks.force.device if blocks.force.is_cuda else torch.device("cpu")
+    block = blocks.block_of_token[grid.video_slice].view(grid.shape).to(device)
     found = torch.zeros(count * count, dtype=torch.float64, device=device)
     for step in steps:
         here, there = [], []
@@ -51,32 +51,32 @@ def contact(grid: TokenGrid, layout: Layout, steps: Iterable[tuple[int, int, int
     return found.view(count, count).cpu()
 
 
-def same_frame(grid: TokenGrid, layout: Layout, frame: int) -> torch.Tensor:
+def same_frame(grid: TokenGrid, blocks: OrderedBlocks, frame: int) -> torch.Tensor:
     """Which blocks both hold tokens of one frame: bool ``[M, M]`` on the CPU."""
-    holds = torch.zeros(layout.partition.count, dtype=torch.bool)
-    holds[layout.block_of_token[grid.video_slice][frame * grid.frame : (frame + 1) * grid.frame]] = True
+    holds = torch.zeros(blocks.partition.count, dtype=torch.bool)
+    holds[blocks.block_of_token[grid.video_slice][frame * grid.frame : (frame + 1) * grid.frame]] = True
     return holds[:, None] & holds
 
 
-def affordable(nearness: torch.Tensor, layout: Layout, density: float) -> tuple[torch.Tensor, tuple[str, ...]]:
+def affordable(nearness: torch.Tensor, blocks: OrderedBlocks, density: float) -> tuple[torch.Tensor, tuple[str, ...]]:
     """The local part of a mask, for as much of it as half the budget pays: nearest first, row by row.
 
     Args:
         nearness: ``[M, M]`` on the CPU, from `contact`.
-        layout: its blocks. Text and diagonal always belong.
+        blocks: M of them. Text and diagonal always belong.
         density: share of pairs that the whole mask keeps.
 
     Returns:
-        bool ``[1, 1, M, M]`` on the layout's device, and a note when the budget cut it.
+        bool ``[1, 1, M, M]`` on the blocks' device, and a note when the budget cut it.
     """
-    sizes, force = layout.partition.sizes(), layout.force_on_cpu
+    sizes, force = blocks.partition.sizes(), blocks.force_on_cpu
     near = (nearness > 0)[None, None] | force
-    share = (near.double() @ sizes.double() @ sizes.double()).item() / layout.partition.length**2
+    share = (near.double() @ sizes.double() @ sizes.double()).item() / blocks.partition.length**2
     if density == 1 or share <= MOST * density:
-        return near.to(layout.force.device), ()
+        return near.to(blocks.force.device), ()
     kept = spend(nearness[None, None].float(), sizes, sizes, MOST * density, force=force) & near
     note = (
         f"near blocks hold {share:.2f} of the pairs, more than half of the budget of {density:.2f}: "
         "the nearest are always kept"
     )
-    return kept.to(layout.force.device), (note,)
+    return kept.to(blocks.force.device), (note,)

@@ -8,17 +8,17 @@ from __future__ import annotations
 import torch
 
 from dittools.kernels.likeness import run_likeness
-from dittools.selectors.layout import Layout
+from dittools.selectors.ordered_blocks import OrderedBlocks
 
 
-def self_similarity(x: torch.Tensor, layout: Layout) -> torch.Tensor:
+def self_similarity(x: torch.Tensor, blocks: OrderedBlocks) -> torch.Tensor:
     """Mean cosine of all pairs of tokens in each block: ``[B, S, H, D]`` -> fp32 ``[B, H, M]``, up to 1.
 
     Each block, the ragged one too, counts the tokens it has.
     """
-    return run_likeness(x, layout.order, layout.offsets)[1]
+    return run_likeness(x, blocks.order, blocks.offsets)[1]
 
 
-def means_and_similarity(x: torch.Tensor, layout: Layout) -> tuple[torch.Tensor, torch.Tensor]:
+def means_and_similarity(x: torch.Tensor, blocks: OrderedBlocks) -> tuple[torch.Tensor, torch.Tensor]:
     """`dittools.selectors.pooled.pool` and `self_similarity` in one pass: fp32 ``[B, H, M, D]`` and ``[B, H, M]``."""
-    return run_likeness(x, layout.order, layout.offsets)
+    return run_likeness(x, blocks.order, blocks.offsets)

@@ -6,8 +6,8 @@ import torch
 from dittools.orders.curve import curve
 from dittools.orders.named import ORDERS, named_order, tile_shape
 from dittools.orders.tiles import tiles
-from dittools.selectors.layout import lay_out, make_layout
 from dittools.selectors.neighbours import MOST, affordable, contact, touching, window
+from dittools.selectors.ordered_blocks import cut_into_blocks, ordered_blocks
 from dittools.selectors.packed import pack_bits, unpack_bits
 from dittools.tokens import TokenGrid
 from tests.methods.scenes import GRIDS, call
@@ -60,53 +60,53 @@ def test_blocks_along_the_curve_are_compact():
 @pytest.mark.parametrize("order", ORDERS)
 def test_text_and_diagonal_are_forced_and_nothing_else(order):
     grid = GRIDS["text last"]
-    layout = make_layout(grid, 16, order)
-    token = torch.arange(grid.tokens) if layout.order is None else layout.order[0, 0].long()
-    for m in range(layout.partition.count):
+    blocks = cut_into_blocks(grid, 16, order)
+    token = torch.arange(grid.tokens) if blocks.order is None else blocks.order[0, 0].long()
+    for m in range(blocks.partition.count):
         block = token[16 * m : 16 * (m + 1)]
-        assert layout.text[m] == grid.is_text()[block].any()
-        assert (layout.block_of_token[block] == m).all()
-        assert (layout.force[0, 0, m] == (layout.text | (torch.arange(len(layout.text)) == m) | layout.text[m])).all()
-    sizes = layout.sizes.double()
-    assert layout.forced_share == pytest.approx((sizes @ layout.force[0, 0].double() @ sizes / grid.tokens**2).item())
+        assert blocks.text[m] == grid.is_text()[block].any()
+        assert (blocks.block_of_token[block] == m).all()
+        assert (blocks.force[0, 0, m] == (blocks.text | (torch.arange(len(blocks.text)) == m) | blocks.text[m])).all()
+    sizes = blocks.sizes.double()
+    assert blocks.forced_share == pytest.approx((sizes @ blocks.force[0, 0].double() @ sizes / grid.tokens**2).item())
 
 
-def test_a_layout_is_made_once_a_run():
+def test_blocks_are_cut_once_a_run():
     memo = {}
-    first, again = (lay_out(call(GRIDS["video"], memo=memo), torch.device("cpu"), "curve") for _ in range(2))
+    first, again = (ordered_blocks(call(GRIDS["video"], memo=memo), torch.device("cpu"), "curve") for _ in range(2))
     assert first is again
 
 
 @pytest.mark.parametrize("order", ["raster", "curve", "patches"])
 def test_blocks_touch_where_tokens_do(order):
     grid = TokenGrid(3, 5, 6, text=5, text_position="first")
-    layout = make_layout(grid, 8, order)
-    at, block = grid.positions(), layout.block_of_token[grid.video_slice]
+    blocks = cut_into_blocks(grid, 8, order)
+    at, block = grid.positions(), blocks.block_of_token[grid.video_slice]
     near = (at[:, None] - at).abs().amax(-1) <= 1
-    want = torch.zeros(layout.partition.count, layout.partition.count, dtype=torch.bool)
+    want = torch.zeros(blocks.partition.count, blocks.partition.count, dtype=torch.bool)
     want[block[:, None].expand(near.shape)[near], block.expand(near.shape)[near]] = True
-    assert torch.equal(contact(grid, layout, touching()) > 0, want)
+    assert torch.equal(contact(grid, blocks, touching()) > 0, want)
 
 
 def test_the_window_of_tiles_is_that_of_their_distances_and_shrinks_at_the_edges():
     grid, tile, extent = TokenGrid(5, 16, 12), (1, 4, 4), (3, 5, 1)
-    layout = make_layout(grid, 16, "patches")
+    blocks = cut_into_blocks(grid, 16, "patches")
     assert tile_shape("patches", grid, 16) == tile
     at = torch.cartesian_prod(torch.arange(5), torch.arange(4), torch.arange(3))  # of each block
     want = ((at[:, None] - at).abs() <= torch.tensor(extent) // 2).all(-1)
-    assert torch.equal(contact(grid, layout, window(tile, extent)) > 0, want)
+    assert torch.equal(contact(grid, blocks, window(tile, extent)) > 0, want)
 
 
 def test_what_the_budget_cannot_pay_goes_farthest_first_and_a_note_says_so():
     grid = GRIDS["video"]
-    layout = make_layout(grid, 16, "curve")
-    nearness = contact(grid, layout, touching())
-    near, notes = affordable(nearness, layout, 1.0)
+    blocks = cut_into_blocks(grid, 16, "curve")
+    nearness = contact(grid, blocks, touching())
+    near, notes = affordable(nearness, blocks, 1.0)
     assert notes == () and torch.equal(near[0, 0], nearness > 0)
-    cut, notes = affordable(nearness, layout, 0.2)
+    cut, notes = affordable(nearness, blocks, 0.2)
     assert "more than half of the budget of 0.20" in notes[0]
     assert (cut & ~near).sum() == 0 and cut[0, 0].diagonal().all()
-    sizes = layout.sizes.double()
+    sizes = blocks.sizes.double()
     assert (sizes @ cut[0, 0].double() @ sizes).item() / grid.tokens**2 == pytest.approx(MOST * 0.2, abs=0.02)
     for row, kept in zip(nearness, cut[0, 0], strict=True):
         off = torch.ones(len(row), dtype=torch.bool)

@@ -7,8 +7,8 @@ from dittools.kernels import antidiagonal
 from dittools.kernels.block_mass import naive_block_mass
 from dittools.selectors import in_order
 from dittools.selectors.antidiagonal import antidiagonal_mass
-from dittools.selectors.layout import make_layout
 from dittools.selectors.measured import block_mass, row_lse, sampled_positions
+from dittools.selectors.ordered_blocks import cut_into_blocks
 from dittools.selectors.pooled import block_softmax, centred, mean_logits, pool, pooled_logits
 from dittools.selectors.self_similarity import means_and_similarity, self_similarity
 from dittools.tokens import TokenGrid
@@ -24,13 +24,13 @@ def drawn(grid, batches=2, heads=3, dim=8):
     return (torch.randn(batches, grid.tokens, heads, dim, generator=made) * 2 for _ in range(2))
 
 
-def in_positions(x, layout):
-    return x if layout.order is None else x[:, layout.order[0, 0].long()]
+def in_positions(x, blocks):
+    return x if blocks.order is None else x[:, blocks.order[0, 0].long()]
 
 
-def blocks_of(x, layout):
+def blocks_of(x, blocks):
     """The tokens of each block, in the order: M tensors ``[B, n, H, D]``."""
-    return in_positions(x, layout).split(layout.partition.size, 1)
+    return in_positions(x, blocks).split(blocks.partition.size, 1)
 
 
 @orders
@@ -38,60 +38,60 @@ def blocks_of(x, layout):
 @pytest.mark.parametrize("how", ["mean", "max"])
 def test_pooled_logits_are_products_of_pooled_blocks(grid, order, how):
     q, k = drawn(grid)
-    layout = make_layout(grid, 16, order)
+    blocks = cut_into_blocks(grid, 16, order)
     reduce = torch.amax if how == "max" else torch.mean
-    queries, keys = ([reduce(b, 1) for b in blocks_of(x, layout)] for x in (q, k))  # [B, H, D] each
+    queries, keys = ([reduce(b, 1) for b in blocks_of(x, blocks)] for x in (q, k))  # [B, H, D] each
     want = torch.stack([torch.stack([(a * b).sum(-1) * SCALE for b in keys], -1) for a in queries], -2)
-    torch.testing.assert_close(pooled_logits(q, k, layout, SCALE, how=how), want, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(pooled_logits(q, k, blocks, SCALE, how=how), want, rtol=1e-4, atol=1e-4)
 
 
 def test_centred_keys_shift_every_row_by_one_number():
     q, k = drawn(GRIDS[0])
-    layout = make_layout(GRIDS[0], 16, "raster")
-    queries, keys = pool(q, layout), pool(k + 5, layout)
-    torch.testing.assert_close(centred(keys, layout), keys - (k + 5).mean(1)[:, :, None])
-    shift = mean_logits(queries, keys, SCALE) - mean_logits(queries, centred(keys, layout), SCALE)
+    blocks = cut_into_blocks(GRIDS[0], 16, "raster")
+    queries, keys = pool(q, blocks), pool(k + 5, blocks)
+    torch.testing.assert_close(centred(keys, blocks), keys - (k + 5).mean(1)[:, :, None])
+    shift = mean_logits(queries, keys, SCALE) - mean_logits(queries, centred(keys, blocks), SCALE)
     assert (shift - shift[..., :1]).abs().max() < 1e-3 < shift.abs().max()
 
 
 def test_softmax_counts_the_ragged_block_by_its_tokens_and_gives_text_nothing():
     grid = GRIDS[1]
-    layout = make_layout(grid, 16, "raster")  # 101 tokens: text in block 0, 5 tokens in the last
+    blocks = cut_into_blocks(grid, 16, "raster")  # 101 tokens: text in block 0, 5 tokens in the last
     logits = torch.zeros(1, 1, 7, 7)
-    share = block_softmax(logits, layout)[0, 0, 0]
+    share = block_softmax(logits, blocks)[0, 0, 0]
     torch.testing.assert_close(share, torch.tensor([0, 16, 16, 16, 16, 16, 5]) / 85)
     skip = torch.zeros(1, 1, 7, dtype=torch.bool)
     skip[..., 2] = True
-    torch.testing.assert_close(block_softmax(logits, layout, skip)[0, 0, 3, 6], torch.tensor(5 / 69))
-    assert block_softmax(logits, layout, torch.ones_like(skip)).isfinite().all()
+    torch.testing.assert_close(block_softmax(logits, blocks, skip)[0, 0, 3, 6], torch.tensor(5 / 69))
+    assert block_softmax(logits, blocks, torch.ones_like(skip)).isfinite().all()
 
 
 @orders
 @grids
 def test_measured_mass_is_the_mean_softmax_in_each_block(grid, order):
     q, k = drawn(grid)
-    layout = make_layout(grid, 16, order)
-    a, b = (in_positions(x, layout) for x in (q, k))
-    want = naive_block_mass(a, b, layout.partition, layout.partition, scale=SCALE) / layout.sizes[:, None]
-    torch.testing.assert_close(block_mass(q, k, layout, SCALE), want, rtol=1e-4, atol=1e-5)
-    lse = row_lse(q, k, layout, SCALE)
+    blocks = cut_into_blocks(grid, 16, order)
+    a, b = (in_positions(x, blocks) for x in (q, k))
+    want = naive_block_mass(a, b, blocks.partition, blocks.partition, scale=SCALE) / blocks.sizes[:, None]
+    torch.testing.assert_close(block_mass(q, k, blocks, SCALE), want, rtol=1e-4, atol=1e-5)
+    lse = row_lse(q, k, blocks, SCALE)
     torch.testing.assert_close(lse, torch.einsum("bqhd,bkhd->bhqk", a, b).mul(SCALE).logsumexp(-1))
-    torch.testing.assert_close(block_mass(q, k, layout, SCALE, lse=lse), want, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(block_mass(q, k, blocks, SCALE, lse=lse), want, rtol=1e-4, atol=1e-5)
 
 
 @orders
 def test_sampled_mass_is_the_mean_over_the_sampled_queries_alone(order):
     grid = GRIDS[1]
     q, k = drawn(grid)
-    layout = make_layout(grid, 16, order)
-    a, b = (in_positions(x, layout) for x in (q, k))
+    blocks = cut_into_blocks(grid, 16, order)
+    a, b = (in_positions(x, blocks) for x in (q, k))
     weights = torch.einsum("bqhd,bkhd->bhqk", a, b).mul(SCALE).softmax(-1)
-    picked = sampled_positions(layout, 4).view(-1, 4)
+    picked = sampled_positions(blocks, 4).view(-1, 4)
     assert (picked // 16 == torch.arange(7)[:, None]).all() and picked.max() < grid.tokens
     assert (picked[:-1].diff(dim=1) == 4).all()
     of_rows = torch.stack([weights[:, :, rows].mean(2) for rows in picked], 2)
     want = torch.stack([part.sum(-1) for part in of_rows.split(16, -1)], -1)
-    torch.testing.assert_close(block_mass(q, k, layout, SCALE, rows=4), want, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(block_mass(q, k, blocks, SCALE, rows=4), want, rtol=1e-4, atol=1e-5)
 
 
 @orders
@@ -99,8 +99,8 @@ def test_sampled_mass_is_the_mean_over_the_sampled_queries_alone(order):
 @pytest.mark.parametrize("stride", [4, 8])
 def test_antidiagonal_scores_are_those_of_the_definition(grid, order, stride):
     q, k = drawn(grid, batches=1, heads=2)
-    layout = make_layout(grid, 16, order)
-    a, b = (in_positions(x, layout) for x in (q, k))
+    blocks = cut_into_blocks(grid, 16, order)
+    a, b = (in_positions(x, blocks) for x in (q, k))
     # Past the end the last token stands in.
     at = torch.arange(-(-grid.tokens // stride) * stride).clamp_max(grid.tokens - 1)
     a, b = a[:, at], b[:, at]
@@ -114,7 +114,7 @@ def test_antidiagonal_scores_are_those_of_the_definition(grid, order, stride):
         share = (score * SCALE / stride).softmax(-1)
         want = torch.stack([p.sum(-1) for p in share.split(per_block, 1)], -1)
         want = torch.stack([p.mean(0) for p in want.split(per_block, 0)], 0)
-        found = antidiagonal_mass(q, k, layout, SCALE, stride)[0, h]
+        found = antidiagonal_mass(q, k, blocks, SCALE, stride)[0, h]
         torch.testing.assert_close(found, want, rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(found.sum(-1), torch.ones(len(want)))
 
@@ -124,26 +124,26 @@ def test_antidiagonal_scores_are_those_of_the_definition(grid, order, stride):
 def test_self_similarity_is_the_mean_cosine_of_all_pairs_in_a_block(grid, order):
     q, _ = drawn(grid)
     q = q + 1
-    layout = make_layout(grid, 16, order)
-    unit = [torch.nn.functional.normalize(b, dim=-1) for b in blocks_of(q, layout)]
+    blocks = cut_into_blocks(grid, 16, order)
+    unit = [torch.nn.functional.normalize(b, dim=-1) for b in blocks_of(q, blocks)]
     want = torch.stack([torch.einsum("bihd,bjhd->bhij", u, u).mean((-1, -2)) for u in unit], -1)
-    torch.testing.assert_close(self_similarity(q, layout), want, rtol=1e-4, atol=1e-5)
-    means, similarity = means_and_similarity(q, layout)
+    torch.testing.assert_close(self_similarity(q, blocks), want, rtol=1e-4, atol=1e-5)
+    means, similarity = means_and_similarity(q, blocks)
     torch.testing.assert_close(similarity, want, rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(means, pool(q, layout))
+    torch.testing.assert_close(means, pool(q, blocks))
 
 
 @orders
 def test_chunks_of_heads_and_rows_change_nothing(order, monkeypatch):
     q, k = drawn(GRIDS[0])
-    layout = make_layout(GRIDS[0], 16, order)
+    blocks = cut_into_blocks(GRIDS[0], 16, order)
 
     def everything():
-        yield pool(q, layout)
-        yield pool(q, layout, "max")
-        yield self_similarity(q, layout)
-        yield antidiagonal_mass(q, k, layout, SCALE, 4)
-        yield block_mass(q, k, layout, SCALE, lse=row_lse(q, k, layout, SCALE))
+        yield pool(q, blocks)
+        yield pool(q, blocks, "max")
+        yield self_similarity(q, blocks)
+        yield antidiagonal_mass(q, k, blocks, SCALE, 4)
+        yield block_mass(q, k, blocks, SCALE, lse=row_lse(q, k, blocks, SCALE))
 
     whole = list(everything())
     monkeypatch.setattr(in_order, "CHUNK_BYTES", 1)

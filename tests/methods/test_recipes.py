@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from dittools import methods
-from dittools.selectors.layout import make_layout
 from dittools.selectors.neighbours import contact, touching, window
 from dittools.selectors.nucleus import min_max_nucleus, within_mass
+from dittools.selectors.ordered_blocks import cut_into_blocks
 from dittools.selectors.pooled import block_softmax, pooled_logits
 from dittools.tokens import TokenGrid
 from tests.methods.scenes import BLOCK, DIM, GRIDS, call, kept_mass, scene
@@ -42,11 +42,11 @@ def test_draft_keeps_the_brightest_of_a_heads_pooled_map():
 def test_jenga_keeps_all_neighbours_where_half_the_budget_pays_and_the_best_of_the_rest():
     tensors = scene(GRID)
     plan = plan_of("jenga", tensors, call(GRID, 0.4))
-    layout = make_layout(GRID, BLOCK, "curve")
-    near = contact(GRID, layout, touching()) > 0
+    blocks = cut_into_blocks(GRID, BLOCK, "curve")
+    near = contact(GRID, blocks, touching()) > 0
     assert (near.sum() / near.numel()) < 0.3 and plan.notes == ()
     assert plan.mask.keep[:, :, near].all()
-    scores = block_softmax(pooled_logits(*tensors[:2], layout, SCALE), layout)
+    scores = block_softmax(pooled_logits(*tensors[:2], blocks, SCALE), blocks)
     kept = plan.mask.keep & ~near
     worst = torch.where(kept, scores, torch.inf).amin(-1)
     assert (worst >= torch.where(plan.mask.keep, 0.0, scores).amax(-1)).all()
@@ -54,8 +54,8 @@ def test_jenga_keeps_all_neighbours_where_half_the_budget_pays_and_the_best_of_t
 
 def test_jenga_lets_blocks_of_the_first_frame_see_each_other_when_asked():
     grid = TokenGrid(24, 8, 8)
-    layout = make_layout(grid, BLOCK, "curve")
-    first = layout.block_of_token[: grid.frame].unique()
+    blocks = cut_into_blocks(grid, BLOCK, "curve")
+    first = blocks.block_of_token[: grid.frame].unique()
     tensors = scene(grid)
     asked, plain = (plan_of("jenga", tensors, call(grid, 0.3), first_frame=f).mask for f in (True, False))
     assert asked.keep[:, :, first][..., first].all() and not plain.keep[:, :, first][..., first].all()
@@ -65,15 +65,15 @@ def test_jenga_lets_blocks_of_the_first_frame_see_each_other_when_asked():
 def test_jenga_with_top_p_keeps_the_larger_of_top_k_and_top_p_and_neighbours_on_top():
     tensors = scene(GRID)
     keep = plan_of("jenga", tensors, call(GRID, 0.75), top_p=0.5).mask.keep
-    layout = make_layout(GRID, BLOCK, "curve")
-    near = contact(GRID, layout, touching()) > 0
-    scores = block_softmax(pooled_logits(*tensors[:2], layout, SCALE), layout)
-    blocks = layout.partition.count
+    blocks = cut_into_blocks(GRID, BLOCK, "curve")
+    near = contact(GRID, blocks, touching()) > 0
+    scores = block_softmax(pooled_logits(*tensors[:2], blocks, SCALE), blocks)
+    count = blocks.partition.count
     for h in range(4):
-        for m in range(blocks):
+        for m in range(count):
             best = scores[0, h, m].argsort(descending=True, stable=True)
             within = int((scores[0, h, m][best].cumsum(0) < 0.5).sum())
-            need = max(int(0.25 * blocks), within + 1)
+            need = max(int(0.25 * count), within + 1)
             want = near[m].clone()
             want[best[:need]] = True
             assert (keep[0, h, m] != want).sum() <= 1, (h, m)  # a sum that meets p to the last digit
@@ -86,11 +86,11 @@ def test_nabla_with_top_p_is_the_published_mask():
     grid = TokenGrid(5, 16, 12)  # patches of 4 x 4 fit
     q, k, v = scene(grid)
     keep = plan_of("nabla", (q, k, v), call(grid), top_p=0.7, window=[3, 1, 3]).mask.keep
-    layout = make_layout(grid, BLOCK, "patches")
-    a, b = (x[:, layout.order[0, 0].long()].unflatten(1, (-1, BLOCK)).mean(2).transpose(1, 2) for x in (q, k))
+    blocks = cut_into_blocks(grid, BLOCK, "patches")
+    a, b = (x[:, blocks.order[0, 0].long()].unflatten(1, (-1, BLOCK)).mean(2).transpose(1, 2) for x in (q, k))
     shares, index = ((a @ b.transpose(-1, -2)) * SCALE).softmax(-1).sort(-1)
     nucleus = torch.zeros_like(keep).scatter(-1, index, shares.cumsum(-1) >= 1 - 0.7)
-    near = contact(grid, layout, window((1, 4, 4), (3, 1, 3))) > 0
+    near = contact(grid, blocks, window((1, 4, 4), (3, 1, 3))) > 0
     assert (keep != (nucleus | near)).float().mean() < 1e-3
 
 
@@ -101,7 +101,7 @@ def test_xattention_with_tau_keeps_the_fewest_blocks_that_reach_it():
     from dittools.selectors.antidiagonal import antidiagonal_mass
 
     q, k, v = scene(GRID)
-    mass = antidiagonal_mass(q, k, make_layout(GRID, BLOCK, "raster"), SCALE, 8)
+    mass = antidiagonal_mass(q, k, cut_into_blocks(GRID, BLOCK, "raster"), SCALE, 8)
     keep = plan_of("xattention", (q, k, v), call(GRID), tau=0.8).mask.keep
     held = (mass * keep).sum(-1)
     least = torch.where(keep, mass, torch.inf).amin(-1)

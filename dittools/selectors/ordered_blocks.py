@@ -14,7 +14,7 @@ from dittools.tokens import TokenGrid
 
 
 @dataclass(frozen=True, eq=False)
-class Layout:
+class OrderedBlocks:
     """Blocks of positions in one order that all heads share.
 
     Args:
@@ -63,18 +63,18 @@ class Layout:
         )
 
 
-def lay_out(call, device: torch.device, order: str) -> Layout:
-    """The layout of a run in the order of this name (`dittools.orders.named`), made at its first call.
+def ordered_blocks(call, device: torch.device, order: str) -> OrderedBlocks:
+    """The blocks of a run in the order of this name (`dittools.orders.named`), made at its first call.
 
     Args:
         call: a `dittools.methods.AttentionCall`.
         device: of the tensors.
         order: its name.
     """
-    return call.remember(("layout", order, device), lambda: make_layout(call.grid, call.block_size, order, device))
+    return call.remember(("blocks", order, device), lambda: cut_into_blocks(call.grid, call.block_size, order, device))
 
 
-def make_layout(grid: TokenGrid, block_size: int, order: str, device: torch.device | str = "cpu") -> Layout:
+def cut_into_blocks(grid: TokenGrid, block_size: int, order: str, device: torch.device | str = "cpu") -> OrderedBlocks:
     """Cut ``grid`` in the named order into blocks of ``block_size``."""
     partition = Partition(grid.tokens, block_size)
     positions = named_order(order, grid, block_size)
@@ -85,7 +85,7 @@ def make_layout(grid: TokenGrid, block_size: int, order: str, device: torch.devi
     force = text[:, None] | text | torch.eye(partition.count, dtype=torch.bool)
     sizes = partition.sizes()
     share = (force.double() @ sizes.double() @ sizes.double()) / grid.tokens**2
-    return Layout(
+    return OrderedBlocks(
         None if positions is None else positions[None, None].to(device),
         partition,
         sizes.to(device),
