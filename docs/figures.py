@@ -137,17 +137,22 @@ def report(result: dict) -> str:
 
 def bench(columns: Callable[[dict], tuple[list[str], list[list]]]) -> Callable[[dict], str]:
     """A table of `dittools bench`, under the card's name; nothing where a file has no rows for it."""
+    return benches(lambda result: [columns(result)])
+
+
+def benches(parts: Callable[[dict], list[tuple[list[str], list[list]]]]) -> Callable[[dict], str]:
+    """The same, of several tables: those that have rows."""
 
     def render(result: dict) -> str:
-        head, rows = columns(result)
-        if not rows:
+        tables = [table(head, rows) for head, rows in parts(result) if rows]
+        if not tables:
             return ""
         device = result["device"]
         power = device.get("power_limit_watts")
         named = f" ({result['named']})" if "named" in result else ""
         card = f"**{device['name']}**{f', {power:g} W' if power else ''}{named}"
         commands = "\n\n".join(how(one) for one in result.get("files", [result]))
-        return "\n\n".join((card, table(head, rows), where(result), commands))
+        return "\n\n".join((card, *tables, where(result), commands))
 
     return render
 
@@ -271,7 +276,7 @@ RENDER = {
     "report_svg_480p": report,
     "report_caches_cpu": caches,
     "kernels": bench(figures_bench.kernels),
-    "hopper": bench(figures_bench.variants),
+    "hopper": benches(figures_bench.variants),
     "mass": bench(figures_bench.mass),
     "kmeans": bench(figures_bench.parts),
     "antidiagonals": bench(figures_bench.parts),

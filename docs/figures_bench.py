@@ -61,9 +61,20 @@ def value(figures: dict) -> float | None:
     return measured.get("r", measured.get("value", measured.get("ms")))
 
 
-def variants(result: dict) -> tuple[list[str], list[list]]:
-    """Head and rows of the Hopper kernel's variants: r of each in bursts, and what is wrong with the others."""
+def variants(result: dict) -> list[tuple[list[str], list[list]]]:
+    """Heads and rows of the Hopper kernel's variants: r of each in bursts, and what is wrong with the others.
+
+    A table for each kind of call, as each has variants of its own: by rows of a tile, and with an order.
+    """
     timed = [row for row in result["rows"] if row["job"]["kind"] == "time"]
+
+    def kind(row: dict) -> tuple[bool, int]:
+        return row["job"].get("ordered", False), -row["job"].get("query_block", 128)
+
+    return [_variants_of([row for row in timed if kind(row) == one]) for one in sorted({kind(row) for row in timed})]
+
+
+def _variants_of(timed: list[dict]) -> tuple[list[str], list[list]]:
     names = list(dict.fromkeys(name for row in timed if "ours" in row for name in row["ours"]))
     rows = []
     for row in timed:

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
-from dataclasses import dataclass
 
 import torch
 
+from dittools.kernels.hopper_variants import Variant, default_variant
+
 HEAD_DIMS = (64, 128)
 BLOCKS = (64, 128)
-SLOT = 128
+SLOT = 128  # keys in a slot of the rings, unless a variant says otherwise
 CONSUMER_ROWS = 64
 UNIT = 8  # elements in the 16 bytes that everything is read by
 OLDEST_TRITON = (3, 6)
@@ -23,45 +24,6 @@ REGISTERS = 168
 REGISTERS_NARROW = 128
 # Copies of k and v that a call with an order may hold at a time; Wan 14B at 720p takes 1.5 GB.
 COPY_BYTES = 2 << 30
-
-
-@dataclass(frozen=True)
-class Variant:
-    """How the kernel runs; every variant computes the same.
-
-    Args:
-        stages: slots in the rings of K and of V. At head dim 128, 3 of 128 keys fill the shared memory, and 3 of 64
-            keys the half of it that a tile of 64 rows has.
-        overlap: run the softmax of one slot while the tensor cores multiply the weights of the slot before.
-        persistent: one program a multiprocessor, drawing tiles from a queue, instead of one program a tile. The
-            next tile's copies then begin during the last one's end. Without an order the output needs room beside
-            q: see `tile_bytes`.
-        pin: with overlap, keep the assembler from moving the wait for the tensor cores ahead of the softmax.
-        slot: keys in a slot of the rings, 64 or 128.
-        hold: keep q in registers, so that the tensor cores need not read it from shared memory for every slot.
-    """
-
-    stages: int = 2
-    overlap: bool = True
-    persistent: bool = False
-    pin: bool = True
-    slot: int = SLOT
-    hold: bool = False
-
-
-def default_variant(head_dim: int, query_block: int = 128) -> Variant:
-    """The variant that runs when none is asked for."""
-    if query_block == 64:
-        # For 64 keys at head dim 128 the tensor cores take 512 cycles, and the ports of shared memory 256 for what TMA
-        # writes and 256 for K and V as they are read; reading q as well would take 128 more.
-        return Variant(stages=3, slot=64 if head_dim == 128 else 128, hold=True)
-    return Variant(stages=2 if head_dim == 128 else 3)
-
-
-def tile_bytes(variant: Variant, head_dim: int, query_block: int, ordered: bool = False) -> int:
-    """Shared memory that q, the output, and the rings of a program take, without barriers."""
-    outputs = variant.persistent and not ordered  # else the output leaves through what q no longer needs
-    return 2 * head_dim * (query_block * (1 + outputs) + 2 * variant.stages * variant.slot)
 
 
 def why_not_hopper(
@@ -184,7 +146,7 @@ def launch_arguments(q, k, v, mask, scale, key_bias, variant: Variant | None, or
     batches, queries, heads, dim = q.shape
     keys = k.shape[1]
     rows, key_block = mask.query.size, mask.key.size
-    variant = variant or default_variant(dim, rows)
+    variant = variant or default_variant(dim, rows, ordered=order is not None)
     swizzled = NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=16, rank=4)
 
     def descriptor(x: torch.Tensor, rows: int, columns: int):

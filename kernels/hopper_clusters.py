@@ -30,11 +30,13 @@ class Variant:
         unit: keys in the smallest piece of a cluster that is copied, 8 or 16. With 8 fewer dead keys are multiplied,
             with 16 fewer copies issued.
         pin: keep the assembler from moving the wait for the tensor cores ahead of the softmax.
+        hold: keep q in registers, so that the tensor cores need not read it from shared memory for every slot.
     """
 
     stages: int = 3
     unit: int = 8
     pin: bool = True
+    hold: bool = False
 
 
 def hopper_cluster_attention(
@@ -96,6 +98,7 @@ def _launches(q, k, v, mask, scale, order, variant: Variant, out, lse):
         "STAGES": variant.stages,
         "HAS_ORDER": order is not None,
         "PIN": variant.pin,
+        "HOLD": variant.hold,
         "num_warps": 4,
         "maxnreg": REGISTERS,
     }

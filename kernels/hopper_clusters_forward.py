@@ -160,7 +160,7 @@ def _without_dead(b_s, low, high, o_n):
 def _consume(
     half: gl.constexpr, p_q, p_out, p_lse, s_q, s_k, s_v, bars, task, queries, scale,
     D: gl.constexpr, BN: gl.constexpr, UNIT: gl.constexpr, STAGES: gl.constexpr, HAS_ORDER: gl.constexpr,
-    PIN: gl.constexpr,
+    PIN: gl.constexpr, HOLD: gl.constexpr,
 ):  # fmt: skip
     """One consumer warpgroup: rows ``half * 64 ...`` of the tile."""
     p_tiles, p_counts, p_live, p_order, tiles, heads, query_clusters, live_slots, first_lane, strides = task
@@ -173,7 +173,8 @@ def _consume(
     S_ROWS: gl.constexpr = gl.SliceLayout(1, S_LAYOUT)
     O_ROWS: gl.constexpr = gl.SliceLayout(1, O_LAYOUT)
     SUM_ROWS: gl.constexpr = gl.SliceLayout(1, SUMS)
-    Q_LAYOUT: gl.constexpr = gl.BlockedLayout([1, 8], [256 // D, D // 8], [4, 1], [1, 0])
+    ROWS: gl.constexpr = gl.BlockedLayout([1, 8], [256 // D, D // 8], [4, 1], [1, 0])
+    Q_LAYOUT: gl.constexpr = gl.DotOperandLayout(0, S_LAYOUT, 2)
     DTYPE: gl.constexpr = s_q.dtype
 
     i_b, i_h, start, rows, i_list = _tile(p_tiles, tiles, heads, query_clusters, first_lane, strides)
@@ -188,21 +189,24 @@ def _consume(
     if rows > 0:
         full = whole // UNITS
         p_live += i_list * (live_slots * 2)  # of the slot after the full ones, and those after it
-        o_m = gl.arange(0, WG_ROWS, gl.SliceLayout(1, Q_LAYOUT))
-        o_d = gl.arange(0, D, gl.SliceLayout(0, Q_LAYOUT))
+        o_m = gl.arange(0, WG_ROWS, gl.SliceLayout(1, ROWS))
+        o_d = gl.arange(0, D, gl.SliceLayout(0, ROWS))
         o_token = _token(p_order, start + o_m, o_m < rows, HAS_ORDER)
         p_mine = p_q + o_b * strides[4] + o_h * strides[6]
-        b_q = gl.load(p_mine + (o_token * strides[5])[:, None] + o_d[None, :], mask=(o_m < rows)[:, None], other=0.0)
+        b_rows = gl.load(p_mine + (o_token * strides[5])[:, None] + o_d[None, :], mask=(o_m < rows)[:, None], other=0.0)
         s_mine = s_q.index(half)
-        s_mine.store(b_q)
+        s_mine.store(b_rows)
         fence_async_shared()
+        b_q = s_mine
+        if HOLD:
+            b_q = s_mine.load(Q_LAYOUT)  # [64, D]
 
         o_n = gl.arange(0, BN, gl.SliceLayout(0, S_LAYOUT))
         scale = scale * LOG2_E
         low, high = _live_keys(p_live, slots - 1 - full)
         mbarrier.wait(k_full.index(stage), phase)
         b_s = gl.zeros([WG_ROWS, BN], gl.float32, S_LAYOUT)
-        b_s = warpgroup_mma(s_mine, s_k.index(stage).permute((1, 0)), b_s, use_acc=False, is_async=True)
+        b_s = warpgroup_mma(b_q, s_k.index(stage).permute((1, 0)), b_s, use_acc=False, is_async=True)
         b_s = warpgroup_mma_wait(0, deps=[b_s])  # [64, BN]
         mbarrier.arrive(k_empty.index(stage))
         stage, phase = _advance(stage, phase, STAGES)
@@ -221,7 +225,7 @@ def _consume(
             low, high = _live_keys(p_live, i_dead)
             mbarrier.wait(k_full.index(stage), phase)
             b_s = gl.zeros([WG_ROWS, BN], gl.float32, S_LAYOUT)
-            b_s = warpgroup_mma(s_mine, s_k.index(stage).permute((1, 0)), b_s, use_acc=False, is_async=True)
+            b_s = warpgroup_mma(b_q, s_k.index(stage).permute((1, 0)), b_s, use_acc=False, is_async=True)
             mbarrier.wait(v_full.index(v_stage), v_phase)
             b_acc = warpgroup_mma(b_w, s_v.index(v_stage), b_acc, is_async=True)
             b_s = warpgroup_mma_wait(1, deps=[b_s])  # [64, BN]
@@ -285,7 +289,7 @@ def cluster_forward(
     p_live, p_order, scale, queries, keys, heads, tiles, query_clusters, entries, live_slots, first_lane,
     stride_tb, stride_th, stride_pb, stride_ph, stride_qb, stride_qs, stride_qh,
     D: gl.constexpr, BN: gl.constexpr, UNIT: gl.constexpr, STAGES: gl.constexpr, HAS_ORDER: gl.constexpr,
-    PIN: gl.constexpr,
+    PIN: gl.constexpr, HOLD: gl.constexpr,
 ):  # fmt: skip
     """Grid: one program a tile of each lane, tiles fastest; void tiles, which have no row, do nothing."""
     DTYPE: gl.constexpr = d_k_64.dtype
@@ -330,11 +334,11 @@ def cluster_forward(
             [
                 (_consume, (
                     0, p_q, p_out, p_lse, s_q, s_k, s_v, bars, eaten, queries, scale,
-                    D, BN, UNIT, STAGES, HAS_ORDER, PIN,
+                    D, BN, UNIT, STAGES, HAS_ORDER, PIN, HOLD,
                 )),
                 (_consume, (
                     1, p_q, p_out, p_lse, s_q, s_k, s_v, bars, eaten, queries, scale,
-                    D, BN, UNIT, STAGES, HAS_ORDER, PIN,
+                    D, BN, UNIT, STAGES, HAS_ORDER, PIN, HOLD,
                 )),
                 (_produce, (0, d_k, l_k, k_full, k_empty, made, D, BN, UNIT, STAGES)),
                 (_produce, (0, d_v, l_v, v_full, v_empty, made, D, BN, UNIT, STAGES)),
@@ -347,11 +351,11 @@ def cluster_forward(
             [
                 (_consume, (
                     0, p_q, p_out, p_lse, s_q, s_k, s_v, bars, eaten, queries, scale,
-                    D, BN, UNIT, STAGES, HAS_ORDER, PIN,
+                    D, BN, UNIT, STAGES, HAS_ORDER, PIN, HOLD,
                 )),
                 (_consume, (
                     1, p_q, p_out, p_lse, s_q, s_k, s_v, bars, eaten, queries, scale,
-                    D, BN, UNIT, STAGES, HAS_ORDER, PIN,
+                    D, BN, UNIT, STAGES, HAS_ORDER, PIN, HOLD,
                 )),
                 (_produce, (0, d_k, l_k, k_full, k_empty, made, D, BN, UNIT, STAGES)),
                 (_produce, (1, d_k, l_k, k_full, k_empty, made, D, BN, UNIT, STAGES)),

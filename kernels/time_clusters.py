@@ -3,7 +3,8 @@
 Each figure is r = dense time x density / sparse time, dense being PyTorch's fastest kernel in the same process on the
 same tensors, in turn with the others. "kernel" has K and V in order already; "call" brings them there, and both write
 their lists; "call+centroids" adds skipped clusters as anchored means. "hopper" is what "kernel" is and "hopper call"
-what "call" is by the Hopper kernel, where it runs; its variants follow, with stages and units. Nothing is timed before
+what "call" is by the Hopper kernel, where it runs; its variants follow, with stages, units, q held in registers,
+and the wait for the tensor cores not pinned behind the softmax. Nothing is timed before
 sampled rows of that very case have passed against fp32.
 """
 
@@ -110,6 +111,8 @@ def _hopper_calls(q, k, v, placed: tuple, plan: Plan, scale: float) -> dict[str,
     }
     for stages, unit in itertools.product((2, 3), (8, 16)):
         calls[f"hopper, {stages} stages, units of {unit}"] = alone(Variant(stages, unit))
+    for pin, hold in itertools.product((True, False), (False, True)):
+        calls[f"hopper{', hold' * hold}{', no pin' * (not pin)}"] = alone(Variant(pin=pin, hold=hold))
     return calls
 
 

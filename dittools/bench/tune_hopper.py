@@ -22,7 +22,8 @@ from dittools.bench.contest import Contest
 from dittools.bench.inputs import make_mask, make_order, make_tensors
 from dittools.bench.results import Results, failed
 from dittools.kernels import gather_tokens, scatter_tokens
-from dittools.kernels.hopper import Variant, hopper_block_sparse_attention, tile_bytes, why_not_hopper
+from dittools.kernels.hopper import hopper_block_sparse_attention, why_not_hopper
+from dittools.kernels.hopper_variants import Variant, tile_bytes
 from dittools.kernels.supervise import At, serve
 
 # Of tiles of 128 rows; of 64, two programs a multiprocessor, keys a slot x stages.
@@ -37,23 +38,43 @@ VARIANTS = {
     "hold-no-pin": Variant(stages=2, hold=True, pin=False),
     "hold-persistent": Variant(stages=2, hold=True, persistent=True),
     "hold-no-pin-persistent": Variant(stages=2, hold=True, pin=False, persistent=True),
+    "stages3-hold-no-pin-persistent": Variant(stages=3, hold=True, pin=False, persistent=True),
     "64x3": Variant(stages=3, slot=64, hold=True),
+    "64x3-no-pin": Variant(stages=3, slot=64, hold=True, pin=False),
+    "64x2-no-pin-persistent": Variant(stages=2, slot=64, hold=True, pin=False, persistent=True),
+    "64x3-no-pin-persistent": Variant(stages=3, slot=64, hold=True, pin=False, persistent=True),
     "64x3-read": Variant(stages=3, slot=64),
     "64x3-in-turn": Variant(stages=3, slot=64, hold=True, overlap=False),
     "64x2-persistent": Variant(stages=2, slot=64, hold=True, persistent=True),
     "128x1": Variant(stages=1, hold=True),
     "64x6": Variant(stages=6, slot=64, hold=True),
     "128x3": Variant(stages=3, hold=True),
+    "128x3-no-pin": Variant(stages=3, hold=True, pin=False),
+    "128x2-no-pin-persistent": Variant(stages=2, hold=True, pin=False, persistent=True),
     "128x3-read": Variant(stages=3),
 }
-HELD = ("hold", "hold-no-pin", "hold-persistent", "hold-no-pin-persistent")
+HELD = ("hold", "hold-no-pin", "hold-persistent", "hold-no-pin-persistent", "stages3-hold-no-pin-persistent")
 WIDE = ("stages2", "stages3", "persistent", "stages3-persistent", "no-pin", "in-turn", *HELD)
 NARROW = {
-    128: ("64x3", "64x3-read", "64x3-in-turn", "64x2-persistent", "128x1"),
-    64: ("64x6", "128x3", "128x3-read"),
+    128: (
+        "64x3",
+        "64x3-read",
+        "64x3-in-turn",
+        "64x3-no-pin",
+        "64x2-persistent",
+        "64x2-no-pin-persistent",
+        "64x3-no-pin-persistent",
+        "128x1",
+    ),
+    64: ("64x6", "128x3", "128x3-no-pin", "128x2-no-pin-persistent", "128x3-read"),
 }  # by head dim
-# The default with an order: q gathered and the output scattered by the kernel, or both copied like k and v.
+# With an order: the default, q gathered and the output scattered by the kernel, or both copied like k and v; then, by
+# rows of a tile, what else gathers and scatters.
 ORDERED = ("fused", "copies")
+FUSED = {
+    128: ("stages2", "hold", "hold-no-pin", "hold-no-pin-persistent", "stages3-hold-no-pin-persistent"),
+    64: ("64x3", "64x3-no-pin", "64x2-no-pin-persistent", "64x3-no-pin-persistent"),
+}
 
 
 @dataclass(frozen=True)
@@ -97,11 +118,12 @@ ROOM = {128: 226 << 10, 64: 112 << 10}  # bytes of shared memory for all but bar
 
 def names_for(case: Case) -> list[str]:
     """The variants that are tried on a case: those that fit into shared memory."""
-    if case.ordered:
-        return list(ORDERED)
     some = WIDE if case.query_block == 128 else NARROW[case.head_dim]
-    taken = {name: tile_bytes(VARIANTS[name], case.head_dim, case.query_block) for name in some}
-    return [name for name in some if taken[name] <= ROOM[case.query_block]]
+    if case.ordered:
+        some = FUSED[case.query_block]
+    taken = {name: tile_bytes(VARIANTS[name], case.head_dim, case.query_block, case.ordered) for name in some}
+    fit = [name for name in some if taken[name] <= ROOM[case.query_block]]
+    return [*ORDERED, *fit] if case.ordered else fit
 
 
 def jobs(device: str = "cuda") -> list[dict[str, Any]]:

@@ -21,6 +21,7 @@ VARIANTS = {
     "stages2": Variant(stages=2),
     "units16": Variant(unit=16),
     "unpinned": Variant(pin=False),
+    "held": Variant(pin=False, hold=True),
 }
 
 

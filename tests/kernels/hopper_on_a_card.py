@@ -18,11 +18,13 @@ pytestmark = [pytest.mark.gpu, pytest.mark.skipif(WHY_NOT is not None, reason=st
 # name: query block, variant
 VARIANTS = {
     "default": (128, None),
+    "pinned": (128, Variant()),
     "persistent": (128, Variant(persistent=True)),
     "stages3": (128, Variant(stages=3)),
     "in-turn": (128, Variant(overlap=False)),
     "hold": (128, Variant(hold=True)),
     "rows64": (64, None),
+    "pinned64": (64, Variant(stages=3, slot=64, hold=True)),
     "queue64": (64, Variant(slot=64, persistent=True)),
 }
 DTYPES = [(name, torch.bfloat16) for name in VARIANTS] + [(name, torch.float16) for name in ("default", "rows64")]

@@ -148,7 +148,7 @@ def test_the_kernel_for_mass_is_chosen_by_an_entry_of_its_own_and_then_only_wher
     assert (ask(), ask(known=True)) == ("hopper", "triton")
     assert ask(implementation="portable") == "portable"
     reason = checked.why_unchecked("hopper-mass", "9.0", call="one pass")
-    assert reason == "not faster than triton on this card type (9.0): 0.90x with the LSE known"
+    assert reason == "slower than triton on this card type (9.0): 0.90x with the LSE known"
     assert checked.why_unchecked("hopper-mass", "9.0") is None
     with pytest.raises(ValueError, match="'hopper' cannot run this call: it has no backward"):
         block_mass.choose_mass(q.requires_grad_(), k, *blocks, implementation="hopper")

@@ -73,13 +73,16 @@ def run(q, k, v, mask, *, order=None, key_order=None, scale=0.1, variant=None, s
     stages=st.integers(2, 3),
     unit=st.sampled_from([8, 16]),
     pin=st.booleans(),
+    hold=st.booleans(),
     seed=st.integers(0, 99),
 )
-def test_any_sizes_in_any_variant(queries, keys, counts, lanes, dim, dtype, density, ordered, stages, unit, pin, seed):
+def test_any_sizes_in_any_variant(
+    queries, keys, counts, lanes, dim, dtype, density, ordered, stages, unit, pin, hold, seed
+):
     q, k, v = inputs(lanes[0], queries, lanes[1], dim, dtype, keys=keys, seed=seed)
     mask = random_mask(queries, keys, counts, lanes, density, seed)
     orders = (random_order(*lanes, queries, seed), random_order(*lanes, keys, seed + 1)) if ordered else (None, None)
-    run(q, k, v, mask, order=orders[0], key_order=orders[1], variant=Variant(stages, unit, pin), seed=seed)
+    run(q, k, v, mask, order=orders[0], key_order=orders[1], variant=Variant(stages, unit, pin, hold), seed=seed)
 
 
 # Sizes of key clusters that make each kind of slot: full ones, pieces of every size, rests over several slots.

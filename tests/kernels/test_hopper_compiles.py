@@ -18,7 +18,8 @@ from machine_code import (
     register_limits,
 )
 
-from dittools.kernels.hopper import Variant, default_variant, why_no_gluon
+from dittools.kernels.hopper import why_no_gluon
+from dittools.kernels.hopper_variants import Variant, default_variant
 
 pytestmark = pytest.mark.skipif(why_no_gluon() is not None, reason=str(why_no_gluon()))
 
@@ -30,6 +31,13 @@ BUILDS = {
     "hd128-persistent": (128, 128, 128, "bfloat16", False, False, Variant(persistent=True)),
     "hd128-biased": (128, 128, 64, "bfloat16", False, True, Variant(persistent=True)),
     "hd128-hold": (128, 128, 128, "bfloat16", False, False, Variant(hold=True)),
+    "hd128-default": (128, 128, 128, "bfloat16", False, False, None),
+    "hd128-default-keys64": (128, 128, 64, "float16", False, False, None),
+    "hd128-default-biased": (128, 128, 64, "bfloat16", False, True, None),
+    "hd128-ordered-pinned": (128, 128, 128, "bfloat16", True, False, Variant()),
+    "hd64-pinned": (128, 64, 128, "bfloat16", False, False, Variant(stages=3)),
+    "rows64-pinned": (64, 128, 64, "bfloat16", False, False, Variant(stages=3, slot=64, hold=True)),
+    "rows64-ordered-pinned": (64, 128, 64, "bfloat16", True, False, Variant(stages=3, slot=64, hold=True)),
     "hd128-ordered": (128, 128, 128, "bfloat16", True, False, None),
     "hd128-ordered-keys64": (128, 128, 64, "float16", True, False, None),
     "hd128-ordered-persistent": (128, 128, 128, "bfloat16", True, False, Variant(persistent=True)),
@@ -81,7 +89,7 @@ def builds(tmp_path_factory):
 def of(name):
     """(rows, head dim, with an order, variant) of a build."""
     rows, head_dim, _, _, ordered, _, variant = BUILDS[name]
-    return rows, head_dim, ordered, variant or default_variant(head_dim, rows)
+    return rows, head_dim, ordered, variant or default_variant(head_dim, rows, ordered)
 
 
 def loops(build):
@@ -137,7 +145,7 @@ def test_products_run_on_the_tensor_cores_and_copies_on_tma(builds, name):
     assert not instructions(build, "HMMA")
 
 
-@pytest.mark.parametrize("name", [name for name in BUILDS if of(name)[3].overlap])
+@pytest.mark.parametrize("name", [name for name in BUILDS if of(name)[3].overlap and of(name)[3].pin])
 def test_the_softmax_runs_between_the_two_waits(builds, name):
     build, (rows, _, _, variant) = builds[name], of(name)
     early = [i for i in instructions(build, "WARPGROUP.DEPBAR.LE") if "0x1" in build["sass"][i]]
@@ -151,8 +159,8 @@ def test_the_softmax_runs_between_the_two_waits(builds, name):
 
 @pytest.mark.parametrize(
     ("name", "without"),
-    [("hd128-ordered", "hd128"), ("hd64-ordered", "hd64"), ("rows64-ordered", "rows64"),
-     ("rows64-hd64-ordered", "rows64-hd64")],
+    [("hd128-ordered", "hd128-default"), ("hd128-ordered-pinned", "hd128"), ("hd64-ordered", "hd64"),
+     ("rows64-ordered", "rows64"), ("rows64-ordered-pinned", "rows64-pinned"), ("rows64-hd64-ordered", "rows64-hd64")],
 )  # fmt: skip
 def test_an_order_costs_the_loop_nothing(builds, name, without):
     for ordered, plain in zip(loops(builds[name]), loops(builds[without]), strict=True):
