@@ -199,9 +199,12 @@ def methods(result: dict) -> str:
     beside = "; ".join(f"{line['setting']} {line['psnr']:.2f} dB" for line in others if line["psnr"] != "inf")
     plan, manifest = result["manifest"]["plan"], result["manifest"]
     failed = sum(len(one["failures"]) for one in result["files"])
+    partly = figures_reports.partly(result)
+    partly += ". " if partly else ""
     facts = (
         f"{plan['frames']} x {plan['height']} x {plan['width']}, {plan['steps']} steps, {len(plan['prompts'])} prompts "
-        f"x {len(plan['seeds'])} seeds, {plan['dtype']}, {failed} failed. Beside them: {beside}. {where(manifest)}"
+        f"x {len(plan['seeds'])} seeds, {plan['dtype']}, {failed} failed. "
+        f"{partly}Beside them: {beside}. {where(manifest)}"
     )
     return "\n\n".join((table(head, rows), facts, *(how(one["manifest"]) for one in result["files"])))
 

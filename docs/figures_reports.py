@@ -15,8 +15,8 @@ NAME = re.compile(r"^(?P<method>\w+), sparsity (?P<sparsity>[\d.]+)(?:, (?P<rest
 
 def methods(result: dict) -> tuple[list[str], list[list]]:
     """Head and rows: a method with its correction a line, best first; for each sparsity PSNR, how much more that is
-    than random blocks of the same sparsity on the same prompts and seeds, SSIM, the share of all pairs that was
-    skipped, and speed-up where it was timed.
+    than random blocks of the same sparsity on the same prompts and seeds, and speed-up where it was timed; for the
+    highest also SSIM and the share of all pairs that was skipped.
     """
     found: dict[tuple[str, str], dict[float, dict]] = {}
     for line in result["summary"]:
@@ -30,7 +30,8 @@ def methods(result: dict) -> tuple[list[str], list[list]]:
     timed = any(up is not None for up in ups.values())
     head = ["method", "made up for by"]
     for sparsity in sparsities:
-        head += [f"{sparsity:g}: PSNR dB", "over random", "SSIM", "of all pairs", *(["speed-up"] if timed else [])]
+        head += [f"{sparsity:g}: PSNR dB", "over random", *(["speed-up"] if timed else [])]
+    head += [f"{sparsities[-1]:g}: SSIM", "of all pairs"] if sparsities else []
     return head, [[*_named(key), *_cells(found, key, sparsities, result, ups if timed else None)] for key in order]
 
 
@@ -50,19 +51,39 @@ def _cells(
 ) -> list[str]:
     cells: list[str] = []
     for sparsity in sparsities:
-        line = found[key].get(sparsity)
-        if line is None or not isinstance(line["psnr"], float):
-            cells += [""] * (4 if ups is None else 5)
+        line = _drawn(found[key].get(sparsity))
+        if line is None:
+            cells += [""] * (2 if ups is None else 3)
             continue
         random = found.get(("random", ""), {}).get(sparsity)
         over = paired(result["psnr_by_case"], line, random) if random else None
         cells += [
             f"{line['psnr']:.2f}",
             "" if over is None or line is random else f"{over[0]:+.2f} ± {over[1]:.2f}",
-            f"{line['ssim']:.4f}", f"{line['skipped_overall']:.2f}",
             *([] if ups is None else [_shown(ups.get(line["setting"]))]),
         ]  # fmt: skip
-    return cells
+    last = _drawn(found[key].get(sparsities[-1]))
+    return [*cells, *(("", "") if last is None else (f"{last['ssim']:.4f}", f"{last['skipped_overall']:.2f}"))]
+
+
+def _drawn(line: dict | None) -> dict | None:
+    """A line that has a PSNR."""
+    return line if line is not None and isinstance(line["psnr"], float) else None
+
+
+def partly(result: dict) -> str:
+    """Which sparsities were not drawn on every prompt and seed, in words; empty where all were."""
+    counts: dict[str, set[tuple[int, int]]] = {}
+    for line in result["summary"]:
+        match = NAME.match(line["setting"])
+        if match and _drawn(line):
+            cases = result["psnr_by_case"][line["setting"]]
+            counts.setdefault(match["sparsity"], set()).add((sum(x is not None for x in cases), len(cases)))
+    said = [
+        f"{sparsity} on {' or '.join(f'{drawn} of {asked}' for drawn, asked in sorted(found))}"
+        for sparsity, found in counts.items() if any(drawn < asked for drawn, asked in found)
+    ]  # fmt: skip
+    return f"Drawn in part: {', '.join(said)} prompts and seeds" if said else ""
 
 
 def paired(by_case: dict[str, list[float | None]], line: dict, other: dict) -> tuple[float, float] | None:

@@ -74,10 +74,15 @@ def test_methods_of_several_reports_stand_in_one_table_paired_with_random_blocks
     page = figures.filled("<!-- report_methods -->\n<!-- end -->", tmp_path)
     lines = [line for line in page.splitlines() if line.startswith("| ")]
     assert lines[0].startswith("| method | made up for by | 0.8: PSNR dB | over random")
-    assert lines[2] == "| svg | centroids | 33.00 | +13.00 ± 1.00 | 0.9900 | 0.57 | 1.30 |"
-    assert lines[3] == "| svg |  | 30.00 | +10.00 ± 1.00 | 0.9900 | 0.57 | 1.30 |"
-    assert lines[4] == "| *random* |  | 20.00 |  | 0.9900 | 0.57 | 1.30 |" and len(lines) == 5
-    assert "Beside them: dense, another seed 20.00 dB" in page
+    assert lines[2] == "| svg | centroids | 33.00 | +13.00 ± 1.00 | 1.30 | 0.9900 | 0.57 |"
+    assert lines[3] == "| svg |  | 30.00 | +10.00 ± 1.00 | 1.30 | 0.9900 | 0.57 |"
+    assert lines[4] == "| *random* |  | 20.00 |  | 1.30 | 0.9900 | 0.57 |" and len(lines) == 5
+    assert "Beside them: dense, another seed 20.00 dB" in page and "Drawn in part" not in page
+    first["psnr_by_case"]["svg, sparsity 0.8"][1] = None
+    (tmp_path / "report_methods_a.json").write_text(json.dumps(first))
+    cut_off = figures.filled("<!-- report_methods -->\n<!-- end -->", tmp_path)
+    assert "Drawn in part: 0.8 on 1 of 2 or 2 of 2 prompts and seeds. Beside them" in cut_off
+    first["psnr_by_case"]["svg, sparsity 0.8"][1] = 31.0
     for found in (first, second):
         for line in found["summary"]:
             line["speedup"] = None  # of an untimed report
@@ -112,7 +117,7 @@ def test_speed_ups_of_what_was_not_timed_come_from_a_report_that_was(tmp_path, m
     assert lines[2] == "| none | 30.00 |  | 2.00 |  |  |  |"
     assert lines[3] == "| sea | 29.50 | 0.50 | 2.00 | 40.00 | 0.50 | 2.00 |"
     assert lines[4] == "| none, 6 steps |  |  |  | 25.00 |  | 2.70 |"
-    assert lines[5].startswith("| method |") and "| svg |  | 30.00 |  | 0.9900 | 0.57 | 2.00 |" in lines
+    assert lines[5].startswith("| method |") and "| svg |  | 30.00 |  | 2.00 | 0.9900 | 0.57 |" in lines
     assert "Quality: 81 x 480 x 832" in page and "compiled, 0 failed" in page
 
 

@@ -1,8 +1,9 @@
-"""What methods share whose mask is decided by the grid alone: made once a run, the same for every head and step."""
+"""What methods share whose mask is decided by the grid alone: the same for every head and step, and in later runs."""
 
 from __future__ import annotations
 
 from abc import abstractmethod
+from functools import lru_cache
 
 import torch
 
@@ -23,7 +24,7 @@ class Static(Method):
         return call.remember((self, call.sparsity, q.device), lambda: self._plan(call, q.device))
 
     def _plan(self, call: AttentionCall, device: torch.device) -> Plan:
-        return self.plan_of(self.pattern(call.grid, call.sparsity, call.block_size), call.grid, device)
+        return self.plan_of(_known(self, call.grid, call.sparsity, call.block_size), call.grid, device)
 
     def plan_of(self, pattern: Pattern, grid: TokenGrid, device: torch.device) -> Plan:
         """The plan of a pattern that all heads share."""
@@ -31,6 +32,12 @@ class Static(Method):
         pattern = pattern.to(device)
         order = None if in_order else pattern.order[None, None]
         return Plan(order, pattern.mask, notes=tuple(f"{self.name}: {note}" for note in pattern.notes))
+
+
+@lru_cache(maxsize=8)
+def _known(method: Static, grid: TokenGrid, sparsity: float, block_size: int) -> Pattern:
+    """A pattern that an earlier run may have made: making one keeps the GPU waiting for 20 to 100 ms."""
+    return method.pattern(grid, sparsity, block_size)
 
 
 class StaticVideo(Static):

@@ -8,6 +8,7 @@ frame is kept in original coordinates for both patterns; and all of it fits into
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import lru_cache
 from numbers import Integral
 from typing import ClassVar
 
@@ -19,6 +20,7 @@ from dittools.orders.raster import raster
 from dittools.orders.token_major import token_major
 from dittools.selectors.geometric import Pattern, band_pattern
 from dittools.selectors.sampled import errors_of, stratified_rows
+from dittools.tokens import TokenGrid
 from dittools.upload import upload
 
 
@@ -62,12 +64,17 @@ class SVG(Method):
 
     def patterns(self, call: AttentionCall, device: torch.device) -> tuple[Pattern, Pattern]:
         """(spatial, temporal): near in raster distance, and near in patch position whatever the frame."""
-        grid = call.grid
-        budget = {"sparsity": call.sparsity, "block_size": call.block_size, "sink": self.sink}
-        index = torch.arange(grid.video)
-        spatial = band_pattern(grid, raster(grid), index, **budget)
-        temporal = band_pattern(grid, token_major(grid), index % grid.frame, **budget)
+        spatial, temporal = bands(call.grid, call.sparsity, call.block_size, self.sink)
         return spatial.to(device), temporal.to(device)
+
+
+@lru_cache(maxsize=4)
+def bands(grid: TokenGrid, sparsity: float, block_size: int, sink: bool) -> tuple[Pattern, Pattern]:
+    """`SVG.patterns` on the CPU, kept for later runs: making them keeps the GPU waiting for 20 to 100 ms."""
+    budget = {"sparsity": sparsity, "block_size": block_size, "sink": sink}
+    index = torch.arange(grid.video)
+    spatial = band_pattern(grid, raster(grid), index, **budget)
+    return spatial, band_pattern(grid, token_major(grid), index % grid.frame, **budget)
 
 
 def known_classes(q: torch.Tensor, call: AttentionCall) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:

@@ -9,6 +9,7 @@ from dittools import methods
 from dittools.attention import attend
 from dittools.config import Config
 from dittools.methods import METHODS, AttentionCall
+from dittools.methods.static import Static, _known
 from dittools.tokens import TokenGrid
 
 GRIDS = {
@@ -203,3 +204,18 @@ def test_a_grid_that_is_too_small_is_refused(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_every_option_says_what_it_sets(name):
     assert all(text for _, text in methods.options(name).values())
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if issubclass(METHODS[name], Static)])
+def test_a_pattern_is_found_again_in_a_later_run_and_only_for_the_very_same_question(name, monkeypatch):
+    made = []
+    kind = METHODS[name]
+    pattern = kind.pattern
+    monkeypatch.setattr(kind, "pattern", lambda self, *question: made.append(question) or pattern(self, *question))
+    _known.cache_clear()
+    first, _ = planned(name, GRIDS["video"], 0.7)
+    again, _ = planned(name, GRIDS["video"], 0.7)
+    assert len(made) == 1 and torch.equal(again.mask.keep, first.mask.keep)
+    for sparsity, block_size in ((0.6, 16), (0.7, 32)):
+        planned(name, GRIDS["video"], sparsity, block_size=block_size)
+    assert len(made) == 3 == len(set(made))
