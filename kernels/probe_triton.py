@@ -14,7 +14,8 @@ import triton.language as tl
 
 LOG2_E = tl.constexpr(1.4426950408889634)
 PAIR = 2  # masks that share a program
-WAVES = 4  # times that a card is filled
+WAVES = 4  # times that a card is filled, at most
+BUSY = 0.95  # share of it that is enough: every split more is read again when splits are joined
 OCCUPANCY = 2  # programs that a multiprocessor holds
 
 
@@ -261,9 +262,14 @@ def _tile(dtype: torch.dtype, rows: int, dim: int) -> dict[str, int]:
 
 
 def _splits(keys: int, tile: int, programs: int, room: int) -> tuple[int, int]:
-    """Keys of a split, a multiple of the tile, and how many splits: as many as fill the card in whole waves."""
+    """Keys of a split, a multiple of the tile, and how many splits: the fewest that keep the card busy."""
     tiles = triton.cdiv(keys, tile)
-    splits = max(1, min(WAVES * room // programs, tiles))
+    most = max(1, min(WAVES * room // programs, tiles))
+
+    def busy(splits: int) -> float:
+        return programs * splits / (triton.cdiv(programs * splits, room) * room)
+
+    splits = next((n for n in range(1, most + 1) if busy(n) >= BUSY), None) or max(range(1, most + 1), key=busy)
     each = triton.cdiv(tiles, splits)
     return each * tile, triton.cdiv(tiles, each)
 

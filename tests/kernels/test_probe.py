@@ -138,3 +138,21 @@ def test_long_sequences_on_the_gpu_without_a_host_sync(dim, tokens):
     with no_sync():
         found = probe_errors(q, k, v, kept)
     assert rms_error(found, naive_probe_errors(q, k, v, masks)) < 0.02
+
+
+@pytest.mark.parametrize("programs", [1, 6, 24, 80, 200, 264, 300, 2000])
+def test_splits_are_as_few_as_keep_a_card_busy(programs):
+    from dittools.kernels.probe_triton import BUSY, WAVES, _splits
+
+    room, keys = 264, 75_600
+    split, splits = _splits(keys, 64, programs, room)
+    assert split % 64 == 0 and (splits - 1) * split < keys <= splits * split
+
+    def busy(count):
+        return programs * count / (-(-programs * count // room) * room)
+
+    most = max(1, WAVES * room // programs)
+    assert 1 <= splits <= most
+    wanted = next((n for n in range(1, most + 1) if busy(n) >= BUSY), None)
+    # Whole tiles a split may leave a split out again.
+    assert splits <= (wanted or most) and splits >= 0.9 * (wanted or 1)
