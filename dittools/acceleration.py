@@ -52,7 +52,7 @@ def accelerate(
     correction_options: dict[str, Any] | None = None,
     profile: str | None = None,
     share_branches: bool = True,
-    config: Config | None = None,
+    config: Config | Mapping[str, Any] | None = None,
     **options: Any,
 ) -> Acceleration:
     """Make a diffusers pipeline attend sparsely, and reuse steps where little changes.
@@ -63,13 +63,14 @@ def accelerate(
 
     Args:
         pipe: a diffusers pipeline of a known family, before or after offloading, LoRA and compilation.
-        config: all settings at once, in place of the others.
+        config: all settings at once, in place of the others; a mapping as `Config.from_dict` reads it will do.
         options: settings of the method itself, for example ``probe_rows=64``.
         method, sparsity, dense_steps, dense_layers, dense_last_steps, refresh, block_size, strict, seed, cache,
             cache_options, correction, correction_options, profile, share_branches: as in `dittools.Config`.
 
     Raises:
         ValueError: one line, when a setting is wrong or the pipeline is of no known family.
+        TypeError: when ``config`` is neither a config nor a mapping.
     """
     given = Config(
         method=method,
@@ -93,8 +94,19 @@ def accelerate(
         both = [f.name for f in dataclasses.fields(Config) if getattr(given, f.name) != getattr(Config(), f.name)]
         if both:
             raise ValueError(f"give either a config or single settings, got a config and {', '.join(both)}")
-        given = config
+        given = _config(config)
     return Acceleration(_attach(pipe, given))
+
+
+def _config(given: Any) -> Config:
+    if isinstance(given, Config):
+        return given
+    if isinstance(given, Mapping):
+        return Config.from_dict(given)
+    raise TypeError(
+        f"config must be a dittools.Config, or a mapping of its settings such as {{'method': 'svg'}}, "
+        f"got {type(given).__name__}"
+    )
 
 
 class Acceleration:

@@ -141,14 +141,16 @@ def test_a_second_acceleration_replaces_the_first(pipe):
         {"cache": "magcache:profile=nope.json"},
         {"cache": "taylorseer", "cache_options": {"reuse": "stack"}},
         {"method": "svgg"},
+        {"config": {"method": "svgg"}},
+        {"config": "svg"},
     ],
-    ids=["profile", "stack", "method"],
+    ids=["profile", "stack", "method", "mapping", "text"],
 )
 def test_a_second_acceleration_that_fails_leaves_the_first_as_it_was(wrong):
     pipe = tiny_pipeline(layers=1)
     fast = dittools.accelerate(pipe, **SPARSE, dense_layers=0)
     before, state, text = draw(pipe), traces(pipe), fast.summary()
-    with pytest.raises(ValueError):
+    with pytest.raises((ValueError, TypeError)):
         dittools.accelerate(pipe, **wrong)
     assert traces(pipe) == state and fast.summary() == text
     assert same(draw(pipe), before) and fast.record()["calls"]["sparse"] > 0
@@ -255,6 +257,15 @@ def test_replaced_accelerations_do_not_pile_up(pipe):
     for _ in range(3):
         dittools.accelerate(pipe, **SPARSE)
     assert count() == some
+
+
+def test_a_config_may_be_a_mapping_of_its_settings_and_nothing_else(pipe):
+    fast = dittools.accelerate(pipe, config={"method": "svg", "sparsity": 0.7, "options": {"probe_rows": 32}})
+    assert fast.config == dittools.Config(method="svg", sparsity=0.7, options={"probe_rows": 32})
+    with pytest.raises(ValueError, match="did you mean sparsity"):
+        dittools.accelerate(pipe, config={"sparsty": 0.7})
+    with pytest.raises(TypeError, match=r"config must be a dittools\.Config, or a mapping of its settings .* got str"):
+        dittools.accelerate(pipe, config="svg")
 
 
 def test_an_acceleration_outlives_its_handle(pipe):
