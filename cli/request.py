@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dittools import profile
+from dittools import caches, profile
 from dittools.cli.asked import Asked, rule_of
 from dittools.config import Config
 from dittools.pipelines import saving, stages, weights
@@ -69,7 +69,7 @@ def complete(request: Request, chosen: weights.Weights, folder: Path) -> Scene:
         seed=asked.seed,
     )
     rule_of(family, folder).check(shot.frames, shot.height, shot.width)
-    _check_profile(request.config, shot.steps)
+    _check_files(request.config, shot.steps)
     return Scene(
         prompt=pick("prompt"),
         negative_prompt=pick("negative_prompt"),
@@ -79,11 +79,22 @@ def complete(request: Request, chosen: weights.Weights, folder: Path) -> Scene:
     )
 
 
-def _check_profile(config: Config, steps: int) -> None:
-    """Refuse a profile of another method or number of steps before minutes go into loading the model."""
-    if config.profile is None or config.method == "auto":
-        return
-    why = profile.misfit_of_run(profile.load(profile.find(config.profile)), config.method, steps)
+def _check_files(config: Config, steps: int | None = None) -> None:
+    """Refuse a file that no run could use before minutes go into loading the model; with ``steps``, what does not fit.
+
+    Raises:
+        BadInput: when a profile cannot be read, or is of another method, cache or number of steps.
+    """
+    try:
+        cache = caches.create(config.cache, config.cache_options)
+        if cache is not None:
+            cache.check_files(steps)
+        if config.profile is None:
+            return
+        found = profile.load(profile.find(config.profile))
+    except ValueError as error:
+        raise BadInput(first_line(error)) from None
+    why = None if steps is None else profile.misfit_of_run(found, config.method, steps)
     if why:
         raise BadInput(f"{why}: {profile.remedy_for(config.method)}")
 
@@ -107,8 +118,7 @@ def _config(asked: Asked) -> Config:
         if asked.correction not in (None, base.correction):
             given |= {"correction_options": {}}
         config = dataclasses.replace(base, **{name: value for name, value in given.items() if value is not None})
-        if config.profile is not None:
-            profile.load(profile.find(config.profile))  # a bad file is known before the model is loaded
+        _check_files(config)
         return config
     except BadInput:
         raise

@@ -68,6 +68,38 @@ def test_a_wrong_flag_is_one_line_with_the_way_out(generate, tmp_path, arguments
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.fixture
+def unloaded(monkeypatch):
+    """No model may be loaded."""
+    monkeypatch.setattr("dittools.pipelines.loading.load", lambda *_, **__: pytest.fail("a model was loaded"))
+
+
+CACHE_PROFILE = {"schema": 1, "kind": "cache", "model": "m", "match": {}, "steps": 6, "masks": {"6": {"mask": "1" * 6}}}
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--cache", "teacache:profile=nope.json"], ["nope.json cannot be read", "give a JSON file"]),
+        (["--cache", "magcache:profile=nope.json"], ["nope.json cannot be read"]),
+        (["--cache", "magcache:profile=whole.json"], ["whole.json holds nothing for magcache", "calibrate --cache"]),
+        (["--cache", "teacache:profile=part.json"], ["part.json is no profile of one model"]),
+        (["--cache", "taylorseer:schedule=nope.json"], ["nope.json cannot be read"]),
+        (["--cache", "taylorseer:schedule=fastt"], ["unknown mask 'fastt'", "slow, medium, fast"]),
+        (["--cache", "taylorseer:schedule=whole.json"], ["no mask for 2 steps (it has 6)", "--steps 2"]),
+        (["--method", "paro", "--profile", "nope.json"], ["no profile at nope.json"]),
+        (["--method", "paro", "--profile", "whole.json"], ["whole.json is no profile of attention"]),
+    ],
+    ids=lambda value: value[-1] if value[0].startswith("-") else "",
+)
+def test_a_bad_profile_is_known_before_the_model_is_loaded(generate, unloaded, tmp_path, flags, said):
+    (tmp_path / "whole.json").write_text(json.dumps(CACHE_PROFILE))
+    (tmp_path / "part.json").write_text(json.dumps({"schema": 1, "kind": "cache", "teacache": {}}))
+    line = one_error(generate(*flags))
+    for part in said:
+        assert part in line
+
+
 def test_a_method_that_cannot_run_on_the_grid_is_bad_input_when_named(generate, tmp_path):
     line = one_error(generate("--method", "svg"))
     assert "svg needs at least 4 blocks" in line and "method 'auto'" in line

@@ -12,7 +12,9 @@ from dittools.pipelines import backend
 from dittools.pipelines.errors import BadInput
 from dittools.pipelines.families import FAMILIES, family_of, find_family
 from dittools.pipelines.root_hook import RootHook
+from dittools.profile import Made, Model, Profile
 from dittools.runtime import Runtime
+from dittools.tokens import TokenGrid
 from tests.tiny import draw, tiny_pipeline
 
 SPARSE = {"method": "svg", "sparsity": 0.7, "dense_steps": 1}
@@ -257,6 +259,22 @@ def test_replaced_accelerations_do_not_pile_up(pipe):
     for _ in range(3):
         dittools.accelerate(pipe, **SPARSE)
     assert count() == some
+
+
+def test_a_bad_profile_is_known_when_it_is_given_and_not_in_the_first_run(pipe, tmp_path):
+    other = tmp_path / "other.json"
+    model = Model("WanTransformer3DModel", "0" * 16, 3, 2)
+    Profile(model, TokenGrid(5, 10, 11), Made("w", 4), {"sta": {}}).save(other)
+    state = traces(pipe)
+    for settings, says in (
+        ({"method": "paro", "profile": "nope.json"}, "no profile at nope.json"),
+        ({"method": "paro", "profile": str(other)}, "is for sta, and not for method paro: make one with"),
+        ({"method": "sta", "profile": str(other)}, "is of WanTransformer3DModel 0000000000000000"),
+        ({"cache": "taylorseer:schedule=nope.json"}, "nope.json cannot be read"),
+    ):
+        with pytest.raises(ValueError, match=says):
+            dittools.accelerate(pipe, **settings)
+    assert traces(pipe) == state
 
 
 def test_a_config_may_be_a_mapping_of_its_settings_and_nothing_else(pipe):
