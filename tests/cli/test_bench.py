@@ -46,14 +46,22 @@ def test_a_wrong_kernel_is_named_without_a_speed_and_fails_the_command(cli, monk
         (("--density", "1.5"), "--density takes kept shares above 0 and up to 1"),
         (("--implementation", "cuda"), "--implementation"),
         (("--no-burst", "--no-sustained"), "leave nothing to time"),
-        (("--seconds", "0"), "--seconds must be above 0, got 0"),
+        (("--seconds", "0"), "--seconds must be a number above 0, got 0"),
+        (("--seconds", "nan"), "--seconds must be a number above 0, got nan"),
+        (("--limit", "nan"), "--limit must be a number above 0, got nan"),
+        (("--limit", "inf"), "--limit must be a number above 0, got inf"),
+        ((*SMALL, "--implementation", "triton"), "--implementation triton cannot run here: "),
+        ((*SMALL, "--implementation", "hopper"), "--implementation hopper cannot run here: needs a CUDA device"),
+        ((*SMALL, "--json", "gone/k.json"), "--json gone/k.json: there is no folder gone: make it first"),
+        ((*SMALL, "--json", "."), "--json . is a folder: name a file"),
         (("--dtype", "fp8"), "--dtype"),
         (("--check", "--device", "cpu"), "nothing to check here: the kernel hopper needs a CUDA device, got cpu"),
     ],
 )
-def test_bad_flags_of_kernel_are_one_line(cli, flags, message):
+def test_bad_flags_of_kernel_are_one_line(cli, tmp_path, flags, message):
     done = cli("bench", "kernel", *flags)
     assert done.code == 2 and done.out == "" and message in done.err and done.err.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_file_of_something_else_is_left_alone(cli, tmp_path):
@@ -87,6 +95,7 @@ def test_model_says_speed_only_and_goes_on_from_its_file(cli, tmp_path):
         ((*TINY, "--height", 32, "--width", 32), "needs at least 4 blocks of 64 tokens"),
         ((*TINY, "--method", "auto"), "video tokens are too few to gain on cpu"),
         ((*TINY, "--method", "svg,drft"), "did you mean draft"),
+        ((*TINY, "--json", "gone/m.json"), "--json gone/m.json: there is no folder gone: make it first"),
         ((*TINY, "--method", "svg,dense"), "--method dense skips nothing"),
         ((*TINY, "--method", "paro", "--profile", "missing.json"), "--profile: "),
         ((*TINY, "--method", "draft", "--profile", "missing.json"), "none of draft takes one: drop it"),
@@ -94,9 +103,10 @@ def test_model_says_speed_only_and_goes_on_from_its_file(cli, tmp_path):
         (("--model", "qwen_imag"), "did you mean"),
     ],
 )
-def test_bad_flags_of_model_are_one_line(cli, flags, message):
+def test_bad_flags_of_model_are_one_line(cli, tmp_path, flags, message):
     done = cli("bench", "model", *flags)
     assert done.code == 2 and done.out == "" and message in done.err and done.err.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_bad_sizes_are_known_before_a_model_is_made(cli, monkeypatch):
