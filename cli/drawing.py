@@ -42,6 +42,8 @@ class Opened:
 def choose(request: Request, output: Output) -> Chosen:
     """Choose and fetch the weights, and complete the request by their defaults."""
     asked = request.asked
+    for text in request.notes:
+        output.note(text)
     device = loading.pick_device(asked.device)
     family, cuda = request.family, device.type == "cuda"
     classes = family.text_to

@@ -5,6 +5,9 @@ import shutil
 
 import pytest
 
+from dittools.cli.asked import Asked
+from dittools.cli.request import check
+
 
 def one_error(result, code=2):
     """The text of the one error line."""
@@ -137,6 +140,58 @@ def test_flags_win_over_the_config_file(generate, tmp_path):
         "dense_layers": 2,
         "refresh": 2,
     }
+
+
+@pytest.mark.parametrize(
+    ("settings", "flags", "left", "said"),
+    [
+        (
+            {"method": "svg2", "options": {"top_p": 0.9}},
+            {"method": "sparge"},
+            {"method": "sparge", "options": {}},
+            "method sparge takes the place of svg2 (top_p=0.9) in --config c.json: its options are left out",
+        ),
+        (
+            {"method": "sta", "profile": "gone.json"},
+            {"method": "draft"},
+            {"method": "draft", "profile": None},
+            "method draft takes the place of sta (profile=gone.json) in --config c.json",
+        ),
+        (
+            {"cache": "easycache", "cache_options": {"threshold": 0.2}},
+            {"cache": "taylorseer:interval=2"},
+            {"cache": "taylorseer", "cache_options": {"interval": 2}},
+            "cache taylorseer takes the place of easycache (threshold=0.2) in --config c.json",
+        ),
+        (
+            {"correction": "rettention", "correction_options": {"every": 4}},
+            {"correction": "centroids"},
+            {"correction": "centroids", "correction_options": {}},
+            "correction centroids takes the place of rettention (every=4) in --config c.json",
+        ),
+        (
+            {"method": "svg2", "options": {"top_p": 0.9}, "cache": "easycache:max_skips=2:threshold=0.2"},
+            {"method": "svg2", "cache": "easycache:threshold=0.3"},
+            {"options": {"top_p": 0.9}, "cache_options": {"max_skips": 2, "threshold": 0.3}},
+            None,
+        ),
+    ],
+    ids=["method", "profile", "cache", "correction", "same"],
+)
+def test_a_flag_that_names_another_part_than_the_file_leaves_its_options_out_and_says_so(
+    tmp_path, monkeypatch, settings, flags, left, said
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "c.json").write_text(json.dumps(settings))
+    made = check(Asked(model="wan", weights="embedded", config="c.json", **flags), None)
+    assert {key: getattr(made.config, key) for key in left} == left
+    assert [note.startswith(said) for note in made.notes] == ([] if said is None else [True])
+
+
+def test_what_a_flag_leaves_out_of_the_file_is_a_note_of_the_run(generate, tmp_path):
+    (tmp_path / "c.json").write_text('{"method": "svg2", "options": {"top_p": 0.9}}')
+    drawn = generate("--config", "c.json", "--method", "dense", "-o", "a.npy")
+    assert drawn.code == 0 and "note: method dense takes the place of svg2 (top_p=0.9)" in drawn.err
 
 
 @pytest.fixture
