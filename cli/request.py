@@ -11,7 +11,7 @@ from dittools import caches, methods, profile
 from dittools.cli.asked import Asked, rule_of
 from dittools.config import Config
 from dittools.naming import with_options
-from dittools.pipelines import saving, stages, weights
+from dittools.pipelines import loading, saving, stages, weights
 from dittools.pipelines.errors import BadInput, first_line
 from dittools.pipelines.families import Family, find_family
 
@@ -47,6 +47,7 @@ class Scene:
 
 def check(asked: Asked, output: saving.Output | None) -> Request:
     """What `Asked.check` left: the names and settings that PyTorch is imported to judge. Raises BadInput."""
+    loading.check_offload(asked.offload, loading.pick_device(asked.device))
     family = find_family(asked.model)
     config, notes = _config(asked)
     return Request(asked, family, config, output, notes)

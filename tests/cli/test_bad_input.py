@@ -103,6 +103,36 @@ def test_a_bad_profile_is_known_before_the_model_is_loaded(generate, unloaded, t
         assert part in line
 
 
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        ("inspect --at 5", "--at 5: there are 2 steps, 0 to 1"),
+        ("inspect --layers 0,99", "--layers 99: there are 3 layers, 0 to 2"),
+        ("inspect --heads 2", "--heads 2: there are 2 heads, 0 to 1"),
+        ("inspect --offload model", "--offload model moves weights off a CUDA GPU, and this run is on cpu: drop it"),
+        ("calibrate --cache", "--steps 2 are too few to fit anything: use at least 4"),
+        ("calibrate --cache --device cuda", "--device cuda asked"),
+        ("calibrate --cache --offload model", "--offload model moves weights off a CUDA GPU"),
+        ("calibrate --offload group", "--offload group moves weights off a CUDA GPU"),
+    ],
+)
+def test_what_flags_and_configs_rule_out_is_known_before_the_model_is_loaded(
+    cli, unloaded, tiny_weights, monkeypatch, flags, said
+):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    line = one_error(cli(*flags.split(), "--steps", 2, "--weights", tiny_weights))
+    assert said in line
+
+
+@pytest.mark.parametrize(
+    "flags", ["inspect --at 5", "calibrate --cache", "calibrate --cache --device cuda", "generate --offload model"]
+)
+def test_what_flags_rule_out_is_known_before_weights_are_looked_for(cli, monkeypatch, flags):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr("dittools.pipelines.weights.choose", lambda *_, **__: pytest.fail("weights were looked for"))
+    one_error(cli(*flags.split(), "--steps", 2))
+
+
 def test_a_method_that_cannot_run_on_the_grid_is_bad_input_when_named(generate, tmp_path):
     line = one_error(generate("--method", "svg"))
     assert "svg needs at least 4 blocks" in line and "method 'auto'" in line
