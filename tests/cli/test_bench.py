@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from dittools.kernels import checked, portable
+from dittools.methods import auto
 from dittools.methods.draft import Draft
 from dittools.pipelines import speed_only
 
@@ -127,6 +128,18 @@ def test_several_methods_share_a_model_and_a_file_that_is_gone_on_from(cli, tmp_
     assert [row["job"].get("method") for row in rows] == [None, "svg", "draft", "svg2"]
     assert {row["id"]: row for row in rows[:2]} == before  # measured once
     assert all(row["speedup"].keys() == {"dense"} and row["costs"]["all"] > 0 for row in rows[1:])
+
+
+def test_rows_of_auto_say_which_method_it_took_and_how(cli, tmp_path, monkeypatch):
+    monkeypatch.setitem(auto.FEWEST_TOKENS, "cpu", 100)
+    flags = ("bench", "model", *TINY, "--sparsity", 0.7, "--method", "auto,svg", "--json", "m.json")
+    done = cli(*flags)
+    assert done.code == 0, done.err
+    _, of_auto, of_svg = json.loads((tmp_path / "m.json").read_text())["rows"]
+    assert (of_auto["method"], of_auto["method_options"]) == ("adaspa", {"rows": auto.CPU_ROWS})
+    assert (of_svg["method"], of_svg["method_options"]) == ("svg", {})
+    assert f"{of_auto['id']} -> adaspa (rows=8) " in done.out and "\nauto -> adaspa (rows=8) " in done.out
+    assert "sparse auto -> adaspa (rows=8): " in done.err and "svg ->" not in done.out + done.err
 
 
 def test_methods_that_need_a_profile_get_one_of_the_random_weights(cli, tmp_path):
