@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,8 +48,9 @@ class Asked:
         if not (self.burst or self.sustained):
             raise BadInput("--no-burst and --no-sustained leave nothing to time: drop one of them")
         for flag, value in (("--seconds", self.seconds), ("--limit", self.limit), ("--head-dim", self.head_dim)):
-            if value is not None and value <= 0:
-                raise BadInput(f"{flag} must be above 0, got {value:g}")
+            if value is not None and not (value > 0 and math.isfinite(value)):
+                raise BadInput(f"{flag} must be a number above 0, got {value:g}")
+        check_file(self.path)
 
     def jobs(self, device: Any) -> list[dict[str, Any]]:
         """What to measure. Raises BadInput for an unknown row, or a shape or density that is none."""
@@ -58,12 +60,38 @@ class Asked:
             chosen = rows.select(self.rows.split(",") if self.rows else None)
         except ValueError as error:
             raise BadInput(f"--rows: {error}") from None
-        dtype = str(loading.pick_dtype(self.dtype, device)).removeprefix("torch.")
-        return rows.jobs(
-            chosen, device=device.type, dtype=dtype, shapes=shapes_of(self.shape), head_dim=self.head_dim,
-            densities=densities_of(self.density), implementation=self.implementation, peers=self.peers,
-            burst=self.burst, sustained=self.sustained, seconds=self.seconds or SECONDS[device.type],
+        dtype = loading.pick_dtype(self.dtype, device)
+        jobs = rows.jobs(
+            chosen, device=device.type, dtype=str(dtype).removeprefix("torch."), shapes=shapes_of(self.shape),
+            head_dim=self.head_dim, densities=densities_of(self.density), implementation=self.implementation,
+            peers=self.peers, burst=self.burst, sustained=self.sustained,
+            seconds=self.seconds or SECONDS[device.type],
         )  # fmt: skip
+        self._check_implementation(device, dtype, {job["head_dim"] for job in jobs})
+        return jobs
+
+    def _check_implementation(self, device: Any, dtype: Any, head_dims: set[int]) -> None:
+        """Raise BadInput for a kernel that runs in none of the rows."""
+        from dittools.kernels.dispatch import REASONS
+
+        if self.implementation is None:
+            return
+        reason_of = REASONS[self.implementation]
+        reasons = [reason_of(device, dtype, head_dim, None) for head_dim in sorted(head_dims)]
+        if all(reasons):
+            raise BadInput(
+                f"--implementation {self.implementation} cannot run here: {reasons[0]}; use another, or drop it"
+            )
+
+
+def check_file(path: Path | None) -> None:
+    """Raise BadInput for a --json that cannot be written where it is."""
+    if path is None:
+        return
+    if not path.parent.is_dir():
+        raise BadInput(f"--json {path}: there is no folder {path.parent}: make it first")
+    if path.is_dir():
+        raise BadInput(f"--json {path} is a folder: name a file")
 
 
 def shapes_of(text: str | None) -> list[tuple[int, int]] | None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from dittools.cli.bench_kernel import open_results
+from dittools.cli.bench_kernel import check_file, open_results
 from dittools.cli.bench_model_table import COLUMNS, COST_COLUMNS, cells_of, cost_cells_of, line_of
 from dittools.cli.output import Output, table
 from dittools.naming import unknown
@@ -53,6 +53,7 @@ class Asked:
                 raise BadInput(unknown(flag, value, valid))
         if self.repeats < 1:
             raise BadInput(f"--repeats must be at least 1, got {self.repeats}")
+        check_file(self.path)
 
     def methods(self, default: str) -> list[str]:
         """Methods to measure, each once, in the order given."""

@@ -22,6 +22,7 @@ from dittools.pipelines import stages as pipeline
 from dittools.pipelines.errors import BadInput
 from dittools.profiles import caches as profiles
 
+FEWEST_STEPS = 4
 FIRST = 0.2
 """Share of the steps at the start that are always computed; the caches' own warm-up."""
 
@@ -39,12 +40,11 @@ def calibrate(
     """Draw, fit, write the profile to ``path`` and return it. ``prompts``: None takes ``count`` builtin ones."""
     from dittools.pipelines.recording import recording
 
+    check_steps(request.asked.steps)
     with Progress(output) as progress:
         stages = Stages(progress)
-        opened = drawing.open_model(request, stages, output)
+        opened = drawing.open_model(request, stages, output, check=lambda chosen: check_steps(chosen.scene.shot.steps))
         shot = opened.scene.shot
-        if shot.steps < 4:
-            raise BadInput(f"--steps {shot.steps} are too few to fit anything: use at least 4")
         measured = fitting.Measured(shot.steps, reuse)
         for number, prompt in enumerate(prompts or _builtin(opened, count)):
             scene = dataclasses.replace(
@@ -94,6 +94,12 @@ def calibrate(
         with saving.told(path):
             files.write_json(path, found)
     return found
+
+
+def check_steps(steps: int | None) -> None:
+    """Raises BadInput for too few steps; None where they are not known yet."""
+    if steps is not None and steps < FEWEST_STEPS:
+        raise BadInput(f"--steps {steps} are too few to fit anything: use at least {FEWEST_STEPS}")
 
 
 def _builtin(opened: Any, count: int) -> list[str]:

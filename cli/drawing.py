@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,8 @@ class Opened:
 def choose(request: Request, output: Output) -> Chosen:
     """Choose and fetch the weights, and complete the request by their defaults."""
     asked = request.asked
+    for text in request.notes:
+        output.note(text)
     device = loading.pick_device(asked.device)
     family, cuda = request.family, device.type == "cuda"
     classes = family.text_to
@@ -55,11 +58,18 @@ def choose(request: Request, output: Output) -> Chosen:
     return Chosen(device, dtype, chosen, folder, complete(request, chosen, folder))
 
 
-def open_model(request: Request, stages: Stages, output: Output, chosen: Chosen | None = None) -> Opened:
-    """Load what was chosen; without `chosen`, choose first."""
+def open_model(
+    request: Request,
+    stages: Stages,
+    output: Output,
+    chosen: Chosen | None = None,
+    check: Callable[[Chosen], None] = lambda chosen: None,
+) -> Opened:
+    """Load what was chosen; without `chosen`, choose first. `check` may refuse the choice before it is loaded."""
     asked = request.asked
     with stages("load"):
         chosen = chosen or choose(request, output)
+        check(chosen)
         stages.cuda = chosen.device.type == "cuda"
         stages.size = size_of(chosen.scene)
         pipe = loading.load(chosen.folder, device=chosen.device, dtype=chosen.dtype, offload=asked.offload)

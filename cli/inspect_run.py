@@ -20,7 +20,8 @@ from dittools.pipelines import stages as pipeline
 from dittools.pipelines.errors import BadInput
 from dittools.provenance import device_facts, dittools_version, versions
 
-LAYERS, HEADS = 3, 4
+COUNTED = {"--at": "steps", "--layers": "layers", "--heads": "heads"}
+HEADS = 4  # of them, shown by default
 MOST_VIEWS = 400
 
 
@@ -31,9 +32,11 @@ def run(
     import dittools
 
     request = check(asked, None)
+    if asked.steps is not None:
+        _check_numbers("--at", wanted["--at"] or (), asked.steps)
     with Progress(output) as progress:
         stages = Stages(progress)
-        opened = drawing.open_model(request, stages, output)
+        opened = drawing.open_model(request, stages, output, check=lambda chosen: _check(wanted, request, chosen))
         scene = opened.scene
         embeds = drawing.encode(opened, scene, stages)
         for note in drawing.prompt_notes(opened, scene):
@@ -61,6 +64,21 @@ def run(
     return record
 
 
+def _check(wanted: dict[str, tuple[int, ...] | None], request: Request, chosen: drawing.Chosen) -> None:
+    """Refuse before the model is loaded what its configs say is not there."""
+    from dittools.pipelines.skeleton import layers_and_heads
+
+    _check_numbers("--at", wanted["--at"] or (), chosen.scene.shot.steps)
+    size = layers_and_heads(chosen.folder, request.family)
+    if size is not None:
+        _choice(wanted, chosen.scene.shot.steps, *size)
+
+
+def _check_numbers(flag: str, numbers: tuple[int, ...], count: int) -> None:
+    if numbers and max(numbers) >= count:
+        raise BadInput(f"{flag} {max(numbers)}: there are {count} {COUNTED[flag]}, 0 to {count - 1}")
+
+
 def _choice(wanted: dict[str, tuple[int, ...] | None], steps: int, layers: int, heads: int) -> Choice:
     """What was asked for, checked against what there is; else a few of each."""
     defaults = {
@@ -69,9 +87,8 @@ def _choice(wanted: dict[str, tuple[int, ...] | None], steps: int, layers: int, 
         "--heads": tuple(range(min(HEADS, heads))),
     }
     chosen = {flag: wanted[flag] or default for flag, default in defaults.items()}
-    for flag, count, what in (("--at", steps, "steps"), ("--layers", layers, "layers"), ("--heads", heads, "heads")):
-        if max(chosen[flag]) >= count:
-            raise BadInput(f"{flag} {max(chosen[flag])}: there are {count} {what}, 0 to {count - 1}")
+    for flag, count in (("--at", steps), ("--layers", layers), ("--heads", heads)):
+        _check_numbers(flag, chosen[flag], count)
     choice = Choice(chosen["--at"], chosen["--layers"], chosen["--heads"])
     views = len(choice.steps) * len(choice.layers) * len(choice.heads)
     if views > MOST_VIEWS:

@@ -9,6 +9,7 @@ import typer
 
 from dittools.cli.flags import Debug, Json
 from dittools.cli.output import Output
+from dittools.naming import with_options
 
 NAME = "plan"
 SHORT = "Say what a run would come to, without weights."
@@ -78,9 +79,11 @@ def _facts(family: Any, size: dict[str, int | None], steps: int | None, config: 
         block_size=block,
     )
     if config.method == "auto":
+        method = auto.pick(steps, grid.frames, place.type)
         why_dense = auto.why_dense(grid, config.sparsity, block, place, steps)
     else:
-        why_dense = methods.create(config.method, config.options).why_not(grid, block)
+        method = methods.create(config.method, config.options)
+        why_dense = method.why_not(grid, block)
     if config.method == "dense":
         why_dense = "dense was asked for"
     kernel, why = _kernel(place, kind, family.head_dim)
@@ -91,6 +94,8 @@ def _facts(family: Any, size: dict[str, int | None], steps: int | None, config: 
         "size": asked,
         "steps": steps,
         "config": config.to_dict(),
+        "method": method.name,
+        "method_options": method.changed_options(),
         "grid": {name: getattr(grid, name) for name in ("frames", "height", "width", "text", "tokens")},
         "transformer": {"layers": family.layers, "heads": family.heads, "head_dim": family.head_dim},
         "block_size": block,
@@ -102,7 +107,7 @@ def _facts(family: Any, size: dict[str, int | None], steps: int | None, config: 
         "why_dense": why_dense,
     }
     if why_dense is not None:
-        facts |= {"density": 1.0, "gain": 1.0}
+        facts |= {"method": "dense", "method_options": {}, "density": 1.0, "gain": 1.0}
     return facts
 
 
@@ -149,7 +154,9 @@ def _readable(facts: dict) -> str:
     if facts["why_dense"] is not None:
         lines.append(f"runs       dense: {facts['why_dense']}; a step cache may still help")
     else:
+        method, asked = with_options(facts["method"], facts["method_options"]), facts["config"]["method"]
         lines += [
+            f"method     {method}" + (", which auto takes here" if asked == "auto" else ""),
             f"sparse     {facts['sparse_steps']} of {facts['steps']} steps, {facts['sparse_layers']} of "
             f"{shape['layers']} layers, at density {1 - facts['config']['sparsity']:.2f}",
             f"density    {facts['density']:.2f} over the whole run",

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dittools import profile
+from dittools import caches, methods, profile
 from dittools.cli.asked import Asked, rule_of
 from dittools.config import Config
-from dittools.pipelines import saving, stages, weights
+from dittools.naming import with_options
+from dittools.pipelines import loading, saving, stages, weights
 from dittools.pipelines.errors import BadInput, first_line
 from dittools.pipelines.families import Family, find_family
 
@@ -19,12 +20,18 @@ PROMPT = "A ginger cat plays the piano by a tall window, soft morning light, sha
 
 @dataclass(frozen=True)
 class Request:
-    """Checked flags. `complete` adds what depends on the weights. `output` is None for a verb that has its own."""
+    """Checked flags. `complete` adds what depends on the weights.
+
+    Args:
+        output: None for a verb that has its own.
+        notes: what of --config the flags left no room for.
+    """
 
     asked: Asked
     family: Family
     config: Config
     output: saving.Output | None
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -40,7 +47,10 @@ class Scene:
 
 def check(asked: Asked, output: saving.Output | None) -> Request:
     """What `Asked.check` left: the names and settings that PyTorch is imported to judge. Raises BadInput."""
-    return Request(asked, find_family(asked.model), _config(asked), output)
+    loading.check_offload(asked.offload, loading.pick_device(asked.device))
+    family = find_family(asked.model)
+    config, notes = _config(asked)
+    return Request(asked, family, config, output, notes)
 
 
 def complete(request: Request, chosen: weights.Weights, folder: Path) -> Scene:
@@ -69,7 +79,7 @@ def complete(request: Request, chosen: weights.Weights, folder: Path) -> Scene:
         seed=asked.seed,
     )
     rule_of(family, folder).check(shot.frames, shot.height, shot.width)
-    _check_profile(request.config, shot.steps)
+    _check_files(request.config, shot.steps)
     return Scene(
         prompt=pick("prompt"),
         negative_prompt=pick("negative_prompt"),
@@ -79,41 +89,81 @@ def complete(request: Request, chosen: weights.Weights, folder: Path) -> Scene:
     )
 
 
-def _check_profile(config: Config, steps: int) -> None:
-    """Refuse a profile of another method or number of steps before minutes go into loading the model."""
-    if config.profile is None or config.method == "auto":
-        return
-    why = profile.misfit_of_run(profile.load(profile.find(config.profile)), config.method, steps)
+def _check_files(config: Config, steps: int | None = None) -> None:
+    """Refuse a file that no run could use before minutes go into loading the model; with ``steps``, what does not fit.
+
+    Raises:
+        BadInput: when a profile cannot be read, or is of another method, cache or number of steps.
+    """
+    try:
+        cache = caches.create(config.cache, config.cache_options)
+        if cache is not None:
+            cache.check_files(steps)
+        if config.profile is None:
+            return
+        found = profile.load(profile.find(config.profile))
+    except ValueError as error:
+        raise BadInput(first_line(error)) from None
+    why = None if steps is None else profile.misfit_of_run(found, config.method, steps)
     if why:
         raise BadInput(f"{why}: {profile.remedy_for(config.method)}")
 
 
-def _config(asked: Asked) -> Config:
-    """--config's file with the single flags laid over it."""
+def _config(asked: Asked) -> tuple[Config, tuple[str, ...]]:
+    """--config's file with the single flags laid over it, and notes on what they left no room for."""
     try:
         base = _read_config(asked.config) if asked.config is not None else Config()
         given = {
-            "method": asked.method,
             "sparsity": asked.sparsity,
             "dense_steps": None if asked.dense_steps is None else _share_or_count(asked.dense_steps),
             "dense_layers": asked.dense_layers,
             "refresh": asked.refresh,
             "strict": asked.strict or None,
-            "correction": asked.correction,
             "profile": asked.profile,
         }
-        if asked.cache is not None:  # the options of another cache in the file would not fit it
-            given |= {"cache": asked.cache, "cache_options": {}}
-        if asked.correction not in (None, base.correction):
-            given |= {"correction_options": {}}
-        config = dataclasses.replace(base, **{name: value for name, value in given.items() if value is not None})
-        if config.profile is not None:
-            profile.load(profile.find(config.profile))  # a bad file is known before the model is loaded
-        return config
+        given = {name: value for name, value in given.items() if value is not None}
+        parts, notes = _parts(asked, base)
+        config = dataclasses.replace(base, **(parts | given))
+        _check_files(config)
+        return config, tuple(notes)
     except BadInput:
         raise
     except (ValueError, TypeError) as error:
         raise BadInput(first_line(error)) from None
+
+
+def _parts(asked: Asked, base: Config) -> tuple[dict[str, Any], list[str]]:
+    """Method, cache and correction of the flags with their options, and a note where options of the file do not fit.
+
+    The file's options are those of what it names: a flag that names another leaves them out.
+    """
+    cache, cache_options = (None, {}) if asked.cache is None else caches.read(asked.cache)
+    parts, notes = {}, []
+    for part, name, options in (
+        ("method", asked.method, {}),
+        ("cache", cache, cache_options),
+        ("correction", asked.correction, {}),
+    ):
+        key = "options" if part == "method" else f"{part}_options"
+        before, left_out = getattr(base, part), dict(getattr(base, key))
+        if name is None:
+            continue
+        if name == before:
+            parts |= {key: left_out | options}
+            continue
+        parts |= {part: name, key: options}
+        if part == "method" and asked.profile is None and base.profile is not None and not _takes_profile(name):
+            parts["profile"], left_out = None, left_out | {"profile": base.profile}
+        if left_out:
+            told = with_options(before, left_out)
+            notes.append(
+                f"{part} {name} takes the place of {told} in --config {asked.config}: its options are left out"
+            )
+    return parts, notes
+
+
+def _takes_profile(method: str) -> bool:
+    return method in methods.METHODS and methods.METHODS[method].profile_use != "none"
 
 
 def config_of(*, dense_steps: str, **settings: Any) -> Config:

@@ -4,19 +4,33 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Protocol
 
 from dittools import summary
 from dittools.config import Config
 from dittools.runtime import Runtime
 
+
+class Attached(Protocol):
+    """A pipeline led to a runtime; a context manager at whose end what it replaced comes back."""
+
+    runtime: Runtime
+    replaced: bool
+
+    def detach(self) -> None: ...
+
+    def __enter__(self) -> Any: ...
+
+    def __exit__(self, *error: object) -> None: ...
+
+
 # How a pipeline is entered is not this package's business: `dittools/__init__.py` puts the way here.
-Attach = Callable[[Any, Config], "tuple[Runtime, Callable[[], None]]"]
+Attach = Callable[[Any, Config], Attached]
 _attach: Attach | None = None
 
 
 def use_attach(attach: Attach) -> None:
-    """Set how `accelerate` enters a pipeline: ``attach(pipe, config) -> (runtime, detach)``."""
+    """Set how `accelerate` enters a pipeline."""
     global _attach
     _attach = attach
 
@@ -38,23 +52,25 @@ def accelerate(
     correction_options: dict[str, Any] | None = None,
     profile: str | None = None,
     share_branches: bool = True,
-    config: Config | None = None,
+    config: Config | Mapping[str, Any] | None = None,
     **options: Any,
 ) -> Acceleration:
     """Make a diffusers pipeline attend sparsely, and reuse steps where little changes.
 
     Only the self-attention modules of its transformer change; `Acceleration.restore` undoes it exactly. A
-    second call on the same pipeline replaces the first.
+    second call on the same pipeline replaces the first, whose summary then says so; one that fails changes nothing.
+    At the end of a ``with`` block what was on the pipeline before comes back.
 
     Args:
         pipe: a diffusers pipeline of a known family, before or after offloading, LoRA and compilation.
-        config: all settings at once, in place of the others.
+        config: all settings at once, in place of the others; a mapping as `Config.from_dict` reads it will do.
         options: settings of the method itself, for example ``probe_rows=64``.
         method, sparsity, dense_steps, dense_layers, dense_last_steps, refresh, block_size, strict, seed, cache,
             cache_options, correction, correction_options, profile, share_branches: as in `dittools.Config`.
 
     Raises:
         ValueError: one line, when a setting is wrong or the pipeline is of no known family.
+        TypeError: when ``config`` is neither a config nor a mapping.
     """
     given = Config(
         method=method,
@@ -78,22 +94,34 @@ def accelerate(
         both = [f.name for f in dataclasses.fields(Config) if getattr(given, f.name) != getattr(Config(), f.name)]
         if both:
             raise ValueError(f"give either a config or single settings, got a config and {', '.join(both)}")
-        given = config
-    runtime, detach = _attach(pipe, given)
-    return Acceleration(runtime, detach)
+        given = _config(config)
+    return Acceleration(_attach(pipe, given))
+
+
+def _config(given: Any) -> Config:
+    if isinstance(given, Config):
+        return given
+    if isinstance(given, Mapping):
+        return Config.from_dict(given)
+    raise TypeError(
+        f"config must be a dittools.Config, or a mapping of its settings such as {{'method': 'svg'}}, "
+        f"got {type(given).__name__}"
+    )
 
 
 class Acceleration:
     """The handle on an accelerated pipeline; as a context manager it restores the pipeline at the end.
+
+    Blocks may be nested: at the end of one, the acceleration that was on the pipeline before it is back.
 
     Attributes:
         config: the settings.
         runtime: what decides the calls; ``runtime.listeners`` hears of finished steps.
     """
 
-    def __init__(self, runtime: Runtime, detach: Callable[[], None]):
-        self.runtime = runtime
-        self._detach = detach
+    def __init__(self, attached: Attached):
+        self.runtime = attached.runtime
+        self._attached = attached
 
     @property
     def config(self) -> Config:
@@ -109,14 +137,18 @@ class Acceleration:
 
     def summary(self) -> str:
         """The latest run as text: sparsity by step and layer, calls, fallbacks and why, seconds."""
-        return summary.summary(self.runtime)
+        return summary.summary(self.runtime, replaced=self._attached.replaced)
 
     def restore(self) -> None:
-        """Give the pipeline back as it was. Again, or after a later `accelerate` took over: does nothing."""
-        self._detach()
+        """Give the pipeline back as it was, without any acceleration but one whose ``with`` block is still open.
+
+        Again, or after a later `accelerate` took over: does nothing.
+        """
+        self._attached.detach()
 
     def __enter__(self) -> Acceleration:
+        self._attached.__enter__()
         return self
 
     def __exit__(self, *error: object) -> None:
-        self.restore()
+        self._attached.__exit__(*error)

@@ -23,14 +23,18 @@ def _told(value: Any) -> str:
     return " ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
 
 
-def unknown(kind: str, asked: object, known: Iterable[str]) -> str:
-    """One line for an error: the nearest known names when some are near, else all of them.
+def unknown(kind: str, asked: object, known: Iterable[str], elsewhere: Iterable[str] = ()) -> str:
+    """One line for an error: the nearest names when some are near, and all known ones.
+
+    Args:
+        kind: what the names are of.
+        elsewhere: names of another kind, which may have been meant too.
 
     >>> unknown("method", "svgg", ["auto", "dense", "svg"])
     "unknown method 'svgg': did you mean svg? known: auto, dense, svg"
     """
     names = sorted(known)
-    folded = {name.lower(): name for name in names}
+    folded = {name.lower(): name for name in (*names, *elsewhere)}
     near = difflib.get_close_matches(str(asked).lower(), folded, n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(folded[name] for name in near)}? " if near else ""
     return f"unknown {kind} {asked!r}: {hint}known: {', '.join(names) or 'none'}"

@@ -196,21 +196,26 @@ def load(path: Path, name: str | None = None) -> Profile:
 
 def misfit(profile: Profile, method: str, model: Model, grid: TokenGrid, steps: int) -> str | None:
     """Why a method cannot use a profile in this run, naming both sides; None when it can."""
+    why = misfit_of_model(profile, method, model)
+    if why is None and profile.grid != grid:
+        why = f"{profile.name} is for {_grid(profile.grid)}, and this run has {_grid(grid)}"
+    return why or misfit_of_run(profile, method, steps)
+
+
+def misfit_of_model(profile: Profile, method: str, model: Model) -> str | None:
+    """What of `misfit` is known before a run: method and model."""
     if method not in profile.methods:
-        return misfit_of_run(profile, method, steps)
+        return _not_for(profile, method)
     ours, theirs = ((m.transformer, m.fingerprint, m.layers, m.heads) for m in (model, profile.model))
     if ours != theirs:
         return f"{profile.name} is of {_model(profile.model)}, and this is {_model(model)}"
-    if profile.grid != grid:
-        return f"{profile.name} is for {_grid(profile.grid)}, and this run has {_grid(grid)}"
-    return misfit_of_run(profile, method, steps)
+    return None
 
 
 def misfit_of_run(profile: Profile, method: str, steps: int) -> str | None:
     """What of `misfit` is known before a model is loaded: method and number of steps."""
     if method not in profile.methods:
-        holds = ", ".join(sorted(profile.methods)) or "nothing"
-        return f"{profile.name} is for {holds}, and not for method {method}"
+        return _not_for(profile, method)
     if profile.methods[method].get("by_step", True) and profile.made.steps != steps:
         return f"{profile.name} is for {profile.made.steps} steps, and this run has {steps}"
     return None
@@ -268,6 +273,11 @@ def choose(
         + (f" ({near})" if near else "")
         + f": {remedy} and give it with --profile or profile="
     )
+
+
+def _not_for(profile: Profile, method: str) -> str:
+    holds = ", ".join(sorted(profile.methods)) or "nothing"
+    return f"{profile.name} is for {holds}, and not for method {method}"
 
 
 def _model(model: Model) -> str:

@@ -46,7 +46,7 @@ class Runtime:
         identity: what a profile of methods has to fit; None where nobody knows.
 
     Raises:
-        ValueError: when the cache knows nothing of this model.
+        ValueError: when the cache knows nothing of this model, or a profile cannot be read or is of another model.
 
     Attributes:
         listeners: called once for every finished step with (step, steps, skipped share of its pairs, seconds
@@ -69,8 +69,12 @@ class Runtime:
         self.model = model or Model()
         self.identity = identity
         self.cache = caches.create(config.cache, config.cache_options)
+        # What can be known now is an error at once, not in the middle of a run.
         if self.cache is not None:
-            self.cache.bind(self.model)  # an error at once, not in the middle of a run
+            self.cache.check_files()
+            self.cache.bind(self.model)
+        if config.profile is not None:
+            self._check_profile()
         self.layers = list(layers)
         self.listeners: list[OnStep] = []
         self.watchers: list[Callable[[Heard], None]] = []
@@ -87,6 +91,12 @@ class Runtime:
         self._mark = None
         self._reruns = 0
         self._sparse_in_call = False
+
+    def _check_profile(self) -> None:
+        found = profile.load(profile.find(self.config.profile))
+        why = None if self.identity is None else profile.misfit_of_model(found, self.config.method, self.identity)
+        if why:
+            raise ValueError(f"{why}: {profile.remedy_for(self.config.method)}")
 
     def begin_call(
         self,

@@ -86,10 +86,13 @@ def by_step_and_layer(runtime: Runtime) -> list[list[float | None]]:
     return [[run.skipped(cells.get((step, layer), [])) for layer in range(run.layers)] for step in range(run.steps)]
 
 
-def summary(runtime: Runtime) -> str:
-    """The latest run as text for a terminal."""
+REPLACED = "a later dittools.accelerate took its place: this one decides no calls now"
+
+
+def summary(runtime: Runtime, replaced: bool = False) -> str:
+    """The latest run as text for a terminal. ``replaced``: another decides the pipeline's calls now."""
     if runtime.run is None:
-        return "dittools: attached, no run yet"
+        return f"dittools: no run yet; {REPLACED}" if replaced else "dittools: attached, no run yet"
     values = record(runtime)
     sparsity, grid, calls = values["sparsity"], values["grid"], values["calls"]
     text = f" + {grid['text']} text" if grid["text"] else ""
@@ -110,7 +113,7 @@ def summary(runtime: Runtime) -> str:
     if "branches" in values["cache"]:
         lines += _cache_lines(values["cache"])
     lines += [f"fallback  {f['count']} calls dense: {f['reason']}" for f in values["fallbacks"]]
-    lines += [f"note      {note}" for note in values["notes"]]
+    lines += [f"note      {note}" for note in (*values["notes"], *([REPLACED] if replaced else []))]
     lines += ["", "step   skipped  seconds"]
     for step, (share, took) in enumerate(zip(sparsity["per_step"], values["step_seconds"], strict=True)):
         lines.append(f"{step:>4}  {_share(share):>8}  {'-' if took is None else f'{took:.3f}':>7}")

@@ -15,7 +15,6 @@ from __future__ import annotations
 import copy
 import functools
 import weakref
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -47,7 +46,7 @@ class Socket:
     def __init__(self, runtime: Runtime):
         self.runtime = runtime
         self.processors: dict[int, SparseProcessor] = {}  # by layer
-        self.detach: Callable[[], None] = lambda: None  # undoes the acceleration; set by `attach`
+        self.attachment: Any = None  # the `Attachment` that uses it
         # Numbers are used again: a compiled block then finds the backend it was compiled with.
         self.number = next(n for n in range(len(_sockets) + 1) if n not in _sockets)
         with torch.inference_mode(False):

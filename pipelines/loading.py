@@ -46,6 +46,12 @@ def pick_dtype(asked: str, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if torch.cuda.get_device_capability(device) >= (8, 0) else torch.float16
 
 
+def check_offload(offload: str, device: torch.device) -> None:
+    """Raises BadInput for offloading where there is nothing to offload from."""
+    if offload != "none" and device.type != "cuda":
+        raise BadInput(f"--offload {offload} moves weights off a CUDA GPU, and this run is on {device.type}: drop it")
+
+
 def load(folder: Path, *, device: torch.device, dtype: torch.dtype, offload: str = "none") -> Any:
     """The diffusers pipeline in `folder`, in eval mode on `device`, its VAE in fp32.
 
@@ -56,8 +62,7 @@ def load(folder: Path, *, device: torch.device, dtype: torch.dtype, offload: str
     import torch
     from diffusers import DiffusionPipeline
 
-    if offload != "none" and device.type != "cuda":
-        raise BadInput(f"--offload {offload} moves weights off a CUDA GPU, and this run is on {device.type}: drop it")
+    check_offload(offload, device)
     quiet_loading()
     try:
         pipe = DiffusionPipeline.from_pretrained(

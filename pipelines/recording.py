@@ -27,8 +27,7 @@ def recording(pipe: Any, see: See) -> Iterator[Model]:
     family = family_of(pipe)
     models = transformers_of(pipe, family)
     with ExitStack() as undo:
-        runtime, detach = attach(pipe, Config(method="dense"))
-        undo.callback(detach)
+        runtime = undo.enter_context(attach(pipe, Config(method="dense"))).runtime
         for part, (_, model) in enumerate(models):
             around = Around(model, _teller(runtime, part, family.latents, see))
             around.ensure()

@@ -37,6 +37,22 @@ def read(path: str) -> dict[str, Any]:
     return found
 
 
+def read_one(path: str) -> dict[str, Any]:
+    """As `read`, a file of one model, as dittools calibrate --cache writes it."""
+    found = read(path)
+    if not all(name in found for name in ("model", "match", "steps")):
+        raise ValueError(f"{path} is no profile of one model: give a file of dittools calibrate --cache")
+    return found
+
+
+def read_for(cache: str, path: str) -> dict[str, Any]:
+    """As `read_one`, a file that has something for this cache."""
+    found = read_one(path)
+    if cache not in found:
+        raise ValueError(f"{path} holds nothing for {cache}: run dittools calibrate --cache again")
+    return found
+
+
 def entry(cache: str, model: Any, path: str) -> Mapping[str, Any]:
     """What is known of a cache on a model: from the profile at ``path``, else from the tables that ship.
 
@@ -47,10 +63,8 @@ def entry(cache: str, model: Any, path: str) -> Mapping[str, Any]:
         ValueError: when nothing is known of this model, or the profile is of another one.
     """
     if path:
-        profile = read(path)
+        profile = read_for(cache, path)
         check_model(profile, model, path)
-        if cache not in profile:
-            raise ValueError(f"{path} holds nothing for {cache}: run dittools calibrate --cache again")
         return profile[cache] | {"steps": profile["steps"], "named": path}
     fitting = [known for known in builtin(cache)["models"] if _fits(known["match"], model)]
     if not fitting:

@@ -208,6 +208,7 @@ def _checked(record: dict[str, Any], asked: float) -> dict[str, Any]:
         raise Wrong(f"the masks that ran skip {skipped}, asked {asked:g}")
     return {
         "skipped_sparse_calls": skipped, "skipped_all_calls": record["sparsity"]["overall"],
+        "method": record["method"], "method_options": record["method_options"],
         "kernels": record["kernels"], "notes": record["notes"],
     }  # fmt: skip
 

@@ -142,6 +142,16 @@ class Cache:
         """This cache with what it needs to know of the model. Raises ValueError when nothing is known."""
         return self
 
+    def check_files(self, steps: int | None = None) -> None:
+        """Read what the options name, before a model is there to `bind`.
+
+        Args:
+            steps: of the run; None where that is not known yet.
+
+        Raises:
+            ValueError: when a file cannot be read, or holds nothing for this cache or number of steps.
+        """
+
     def mask(self, run: Trajectory) -> list[bool] | None:
         """Which steps to compute, known before the first call; None when signals decide. Forced steps are True."""
         raise NotImplementedError

@@ -37,6 +37,10 @@ class MagCache(ThresholdCache):
         default="", metadata={"help": "JSON of dittools calibrate --cache; empty: what ships for the model"}
     )
 
+    def check_files(self, steps: int | None = None) -> None:
+        if self.profile:
+            profiles.read_for("magcache", self.profile)
+
     def bind(self, model: Model) -> MagCache:
         known: Mapping[str, Any] = {"threshold": 0.06, "first": 0.2, "max_skips": 2, "ratios": [1.0]}
         if not self.never():

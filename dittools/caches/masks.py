@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dittools.caches.base import Trajectory
+from dittools.caches.base import Model, Trajectory
 from dittools.profiles import caches as profiles
 
 
@@ -17,24 +17,42 @@ def named(name: str, run: Trajectory) -> list[bool]:
     Raises:
         ValueError: when there is none for this number of steps, or the profile is of another model.
     """
-    if name.endswith(".json"):
-        profile = profiles.read(name)
-        profiles.check_model(profile, run.model, name)
-        found = profile.get("masks", {}).get(str(run.steps))
-        if found is None:
-            known = ", ".join(profile.get("masks", {})) or "none"
-            raise ValueError(
-                f"{name} has no mask for {run.steps} steps (it has {known}): calibrate with --steps {run.steps}"
-            )
-        text = found["mask"]
+    check_model(name, run.model)
+    return [letter == "1" for letter in _of_steps(name, run.steps)]
+
+
+def check(name: str, steps: int | None) -> None:
+    """What of `named` is known before there is a model; with no ``steps``, that there is such a mask at all."""
+    if steps is None:
+        _by_steps(name)
     else:
-        table = profiles.builtin("masks")["masks"]
-        if name not in table:
-            raise ValueError(f"unknown mask {name!r}: use {', '.join(table)} or a profile's JSON file")
-        text = table[name].get(str(run.steps))
-        if text is None:
-            raise ValueError(
-                f"mask {name} is published for {', '.join(table[name])} steps, and this run has {run.steps}: "
-                "use an interval, or dittools calibrate --cache"
-            )
-    return [letter == "1" for letter in text]
+        _of_steps(name, steps)
+
+
+def check_model(name: str, model: Model) -> None:
+    """Raises ValueError where a mask is from the profile of another model."""
+    if name.endswith(".json"):
+        profiles.check_model(profiles.read_one(name), model, name)
+
+
+def _of_steps(name: str, steps: int) -> str:
+    found = _by_steps(name)
+    if str(steps) in found:
+        return found[str(steps)]
+    known = ", ".join(found) or "none"
+    if name.endswith(".json"):
+        raise ValueError(f"{name} has no mask for {steps} steps (it has {known}): calibrate with --steps {steps}")
+    raise ValueError(
+        f"mask {name} is published for {known} steps, and this run has {steps}: "
+        "use an interval, or dittools calibrate --cache"
+    )
+
+
+def _by_steps(name: str) -> dict[str, str]:
+    """The masks of a name or a file: number of steps -> a digit a step."""
+    if name.endswith(".json"):
+        return {steps: entry["mask"] for steps, entry in profiles.read_one(name).get("masks", {}).items()}
+    table = profiles.builtin("masks")["masks"]
+    if name not in table:
+        raise ValueError(f"unknown mask {name!r}: use {', '.join(table)} or a profile's JSON file")
+    return table[name]

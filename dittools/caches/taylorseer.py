@@ -10,8 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from dittools.caches.base import OutputCache, Trajectory, whole
-from dittools.caches.masks import every, named
+from dittools.caches import masks
+from dittools.caches.base import Model, OutputCache, Trajectory, whole
 from dittools.numbers import whole_steps
 
 
@@ -41,10 +41,18 @@ class TaylorSeer(OutputCache):
     def never(self) -> bool:
         return self.interval == 1 and not self.schedule
 
+    def check_files(self, steps: int | None = None) -> None:
+        if self.schedule:
+            masks.check(self.schedule, steps)
+
+    def bind(self, model: Model) -> TaylorSeer:
+        masks.check_model(self.schedule, model)
+        return self
+
     def mask(self, run: Trajectory) -> list[bool]:
         if self.schedule:
-            found = named(self.schedule, run)
+            found = masks.named(self.schedule, run)
         else:
             first = whole_steps(self.first, run.steps)
-            found = every(run.steps, self.interval, first + 1 if self.start == "auto" else self.start)
+            found = masks.every(run.steps, self.interval, first + 1 if self.start == "auto" else self.start)
         return [keep or must for keep, must in zip(found, run.forced, strict=True)]

@@ -56,6 +56,10 @@ class TeaCache(ThresholdCache):
         super().__post_init__()
         whole("sample", self.sample, 1)
 
+    def check_files(self, steps: int | None = None) -> None:
+        if self.profile:
+            profiles.read_for("teacache", self.profile)
+
     def bind(self, model: Model) -> TeaCache:
         if self.never():
             return dataclasses.replace(self, first=1 if self.first == "auto" else self.first)

@@ -74,5 +74,5 @@ def create(name: str, given: Mapping[str, Any], also_known: Iterable[str] = ()) 
         raise ValueError(unknown("method", name, names()))
     for option in given:
         if option not in options(name):
-            raise ValueError(unknown(f"option of method {name}", option, {*options(name), *also_known}))
+            raise ValueError(unknown(f"option of method {name}", option, options(name), elsewhere=also_known))
     return (auto.CANDIDATES[0] if name == "auto" else METHODS[name])(**given)

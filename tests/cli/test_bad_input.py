@@ -5,6 +5,9 @@ import shutil
 
 import pytest
 
+from dittools.cli.asked import Asked
+from dittools.cli.request import check
+
 
 def one_error(result, code=2):
     """The text of the one error line."""
@@ -68,6 +71,68 @@ def test_a_wrong_flag_is_one_line_with_the_way_out(generate, tmp_path, arguments
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.fixture
+def unloaded(monkeypatch):
+    """No model may be loaded."""
+    monkeypatch.setattr("dittools.pipelines.loading.load", lambda *_, **__: pytest.fail("a model was loaded"))
+
+
+CACHE_PROFILE = {"schema": 1, "kind": "cache", "model": "m", "match": {}, "steps": 6, "masks": {"6": {"mask": "1" * 6}}}
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--cache", "teacache:profile=nope.json"], ["nope.json cannot be read", "give a JSON file"]),
+        (["--cache", "magcache:profile=nope.json"], ["nope.json cannot be read"]),
+        (["--cache", "magcache:profile=whole.json"], ["whole.json holds nothing for magcache", "calibrate --cache"]),
+        (["--cache", "teacache:profile=part.json"], ["part.json is no profile of one model"]),
+        (["--cache", "taylorseer:schedule=nope.json"], ["nope.json cannot be read"]),
+        (["--cache", "taylorseer:schedule=fastt"], ["unknown mask 'fastt'", "slow, medium, fast"]),
+        (["--cache", "taylorseer:schedule=whole.json"], ["no mask for 2 steps (it has 6)", "--steps 2"]),
+        (["--method", "paro", "--profile", "nope.json"], ["no profile at nope.json"]),
+        (["--method", "paro", "--profile", "whole.json"], ["whole.json is no profile of attention"]),
+    ],
+    ids=lambda value: value[-1] if value[0].startswith("-") else "",
+)
+def test_a_bad_profile_is_known_before_the_model_is_loaded(generate, unloaded, tmp_path, flags, said):
+    (tmp_path / "whole.json").write_text(json.dumps(CACHE_PROFILE))
+    (tmp_path / "part.json").write_text(json.dumps({"schema": 1, "kind": "cache", "teacache": {}}))
+    line = one_error(generate(*flags))
+    for part in said:
+        assert part in line
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        ("inspect --at 5", "--at 5: there are 2 steps, 0 to 1"),
+        ("inspect --layers 0,99", "--layers 99: there are 3 layers, 0 to 2"),
+        ("inspect --heads 2", "--heads 2: there are 2 heads, 0 to 1"),
+        ("inspect --offload model", "--offload model moves weights off a CUDA GPU, and this run is on cpu: drop it"),
+        ("calibrate --cache", "--steps 2 are too few to fit anything: use at least 4"),
+        ("calibrate --cache --device cuda", "--device cuda asked"),
+        ("calibrate --cache --offload model", "--offload model moves weights off a CUDA GPU"),
+        ("calibrate --offload group", "--offload group moves weights off a CUDA GPU"),
+    ],
+)
+def test_what_flags_and_configs_rule_out_is_known_before_the_model_is_loaded(
+    cli, unloaded, tiny_weights, monkeypatch, flags, said
+):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    line = one_error(cli(*flags.split(), "--steps", 2, "--weights", tiny_weights))
+    assert said in line
+
+
+@pytest.mark.parametrize(
+    "flags", ["inspect --at 5", "calibrate --cache", "calibrate --cache --device cuda", "generate --offload model"]
+)
+def test_what_flags_rule_out_is_known_before_weights_are_looked_for(cli, monkeypatch, flags):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr("dittools.pipelines.weights.choose", lambda *_, **__: pytest.fail("weights were looked for"))
+    one_error(cli(*flags.split(), "--steps", 2))
+
+
 def test_a_method_that_cannot_run_on_the_grid_is_bad_input_when_named(generate, tmp_path):
     line = one_error(generate("--method", "svg"))
     assert "svg needs at least 4 blocks" in line and "method 'auto'" in line
@@ -105,6 +170,58 @@ def test_flags_win_over_the_config_file(generate, tmp_path):
         "dense_layers": 2,
         "refresh": 2,
     }
+
+
+@pytest.mark.parametrize(
+    ("settings", "flags", "left", "said"),
+    [
+        (
+            {"method": "svg2", "options": {"top_p": 0.9}},
+            {"method": "sparge"},
+            {"method": "sparge", "options": {}},
+            "method sparge takes the place of svg2 (top_p=0.9) in --config c.json: its options are left out",
+        ),
+        (
+            {"method": "sta", "profile": "gone.json"},
+            {"method": "draft"},
+            {"method": "draft", "profile": None},
+            "method draft takes the place of sta (profile=gone.json) in --config c.json",
+        ),
+        (
+            {"cache": "easycache", "cache_options": {"threshold": 0.2}},
+            {"cache": "taylorseer:interval=2"},
+            {"cache": "taylorseer", "cache_options": {"interval": 2}},
+            "cache taylorseer takes the place of easycache (threshold=0.2) in --config c.json",
+        ),
+        (
+            {"correction": "rettention", "correction_options": {"every": 4}},
+            {"correction": "centroids"},
+            {"correction": "centroids", "correction_options": {}},
+            "correction centroids takes the place of rettention (every=4) in --config c.json",
+        ),
+        (
+            {"method": "svg2", "options": {"top_p": 0.9}, "cache": "easycache:max_skips=2:threshold=0.2"},
+            {"method": "svg2", "cache": "easycache:threshold=0.3"},
+            {"options": {"top_p": 0.9}, "cache_options": {"max_skips": 2, "threshold": 0.3}},
+            None,
+        ),
+    ],
+    ids=["method", "profile", "cache", "correction", "same"],
+)
+def test_a_flag_that_names_another_part_than_the_file_leaves_its_options_out_and_says_so(
+    tmp_path, monkeypatch, settings, flags, left, said
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "c.json").write_text(json.dumps(settings))
+    made = check(Asked(model="wan", weights="embedded", config="c.json", **flags), None)
+    assert {key: getattr(made.config, key) for key in left} == left
+    assert [note.startswith(said) for note in made.notes] == ([] if said is None else [True])
+
+
+def test_what_a_flag_leaves_out_of_the_file_is_a_note_of_the_run(generate, tmp_path):
+    (tmp_path / "c.json").write_text('{"method": "svg2", "options": {"top_p": 0.9}}')
+    drawn = generate("--config", "c.json", "--method", "dense", "-o", "a.npy")
+    assert drawn.code == 0 and "note: method dense takes the place of svg2 (top_p=0.9)" in drawn.err
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from dittools.kernels import checked, portable
+from dittools.methods import auto
 from dittools.methods.draft import Draft
 from dittools.pipelines import speed_only
 
@@ -46,14 +47,22 @@ def test_a_wrong_kernel_is_named_without_a_speed_and_fails_the_command(cli, monk
         (("--density", "1.5"), "--density takes kept shares above 0 and up to 1"),
         (("--implementation", "cuda"), "--implementation"),
         (("--no-burst", "--no-sustained"), "leave nothing to time"),
-        (("--seconds", "0"), "--seconds must be above 0, got 0"),
+        (("--seconds", "0"), "--seconds must be a number above 0, got 0"),
+        (("--seconds", "nan"), "--seconds must be a number above 0, got nan"),
+        (("--limit", "nan"), "--limit must be a number above 0, got nan"),
+        (("--limit", "inf"), "--limit must be a number above 0, got inf"),
+        ((*SMALL, "--implementation", "triton"), "--implementation triton cannot run here: "),
+        ((*SMALL, "--implementation", "hopper"), "--implementation hopper cannot run here: needs a CUDA device"),
+        ((*SMALL, "--json", "gone/k.json"), "--json gone/k.json: there is no folder gone: make it first"),
+        ((*SMALL, "--json", "."), "--json . is a folder: name a file"),
         (("--dtype", "fp8"), "--dtype"),
         (("--check", "--device", "cpu"), "nothing to check here: the kernel hopper needs a CUDA device, got cpu"),
     ],
 )
-def test_bad_flags_of_kernel_are_one_line(cli, flags, message):
+def test_bad_flags_of_kernel_are_one_line(cli, tmp_path, flags, message):
     done = cli("bench", "kernel", *flags)
     assert done.code == 2 and done.out == "" and message in done.err and done.err.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_file_of_something_else_is_left_alone(cli, tmp_path):
@@ -87,6 +96,7 @@ def test_model_says_speed_only_and_goes_on_from_its_file(cli, tmp_path):
         ((*TINY, "--height", 32, "--width", 32), "needs at least 4 blocks of 64 tokens"),
         ((*TINY, "--method", "auto"), "video tokens are too few to gain on cpu"),
         ((*TINY, "--method", "svg,drft"), "did you mean draft"),
+        ((*TINY, "--json", "gone/m.json"), "--json gone/m.json: there is no folder gone: make it first"),
         ((*TINY, "--method", "svg,dense"), "--method dense skips nothing"),
         ((*TINY, "--method", "paro", "--profile", "missing.json"), "--profile: "),
         ((*TINY, "--method", "draft", "--profile", "missing.json"), "none of draft takes one: drop it"),
@@ -94,9 +104,10 @@ def test_model_says_speed_only_and_goes_on_from_its_file(cli, tmp_path):
         (("--model", "qwen_imag"), "did you mean"),
     ],
 )
-def test_bad_flags_of_model_are_one_line(cli, flags, message):
+def test_bad_flags_of_model_are_one_line(cli, tmp_path, flags, message):
     done = cli("bench", "model", *flags)
     assert done.code == 2 and done.out == "" and message in done.err and done.err.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_bad_sizes_are_known_before_a_model_is_made(cli, monkeypatch):
@@ -117,6 +128,18 @@ def test_several_methods_share_a_model_and_a_file_that_is_gone_on_from(cli, tmp_
     assert [row["job"].get("method") for row in rows] == [None, "svg", "draft", "svg2"]
     assert {row["id"]: row for row in rows[:2]} == before  # measured once
     assert all(row["speedup"].keys() == {"dense"} and row["costs"]["all"] > 0 for row in rows[1:])
+
+
+def test_rows_of_auto_say_which_method_it_took_and_how(cli, tmp_path, monkeypatch):
+    monkeypatch.setitem(auto.FEWEST_TOKENS, "cpu", 100)
+    flags = ("bench", "model", *TINY, "--sparsity", 0.7, "--method", "auto,svg", "--json", "m.json")
+    done = cli(*flags)
+    assert done.code == 0, done.err
+    _, of_auto, of_svg = json.loads((tmp_path / "m.json").read_text())["rows"]
+    assert (of_auto["method"], of_auto["method_options"]) == ("adaspa", {"rows": auto.CPU_ROWS})
+    assert (of_svg["method"], of_svg["method_options"]) == ("svg", {})
+    assert f"{of_auto['id']} -> adaspa (rows=8) " in done.out and "\nauto -> adaspa (rows=8) " in done.out
+    assert "sparse auto -> adaspa (rows=8): " in done.err and "svg ->" not in done.out + done.err
 
 
 def test_methods_that_need_a_profile_get_one_of_the_random_weights(cli, tmp_path):

@@ -90,26 +90,22 @@ def test_what_cannot_be_calibrated_is_bad_input(cli, tiny_weights, flags, says):
 
 
 def test_a_cache_flag_replaces_that_of_a_config_file_with_its_options(tmp_path):
-    from dataclasses import fields
-
     from dittools.cli.asked import Asked
 
     path = tmp_path / "c.json"
     path.write_text(Config(cache="teacache:threshold=0.3").to_json())
-    given = {field.name: None for field in fields(Asked)} | {"model": "wan", "config": str(path), "strict": False}
+    given = {"model": "wan", "weights": "embedded", "config": str(path)}
     assert check(Asked(**given), None).config.cache_options == {"threshold": 0.3}
     found = check(Asked(**given | {"cache": "pab:interval=3"}), None).config
     assert (found.cache, found.cache_options) == ("pab", {"interval": 3})
 
 
 def test_a_correction_flag_replaces_that_of_a_config_file_with_its_options(tmp_path):
-    from dataclasses import fields
-
     from dittools.cli.asked import Asked
 
     path = tmp_path / "c.json"
     path.write_text(Config(correction="rettention", correction_options={"every": 3}).to_json())
-    given = {field.name: None for field in fields(Asked)} | {"model": "wan", "config": str(path), "strict": False}
+    given = {"model": "wan", "weights": "embedded", "config": str(path)}
     assert check(Asked(**given | {"correction": "rettention"}), None).config.correction_options == {"every": 3}
     assert check(Asked(**given | {"correction": "centroids"}), None).config.correction_options == {}
 

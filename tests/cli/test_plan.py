@@ -27,9 +27,25 @@ def test_wan_at_720p_has_the_tokens_of_its_grid_and_the_kernel_of_the_device(cli
     assert "21 x 45 x 80 = 75600" in human and "at most 2." in human
 
 
+@pytest.mark.parametrize(
+    ("flags", "method", "options", "said"),
+    [
+        (["--device", "cpu"], "adaspa", {"rows": 8}, "adaspa (rows=8), which auto takes here"),
+        (["--device", "cuda"], "adaspa", {}, "adaspa, which auto takes here"),
+        (["--device", "cuda", "--steps", 4], "svg", {}, "svg, which auto takes here"),
+        (["--device", "cuda", "--method", "draft"], "draft", {}, "draft"),
+    ],
+)
+def test_the_method_that_auto_takes_is_said_with_its_options(cli, flags, method, options, said):
+    facts = plan(cli, *flags)
+    assert (facts["method"], facts["method_options"]) == (method, options)
+    assert f"method     {said}\n" in cli("plan", *flags).out
+
+
 def test_a_short_sequence_stays_dense_with_a_reason_and_a_cache_is_named(cli):
     facts = plan(cli, "--model", "flux", "--device", "cuda")
     assert facts["grid"]["tokens"] == 4608 and facts["grid"]["text"] == 512
+    assert (facts["method"], facts["method_options"]) == ("dense", {})
     assert "too few" in facts["why_dense"] and facts["gain"] == facts["density"] == 1.0
     assert "a step cache may still help" in cli("plan", "--model", "flux", "--device", "cuda").out
 

@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from dittools import Config
+from dittools import Config, methods
 from dittools.config import whole_steps
 
 
@@ -16,6 +16,12 @@ def test_json_round_trip_keeps_every_setting():
     again = Config.from_json(config.to_json())
     assert again == config
     assert json.loads(config.to_json())["version"] == 1
+
+
+def test_an_unknown_option_is_told_with_the_options_there_are_and_a_setting_that_may_have_been_meant():
+    with pytest.raises(ValueError, match="'sparsty': did you mean sparsity") as error:
+        Config(method="svg", options={"sparsty": 0.5})
+    assert set(str(error.value).split("known: ")[1].split(", ")) == set(methods.options("svg"))
 
 
 def test_json_round_trip_keeps_the_difference_between_one_step_and_all_steps():

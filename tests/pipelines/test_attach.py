@@ -11,6 +11,10 @@ import dittools
 from dittools.pipelines import backend
 from dittools.pipelines.errors import BadInput
 from dittools.pipelines.families import FAMILIES, family_of, find_family
+from dittools.pipelines.root_hook import RootHook
+from dittools.profile import Made, Model, Profile
+from dittools.runtime import Runtime
+from dittools.tokens import TokenGrid
 from tests.tiny import draw, tiny_pipeline
 
 SPARSE = {"method": "svg", "sparsity": 0.7, "dense_steps": 1}
@@ -131,6 +135,155 @@ def test_a_second_acceleration_replaces_the_first(pipe):
     assert len(_AttentionBackendRegistry._backends) == len(state[1][0]) + 1
     second.restore()
     assert traces(pipe) == state and same(draw(pipe), before)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"cache": "magcache:profile=nope.json"},
+        {"cache": "taylorseer", "cache_options": {"reuse": "stack"}},
+        {"method": "svgg"},
+        {"config": {"method": "svgg"}},
+        {"config": "svg"},
+    ],
+    ids=["profile", "stack", "method", "mapping", "text"],
+)
+def test_a_second_acceleration_that_fails_leaves_the_first_as_it_was(wrong):
+    pipe = tiny_pipeline(layers=1)
+    fast = dittools.accelerate(pipe, **SPARSE, dense_layers=0)
+    before, state, text = draw(pipe), traces(pipe), fast.summary()
+    with pytest.raises((ValueError, TypeError)):
+        dittools.accelerate(pipe, **wrong)
+    assert traces(pipe) == state and fast.summary() == text
+    assert same(draw(pipe), before) and fast.record()["calls"]["sparse"] > 0
+
+
+def test_a_second_acceleration_that_fails_on_the_way_in_leaves_the_first_on(pipe, monkeypatch):
+    fast = dittools.accelerate(pipe, **SPARSE)
+    before, state = draw(pipe), traces(pipe)
+    install, calls = RootHook.install, []
+
+    def fails_once(*args):
+        calls.append(args)
+        if len(calls) == 1:
+            raise ZeroDivisionError
+        return install(*args)
+
+    monkeypatch.setattr(RootHook, "install", fails_once)
+    with pytest.raises(ZeroDivisionError):
+        dittools.accelerate(pipe, method="dense")
+    assert same(draw(pipe), before) and fast.record()["calls"]["sparse"] > 0
+    fast.restore()
+    with dittools.accelerate(pipe, **SPARSE):
+        assert len(_AttentionBackendRegistry._backends) == len(state[1][0])
+
+
+@pytest.mark.parametrize("cache", ["none", "easycache"])
+def test_blocks_nest_and_the_outer_one_is_back_at_the_end_of_the_inner_one(pipe, cache):
+    before = draw(pipe)
+    state = traces(pipe)
+    with dittools.accelerate(pipe, **SPARSE, cache=cache) as outer:
+        sparse, inside = draw(pipe), traces(pipe)[1]
+        with dittools.accelerate(pipe, method="dense") as inner:
+            assert "took its place" in outer.summary() and "took its place" not in inner.summary()
+            assert same(draw(pipe), before)
+        assert "took its place" not in outer.summary() + inner.summary()
+        assert traces(pipe)[1] == inside and same(draw(pipe), sparse)
+        assert outer.record()["calls"]["sparse"] > 0
+    assert traces(pipe) == state and same(draw(pipe), before)
+
+
+def test_the_end_of_a_block_gives_back_what_was_on_before_it(pipe):
+    before = draw(pipe)
+    state = traces(pipe)
+    first = dittools.accelerate(pipe, **SPARSE)
+    sparse = draw(pipe)
+    with dittools.accelerate(pipe, method="dense"):
+        pass
+    assert same(draw(pipe), sparse)
+    with dittools.accelerate(pipe, method="dense"):
+        first.restore()
+    assert traces(pipe) == state and same(draw(pipe), before)
+
+
+def test_restore_gives_back_the_acceleration_of_the_block_around_it_and_no_other(pipe):
+    draw(pipe, steps=1)  # diffusers leaves a registry of its own
+    state = traces(pipe)
+    with dittools.accelerate(pipe, **SPARSE) as block:
+        sparse = draw(pipe)
+        replaced = dittools.accelerate(pipe, method="svg", sparsity=0.3)
+        dittools.accelerate(pipe, method="dense").restore()
+        assert "took its place" in replaced.summary() and "took its place" not in block.summary()
+        assert same(draw(pipe), sparse)
+    assert traces(pipe) == state
+
+
+def test_what_replaced_an_acceleration_in_its_block_stays_after_the_block(pipe):
+    before = draw(pipe)
+    state = traces(pipe)
+    with dittools.accelerate(pipe, method="dense"):
+        later = dittools.accelerate(pipe, **SPARSE)
+    assert not same(draw(pipe), before) and later.record()["calls"]["sparse"] > 0
+    later.restore()
+    assert traces(pipe) == state
+
+
+class Around:
+    """Another pipeline with the same transformer."""
+
+    def __init__(self, transformer):
+        self.transformer = transformer
+
+
+def test_an_acceleration_does_not_come_back_where_another_has_taken_part_of_it_meanwhile():
+    pipe = tiny_pipeline(experts=2)
+    before = draw(pipe)
+    state = traces(pipe)
+    first, second = Around(pipe.transformer), Around(pipe.transformer_2)
+    with dittools.accelerate(pipe, **SPARSE) as both:
+        with dittools.accelerate(first, method="dense"):
+            other = dittools.accelerate(second, **SPARSE)
+        assert "took its place" in both.summary() and "took its place" not in other.summary()
+    other.restore()
+    assert traces(pipe) == state and same(draw(pipe), before)
+
+
+def test_replaced_accelerations_do_not_pile_up(pipe):
+    def count():
+        gc.collect()
+        return sum(type(thing) is Runtime for thing in gc.get_objects())
+
+    dittools.accelerate(pipe, **SPARSE)
+    dittools.accelerate(pipe, **SPARSE)
+    some = count()
+    for _ in range(3):
+        dittools.accelerate(pipe, **SPARSE)
+    assert count() == some
+
+
+def test_a_bad_profile_is_known_when_it_is_given_and_not_in_the_first_run(pipe, tmp_path):
+    other = tmp_path / "other.json"
+    model = Model("WanTransformer3DModel", "0" * 16, 3, 2)
+    Profile(model, TokenGrid(5, 10, 11), Made("w", 4), {"sta": {}}).save(other)
+    state = traces(pipe)
+    for settings, says in (
+        ({"method": "paro", "profile": "nope.json"}, "no profile at nope.json"),
+        ({"method": "paro", "profile": str(other)}, "is for sta, and not for method paro: make one with"),
+        ({"method": "sta", "profile": str(other)}, "is of WanTransformer3DModel 0000000000000000"),
+        ({"cache": "taylorseer:schedule=nope.json"}, "nope.json cannot be read"),
+    ):
+        with pytest.raises(ValueError, match=says):
+            dittools.accelerate(pipe, **settings)
+    assert traces(pipe) == state
+
+
+def test_a_config_may_be_a_mapping_of_its_settings_and_nothing_else(pipe):
+    fast = dittools.accelerate(pipe, config={"method": "svg", "sparsity": 0.7, "options": {"probe_rows": 32}})
+    assert fast.config == dittools.Config(method="svg", sparsity=0.7, options={"probe_rows": 32})
+    with pytest.raises(ValueError, match="did you mean sparsity"):
+        dittools.accelerate(pipe, config={"sparsty": 0.7})
+    with pytest.raises(TypeError, match=r"config must be a dittools\.Config, or a mapping of its settings .* got str"):
+        dittools.accelerate(pipe, config="svg")
 
 
 def test_an_acceleration_outlives_its_handle(pipe):

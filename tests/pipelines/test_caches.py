@@ -89,12 +89,12 @@ def test_a_cache_that_reuses_nothing_is_bit_identical_to_none_in_every_family(fa
         calls = [{}, {clock: arguments[clock] * 0.5}]
     before = run()
     for name, options in NOTHING.items():
-        runtime, detach = attach(holder, Config(method="dense", cache=name, cache_options=options))
+        attachment = attach(holder, Config(method="dense", cache=name, cache_options=options))
         try:
             assert all(torch.equal(*pair) for pair in zip(run(), before, strict=True)), name
-            record = summary.record(runtime)
+            record = summary.record(attachment.runtime)
         finally:
-            detach()
+            attachment.detach()
         assert record["cache"]["name"] == name and record["calls"]["dense"] > 0
         assert record["calls"]["reused"] == 0 and record["cache"]["reused_steps"] == []
         assert record["cache"]["bytes_held"] == 0, name

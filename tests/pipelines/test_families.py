@@ -84,12 +84,12 @@ class Holder:
 
     def sparse(self, rule: str, arguments):
         """Output and record with every layer under this rule."""
-        runtime, detach = attach(self, Config(method="shown", options={"rule": rule}, dense_steps=0, dense_layers=0))
+        attachment = attach(self, Config(method="shown", options={"rule": rule}, dense_steps=0, dense_layers=0))
         try:
             out = self.draw(arguments)
-            return out, summary.record(runtime) | {"position": runtime.run.grid.text_position}
+            return out, summary.record(attachment.runtime) | {"position": attachment.runtime.run.grid.text_position}
         finally:
-            detach()
+            attachment.detach()
 
 
 @pytest.fixture(scope="module")

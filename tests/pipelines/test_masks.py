@@ -63,14 +63,14 @@ def test_padding_that_differs_within_a_batch_keeps_its_plans_apart():
     from dittools.config import Config
     from dittools.pipelines.attach import attach
 
-    runtime, detach = attach(holder, Config(method="shown", dense_steps=0, dense_layers=0, refresh=9))
+    attachment = attach(holder, Config(method="shown", dense_steps=0, dense_layers=0, refresh=9))
     try:
         for t in (900.0, 500.0):
             out = holder.draw(arguments | {"timestep": torch.full((2,), t)})
-        lengths = sorted(kept.shape[0][1] for kept in runtime.run.plans.values())
-        assert lengths == [220, 220, 223, 223] and runtime.run.plans_reused == 4
+        lengths = sorted(kept.shape[0][1] for kept in attachment.runtime.run.plans.values())
+        assert lengths == [220, 220, 223, 223] and attachment.runtime.run.plans_reused == 4
     finally:
-        detach()
+        attachment.detach()
     torch.testing.assert_close(out, holder.draw(arguments), rtol=1e-4, atol=1e-5)
 
 

@@ -49,7 +49,7 @@ class Pair:
         """Output with `other` applied before or after dittools, every layer sparse."""
         if first == "dittools last":
             other()
-        runtime, detach = attach(
+        attachment = attach(
             self.holder, Config(method="shown", options={"rule": "frame"}, dense_steps=0, dense_layers=0)
         )
         try:
@@ -57,8 +57,8 @@ class Pair:
                 other()
             out = self.holder.draw(self.arguments)
         finally:
-            detach()
-        record = summary.record(runtime)
+            attachment.detach()
+        record = summary.record(attachment.runtime)
         assert record["calls"] == {"dense": 0, "sparse": self.layers, "reused": 0} and record["fallbacks"] == []
         assert not torch.equal(self.alone, self.dense)
         return out
