@@ -12,6 +12,7 @@ from dittools.cli import drawing
 from dittools.cli.asked import Asked
 from dittools.cli.output import Output
 from dittools.cli.progress import Progress
+from dittools.cli.report_asked import builtin_prompts
 from dittools.cli.request import PROMPT, check
 from dittools.cli.stages import Stages
 from dittools.config import Config
@@ -52,8 +53,9 @@ def run(
     request = check(asked, None)
     with Progress(output) as progress:
         stages = Stages(progress)
-        opened = drawing.open_model(request, stages, output)
-        prompts = prompts or _builtin(opened.weights.embedded)[:count]
+        chosen = drawing.choose(request, output)
+        prompts = prompts or _builtin(chosen.weights.embedded, count)
+        opened = drawing.open_model(request, stages, output, chosen)
         scenes = [
             dataclasses.replace(
                 opened.scene, prompt=text, shot=dataclasses.replace(opened.scene.shot, seed=asked.seed + number)
@@ -88,12 +90,14 @@ def run(
     }
 
 
-def _builtin(embedded: bool) -> tuple[str, ...]:
-    if not embedded:
-        return PROMPTS
-    from dittools.pipelines.embedded.captions import CALIBRATION
+def _builtin(embedded: bool, count: int | None) -> tuple[str, ...]:
+    """All builtin prompts, or the first ``count``. Raises BadInput where there are fewer."""
+    known = PROMPTS
+    if embedded:
+        from dittools.pipelines.embedded.captions import CALIBRATION
 
-    return CALIBRATION
+        known = CALIBRATION
+    return builtin_prompts(known, len(known) if count is None else count)
 
 
 def _listen(opened: Any, scenes: list, methods: list[str], stages: Stages) -> tuple[dict[str, tuple], Any]:

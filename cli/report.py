@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Annotated
 
@@ -45,17 +46,23 @@ Phases: run draws, quality measures what is drawn, render makes the page; all do
 MANY = ("--seeds", "--sweep", "--join")
 """Flags that take several values after one another."""
 
+_NEGATIVE = re.compile(r"-\.?\d.*")
+
 Flag = typer.Option
 
 
 def spread(arguments: Sequence[str]) -> list[str]:
-    """``--seeds 0 1 2`` as the parser reads it: ``--seeds 0 --seeds 1 --seeds 2``."""
+    """``--seeds 0 1 2`` or ``--seeds=0 1 2`` as the parser reads it: ``--seeds 0 --seeds 1 --seeds 2``."""
     found: list[str] = []
     flag, values = "", 0
     for argument in arguments:
-        if argument.startswith("--"):
-            flag, values = argument if argument in MANY else "", 0
-            found.append(argument)
+        if argument.startswith("-") and not _NEGATIVE.fullmatch(argument):
+            name, equals, value = argument.partition("=")
+            flag, values = name if name in MANY else "", 0
+            found.append(flag or argument)
+            if flag and equals:
+                found.append(value)
+                values = 1
         else:
             found += [flag, argument] if flag and values else [argument]
             values += 1
@@ -81,7 +88,10 @@ def command(
     seeds: Annotated[list[int] | None, Flag(help="Seeds for every prompt.  [default: 0]")] = None,
     sweep: Annotated[
         list[str] | None,
-        Flag(metavar="NAME=V,V,...", help="Setting to vary; several make a product.  [default: sparsity=0.5,0.8,0.9]"),
+        Flag(
+            metavar="NAME=V,V,...",
+            help="Setting to vary; several make a product.  [default: --sparsity, else sparsity=0.5,0.8,0.9]",
+        ),
     ] = None,
     repeats: Annotated[int | None, Flag(help="How often each case is timed.  [default: 1]")] = None,
     fewer_steps: Annotated[
@@ -124,8 +134,7 @@ def command(
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    from dittools.cli.report_asked import ReportAsked, check_out
-    from dittools.pipelines.errors import BadInput
+    from dittools.cli.report_asked import ReportAsked, check_out, check_phase
 
     given = dict(
         model=model,
@@ -155,10 +164,9 @@ def command(
         offload=offload,
         untimed=untimed or None,
     )
-    if share is not None and (join or phase not in ("run", "all")):
-        raise BadInput("--share says which prompts are drawn, and nothing is drawn here: drop it, or use --phase run")
+    draws = check_phase(phase, bool(join), {"share": share, "plan": plan, **given})
     folder = check_out(out, phase, bool(join))
-    asked = ReportAsked.read(plan, given, share) if phase in ("run", "all") and not join else None
+    asked = ReportAsked.read(plan, given, share) if draws else None
 
     from dittools.cli.report_phases import run_phases
 

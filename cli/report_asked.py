@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,6 @@ DEFAULTS = {
     "weights": "auto",
     "prompts": BUILTIN,
     "seeds": [0],
-    "sweep": SWEEP,
     "repeats": 1,
     "device": "auto",
     "dtype": "auto",
@@ -64,6 +64,8 @@ class ReportAsked:
             except ValueError as error:
                 raise BadInput(first_line(error)) from None
         found = {**DEFAULTS, **(_read_yaml(plan, given) if plan is not None else {}), **flags}
+        if "sweep" not in found:
+            found["sweep"] = _one_sparsity(found) or SWEEP
         _types(found)
         prompts, count = prompts_of(found["prompts"])
         asked = Asked(
@@ -85,6 +87,20 @@ class ReportAsked:
         return cls(asked, prompts, count, seeds, found["sweep"], repeats, found.get("fewer_steps"), part, timed)
 
 
+def _one_sparsity(found: Mapping[str, Any]) -> dict[str, list] | None:
+    """The sweep of the one sparsity that was given, by itself or in the file of --config; None where none was.
+
+    A file that cannot be read is told of by those who need all of it.
+    """
+    value = found.get("sparsity")
+    if value is None and isinstance(found.get("config"), str):
+        try:
+            value = json.loads(Path(found["config"]).expanduser().read_text(encoding="utf-8"))["sparsity"]
+        except (OSError, ValueError, LookupError, TypeError):
+            return None
+    return None if value is None else {"sparsity": [value]}
+
+
 def _share(text: str) -> tuple[int, int]:
     found = re.fullmatch(r"(\d+)/(\d+)", text)
     if not found or not 1 <= int(found[1]) <= int(found[2]):
@@ -92,10 +108,24 @@ def _share(text: str) -> tuple[int, int]:
     return int(found[1]), int(found[2])
 
 
-def check_out(out: str, phase: str, joined: bool = False) -> Path:
-    """The report's folder, after what can be checked at once. Raises BadInput."""
+def check_phase(phase: str, joined: bool, given: Mapping[str, Any]) -> bool:
+    """Whether this phase draws. Raises BadInput for an unknown one, and for flags on drawing where nothing is drawn."""
     if phase not in PHASES:
         raise BadInput(unknown("--phase", phase, PHASES))
+    if phase in ("run", "all") and not joined:
+        return True
+    flags = ["--" + name.replace("_", "-") for name, value in given.items() if value not in (None, [])]
+    if flags:
+        here, other = ("--join", "leave out --join") if joined else (f"--phase {phase}", "use --phase run")
+        say, them = ("say", "them") if len(flags) > 1 else ("says", "it")
+        raise BadInput(
+            f"{', '.join(flags)} {say} what is drawn, and nothing is drawn with {here}: drop {them}, or {other}"
+        )
+    return False
+
+
+def check_out(out: str, phase: str, joined: bool = False) -> Path:
+    """The report's folder, after what can be checked at once. Raises BadInput."""
     path = Path(out).expanduser()
     if not out or path.name in ("", ".."):
         raise BadInput(f"--out {out!r} names no folder: use a name such as report")
@@ -176,6 +206,13 @@ def prompts_of(asked: Any) -> tuple[tuple[str, ...] | None, int | None]:
     if long is not None:
         raise BadInput(f"a prompt has {len(long)} characters, and at most {_LONGEST_PROMPT} make sense")
     return prompts, None
+
+
+def builtin_prompts(known: Sequence[str], count: int) -> tuple[str, ...]:
+    """The first ``count`` builtin prompts. Raises BadInput where there are not so many."""
+    if count > len(known):
+        raise BadInput(f"--prompts {BUILTIN}:{count}: there are {len(known)} builtin prompts: ask for at most so many")
+    return tuple(known[:count])
 
 
 def _prompt_file(name: str) -> list[str]:

@@ -10,7 +10,7 @@ from typing import Any
 from dittools import provenance
 from dittools.cli import drawing, request
 from dittools.cli.output import Output
-from dittools.cli.report_asked import ReportAsked
+from dittools.cli.report_asked import ReportAsked, builtin_prompts
 from dittools.cli.report_join import GROUND, join
 from dittools.cli.report_run import Drawer
 from dittools.pipelines import saving
@@ -121,7 +121,7 @@ def _plan(made: request.Request, asked: ReportAsked, chosen: drawing.Chosen) -> 
             from dittools.pipelines.embedded.captions import BUILTIN
 
             prompts = BUILTIN
-        prompts = prompts[: asked.count or (CPU_PROMPTS if cpu else GPU_PROMPTS)]
+        prompts = builtin_prompts(prompts, asked.count or (CPU_PROMPTS if cpu else GPU_PROMPTS))
     steps = CPU_STEPS if builtin and cpu and asked.asked.steps is None else shot.steps
     steps = min(steps, shot.steps)
     if asked.fewer_steps is not None and asked.fewer_steps >= steps:

@@ -8,6 +8,9 @@ import pytest
 from dittools.cli.main import main
 from tests.tiny import tiny_pipeline
 
+SMALL = ("--frames", 17, "--height", 96, "--width", 112, "--steps", 2, "--fewer-steps", 1)
+PROMPT = "a red circle moves left"
+
 
 class Result(NamedTuple):
     code: int
@@ -48,6 +51,18 @@ def generate(cli, tiny_weights):
         small = {"--frames": 5, "--height": 48, "--width": 64, "--steps": 2, "--weights": tiny_weights}
         defaults = [part for flag, value in small.items() if flag not in arguments for part in (flag, value)]
         return cli("generate", *defaults, *arguments)
+
+    return run
+
+
+@pytest.fixture
+def report(cli, tiny_weights, tmp_path):
+    """`dittools report` on the tiny weights, as small as it goes, with a method that runs sparse."""
+    (tmp_path / "prompts.txt").write_text(PROMPT)
+
+    def run(*arguments):
+        flags = ["--weights", tiny_weights, "--out", "report", *SMALL, "--prompts", "prompts.txt"]
+        return cli("report", *flags, "--sweep", "sparsity=0.5", "--method", "svg", *arguments)
 
     return run
 

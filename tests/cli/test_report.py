@@ -7,7 +7,6 @@ import json
 import multiprocessing
 import os
 import random
-import shlex
 import shutil
 import time
 from pathlib import Path
@@ -18,34 +17,20 @@ import pytest
 from dittools import files
 from dittools.cli import report_quality
 from dittools.cli.main import main
-from dittools.cli.report import spread
 from dittools.cli.report_join import whole_command
 from dittools.cli.report_yardsticks import Yardsticks
 from dittools.pipelines import reading, saving, stages
 from dittools.report.folder import Folder
 from dittools.report.results import decided
+from tests.cli.conftest import PROMPT, SMALL
 from tests.cli.test_bad_input import one_error
 from tests.report.test_plan import PLAN
 
-SMALL = ("--frames", 17, "--height", 96, "--width", 112, "--steps", 2, "--fewer-steps", 1)
-PROMPT = "a red circle moves left"
 HOSTILE = f"a <b>blue</b> square / ../up 'quoted' \"twice\" {'long ' * 800}".strip()
 TIMES = {"seconds", "step_seconds"}
 TIMED_COLUMNS = {
     *("denoise_seconds", "speedup", "speedup_std", "whole_speedup", "whole_speedup_std", "pareto"),
 }
-
-
-@pytest.fixture
-def report(cli, tiny_weights, tmp_path):
-    """`dittools report` on the tiny weights, as small as it goes, with a method that runs sparse."""
-    (tmp_path / "prompts.txt").write_text(PROMPT)
-
-    def run(*arguments):
-        flags = ["--weights", tiny_weights, "--out", "report", *SMALL, "--prompts", "prompts.txt"]
-        return cli("report", *flags, "--sweep", "sparsity=0.5", "--method", "svg", *arguments)
-
-    return run
 
 
 @pytest.fixture(scope="module")
@@ -361,7 +346,6 @@ def test_builtin_is_small_on_a_cpu(cli, embedded_model, tmp_path):
     ("flags", "said"),
     [
         (["--phase", "runn"], ["'runn'", "did you mean run"]),
-        (["--phase", "render"], ["holds no report", "--phase run"]),
         (["--prompts", "gone.txt"], ["--prompts gone.txt", "No such file"]),
         (["--prompts", "empty.txt"], ["no prompts"]),
         (["--prompts", "builtin:0"], ["builtin:0"]),
@@ -398,13 +382,7 @@ def test_a_wrong_flag_is_one_line_with_the_way_out(report, tmp_path, flags, said
     assert not (tmp_path / "report").exists() or not (tmp_path / "report" / "cases").exists()
 
 
-def test_flags_that_take_many_values_are_spread():
-    line = shlex.split("report --seeds 0 1 2 --sweep a=1 b=2 --json --out x")
-    expected = shlex.split("report --seeds 0 --seeds 1 --seeds 2 --sweep a=1 --sweep b=2 --json --out x")
-    assert spread(line) == expected
-
-
-def test_parts_drawn_apart_join_into_the_whole_report(report, tmp_path):
+def test_parts_drawn_apart_join_into_the_whole_report(report, cli, tmp_path):
     """Also from parts of which one was measured already, and again when a part is joined twice."""
     (tmp_path / "prompts.txt").write_text(f"{PROMPT}\na blue square spins\n")
     assert report("--phase", "run", "--out", "whole").code == 0
@@ -413,10 +391,10 @@ def test_parts_drawn_apart_join_into_the_whole_report(report, tmp_path):
     drawn = [{case.name for case in Folder(tmp_path / name).cases.iterdir()} for name in ("part1", "part2", "whole")]
     assert drawn[0] and drawn[1] and not drawn[0] & drawn[1]
     assert drawn[0] | drawn[1] == drawn[2]
-    assert report("--phase", "quality", "--out", "part2").code == 0
+    assert cli("report", "--phase", "quality", "--out", "part2").code == 0
     for _ in range(2):
-        assert report("--join", "part1", "part2", "--phase", "quality", "--out", "joined").code == 0
-    assert report("--phase", "quality", "--out", "whole").code == 0
+        assert cli("report", "--join", "part1", "part2", "--phase", "quality", "--out", "joined").code == 0
+    assert cli("report", "--phase", "quality", "--out", "whole").code == 0
     assert tree(tmp_path / "joined") == tree(tmp_path / "whole")
 
 
@@ -440,13 +418,13 @@ def test_a_compiled_model_has_one_kernel_and_so_no_noise_floor(tmp_path):
     assert "keeps the kernel it was compiled with" in found.notes[0]
 
 
-def test_only_parts_of_one_report_join(report, tmp_path):
+def test_only_parts_of_one_report_join(report, cli, tmp_path):
     (tmp_path / "prompts.txt").write_text(f"{PROMPT}\na blue square spins\n")
     assert report("--phase", "run", "--share", "1/2", "--out", "part1").code == 0
     assert report("--phase", "run", "--share", "2/2", "--out", "part2", "--steps", 3).code == 0
-    assert "steps" in one_error(report("--join", "part1", "part2", "--out", "joined"))
+    assert "steps" in one_error(cli("report", "--join", "part1", "part2", "--out", "joined"))
     assert not (tmp_path / "joined" / "manifest.json").exists()
-    assert "manifest.json is missing" in one_error(report("--join", "part1", "nowhere", "--out", "joined"))
+    assert "manifest.json is missing" in one_error(cli("report", "--join", "part1", "nowhere", "--out", "joined"))
     assert "fewer" in one_error(report("--share", "3/3", "--out", "part3"))
     for bad in ("0/2", "3/2", "half", "1/0"):
         assert "2/4" in one_error(report("--share", bad, "--out", "part4"))
@@ -457,17 +435,12 @@ def test_a_joined_report_names_the_command_of_the_whole():
     assert whole_command(part, Path("all")) == ["dittools", "report", "--method", "svg", "--out", "all"]
 
 
-def test_a_share_is_refused_where_nothing_is_drawn(report):
-    for flags in (("--phase", "quality"), ("--join", "part1")):
-        assert "nothing is drawn" in one_error(report("--share", "1/2", *flags, "--out", "joined"))
-
-
-def test_parts_that_decided_on_other_yardsticks_are_joined_with_a_note(report, tmp_path):
+def test_parts_that_decided_on_other_yardsticks_are_joined_with_a_note(report, cli, tmp_path):
     (tmp_path / "prompts.txt").write_text(f"{PROMPT}\na blue square spins\n")
     for part in (1, 2):
         assert report("--phase", "run", "--share", f"{part}/2", "--out", f"part{part}").code == 0
     other = Folder(tmp_path / "part2")
     other.write_yardsticks({**other.yardsticks(), "fewer_steps": 7})
-    result = report("--join", "part1", "part2", "--phase", "quality", "--out", "joined", "--json")
+    result = cli("report", "--join", "part1", "part2", "--phase", "quality", "--out", "joined", "--json")
     assert result.code == 0
     assert any("equal-time steps apart (1, 7)" in note for note in result.json["yardsticks"]["notes"])
