@@ -12,7 +12,7 @@ from typing import Any
 from dittools.cli.asked import Asked, check_seed
 from dittools.naming import unknown
 from dittools.pipelines.errors import BadInput, first_line
-from dittools.report.folder import LOCK, MANIFEST
+from dittools.report.folder import LOCK, MANIFEST, is_report
 
 PHASES = ("run", "quality", "render", "all")
 BUILTIN = "builtin"
@@ -131,9 +131,12 @@ def check_out(out: str, phase: str, joined: bool = False) -> Path:
         raise BadInput(f"--out {out!r} names no folder: use a name such as report")
     if path.exists() and not path.is_dir():
         raise BadInput(f"--out {out} is a file: a report needs a folder")
-    ours = (path / MANIFEST).exists()
-    if phase in ("quality", "render") and not ours and not joined:
-        raise BadInput(f"--out {out} holds no report: draw one first with --phase run")
+    ours = is_report(path)
+    if phase in ("quality", "render") and not joined:
+        if not ours:
+            raise BadInput(f"--out {out} holds no report: draw one first with --phase run")
+        if not (path / MANIFEST).exists():
+            raise BadInput(f"--out {out} lost its {MANIFEST}: the report's own command makes it again")
     if path.is_dir() and not ours and any(not file.name.startswith(LOCK[0]) for file in path.iterdir()):
         raise BadInput(f"--out {out} is a folder with other files in it: use a new or empty folder")
     return path

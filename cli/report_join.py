@@ -16,28 +16,38 @@ from dittools.report.plan import Plan
 GROUND = ("dittools", "commit", "versions", "device")
 
 
-def join(folder: Folder, parts: Sequence[str]) -> None:
-    """Take the finished cases of the parts into the folder; what it has already stays.
+def check(folder: Folder, parts: Sequence[str]) -> tuple[list[Folder], dict]:
+    """The parts, and the manifest that all of them are of, before anything is written.
 
-    Cases are linked where the disk can do that. Raises BadInput where a part holds no report or another one.
+    Raises BadInput where a part holds no report or another one.
     """
     found = [Folder(Path(part).expanduser()) for part in parts]
     manifests = [_manifest(part) for part in found]
     first = folder.manifest() or manifests[0]
     for part, manifest in zip(found, manifests, strict=True):
         _fits(part.path, first, manifest)
+    return found, first
+
+
+def join(folder: Folder, parts: Sequence[str]) -> None:
+    """Take the finished cases of the parts into the folder; what it has already stays.
+
+    Cases are linked where the disk can do that. Raises as `check`.
+    """
+    found, first = check(folder, parts)
     with saving.told(folder.path):
+        if folder.manifest() is None:  # first: without one a folder is not known as a report
+            rest = {key: value for key, value in first.items() if key != "report"}
+            folder.write_manifest({**rest, "command": whole_command(first["command"], folder.path)})
         for part in found:
             for case in sorted(part.cases.iterdir()) if part.cases.is_dir() else ():
-                _take(folder, case)
+                if part.record(case.name) is not None and not case.name.startswith("."):
+                    _take(folder, case)
         _settle(folder, found)
         failures = folder.failures()
         failures += [entry for part in found for entry in part.failures() if entry not in failures]
         if failures or not (folder.path / FAILURES).exists():
             folder.write_failures(failures)
-        if folder.manifest() is None:
-            rest = {key: value for key, value in first.items() if key != "report"}
-            folder.write_manifest({**rest, "command": whole_command(first["command"], folder.path)})
 
 
 def _settle(folder: Folder, parts: Sequence[Folder]) -> None:
@@ -90,8 +100,9 @@ def _take(folder: Folder, case: Path) -> None:
             shutil.copytree(case, place, copy_function=_link, dirs_exist_ok=True)
         return
     for file in case.iterdir():
-        if not (mine / file.name).exists():
-            with files.whole(mine / file.name) as place:
+        there = mine / file.name
+        if not there.exists() or not there.stat().st_size:
+            with files.whole(there) as place:
                 _link(file, place)
 
 

@@ -11,7 +11,7 @@ from dittools import provenance
 from dittools.cli import drawing, request
 from dittools.cli.output import Output
 from dittools.cli.report_asked import ReportAsked, builtin_prompts
-from dittools.cli.report_join import GROUND, join
+from dittools.cli.report_join import GROUND, check, join
 from dittools.cli.report_run import Drawer
 from dittools.pipelines import saving
 from dittools.pipelines.errors import BadInput, RunFailed, first_line
@@ -42,6 +42,8 @@ def run_phases(
     folder = Folder(path)
     made, notes = _checked(asked) if asked is not None else (None, [])
     try:
+        if parts:
+            check(folder, parts)
         with saving.told(path), folder.held() as before:
             if before is not None:
                 output.note(f"process {before} did not finish this report: going on where it stopped")
@@ -89,6 +91,10 @@ def _draw(
         if folder.manifest() is not None:
             return
         found = list(notes)
+        if folder.cases.is_dir() and any(folder.cases.iterdir()):
+            found.append(
+                f"{MANIFEST} was gone and was made again: cases from before may be of another machine or version"
+            )
         for number, prompt in enumerate(plan.prompts, 1):
             scene = dataclasses.replace(opened.scene, prompt=prompt)
             found += [f"prompt {number}: {note}" for note in drawing.prompt_notes(opened, scene)]
@@ -203,8 +209,8 @@ def _close(folder: Folder, phase: str, output: Output) -> None:
         lambda: str(page),
     )
     if found.failures and phase != "render":
-        first = found.failures[0]
+        first, failed = found.failures[0], {failure["case"] for failure in found.failures}
         raise RunFailed(
-            f"{len(found.failures)} of the cases failed and are in {folder.path / 'failures.json'} "
+            f"{len(failed)} of the cases failed and are in {folder.path / 'failures.json'} "
             f"(the first: {first['setting']}: {first['error']}); the same command tries them again"
         )

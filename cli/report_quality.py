@@ -11,11 +11,13 @@ from functools import lru_cache, partial
 from typing import Any
 
 from dittools.cli.output import Output
+from dittools.cli.report_frames import read_frames
 from dittools.cli.report_run import Failures
 from dittools.numbers import number
-from dittools.pipelines import reading, saving, weights
+from dittools.pipelines import saving, weights
 from dittools.pipelines.errors import BadInput
 from dittools.report.folder import Folder
+from dittools.report.frames import unmeasured
 from dittools.report.plan import Plan, Row, rows, settings
 from dittools.report.results import decided, gather, quality_csv, summary_csv
 from dittools.report.schedule import spoken
@@ -28,7 +30,7 @@ _DIGITS = 6
 
 def measure_all(folder: Folder, plan: Plan, output: Output) -> None:
     """Measure what is not measured yet, and write the tables."""
-    failures, references = Failures(folder), _References(folder)
+    failures, references = Failures(folder), _References(folder, plan)
     work = sorted(
         (row for row in rows(plan, settings(plan, decided(folder))) if folder.done(row.case.id)),
         key=lambda row: (row.prompt, plan.seeds.index(row.seed)),  # each reference is read once
@@ -64,7 +66,7 @@ def _attempt(folder: Folder, plan: Plan, row: Row, references: Callable[[str], A
         if row.case.id == row.reference.id:  # others will want them too
             frames = partial(references, row.case.id)
         else:
-            frames = lru_cache(maxsize=1)(lambda: reading.read(folder.frames(row.case.id)).frames)
+            frames = lru_cache(maxsize=1)(lambda: read_frames(folder, plan, row.case.id))
         _judge(folder, plan, row, frames)
         _measure(folder, row, frames, references)
     except BadInput as error:
@@ -75,8 +77,8 @@ def _attempt(folder: Folder, plan: Plan, row: Row, references: Callable[[str], A
 class _References:
     """Frames of the references read last: each serves many rows."""
 
-    def __init__(self, folder: Folder):
-        self._read = lru_cache(maxsize=2)(lambda case_id: reading.read(folder.frames(case_id)).frames)
+    def __init__(self, folder: Folder, plan: Plan):
+        self._read = lru_cache(maxsize=2)(lambda case_id: read_frames(folder, plan, case_id))
         self._lock = threading.Lock()
 
     def __call__(self, case_id: str) -> Any:
@@ -90,11 +92,11 @@ def _compared(folder: Folder, row: Row) -> bool:
 
 def _wanted(folder: Folder, row: Row) -> bool:
     judged = folder.judged(row.case.id) is not None
-    return not judged or (_compared(folder, row) and folder.scores(row.case.id, row.reference.id) is None)
+    return not judged or (_compared(folder, row) and unmeasured(folder, row))
 
 
 def _measure(folder: Folder, row: Row, frames: Callable[[], Any], references: Callable[[str], Any]) -> None:
-    if not _compared(folder, row) or folder.scores(row.case.id, row.reference.id) is not None:
+    if not _compared(folder, row) or not unmeasured(folder, row):
         return
     from dittools.quality import measure
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from dittools.cli.output import Output
-from dittools.pipelines import reading, saving
+from dittools.cli.report_frames import read_frames
+from dittools.pipelines import saving
 from dittools.pipelines.errors import BadInput
 from dittools.report import markdown, page
 from dittools.report.folder import Folder
@@ -40,7 +41,7 @@ def _pictures(folder: Folder, results: Results, output: Output) -> page.Pictures
         pictures = []
         if row.case.id != row.reference.id and folder.done(row.reference.id):
             try:
-                frames, reference = (reading.read(folder.frames(case.id)).frames for case in (row.case, row.reference))
+                frames, reference = (read_frames(folder, plan, case.id) for case in (row.case, row.reference))
                 pictures = strips(frames, reference, outcome.per_frame.get("psnr", []))
             except BadInput as error:
                 output.note(f"no pictures of {row.setting.name}: {error}")

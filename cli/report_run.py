@@ -24,6 +24,7 @@ from dittools.pipelines.errors import BadInput, DiskFull, RunFailed
 from dittools.pipelines.families import transformers_of, vae_strides
 from dittools.report import schedule
 from dittools.report.folder import FAILURES, FRAMES, RECORD, VIDEO, Folder
+from dittools.report.frames import lacking
 from dittools.report.plan import Case, Plan
 from dittools.report.schedule import Unit
 
@@ -91,7 +92,8 @@ class Drawer:
 
         Raises DiskFull, and RunFailed when the model cannot be loaded.
         """
-        if self.yardsticks.known() and all(self._done(unit) for unit in self._units()):
+        begun = self.folder.manifest() is not None and self.yardsticks.known()
+        if begun and all(self._done(unit) for unit in self._units()):
             return
         with Progress(self.output, terse=True) as progress:
             stages = Stages(progress)
@@ -106,7 +108,8 @@ class Drawer:
             estimate = schedule.Estimate(total)
             for number, unit in enumerate(self._units(), 1):
                 total = max(total, number)
-                if self._done(unit):
+                never = unit.repeat and not self.folder.done(unit.case.id)  # it failed: there is nothing to time again
+                if never or self._done(unit):
                     estimate.done(unit, None)
                     continue
                 self._one(unit, f"[{number}/{total}]", estimate)
@@ -115,12 +118,18 @@ class Drawer:
         return schedule.units(self.plan, self.yardsticks.decided, self.prompts)
 
     def _done(self, unit: Unit) -> bool:
-        return self.folder.done(unit.case.id, unit.repeat)
+        """Whether a unit is drawn, and its frames are there as long as something is to be measured with them."""
+        if not self.folder.done(unit.case.id, unit.repeat):
+            return False
+        return unit.repeat > 0 or not lacking(self.folder, self.plan, self.yardsticks.decided(), unit.case)
 
     def _one(self, unit: Unit, place: str, estimate: schedule.Estimate) -> None:
         """One unit: drawn, kept and told; a failure is kept too."""
         case, begun = unit.case, time.perf_counter()
         what = f"{place} {case.setting.name}; prompt {case.prompt + 1}, seed {case.seed}"
+        if not unit.repeat and self.folder.case(case.id).is_dir():
+            missing = "its frames" if self.folder.done(case.id) else RECORD
+            self.output.note(f"{self.folder.case(case.id)} is not whole ({missing} not there): drawn again")
         left = estimate.seconds()
         self.progress.title = f"{place} {case.setting.name}" + (f", {schedule.spoken(left)} left: " if left else ": ")
         try:
@@ -220,7 +229,7 @@ class Drawer:
 
     def _keep_repeat(self, unit: Unit, stages: Stages, facts: dict, extra: dict) -> None:
         first = self.folder.record(unit.case.id)
-        same = first is not None and first["case"]["latents"] == extra["latents"]
+        same = first is not None and first["case"].get("latents") == extra["latents"]
         seconds = {name: round(stages.seconds[name], 4) for name in ("text", "denoise")}
         with saving.told(self.folder.case(unit.case.id)):
             self.folder.write_repeat(

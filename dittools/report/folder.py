@@ -19,9 +19,11 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from dittools import files
+from dittools.report import shapes
 
 VERSION = 1
 MANIFEST, YARDSTICKS, FAILURES, LOCK = "manifest.json", "yardsticks.json", "failures.json", ".lock"
+CASES = "cases"
 FRAMES, VIDEO, RECORD = ("frames.mkv", "frames.npy"), "video.mp4", "record.json"
 
 
@@ -38,15 +40,17 @@ class Folder:
 
     def __init__(self, path: Path):
         self.path = path
-        self.cases = path / "cases"
+        self.cases = path / CASES
 
     @contextlib.contextmanager
     def held(self) -> Iterator[int | None]:
         """Keep every other process out, and clear what a killed one left unfinished.
 
         Gives the process number of a run that ended without saying so, or None. The system itself frees the lock
-        of a process that dies, so no lock is ever stale. Raises InUse.
+        of a process that dies, so no lock is ever stale. A new folder into which nothing was written goes again.
+        Raises InUse.
         """
+        new = not self.path.exists()
         self.path.mkdir(parents=True, exist_ok=True)
         with open(self.path / LOCK, "a+", encoding="utf-8") as file:
             _lock(file, self.path)
@@ -62,22 +66,31 @@ class Folder:
                 yield before
             finally:
                 _say(file, "")
+                if new and [path.name for path in self.path.iterdir()] == [LOCK]:
+                    files.remove(self.path)
 
     def manifest(self) -> dict[str, Any] | None:
         """The manifest, or None in a folder without one. Raises Unreadable for one that is not ours."""
-        found = read_json(self.path / MANIFEST)
-        if found is not None and found.get("report") != VERSION:
-            raise Unreadable(
-                f"{self.path / MANIFEST} has version {found.get('report')!r}, and this dittools reads {VERSION}: "
-                "use another folder"
-            )
+        path = self.path / MANIFEST
+        found = read_json(path)
+        if found is None:
+            return None
+        version = found.get("report", VERSION) if isinstance(found, dict) else VERSION
+        if version != VERSION:
+            raise Unreadable(f"{path} has version {version!r}, and this dittools reads {VERSION}: use another folder")
+        _fits(path, found, shapes.MANIFEST)
+        try:
+            _check_plan(found["plan"])
+        except (ValueError, TypeError, LookupError, AttributeError) as error:
+            raise _damaged(path, f"its plan cannot be read: {error}") from None
         return found
 
     def write_manifest(self, manifest: dict[str, Any]) -> None:
         files.write_json(self.path / MANIFEST, {"report": VERSION, **manifest})
 
     def yardsticks(self) -> dict[str, Any]:
-        return read_json(self.path / YARDSTICKS) or {}
+        """What was decided so far, by name; nothing before the first decision."""
+        return self._read(self.path / YARDSTICKS, shapes.YARDSTICKS) or {}
 
     def write_yardsticks(self, values: dict[str, Any]) -> None:
         files.write_json(self.path / YARDSTICKS, values)
@@ -90,6 +103,11 @@ class Folder:
         encoded, plain = (self.case(case_id) / name for name in FRAMES)
         return plain if plain.is_file() else encoded
 
+    def has_frames(self, case_id: str) -> bool:
+        """Whether a case has a file with frames, and something in it."""
+        path = self.frames(case_id)
+        return path.is_file() and path.stat().st_size > 0
+
     def video(self, case_id: str) -> Path | None:
         """The clip of a case, or None where none could be made."""
         path = self.case(case_id) / VIDEO
@@ -101,39 +119,47 @@ class Folder:
 
     def record(self, case_id: str, repeat: int = 0) -> dict[str, Any] | None:
         """The record of a case (repeat 0) or of timing it again, or None."""
-        return read_json(self._timed(case_id, repeat))
+        return self._read(self._timed(case_id, repeat), shapes.REPEAT if repeat else shapes.RECORD)
 
     def write_repeat(self, case_id: str, repeat: int, record: dict[str, Any]) -> None:
         files.write_json(self._timed(case_id, repeat), record)
 
     @contextlib.contextmanager
     def new_case(self, case_id: str) -> Iterator[Path]:
-        """A folder to fill; it becomes the case when the block ends well."""
+        """A folder to fill; it becomes the case when the block ends well, in place of one that was not finished."""
         self.cases.mkdir(exist_ok=True)
         with files.whole(self.case(case_id)) as part:
             part.mkdir()
             yield part
+            files.remove(self.case(case_id))
 
     def scores(self, case_id: str, reference_id: str) -> dict[str, Any] | None:
-        return read_json(self._against(case_id, reference_id))
+        return self._read(self._against(case_id, reference_id), shapes.SCORES)
 
     def write_scores(self, case_id: str, reference_id: str, values: dict[str, Any]) -> None:
         files.write_json(self._against(case_id, reference_id), values)
 
     def judged(self, case_id: str) -> dict[str, Any] | None:
-        return read_json(self.case(case_id) / "judge.json")
+        return self._read(self.case(case_id) / "judge.json", shapes.JUDGED)
 
     def write_judged(self, case_id: str, values: dict[str, Any]) -> None:
         files.write_json(self.case(case_id) / "judge.json", values)
 
     def failures(self) -> list[dict[str, Any]]:
-        return read_json(self.path / FAILURES) or []
+        return self._read(self.path / FAILURES, shapes.FAILURES) or []
 
     def write_failures(self, failures: list[dict[str, Any]]) -> None:
         files.write_json(self.path / FAILURES, failures)
 
     def write(self, name: str, text: str) -> None:
         files.write_text(self.path / name, text)
+
+    def _read(self, path: Path, shape: Any) -> Any:
+        """The JSON in a file, or None where there is no file. Raises Unreadable where it is not of this shape."""
+        found = read_json(path)
+        if found is not None:
+            _fits(path, found, shape)
+        return found
 
     def _timed(self, case_id: str, repeat: int) -> Path:
         return self.case(case_id) / (f"repeat-{repeat}.json" if repeat else RECORD)
@@ -145,11 +171,39 @@ class Folder:
 def read_json(path: Path) -> Any:
     """The JSON in a file, or None where there is no file. Raises Unreadable, naming the file, for no JSON."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except ValueError:
-        raise Unreadable(f"{path} is no JSON: remove it to have it made again") from None
+    except (ValueError, RecursionError):
+        raise _damaged(path, "it is no JSON") from None
+    if found is None:
+        raise _damaged(path, "it is null")
+    return found
+
+
+def is_report(path: Path) -> bool:
+    """Whether a folder is a report's, also one that lost its manifest."""
+    if (path / MANIFEST).exists():
+        return True
+    return (path / CASES).is_dir() and any((path / name).is_file() for name in (YARDSTICKS, FAILURES))
+
+
+def _fits(path: Path, found: Any, shape: Any) -> None:
+    why = shapes.misfit(found, shape)
+    if why:
+        raise _damaged(path, why)
+
+
+def _check_plan(values: dict[str, Any]) -> None:
+    """Raises what it may where a plan cannot be read, or its settings made."""
+    from dittools.report.plan import Decided, Plan, rows, settings
+
+    plan = Plan.from_dict(values)
+    rows(plan, settings(plan, Decided("")))
+
+
+def _damaged(path: Path, why: str) -> Unreadable:
+    return Unreadable(f"{path} is damaged ({why}): remove it, and the report's own command makes it again")
 
 
 def _lock(file: TextIO, path: Path) -> None:

@@ -99,7 +99,8 @@ class Results:
 
 def decided(folder: Folder) -> Decided:
     """What the folder's report has decided so far."""
-    found = {"dense_kernel": "", **folder.yardsticks()}
+    known = folder.yardsticks()
+    found = {"dense_kernel": "", **{name: known[name] for name in Decided._fields if name in known}}
     return Decided(**{**found, "notes": tuple(found.get("notes", ()))})
 
 

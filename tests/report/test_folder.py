@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from dittools.report.folder import LOCK, Folder, InUse
+from dittools.report.folder import LOCK, Folder, InUse, Unreadable
 
 HOLD = """
 import sys, time, pathlib
@@ -18,6 +18,13 @@ with Folder(pathlib.Path(sys.argv[1])).held():
     print("held", flush=True)
     time.sleep(60)
 """
+
+RECORD = {
+    "seconds": {"text": 1, "denoise": 2.5, "decode": 1.0},
+    "sparsity": {"sparse_calls": None, "overall": 0.0},
+    "method": "svg",
+    "case": {"skipped": []},
+}
 
 
 @pytest.fixture
@@ -83,9 +90,9 @@ def test_a_case_is_there_only_when_it_is_whole(folder):
             raise OSError(errno.ENOSPC, "full")
         assert not folder.done("abc") and list(folder.cases.iterdir()) == []
         with folder.new_case("abc") as part:
-            (part / "record.json").write_text('{"a": 1}')
+            (part / "record.json").write_text(json.dumps(RECORD))
             assert not folder.done("abc")
-        assert folder.done("abc") and folder.record("abc") == {"a": 1}
+        assert folder.done("abc") and folder.record("abc") == RECORD
         folder.write_repeat("abc", 2, {"b": 2})
         assert folder.done("abc", 2) and not folder.done("abc", 1)
 
@@ -99,3 +106,50 @@ def test_a_manifest_of_another_version_is_refused(folder):
     (folder.path / "manifest.json").write_text("{")
     with pytest.raises(ValueError, match="no JSON"):
         folder.manifest()
+
+
+def test_a_case_that_was_not_finished_makes_room_for_one_that_is(folder):
+    (folder.case("abc")).mkdir(parents=True)
+    (folder.case("abc") / "frames.mkv").write_bytes(b"half")
+    with folder.held(), folder.new_case("abc") as part:
+        (part / "record.json").write_text(json.dumps(RECORD))
+    assert [path.name for path in folder.case("abc").iterdir()] == ["record.json"]
+
+
+def test_a_folder_of_its_own_goes_again_where_nothing_was_written(folder):
+    with pytest.raises(ValueError, match="no"), folder.held():
+        raise ValueError("no")
+    assert not folder.path.exists()
+    folder.path.mkdir()
+    with pytest.raises(ValueError, match="no"), folder.held():
+        raise ValueError("no")
+    assert folder.path.exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        ("manifest.json", "[]", "it is \\[\\]"),
+        ("manifest.json", '{"report": 1}', "command is missing"),
+        ("yardsticks.json", '{"a": 1}', "dense_kernel is missing"),
+        ("yardsticks.json", "null", "it is null"),
+        ("failures.json", "[1]", "\\[0\\] is 1"),
+        ("failures.json", "{}", "it is {}"),
+        ("cases/abc/record.json", "{}", "seconds is missing"),
+        ("cases/abc/record.json", '{"seconds": {"text": "1"}}', 'seconds.text is "1"'),
+        ("cases/abc/repeat-1.json", '{"seconds": [1]}', "seconds is \\[1\\]"),
+        ("cases/abc/against-def.json", '{"scores": {"psnr": 5}}', "scores.psnr is 5"),
+        ("cases/abc/judge.json", "true", "it is true"),
+    ],
+)
+def test_json_of_another_shape_is_named_with_what_is_wrong_and_what_to_do(folder, name, text, said):
+    folder.case("abc").mkdir(parents=True)
+    (folder.path / name).write_text(text)
+    readers = (
+        *(folder.manifest, folder.yardsticks, folder.failures),
+        *(lambda: folder.record("abc"), lambda: folder.record("abc", 1)),
+        *(lambda: folder.scores("abc", "def"), lambda: folder.judged("abc")),
+    )
+    with pytest.raises(Unreadable, match=f"{name} is damaged .*{said}.*: remove it"):
+        for read in readers:
+            read()
