@@ -23,6 +23,8 @@ KINDS = {
     SEED: "yardstick: another video, equally good",
 }
 _NOT_SWEPT = ("options", "cache_options", "correction_options", "seed", "strict")
+_DENSE = ("method", "cache", "cache_options")
+"""All that makes a difference to method dense, which chooses nothing: its sparsity and the like say nothing."""
 _CACHE = "cache_"
 _CORRECTION = "correction_"
 
@@ -148,7 +150,7 @@ def swept(base: Mapping[str, Any], sweep: Mapping[str, list], steps: int) -> tup
             notes["method dense is in every report as its reference: not drawn a second time"] = None
             continue
         asked = config.to_dict()
-        content = _hash(asked)
+        content = _hash({key: asked[key] for key in _DENSE} if config.method == "dense" else asked)
         if content not in found:
             found[content] = Setting(f"sweep-{len(found) + 1}", _name(config, chosen), SWEEP, steps, asked)
     return list(found.values()), list(notes)
@@ -225,7 +227,7 @@ def _name(config: Config, chosen: Mapping[str, Any]) -> str:
         parts.append(f"profile {_short(config.profile)}")
     known = methods.options(config.method)
     for key, value in chosen.items():
-        if key.startswith(("cache", "correction")) or key == "profile" or (config.method == "dense" and key in known):
+        if key.startswith(("cache", "correction")) or key == "profile" or config.method == "dense":
             continue
         if key not in ("method", "sparsity") and (key not in known or key in config.options):
             parts.append(f"{key.replace('_', ' ')} {value:g}" if isinstance(value, float) else f"{key} {value}")

@@ -174,3 +174,15 @@ def test_the_estimate_is_what_was_seen_times_what_is_left():
     estimate.done(drawn[2], None)
     assert estimate.seconds() == 30
     assert [schedule.spoken(s) for s in (0.2, 40, 400, 7500)] == ["1 s", "40 s", "7 min", "2 h 5 min"]
+
+
+def test_settings_of_dense_that_differ_in_nothing_it_does_are_one():
+    sweep = {
+        **{"method": ["dense", "svg"], "cache": ["easycache"], "cache_threshold": [0.05, 0.1]},
+        **{"sparsity": [0.5, 0.8], "refresh": [1, 2], "probe_rows": [16]},
+    }
+    found, _ = swept(PLAN.base, sweep, 4)
+    assert [s.name for s in found if s.config["method"] == "dense"] == [
+        *("dense, easycache threshold 0.05", "dense, easycache threshold 0.1"),
+    ]
+    assert len(found) == 2 + 8 and len({s.name for s in found}) == len({s.key for s in found}) == 10
