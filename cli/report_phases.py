@@ -12,6 +12,7 @@ from dittools.cli import drawing, request
 from dittools.cli.output import Output
 from dittools.cli.report_asked import ReportAsked, builtin_prompts
 from dittools.cli.report_join import GROUND, check, join
+from dittools.cli.report_profiles import check_files, check_swept
 from dittools.cli.report_run import Drawer
 from dittools.pipelines import saving
 from dittools.pipelines.errors import BadInput, RunFailed, first_line
@@ -40,7 +41,7 @@ def run_phases(
 ) -> None:
     """Do what the phase says, or join parts in place of drawing; raises RunFailed at the end when cases failed."""
     folder = Folder(path)
-    made, notes = _checked(asked) if asked is not None else (None, [])
+    made, notes = _checked(asked, folder) if asked is not None else (None, [])
     try:
         if parts:
             check(folder, parts)
@@ -64,7 +65,7 @@ def run_phases(
         raise BadInput(str(error)) from None
 
 
-def _checked(asked: ReportAsked) -> tuple[request.Request, list[str]]:
+def _checked(asked: ReportAsked, folder: Folder) -> tuple[request.Request, list[str]]:
     """The request, and notes on its sweeps, before anything is fetched or written."""
     made = request.check(asked.asked, None)
     try:
@@ -73,6 +74,9 @@ def _checked(asked: ReportAsked) -> tuple[request.Request, list[str]]:
         raise BadInput(first_line(error)) from None
     if not found:
         raise BadInput("there is nothing to compare with dense: give a --sweep of another method or sparsity")
+    check_swept(asked.sweep.get("profile", ()), found)
+    if not (folder.path / MANIFEST).exists():  # what is drawn already needs its profiles no more
+        check_files(found)
     return made, notes
 
 

@@ -15,6 +15,7 @@ from dittools.cli import drawing
 from dittools.cli import record as records
 from dittools.cli.output import Output, one_line
 from dittools.cli.progress import Progress
+from dittools.cli.report_profiles import check_files, check_model
 from dittools.cli.report_yardsticks import Yardsticks
 from dittools.cli.request import Request, Scene
 from dittools.cli.stages import Stages
@@ -27,6 +28,7 @@ from dittools.report.folder import FAILURES, FRAMES, RECORD, VIDEO, Folder
 from dittools.report.frames import lacking
 from dittools.report.plan import Case, Plan
 from dittools.report.schedule import Unit
+from dittools.tokens import TokenGrid
 
 Write = Callable[[drawing.Opened], None]
 
@@ -92,17 +94,20 @@ class Drawer:
 
         Raises DiskFull, and RunFailed when the model cannot be loaded.
         """
-        begun = self.folder.manifest() is not None and self.yardsticks.known()
-        if begun and all(self._done(unit) for unit in self._units()):
+        left = list({u.case.setting.key: u.case.setting for u in self._units() if not self._done(u)}.values())
+        if self.folder.manifest() is not None and self.yardsticks.known() and not left:
             return
+        check_files(left, self.plan.steps)
         with Progress(self.output, terse=True) as progress:
             stages = Stages(progress)
             self.output.line(f"loading {self.chosen.weights.name} ...")
             self.opened = drawing.open_model(self.request, stages, self.output, self.chosen)
             self.load_seconds, self.progress = stages.seconds["load"], progress
+            block_size = 128 if self.opened.device.type == "cuda" else 64
+            check_model(left, self.opened.pipe, self._grid(), self.plan.steps, block_size)
             begin(self.opened)
             self.failures.begin()
-            tokens = self._grid()["tokens"]
+            tokens = self._grid().tokens
             self.yardsticks.choose_kernels(self._kernels(tokens), tokens, self._model().config.num_attention_heads)
             total = schedule.count(self.plan, self.yardsticks.decided(), self.prompts)
             estimate = schedule.Estimate(total)
@@ -250,20 +255,20 @@ class Drawer:
     def _model(self) -> Any:
         return transformers_of(self.opened.pipe, self.request.family)[0][1]
 
-    def _grid(self) -> dict[str, int]:
-        """The token grid of every case, as a record has it."""
+    def _grid(self) -> TokenGrid:
+        """The token grid of every case, without text that shares its sequence."""
         import torch
 
         plan, (time_stride, side) = self.plan, vae_strides(self.opened.pipe.vae)
         shape = (1, 0, (plan.frames - 1) // time_stride + 1, plan.height // side, plan.width // side)
         family, latents = self.request.family, torch.empty(shape, device="meta")
-        grid = family.token_grid(family.layout(self._model().config, {family.latents: latents}.get), lambda name: None)
-        return {name: getattr(grid, name) for name in ("frames", "height", "width", "text", "tokens")}
+        return family.token_grid(family.layout(self._model().config, {family.latents: latents}.get), lambda name: None)
 
     def _dense_facts(self, steps: int) -> dict[str, Any]:
         """What an acceleration would have told of a run that had none."""
+        grid = self._grid()
         return {
-            "grid": self._grid(),
+            "grid": {name: getattr(grid, name) for name in ("frames", "height", "width", "text", "tokens")},
             "step_seconds": [],
             "sparsity": {"asked": None, "sparse_calls": None, "overall": 0.0, "per_step": [], "per_layer": []},
             "calls": {"dense": None, "sparse": 0, "reused": 0},
