@@ -16,6 +16,7 @@ from dittools.cli.report_profiles import check_files, check_swept
 from dittools.cli.report_run import Drawer
 from dittools.pipelines import saving
 from dittools.pipelines.errors import BadInput, RunFailed, first_line
+from dittools.report import partly
 from dittools.report.folder import MANIFEST, Folder, InUse, Unreadable
 from dittools.report.plan import Plan, swept
 from dittools.report.results import by_case, gather, summary
@@ -60,7 +61,7 @@ def run_phases(
                 from dittools.cli.report_render import render
 
                 render(folder, output)
-            _close(folder, phase, output)
+            _close(folder, phase, output, part=asked is not None and asked.share is not None, joined=bool(parts))
     except (InUse, Unreadable) as error:
         raise BadInput(str(error)) from None
 
@@ -197,9 +198,11 @@ def _short(value: Any) -> str:
     return text if len(text) <= 80 else text[:77] + "..."
 
 
-def _close(folder: Folder, phase: str, output: Output) -> None:
-    """The result on stdout, and what failed as an error."""
+def _close(folder: Folder, phase: str, output: Output, part: bool, joined: bool) -> None:
+    """The result on stdout, what is missing as notes, and what failed as an error. A part is not meant to be whole."""
     found = gather(folder)
+    for note in [] if part else partly.notes(found, joined):
+        output.note(note)
     page = folder.path / ("report.html" if phase in ("render", "all") else "")
     output.data(
         {

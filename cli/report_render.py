@@ -29,7 +29,10 @@ def render(folder: Folder, output: Output) -> None:
 def _pictures(folder: Folder, results: Results, output: Output) -> page.Pictures:
     found: dict[tuple[str, int, int], Shown] = {}
     plan, room = results.plan, CLIPS_BYTES
-    chosen = [(prompt, seed) for seed in plan.seeds for prompt in range(len(plan.prompts))][:PAIRS]
+    drawn = results.drawn
+    chosen = [(prompt, seed) for seed in plan.seeds for prompt in range(len(plan.prompts)) if (prompt, seed) in drawn][
+        :PAIRS
+    ]
     for outcome in results.outcomes:
         row = outcome.row
         if (row.prompt, row.seed) not in chosen or outcome.record is None:

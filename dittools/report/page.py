@@ -74,7 +74,7 @@ def _chart(results: Results) -> str:
     points, levels = [], []
     for number, line in enumerate(results.lines, 1):
         near, speed, kind = line.metrics["psnr"], line.speedup, line.setting.kind
-        if near.mean is None or speed.mean is None:
+        if near.mean is None or speed.mean is None or not line.compared:
             continue
         if kind in (SWEEP, STEPS):
             name = f"{line.setting.name}: {speed.mean:.2f}x, {shown(by_name()['psnr'], near.mean)}"
@@ -143,7 +143,7 @@ def _mean_cells(cases: list[list[list[float | None]]]) -> list[list[float | None
 
 def _frames(results: Results) -> str:
     parts = []
-    for prompt, seed in _pairs(results):
+    for prompt, seed in results.drawn:
         # rounding lies so far above the rest that its line would flatten theirs
         pair = [o for o in _of_pair(results, prompt, seed) if o.row.setting.kind != KERNEL]
         some = [o for o in pair if o.per_frame.get("psnr")]
@@ -167,7 +167,7 @@ def _frames(results: Results) -> str:
 
 def _pictures(results: Results, pictures: Pictures) -> str:
     parts, drawn = [], 0
-    for prompt, seed in _pairs(results):
+    for prompt, seed in results.drawn:
         inside = "".join(
             _picture(outcome, pictures[outcome.row.setting.key, prompt, seed])
             for outcome in _of_pair(results, prompt, seed)
@@ -179,7 +179,7 @@ def _pictures(results: Results, pictures: Pictures) -> str:
             parts.append(f"<details{opened}><summary>Prompt {prompt + 1}, seed {seed}</summary>{inside}</details>")
     if not parts:
         return ""
-    pairs = len(_pairs(results))
+    pairs = len(results.drawn)
     more = (
         f" Of {pairs} pairs of prompt and seed, {drawn} are shown; all videos lie in cases/." if drawn < pairs else ""
     )
@@ -235,10 +235,6 @@ def _prompts(results: Results) -> str:
 def _ground(results: Results) -> str:
     command = " ".join(results.manifest["command"])
     return f"<p>{text(words.ground(results))}</p><p><code>{text(command)}</code></p>"
-
-
-def _pairs(results: Results) -> list[tuple[int, int]]:
-    return [(prompt, seed) for prompt in range(len(results.plan.prompts)) for seed in results.plan.seeds]
 
 
 def _of_pair(results: Results, prompt: int, seed: int) -> list[Outcome]:

@@ -13,6 +13,7 @@ from typing import Any
 
 from dittools.numbers import number, read_number
 from dittools.quality import METRICS, mean_psnr
+from dittools.report import partly
 from dittools.report.folder import Folder, Unreadable
 from dittools.report.plan import DENSE, SWEEP, Decided, Plan, Row, Setting, rows, settings
 
@@ -49,11 +50,18 @@ class Spread:
 
 @dataclass
 class Line:
-    """A setting over all prompts and seeds."""
+    """A setting over all prompts and seeds. `compared`: its figures are over the pairs that all compared settings have,
+    else over those it was drawn on. `measured` counts pairs with a PSNR, None for dense; `timed` is the least number
+    of times that one of its cases was.
+    """
 
     setting: Setting
     outcomes: list[Outcome]
     asked: int
+    drawn: int
+    measured: int | None
+    timed: int
+    compared: bool
     denoise: float | None
     speedup: Spread
     whole_speedup: Spread
@@ -67,13 +75,29 @@ class Line:
 
 @dataclass
 class Results:
-    """Everything a page shows."""
+    """Everything a page shows. `pairs` of prompt and seed are those that settings are compared on."""
 
     manifest: dict[str, Any]
     plan: Plan
     decided: Decided
     lines: list[Line]
     failures: list[dict[str, Any]]
+    pairs: frozenset[partly.Pair]
+
+    @property
+    def asked(self) -> int:
+        """How many pairs of prompt and seed were asked for."""
+        return len(self.plan.prompts) * len(self.plan.seeds)
+
+    @property
+    def drawn(self) -> list[partly.Pair]:
+        """The pairs of which there is a case."""
+        return partly.drawn(self.lines)
+
+    @property
+    def whole(self) -> bool:
+        """Whether every setting was drawn, and can be compared, on every pair."""
+        return len(self.pairs) == self.asked and all(line.compared for line in self.lines)
 
     @property
     def outcomes(self) -> list[Outcome]:
@@ -81,7 +105,7 @@ class Results:
 
     def left_out(self) -> list[str]:
         """What is not in the figures, and why, each said once."""
-        found: dict[str, None] = dict.fromkeys([*self.manifest["notes"], *self.decided.notes])
+        found: dict[str, None] = dict.fromkeys([*partly.notes(self), *self.manifest["notes"], *self.decided.notes])
         titles = {metric.name: metric.title for metric in METRICS}
         for outcome in self.outcomes:
             for name, why in outcome.left_out.items():
@@ -122,9 +146,31 @@ def gather(folder: Folder) -> Results:
             outcome.speedup = _ratio(base.denoise, outcome.denoise)
             outcome.whole_speedup = _ratio(base.whole, outcome.whole)
         outcomes.setdefault(row.setting.key, []).append(outcome)
-    lines = [_line(setting, outcomes[setting.key]) for setting in found]
+    comparable = _comparable(outcomes)
+    pairs = partly.common(comparable[setting.key] for setting in found if setting.kind != DENSE)
+    lines = [
+        _line(setting, outcomes[setting.key], pairs, bool(pairs) and pairs <= comparable[setting.key])
+        for setting in found
+    ]
     _mark_front(lines)
-    return Results(manifest, plan, known, lines, folder.failures())
+    return Results(manifest, plan, known, lines, folder.failures(), pairs)
+
+
+def _comparable(outcomes: Mapping[str, Sequence[Outcome]]) -> dict[str, frozenset[partly.Pair]]:
+    """The pairs that each setting can be compared on. Before the first measure, those whose times can be."""
+    every = [outcome for of_setting in outcomes.values() for outcome in of_setting]
+    dense = {_pair(o) for o in every if o.row.setting.kind == DENSE and o.record is not None}
+    measured = any("psnr" in o.means for o in every)
+
+    def known(outcome: Outcome) -> bool:
+        reference = outcome.row.setting.kind == DENSE
+        return outcome.record is not None and (reference or not measured or "psnr" in outcome.means)
+
+    return {key: frozenset(_pair(o) for o in found if known(o)) & dense for key, found in outcomes.items()}
+
+
+def _pair(outcome: Outcome) -> partly.Pair:
+    return outcome.row.prompt, outcome.row.seed
 
 
 def _outcome(folder: Folder, row: Row, plan: Plan) -> Outcome:
@@ -147,13 +193,18 @@ def _outcome(folder: Folder, row: Row, plan: Plan) -> Outcome:
     return outcome
 
 
-def _line(setting: Setting, outcomes: list[Outcome]) -> Line:
-    drawn = [outcome for outcome in outcomes if outcome.record is not None]
+def _line(setting: Setting, outcomes: list[Outcome], pairs: frozenset[partly.Pair], compared: bool) -> Line:
+    known = [outcome for outcome in outcomes if outcome.record is not None]
+    drawn = [outcome for outcome in known if _pair(outcome) in pairs] if compared else known
     times = [outcome.denoise for outcome in drawn if outcome.denoise is not None]
     return Line(
         setting=setting,
         outcomes=outcomes,
         asked=len(outcomes),
+        drawn=len(known),
+        measured=None if setting.kind == DENSE else sum("psnr" in outcome.means for outcome in known),
+        timed=min((len(outcome.seconds) for outcome in known), default=0),
+        compared=compared,
         denoise=statistics.median(times) if times else None,
         speedup=_geometric(outcome.speedup for outcome in drawn),
         whole_speedup=_geometric(outcome.whole_speedup for outcome in drawn),
@@ -191,11 +242,14 @@ def _geometric(values: Iterable[float | None]) -> Spread:
 
 
 def _mark_front(lines: Sequence[Line]) -> None:
-    """Mark the settings under test that no other beats in both speed and PSNR."""
+    """Mark the settings under test that no other beats in both speed and PSNR, on the same prompts and seeds."""
     points = [
         (line, line.speedup.mean, line.metrics["psnr"].mean)
         for line in lines
-        if line.setting.kind == SWEEP and line.speedup.mean is not None and line.metrics["psnr"].mean is not None
+        if line.setting.kind == SWEEP
+        and line.compared
+        and line.speedup.mean is not None
+        and line.metrics["psnr"].mean is not None
     ]
     for line, fast, near in points:
         line.front = not any(a >= fast and b >= near and (a > fast or b > near) for _, a, b in points)
@@ -226,7 +280,8 @@ def summary(results: Results) -> list[dict[str, Any]]:
             "kind": line.setting.kind,
             "steps": line.setting.steps,
             "cases": line.asked,
-            "drawn": sum(outcome.record is not None for outcome in line.outcomes),
+            "drawn": line.drawn,
+            "compared": len(results.pairs) if line.compared else 0,
             "pareto": line.front,
             "denoise_seconds": number(line.denoise),
             **_plain("speedup", line.speedup),

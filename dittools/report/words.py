@@ -15,6 +15,7 @@ from dittools.report.results import Line, Results, Spread
 class Columns(NamedTuple):
     """What the table has beside setting and skipped shares."""
 
+    drawn: bool
     times: bool
     reuse: bool
     metrics: list[str]
@@ -23,7 +24,7 @@ class Columns(NamedTuple):
 
 def columns(results: Results) -> Columns:
     reused = any(line.reused is not None for line in results.lines)
-    return Columns(results.plan.timed, reused, metric_columns(results), judged(results))
+    return Columns(not results.whole, results.plan.timed, reused, metric_columns(results), judged(results))
 
 
 def metric_columns(results: Results) -> list[str]:
@@ -40,11 +41,14 @@ def headline(results: Results) -> list[str]:
     drawn = [line for line in results.lines if line.setting.kind == SWEEP and any(o.record for o in line.outcomes)]
     if not drawn:
         return ["No setting under test was drawn: see what failed below."]
+    compared = [line for line in drawn if line.compared]
+    if not compared:
+        return ["No setting under test can be compared with dense: see what was left out or failed below."]
     if not results.plan.timed:
-        return _nearest(drawn)
-    sweep = [line for line in drawn if line.speedup.mean is not None]
+        return [*_nearest(compared), *_over(results)]
+    sweep = [line for line in compared if line.speedup.mean is not None]
     if not sweep:
-        return ["No setting under test can be compared with dense, which was not drawn: see what failed below."]
+        return ["No setting under test can be compared with dense: see what was left out or failed below."]
     fastest = max(sweep, key=lambda line: line.speedup.mean)
     said = [
         f"The fastest setting, {fastest.setting.name}, denoises {fastest.speedup.mean:.2f} times as fast as dense"
@@ -62,11 +66,28 @@ def headline(results: Results) -> list[str]:
         (KERNEL, "Another dense kernel is{near}: differences as small as that are rounding."),
     ):
         line = next((line for line in results.lines if line.setting.kind == kind), None)
-        if line is not None and line.metrics["psnr"].mean is not None:
+        if line is not None and kind == STEPS and not line.compared:
+            said.append(
+                f"What saving steps gives instead is not known: {line.setting.name} was not drawn on all of the pairs."
+            )
+        elif line is not None and line.compared and line.metrics["psnr"].mean is not None:
             speed = "-" if line.speedup.mean is None else f"{line.speedup.mean:.2f}"
             near = _near(line) if kind == STEPS else _near(line).removeprefix(", ").join((" ", ""))
             said.append(text.format(name=f"{line.setting.steps} of {results.plan.steps} steps", speed=speed, near=near))
-    return said
+    return [*said, *_over(results)]
+
+
+def _over(results: Results) -> list[str]:
+    """Where not all was drawn: over what the settings are compared."""
+    if len(results.pairs) == results.asked:
+        return []
+    return [
+        f"All of this is over the same {_of_pairs(results)} of prompt and seed; the rest was not drawn or measured."
+    ]
+
+
+def _of_pairs(results: Results) -> str:
+    return f"{len(results.pairs)} of {_many(results.asked, 'pair')}"
 
 
 def _nearest(drawn: list[Line]) -> list[str]:
@@ -90,6 +111,7 @@ def cells(line: Line, number: int, columns: Columns) -> list[tuple[str, float | 
     found: list[tuple[str, float | None]] = [
         (str(number), number),
         (line.setting.name + (" *" if line.front else ""), None),
+        *([(f"{line.drawn} of {line.asked}", float(line.drawn))] if columns.drawn else []),
         *(_times(line) if columns.times else ()),
         _share(line.sparse_calls),
         _share(line.overall if line.setting.kind == SWEEP else None),
@@ -120,6 +142,7 @@ def heads(columns: Columns) -> list[str]:
     metrics = [by_name()[name] for name in columns.metrics]
     return [
         *("#", "setting"),
+        *(["drawn"] if columns.drawn else []),
         *(("denoise s", "speed-up", "whole") if columns.times else ()),
         *("skipped, sparse calls", "skipped, all"),
         *(["calls reused"] if columns.reuse else []),
@@ -143,14 +166,25 @@ def subject(results: Results) -> str:
     """What was drawn, on what."""
     plan, device = results.plan, results.manifest["device"]
     limit = device.get("power_limit_watts")
-    timed = f"timed {_many(plan.repeats, 'time')}" if plan.timed else "not timed"
+    timed = _timed(results) if plan.timed else "not timed"
+    pairs = f"{_many(len(plan.prompts), 'prompt')} x {_many(len(plan.seeds), 'seed')}"
+    if not results.whole:
+        pairs = f"asked for {pairs}, compared over {_of_pairs(results)}"
     return (
         f"{plan.model}, weights {plan.weights}; {plan.frames} x {plan.height} x {plan.width}, {plan.steps} steps, "
-        f"guidance {plan.guidance:g}, {plan.dtype}; {_many(len(plan.prompts), 'prompt')} x "
-        f"{_many(len(plan.seeds), 'seed')}, {timed}; on {device['name']} ({device['type']}"
+        f"guidance {plan.guidance:g}, {plan.dtype}; {pairs}, {timed}; on {device['name']} ({device['type']}"
         + (f", {limit:g} W" if limit else "")
         + f"); dense kernel {results.decided.dense_kernel or 'not chosen yet'}"
     )
+
+
+def _timed(results: Results) -> str:
+    """How often cases were timed; an interrupted report may have fewer than were asked for."""
+    asked = results.plan.repeats
+    counts = {len(outcome.seconds) for outcome in results.outcomes if outcome.record} or {0}
+    if counts == {asked}:
+        return f"timed {_many(asked, 'time')}"
+    return f"timed {' to '.join(str(n) for n in sorted({min(counts), max(counts)}))} of {_many(asked, 'time')}"
 
 
 def _many(count: int, what: str) -> str:
@@ -172,7 +206,8 @@ def ground(results: Results) -> str:
 def explained(results: Results) -> list[str]:
     """What the figures say and what they do not."""
     plan = results.plan
-    rows = len(plan.prompts) * len(plan.seeds)
+    rows = len(results.pairs) or max((line.drawn for line in results.lines), default=0)
+    apart = any(line.drawn and not line.compared for line in results.lines)
     times = [
         "Speed-up compares denoising of the same prompt and seed, median over repeats, then the geometric "
         "mean; cases took turns, and the first "
@@ -188,7 +223,8 @@ def explained(results: Results) -> list[str]:
         "8-bit frames that are kept. They do not say how good it is: another seed is just as good a video, and far "
         "from dense.",
         "Skipped shares are measured from the masks that ran.",
-        f"± is the standard deviation over {rows} pairs of prompt and seed."
+        f"± is the standard deviation over {rows} pairs of prompt and seed"
+        + (", in rows that are not compared over those they were drawn on." if apart else ".")
         if rows > 1
         else "There is one pair of prompt and seed: nothing is said of how much these figures scatter.",
     ]
