@@ -7,12 +7,9 @@ from collections.abc import Iterable
 from typing import Any
 
 import dittools
-from dittools import methods, profile
-from dittools.caches.base import Trajectory
-from dittools.caches.masks import named
+from dittools import caches, methods, profile
 from dittools.config import Config
 from dittools.pipelines.errors import BadInput, first_line
-from dittools.profiles import caches as cache_profiles
 from dittools.report.plan import Setting
 from dittools.tokens import TokenGrid
 
@@ -42,9 +39,9 @@ def check_files(found: Iterable[Setting], steps: int | None = None) -> None:
                 why = profile.misfit_of_run(known, config.method, known.made.steps if steps is None else steps)
                 if why:
                     raise ValueError(f"{why}: {profile.remedy_for(config.method)}")
-            path = config.cache_options.get("profile")
-            if path and config.cache not in cache_profiles.read(path):
-                raise ValueError(f"{path} holds nothing for {config.cache}: run dittools calibrate --cache again")
+            cache = caches.create(config.cache, config.cache_options)
+            if cache is not None:
+                cache.check_files(steps)
         except ValueError as error:
             raise _refused(setting, error) from None
 
@@ -63,10 +60,7 @@ def check_model(found: Iterable[Setting], pipe: Any, grid: TokenGrid, steps: int
             continue
         try:
             with dittools.accelerate(pipe, config=config) as fast:  # raises where a cache knows nothing of the model
-                identity, model = fast.runtime.identity, fast.runtime.model
-            schedule = config.cache_options.get("schedule")
-            if schedule:
-                named(schedule, Trajectory(steps, (), (), model))
+                identity = fast.runtime.identity
             if takes:
                 _fits(config, identity, grid, steps)
         except ValueError as error:
