@@ -12,6 +12,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import figures_reports
+
 HERE = Path(__file__).parent
 PAGE = HERE / "methods.md"
 
@@ -71,14 +73,20 @@ def table(head: list[str], rows: list[list[str]]) -> str:
 
 def measured(name: str, folder: Path) -> str:
     """What the committed results say of a method or correction, in a line each; a table is in performance.md."""
-    lines = []
+    lines, beside = [], []
     for path in sorted(folder.glob("*.json")):
         if path.name.startswith("report_caches"):
             continue  # whose rows without a cache are of fewer prompts than those of other reports
         result = json.loads(path.read_text())
+        if path.name.startswith("report_methods"):
+            beside.append(result)
+            continue
         found = swept(name, result) if "runs" in result and result.get("method") == name else reported(name, result)
         if found:
             lines.append(f"{found} ({path.name}, whole in [Figures](performance.md))")
+    # Of all methods: quality of many prompts, and seconds of reports that were timed.
+    together = [reported(name, one) for one in figures_reports.together(beside)]
+    lines = [*(f"{found} (whole in [Figures](performance.md))" for found in together if found), *lines]
     return "; ".join(lines) if lines else "not measured yet"
 
 
@@ -104,7 +112,11 @@ def reported(name: str, result: dict) -> str:
         (re.fullmatch(r"(\w+), sparsity [\d.]+(?:, (\w+))?", line["setting"]), line) for line in result["summary"]
     ]
     lines = [line for match, line in settings if match and name in match.groups()]
-    cells = [figures(line["setting"], line["speedup"], line["psnr"], line["ssim"]) for line in lines]
+    ups = result.get("speedups", {})
+    cells = [
+        figures(line["setting"], line["speedup"] or ups.get(line["setting"]), line["psnr"], line["ssim"])
+        for line in sorted(lines, key=lambda line: (line["setting"].count(", "), line["setting"]))
+    ]
     return f"on {result['manifest']['device']['name']}: {'; '.join(cells)}" if cells else ""
 
 

@@ -31,8 +31,9 @@ def part(name: str, which: str) -> str:
 
 
 @pytest.fixture
-def page():
+def page(monkeypatch):
     """The script that fills the page."""
+    monkeypatch.syspath_prepend(ROOT / "docs")
     spec = importlib.util.spec_from_file_location("methods_page", ROOT / "docs" / "methods.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -45,7 +46,8 @@ def test_page_agrees_with_registries_and_results():
 
 
 def test_a_page_that_is_out_of_date_is_refused(tmp_path):
-    shutil.copy(ROOT / "docs" / "methods.py", tmp_path)
+    for name in ("methods.py", "figures_reports.py"):
+        shutil.copy(ROOT / "docs" / name, tmp_path)
     shutil.copytree(ROOT / "docs" / "measured", tmp_path / "measured")
     (tmp_path / "methods.md").write_text(PAGE.read_text(encoding="utf-8").replace("`sink=True` |", "`sink=False` |", 1))
     command = [sys.executable, tmp_path / "methods.py"]

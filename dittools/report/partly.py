@@ -11,6 +11,8 @@ from dittools.report.plan import SEED
 if TYPE_CHECKING:
     from dittools.report.results import Line, Results
 
+MANY = 6  # settings that a note names
+
 Pair = tuple[int, int]
 """A prompt, by number, and a seed."""
 
@@ -70,13 +72,15 @@ def _counted(lines: Sequence[Line], text: str, count: Callable[[Line], int]) -> 
     """One note for the settings of which equally little is there."""
     few = [line for line in lines if count(line) < line.asked]
     return [
-        f"{text.format(number, few[0].asked)}: {_names(line for line in few if count(line) == number)}"
+        f"{text.format(number, few[0].asked)}: {_names([line for line in few if count(line) == number])}"
         for number in sorted({count(line) for line in few})
     ]
 
 
-def _names(lines: Iterable[Line]) -> str:
-    return "; ".join(line.setting.name for line in lines)
+def _names(lines: Sequence[Line]) -> str:
+    """Names of settings, of many the first."""
+    names = [line.setting.name for line in lines[:MANY]]
+    return "; ".join(names) + (f"; and {len(lines) - MANY} more" if len(lines) > MANY else "")
 
 
 def _undrawn(results: Results) -> list[str]:
