@@ -107,7 +107,10 @@ def model(
     frames: Annotated[int | None, Flag(help="Frames.  [default: the size's]")] = None,
     method: Annotated[
         str | None,
-        Flag(metavar="NAME,...", help="How to choose what is skipped.  [default: svg, draft for images]"),
+        Flag(
+            metavar="NAME[:OPTION=VALUE...],...",
+            help="How to choose what is skipped, such as svg2:iterations=1.  [default: svg, draft for images]",
+        ),
     ] = None,
     profile: Annotated[
         str | None,

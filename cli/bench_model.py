@@ -12,7 +12,7 @@ from typing import Any
 from dittools.cli.bench_kernel import check_file, open_results
 from dittools.cli.bench_model_table import COLUMNS, COST_COLUMNS, cells_of, cost_cells_of, line_of
 from dittools.cli.output import Output, table
-from dittools.naming import unknown
+from dittools.naming import name_and_options, unknown
 from dittools.pipelines import loading
 from dittools.pipelines.errors import BadInput, RunFailed, first_line
 
@@ -56,7 +56,7 @@ class Asked:
         check_file(self.path)
 
     def methods(self, default: str) -> list[str]:
-        """Methods to measure, each once, in the order given."""
+        """Methods to measure, each once, in the order given, with options where some were: ``svg2:iterations=1``."""
         return list(dict.fromkeys(name.strip() for name in (self.method or default).split(",")))
 
 
@@ -101,25 +101,29 @@ def measure(asked: Asked, out: Output) -> bool:
     return len(rows) == len(jobs) and not any(failed(row) for row in rows)
 
 
-def settings_of(asked: Asked, name: str, grid: Any, device: Any) -> dict[str, Any]:
-    """What `dittools.accelerate` is given for a method.
+def settings_of(asked: Asked, given: str, grid: Any, device: Any) -> dict[str, Any]:
+    """The settings of a method; `accelerated_by` makes of them what `dittools.accelerate` is given.
 
     Raises:
-        BadInput: when the method does not exist or cannot run on this grid.
+        BadInput: when the method does not exist, has no such option, or cannot run on this grid.
     """
     from dittools import methods
     from dittools.config import Config
     from dittools.methods import auto
     from dittools.pipelines import speed_only
 
+    try:
+        name, options = name_and_options(given, "method")
+    except ValueError as error:
+        raise BadInput(str(error)) from None
     use = methods.METHODS[name].profile_use if name in methods.METHODS else "none"
-    settings = {"method": name, "sparsity": asked.sparsity, "dense_layers": asked.dense_layers, "dense_steps": 0}
+    settings = {"method": given, "sparsity": asked.sparsity, "dense_layers": asked.dense_layers, "dense_steps": 0}
     if asked.profile is not None and use != "none":
         settings["profile"] = asked.profile
     elif use == "needed":
         settings["profile"] = MEASURED
     try:
-        Config(**settings)
+        Config(**{**settings, "method": name, "options": options})
     except ValueError as error:
         raise BadInput(str(error)) from None
     if name == "dense":
@@ -128,10 +132,16 @@ def settings_of(asked: Asked, name: str, grid: Any, device: Any) -> dict[str, An
     if name == "auto":
         why = auto.why_dense(grid, asked.sparsity, block, device, speed_only.STEPS)
     else:
-        why = methods.create(name, {}).why_not(grid, block)
+        why = methods.create(name, options).why_not(grid, block)
     if why is not None:
-        raise BadInput(f"--method {name} cannot run here: {why}; use more frames, a larger size or another method")
+        raise BadInput(f"--method {given} cannot run here: {why}; use more frames, a larger size or another method")
     return settings
+
+
+def accelerated_by(setting: dict[str, Any]) -> dict[str, Any]:
+    """Settings as `dittools.accelerate` takes them: options beside the method's name."""
+    name, options = name_and_options(setting["method"], "method")
+    return {**setting, "method": name, **options}
 
 
 def check_profile(asked: Asked, settings: list[dict[str, Any]]) -> None:
@@ -197,16 +207,17 @@ def _measure_missing(jobs, missing, settings, results: Any, out: Output, make: A
 
 @contextmanager
 def _with_profile(setting: dict[str, Any], pipe: Any, forward: Any) -> Iterator[dict[str, Any]]:
-    """The setting as `dittools.accelerate` takes it: with a profile of these weights where it needs one."""
+    """What `dittools.accelerate` takes: with a profile of these weights where one is needed."""
     from dittools.bench.profiled import profile_of
 
-    if setting.get("profile") != MEASURED:
-        yield setting
+    given = accelerated_by(setting)
+    if given.get("profile") != MEASURED:
+        yield given
         return
     with TemporaryDirectory() as folder:
         path = Path(folder) / "profile.json"
-        profile_of(pipe, forward, setting["method"]).save(path)
-        yield {**setting, "profile": str(path)}
+        profile_of(pipe, forward, given["method"]).save(path)
+        yield {**given, "profile": str(path)}
 
 
 def _made(size: Any, shape: tuple[int, int, int], tokens: int, device: Any, dtype: Any) -> tuple[Any, Any, dict]:

@@ -1,8 +1,10 @@
-"""How names are told: a method with its options, and an unknown one with what is nearest and what there is."""
+"""How names are told and read: one with its options, and an unknown one with what is nearest and what there is."""
 
 from __future__ import annotations
 
 import difflib
+import json
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -21,6 +23,34 @@ def with_options(name: str, options: Mapping[str, Any]) -> str:
 
 def _told(value: Any) -> str:
     return " ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
+
+
+def name_and_options(text: str, what: str) -> tuple[str, dict[str, Any]]:
+    """``"svg2:iterations=1"`` -> ("svg2", {"iterations": 1}).
+
+    Args:
+        what: the name is of, for the error: "cache", "method".
+
+    Raises:
+        ValueError: when an option has no value.
+    """
+    name, *parts = re.split(r":(?=[\w-]+(?:=|:|$))", text)
+    found: dict[str, Any] = {}
+    for part in parts:
+        option, equals, value = part.partition("=")
+        if not equals or not value:
+            raise ValueError(f"a {what}'s options are name:option=value:option=value, got {text!r}")
+        found[option.replace("-", "_")] = _value(value)
+    return name, found
+
+
+def _value(text: str) -> Any:
+    """A number where the text is one."""
+    try:
+        value = json.loads(text)
+    except ValueError:
+        return text
+    return value if isinstance(value, (int, float, bool)) else text
 
 
 def unknown(kind: str, asked: object, known: Iterable[str], elsewhere: Iterable[str] = ()) -> str:

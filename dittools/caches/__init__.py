@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,7 +15,7 @@ from dittools.caches.pab import PyramidAttentionBroadcast
 from dittools.caches.sea import Sea
 from dittools.caches.taylorseer import TaylorSeer
 from dittools.caches.teacache import TeaCache
-from dittools.naming import unknown
+from dittools.naming import name_and_options, unknown
 
 __all__ = [
     "CACHES",
@@ -81,20 +79,4 @@ def read(text: str) -> tuple[str, dict[str, Any]]:
     Raises:
         ValueError: when an option has no value.
     """
-    name, *parts = re.split(r":(?=[\w-]+(?:=|:|$))", text)
-    found: dict[str, Any] = {}
-    for part in parts:
-        option, equals, value = part.partition("=")
-        if not equals or not value:
-            raise ValueError(f"a cache's options are name:option=value:option=value, got {text!r}")
-        found[option.replace("-", "_")] = _value(value)
-    return name, found
-
-
-def _value(text: str) -> Any:
-    """A number where the text is one."""
-    try:
-        value = json.loads(text)
-    except ValueError:
-        return text
-    return value if isinstance(value, (int, float, bool)) else text
+    return name_and_options(text, "cache")

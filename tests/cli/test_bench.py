@@ -96,6 +96,9 @@ def test_model_says_speed_only_and_goes_on_from_its_file(cli, tmp_path):
         ((*TINY, "--height", 32, "--width", 32), "needs at least 4 blocks of 64 tokens"),
         ((*TINY, "--method", "auto"), "video tokens are too few to gain on cpu"),
         ((*TINY, "--method", "svg,drft"), "did you mean draft"),
+        ((*TINY, "--method", "svg:probe_rows"), "a method's options are name:option=value"),
+        ((*TINY, "--method", "svg:rows=3"), "unknown option of method svg 'rows'"),
+        ((*TINY, "--method", "svg:probe_rows=0"), "probe_rows must be"),
         ((*TINY, "--json", "gone/m.json"), "--json gone/m.json: there is no folder gone: make it first"),
         ((*TINY, "--method", "svg,dense"), "--method dense skips nothing"),
         ((*TINY, "--method", "paro", "--profile", "missing.json"), "--profile: "),
@@ -140,6 +143,16 @@ def test_rows_of_auto_say_which_method_it_took_and_how(cli, tmp_path, monkeypatc
     assert (of_svg["method"], of_svg["method_options"]) == ("svg", {})
     assert f"{of_auto['id']} -> adaspa (rows=8) " in done.out and "\nauto -> adaspa (rows=8) " in done.out
     assert "sparse auto -> adaspa (rows=8): " in done.err and "svg ->" not in done.out + done.err
+
+
+def test_a_method_runs_with_the_options_that_follow_its_name(cli, tmp_path):
+    flags = ("bench", "model", *TINY, "--sparsity", 0.7, "--method", "svg2:iterations=1,svg2", "--json", "m.json")
+    done = cli(*flags)
+    assert done.code == 0, done.err
+    _, once, twice = json.loads((tmp_path / "m.json").read_text())["rows"]
+    assert (once["job"]["method"], once["method_options"]) == ("svg2:iterations=1", {"iterations": 1})
+    assert (twice["job"]["method"], twice["method_options"]) == ("svg2", {})
+    assert "sparse svg2:iterations=1 0.7" in done.out and "\nsvg2:iterations=1 " in done.out
 
 
 def test_methods_that_need_a_profile_get_one_of_the_random_weights(cli, tmp_path):
