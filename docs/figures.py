@@ -269,7 +269,10 @@ def caches_beside_methods(results: list[dict]) -> str:
 RENDER = {
     "report_methods": methods,
     "report_caches_480p": caches_beside_methods,
-    **{f"report_{name}_cpu": kept for name in ("random_kept", "adaspa_rows", "svg_ear_refresh", "svg2_iterations", "anchored")},
+    **{
+        f"report_{name}_cpu": kept
+        for name in ("random_kept", "adaspa_rows", "svg_ear_refresh", "svg2_iterations", "anchored")
+    },
     "recall": recall,
     "gpu_tests": gpu_tests,
     "in_short": in_short,

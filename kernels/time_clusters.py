@@ -111,7 +111,7 @@ def _hopper_calls(q, k, v, placed: tuple, plan: Plan, scale: float) -> dict[str,
     }
     for stages, unit in itertools.product((2, 3), (8, 16)):
         calls[f"hopper, {stages} stages, units of {unit}"] = alone(Variant(stages, unit))
-    for pin, hold in itertools.product((True, False), (False, True)):
+    for pin, hold in ((True, True), (False, False), (False, True)):
         calls[f"hopper{', hold' * hold}{', no pin' * (not pin)}"] = alone(Variant(pin=pin, hold=hold))
     return calls
 

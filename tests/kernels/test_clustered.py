@@ -217,7 +217,13 @@ def test_the_timing_takes_the_hopper_kernel_where_it_runs(monkeypatch):
     monkeypatch.setattr(time_clusters, "hopper_cluster_attention", attend)
     found = time_clusters.case(2, 300, 64, (4, 12), 0.4, repeats=1)
     hopper = {form for form in found["r"] if form.startswith("hopper")}
-    assert len(hopper) == 6 and {"hopper", "hopper call"} < hopper
+    assert len(hopper) == 9 and {"hopper", "hopper call", "hopper, hold", "hopper, hold, no pin"} < hopper
+    assert {(v.pin, v.hold) for _, v in taken if v is not None} == {
+        (True, False),
+        (True, True),
+        (False, False),
+        (False, True),
+    }
     assert {(v.stages, v.unit) for _, v in taken if v is not None} == {(2, 8), (2, 16), (3, 8), (3, 16)}
     assert {in_order for in_order, _ in taken} == {True, False}
     monkeypatch.setattr(time_clusters, "hopper_cluster_attention", lambda q, *_, **__: (q, None))
