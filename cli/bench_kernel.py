@@ -196,7 +196,7 @@ def _enter(kernel: str, done: dict[str, dict[str, Any]], facts: dict[str, Any]) 
     print(
         f"{kernel} is right in {entry['cases']} cases on compute capability {entry['capability']}; against "
         f"triton {', '.join(gains)}. "
-        f"Entered into {checked.TABLE.name}; it is chosen where it is the faster.",
+        f"Entered into {checked.TABLE.name}; it is chosen where it is no slower.",
         flush=True,
     )
     return True

@@ -13,6 +13,7 @@ from dittools.calibrate import cache as fitting
 from dittools.cli import drawing
 from dittools.cli.output import Output
 from dittools.cli.progress import Progress
+from dittools.cli.report_asked import builtin_prompts
 from dittools.cli.report_phases import PROMPTS
 from dittools.cli.request import Request
 from dittools.cli.stages import Stages
@@ -108,9 +109,7 @@ def _builtin(opened: Any, count: int) -> list[str]:
         from dittools.pipelines.embedded.captions import BUILTIN
 
         known = BUILTIN
-    if count > len(known):
-        raise BadInput(f"--prompts builtin:{count}: there are {len(known)} builtin prompts")
-    return list(known[:count])
+    return list(builtin_prompts(known, count))
 
 
 def _distances(scheduler: Any, steps: int) -> list[float] | None:

@@ -40,12 +40,12 @@ def name_and_options(text: str, what: str) -> tuple[str, dict[str, Any]]:
         option, equals, value = part.partition("=")
         if not equals or not value:
             raise ValueError(f"a {what}'s options are name:option=value:option=value, got {text!r}")
-        found[option.replace("-", "_")] = _value(value)
+        found[option.replace("-", "_")] = value_of(value)
     return name, found
 
 
-def _value(text: str) -> Any:
-    """A number where the text is one."""
+def value_of(text: str) -> Any:
+    """What a flag says: a number or true/false where the text is one, else the text."""
     try:
         value = json.loads(text)
     except ValueError:

@@ -149,7 +149,7 @@ def choose_mass(
 
 
 def _picks_hopper(implementation: str | None, q: torch.Tensor, k: torch.Tensor, call: str, *blocks: int) -> bool:
-    """Whether the Hopper kernel takes a call: when asked for, else where it proved itself and was the faster."""
+    """Whether the Hopper kernel takes a call: when asked for, else where it proved itself and was no slower."""
     if implementation not in (None, "hopper") or (implementation is None and torch.compiler.is_compiling()):
         return False
     reason = why_not_hopper_mass(q, *blocks)

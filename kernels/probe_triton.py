@@ -261,6 +261,7 @@ def _tile(dtype: torch.dtype, rows: int, dim: int) -> dict[str, int]:
     }
 
 
+@lru_cache(maxsize=64)
 def _splits(keys: int, tile: int, programs: int, room: int) -> tuple[int, int]:
     """Keys of a split, a multiple of the tile, and how many splits: the fewest that keep the card busy."""
     tiles = triton.cdiv(keys, tile)

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from dittools import caches, corrections, methods
 from dittools.config import Config
-from dittools.naming import unknown
+from dittools.naming import unknown, value_of
 
 DENSE, SWEEP, KERNEL, STEPS, SEED = "dense", "sweep", "kernel", "steps", "seed"
 KINDS = {
@@ -298,17 +298,8 @@ def read_sweeps(texts: Sequence[str]) -> dict[str, list]:
         parts = [part.strip() for part in values.split(",")]
         if not (name.strip() and equals and all(parts)):
             raise ValueError(f"--sweep must be name=value,value,... such as sparsity=0.5,0.8, got {text!r}")
-        found.setdefault(name.strip().replace("-", "_"), []).extend(_value(part) for part in parts)
+        found.setdefault(name.strip().replace("-", "_"), []).extend(value_of(part) for part in parts)
     return found
-
-
-def _value(text: str) -> Any:
-    """A number or true/false where the text is one, else the text."""
-    try:
-        value = json.loads(text)
-    except ValueError:
-        return text
-    return value if isinstance(value, (int, float, bool)) else text
 
 
 def _hash(content: Any) -> str:
