@@ -273,6 +273,7 @@ RENDER = {
         f"report_{name}_cpu": kept
         for name in ("random_kept", "adaspa_rows", "svg_ear_refresh", "svg2_iterations", "anchored")
     },
+    "report_svg2_iterations_480p": kept,
     "recall": recall,
     "gpu_tests": gpu_tests,
     "in_short": in_short,

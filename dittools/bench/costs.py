@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import statistics
 from collections.abc import Callable
 from typing import Any
 
@@ -16,6 +17,8 @@ from dittools.observer import Observer, PartTimes
 
 # What is not attention itself. "check", which looks for numbers that are not finite, belongs to no method.
 COSTS = ("order", "select", "lists", "permute", "correct")
+# One call's parts move with the clock of the card by a few percent: medians of so many calls, and pairs of attention.
+CALLS, PAIRS = 5, 5
 
 
 class Unordered(Observer):
@@ -24,7 +27,7 @@ class Unordered(Observer):
     A kernel may walk an order while it attends, or copy tokens there and back: the difference is what moving costs.
 
     Attributes:
-        ordered, raster: seconds of all calls that have an order.
+        ordered, raster: seconds of all calls that have an order; of each, the median of some taken in turn.
     """
 
     def __init__(self, device: torch.device):
@@ -36,10 +39,13 @@ class Unordered(Observer):
             return
         kernel = choose(q, k, v, plan.mask, order=plan.order)
         bare = dataclasses.replace(plan, order=None, key_order=None, fold=None)
-        for name, one in (("ordered", plan), ("raster", bare)):
-            attend(q, k, v, one, scale, kernel)  # a kernel may be compiled for it
-            ms = once(lambda one=one: attend(q, k, v, one, scale, kernel), self._device)
-            setattr(self, name, getattr(self, name) + ms / 1000)
+        found: dict[str, list[float]] = {"ordered": [], "raster": []}
+        for _ in range(1 + PAIRS):
+            for name, one in (("ordered", plan), ("raster", bare)):
+                found[name].append(once(lambda one=one: attend(q, k, v, one, scale, kernel), self._device) / 1000)
+        # A kernel may have been compiled in the first pair.
+        self.ordered += statistics.median(found["ordered"][1:])
+        self.raster += statistics.median(found["raster"][1:])
 
     @property
     def moving(self) -> float:
@@ -48,7 +54,7 @@ class Unordered(Observer):
 
 
 def measure(runtime: Any, forward: Callable[[], object], device: torch.device) -> dict[str, Any]:
-    """Parts of one sparse call in steady state: one that comes after others of its run.
+    """Parts of a sparse call in steady state, one that comes after others of its run: medians of ``CALLS``.
 
     Args:
         runtime: of an acceleration whose first call is over.
@@ -58,11 +64,14 @@ def measure(runtime: Any, forward: Callable[[], object], device: torch.device) -
         ``parts``, seconds over all layers, ``parts_of_seconds``, of the call they are of, and ``costs``, parts as
         shares of the seconds of attention alone.
     """
-    # What follows the first call may be another kernel: that one does not count.
-    for _ in range(2):
+    seconds, calls = [], []
+    for _ in range(1 + CALLS):
         runtime.observer = PartTimes(device)
-        seconds = once(forward, device) / 1000
-    parts = runtime.observer.seconds()
+        seconds.append(once(forward, device) / 1000)
+        calls.append(runtime.observer.seconds())
+    # What follows the first call may be another kernel: that one does not count.
+    names = dict.fromkeys(name for call in calls[1:] for name in call)
+    parts = {name: statistics.median(call.get(name, 0.0) for call in calls[1:]) for name in names}
     runtime.observer = Unordered(device)
     forward()
     moving = runtime.observer.moving * min(runtime.observer.ordered, parts["attention"])
@@ -70,7 +79,7 @@ def measure(runtime: Any, forward: Callable[[], object], device: torch.device) -
     parts["attention"] -= moving
     if moving or "permute" in parts:
         parts["permute"] = parts.get("permute", 0.0) + moving
-    return {"parts": parts, "parts_of_seconds": seconds, "costs": shares(parts)}
+    return {"parts": parts, "parts_of_seconds": statistics.median(seconds[1:]), "costs": shares(parts)}
 
 
 def shares(parts: dict[str, float]) -> dict[str, float]:

@@ -40,7 +40,7 @@ class SVG2(Method):
     min_share: float = field(default=0.1, metadata={"help": "with top_p: least share of key clusters to keep"})
     scope: str = field(default="row", metadata={"help": "who shares the budget: row, head or layer"})
     first_iterations: int = field(default=10, metadata={"help": "k-means iterations of a fresh start"})
-    iterations: int = field(default=2, metadata={"help": "k-means iterations in later steps, from the step before"})
+    iterations: int = field(default=1, metadata={"help": "k-means iterations in later steps, from the step before"})
 
     def __post_init__(self):
         for name in ("query_clusters", "key_clusters", "first_iterations", "iterations"):

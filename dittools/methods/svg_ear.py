@@ -5,7 +5,7 @@ Source: "SVG-EAR", arXiv 2603.08982. The means enter by the correction `centroid
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
@@ -25,6 +25,9 @@ class SVGEAR(SVG2):
     name: ClassVar[str] = "svg_ear"
     summary: ClassVar[str] = "svg2 where skipped clusters enter as their means, and errors decide (SVG-EAR)"
     correction: ClassVar[str] = "centroids"
+
+    # One more than svg2: what is skipped leans on the means themselves.
+    iterations: int = field(default=2, metadata={"help": "k-means iterations in later steps, from the step before"})
 
     def choose(self, query, key, k, v, call, force) -> torch.Tensor:
         sizes = query.partition.run_sizes, key.partition.run_sizes

@@ -146,13 +146,13 @@ def test_rows_of_auto_say_which_method_it_took_and_how(cli, tmp_path, monkeypatc
 
 
 def test_a_method_runs_with_the_options_that_follow_its_name(cli, tmp_path):
-    flags = ("bench", "model", *TINY, "--sparsity", 0.7, "--method", "svg2:iterations=1,svg2", "--json", "m.json")
+    flags = ("bench", "model", *TINY, "--sparsity", 0.7, "--method", "svg2:iterations=2,svg2", "--json", "m.json")
     done = cli(*flags)
     assert done.code == 0, done.err
     _, once, twice = json.loads((tmp_path / "m.json").read_text())["rows"]
-    assert (once["job"]["method"], once["method_options"]) == ("svg2:iterations=1", {"iterations": 1})
+    assert (once["job"]["method"], once["method_options"]) == ("svg2:iterations=2", {"iterations": 2})
     assert (twice["job"]["method"], twice["method_options"]) == ("svg2", {})
-    assert "sparse svg2:iterations=1 0.7" in done.out and "\nsvg2:iterations=1 " in done.out
+    assert "sparse svg2:iterations=2 0.7" in done.out and "\nsvg2:iterations=2 " in done.out
 
 
 def test_methods_that_need_a_profile_get_one_of_the_random_weights(cli, tmp_path):
