@@ -13,8 +13,6 @@ from dittools.pipelines.errors import BadInput, first_line
 from dittools.report.plan import Setting
 from dittools.tokens import TokenGrid
 
-_GIVE = " and give it with --profile or profile="
-
 
 def check_swept(profiles: Iterable[Any], found: Iterable[Setting]) -> None:
     """Refuse swept profiles that no setting under test takes. Raises BadInput."""
@@ -72,7 +70,7 @@ def _fits(config: Config, identity: profile.Model, grid: TokenGrid, steps: int) 
     if config.profile is not None:
         text = profile.load(profile.find(config.profile)).grid
         grid = dataclasses.replace(grid, text=text.text, text_position=text.text_position)
-    profile.choose(config.profile, config.method, True, identity, grid, steps)
+    profile.choose(config.profile, config.method, True, identity, grid, steps, give="--sweep profile=FILE")
 
 
 def _configs(found: Iterable[Setting]) -> list[tuple[Setting, Config]]:
@@ -80,7 +78,4 @@ def _configs(found: Iterable[Setting]) -> list[tuple[Setting, Config]]:
 
 
 def _refused(setting: Setting, error: Exception) -> BadInput:
-    why = first_line(error)
-    if why.endswith(_GIVE):
-        why = why.removesuffix(_GIVE) + " and give it with --sweep profile=FILE"
-    return BadInput(f"{setting.name}: {why}")
+    return BadInput(f"{setting.name}: {first_line(error)}")

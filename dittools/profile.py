@@ -237,12 +237,20 @@ def remedy_for(method: str) -> str:
 
 
 def choose(
-    asked: str | None, method: str, needed: bool, model: Model | None, grid: TokenGrid, steps: int
+    asked: str | None,
+    method: str,
+    needed: bool,
+    model: Model | None,
+    grid: TokenGrid,
+    steps: int,
+    *,
+    give: str = "--profile or profile=",
 ) -> tuple[Profile | None, list[str]]:
     """The profile of a run, with notes.
 
     Args:
         asked: what the user named; None looks among the shipped ones when the method needs a profile.
+        give: how the user would name one here, for the error.
 
     Raises:
         ValueError: when the named one does not fit, or a method needs one and none does.
@@ -271,7 +279,7 @@ def choose(
     raise ValueError(
         f"method {method} needs a profile of this model for {what}, and none that ships fits"
         + (f" ({near})" if near else "")
-        + f": {remedy} and give it with --profile or profile="
+        + f": {remedy} and give it with {give}"
     )
 
 
