@@ -14,7 +14,7 @@ NAME = re.compile(r"^(?P<method>\w+), sparsity (?P<sparsity>[\d.]+)(?:, (?P<rest
 
 
 def methods(result: dict) -> tuple[list[str], list[list]]:
-    """Head and rows: a method with its correction a line, best first; for each sparsity PSNR, how much more that is
+    """Head and rows: a method with its correction or profile a line, best first; for each sparsity PSNR, how much more that is
     than random blocks of the same sparsity on the same prompts and seeds, and speed-up where it was timed; for the
     highest also SSIM and the share of all pairs that was skipped.
     """
@@ -28,7 +28,7 @@ def methods(result: dict) -> tuple[list[str], list[list]]:
     ups = {line["setting"]: line["speedup"] for lines in found.values() for line in lines.values()}
     ups |= result.get("speedups", {})
     timed = any(up is not None for up in ups.values())
-    head = ["method", "made up for by"]
+    head = ["method", "with"]
     for sparsity in sparsities:
         head += [f"{sparsity:g}: PSNR dB", "over random", *(["speed-up"] if timed else [])]
     head += [f"{sparsities[-1]:g}: SSIM", "of all pairs"] if sparsities else []

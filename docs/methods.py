@@ -105,19 +105,23 @@ def swept(name: str, result: dict) -> str:
 
 
 def reported(name: str, result: dict) -> str:
-    """The lines of a report that are of this method or correction, with nothing else swept."""
+    """The lines of a report that are of this method or correction, with nothing else swept but a profile."""
     if "summary" not in result or "manifest" not in result:
         return ""
-    settings = [
-        (re.fullmatch(r"(\w+), sparsity [\d.]+(?:, (\w+))?", line["setting"]), line) for line in result["summary"]
-    ]
-    lines = [line for match, line in settings if match and name in match.groups()]
+    lines = [line for line in result["summary"] if name in _concerned(line["setting"])]
     ups = result.get("speedups", {})
     cells = [
         figures(line["setting"], line["speedup"] or ups.get(line["setting"]), line["psnr"], line["ssim"])
         for line in sorted(lines, key=lambda line: (line["setting"].count(", "), line["setting"]))
     ]
     return f"on {result['manifest']['device']['name']}: {'; '.join(cells)}" if cells else ""
+
+
+def _concerned(setting: str) -> tuple[str | None, ...]:
+    """The method and the correction of a setting that names nothing else but a sparsity and a profile."""
+    bare = re.sub(r", profile [\w.]+", "", setting)
+    match = re.fullmatch(r"(\w+), sparsity [\d.]+(?:, (\w+))?", bare)
+    return match.groups() if match else ()
 
 
 def figures(setting: str, speedup: float | None, psnr: float | str | None, ssim: float | None) -> str:

@@ -73,7 +73,7 @@ def test_methods_of_several_reports_stand_in_one_table_paired_with_random_blocks
         (tmp_path / f"report_methods_{name}.json").write_text(json.dumps(found))
     page = figures.filled("<!-- report_methods -->\n<!-- end -->", tmp_path)
     lines = [line for line in page.splitlines() if line.startswith("| ")]
-    assert lines[0].startswith("| method | made up for by | 0.8: PSNR dB | over random")
+    assert lines[0].startswith("| method | with | 0.8: PSNR dB | over random")
     assert lines[2] == "| svg | centroids | 33.00 | +13.00 ± 1.00 | 1.30 | 0.9900 | 0.57 |"
     assert lines[3] == "| svg |  | 30.00 | +10.00 ± 1.00 | 1.30 | 0.9900 | 0.57 |"
     assert lines[4] == "| *random* |  | 20.00 |  | 1.30 | 0.9900 | 0.57 |" and len(lines) == 5

@@ -105,6 +105,7 @@ def test_figures_come_from_the_results_of_a_folder(page, tmp_path):
         {"setting": "radial, sparsity 0.8", "speedup": 1.5, "psnr": 25.0, "ssim": 0.9},
         {"setting": "draft, sparsity 0.8, centroids", "speedup": None, "psnr": "inf", "ssim": 1.0},
         {"setting": "radial, sparsity 0.8, sea threshold 0.5", "speedup": 2.5, "psnr": 22.0, "ssim": 0.8},
+        {"setting": "paro, sparsity 0.8, profile big.json", "speedup": None, "psnr": 28.0, "ssim": 0.9},
         {"setting": "dense", "speedup": None, "psnr": None, "ssim": None},
     ]
     result = {"manifest": {"device": {"name": "a card"}}, "summary": summary}
@@ -114,4 +115,5 @@ def test_figures_come_from_the_results_of_a_folder(page, tmp_path):
     )
     assert page.measured("radial", tmp_path) == said
     assert "identical" in page.measured("centroids", tmp_path)
+    assert "paro, sparsity 0.8, profile big.json 28.00 dB" in page.measured("paro", tmp_path)
     assert page.measured("svg", tmp_path) == "not measured yet"
