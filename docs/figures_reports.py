@@ -14,9 +14,9 @@ NAME = re.compile(r"^(?P<method>\w+), sparsity (?P<sparsity>[\d.]+)(?:, (?P<rest
 
 
 def methods(result: dict) -> tuple[list[str], list[list]]:
-    """Head and rows: a method with its correction or profile a line, best first; for each sparsity PSNR, how much more that is
-    than random blocks of the same sparsity on the same prompts and seeds, and speed-up where it was timed; for the
-    highest also SSIM and the share of all pairs that was skipped.
+    """Head and rows: a method with its correction or profile a line, best first; for each sparsity PSNR, how much more
+    that is than random blocks of the same sparsity on the same prompts and seeds, and speed-up where it was timed; for
+    the highest also SSIM and the share of all pairs that was skipped.
     """
     found: dict[tuple[str, str], dict[float, dict]] = {}
     for line in result["summary"]:
