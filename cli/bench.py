@@ -109,7 +109,7 @@ def model(
         str | None,
         Flag(
             metavar="NAME[:OPTION=VALUE...],...",
-            help="How to choose what is skipped, such as svg2:iterations=1.  [default: svg, draft for images]",
+            help="How to choose what is skipped, such as svg2:iterations=2.  [default: svg, draft for images]",
         ),
     ] = None,
     profile: Annotated[

@@ -56,7 +56,7 @@ class Asked:
         check_file(self.path)
 
     def methods(self, default: str) -> list[str]:
-        """Methods to measure, each once, in the order given, with options where some were: ``svg2:iterations=1``."""
+        """Methods to measure, each once, in the order given, with options where some were: ``svg2:iterations=2``."""
         return list(dict.fromkeys(name.strip() for name in (self.method or default).split(",")))
 
 

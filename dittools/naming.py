@@ -26,7 +26,7 @@ def _told(value: Any) -> str:
 
 
 def name_and_options(text: str, what: str) -> tuple[str, dict[str, Any]]:
-    """``"svg2:iterations=1"`` -> ("svg2", {"iterations": 1}).
+    """``"svg2:iterations=2"`` -> ("svg2", {"iterations": 2}).
 
     Args:
         what: the name is of, for the error: "cache", "method".

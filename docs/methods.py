@@ -119,9 +119,8 @@ def reported(name: str, result: dict) -> str:
 
 def _concerned(setting: str) -> tuple[str | None, ...]:
     """The method and the correction of a setting that names nothing else but a sparsity and a profile."""
-    bare = re.sub(r", profile [\w.]+", "", setting)
-    match = re.fullmatch(r"(\w+), sparsity [\d.]+(?:, (\w+))?", bare)
-    return match.groups() if match else ()
+    match = figures_reports.NAME.match(re.sub(r", profile [^,]+", "", setting))
+    return (match["method"], match["rest"]) if match and " " not in (match["rest"] or "") else ()
 
 
 def figures(setting: str, speedup: float | None, psnr: float | str | None, ssim: float | None) -> str:
