@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from dittools.cli.report_asked import builtin_prompts
 from dittools.cli.request import PROMPT, check
 from dittools.cli.stages import Stages
 from dittools.config import Config
+from dittools.methods import create
 from dittools.naming import unknown
 from dittools.pipelines import stages as pipeline
 from dittools.pipelines.errors import BadInput
@@ -23,6 +25,7 @@ from dittools.profile import Made, Profile
 from dittools.provenance import device_facts, dittools_version, versions
 from dittools.report.schedule import spoken
 from dittools.stopwatch import Stopwatch
+from dittools.tokens import TokenGrid
 
 PROMPTS = (PROMPT, "A red car drives along a mountain road at dusk, seen from above")
 """For a model that is not the embedded one, where the user names none."""
@@ -114,6 +117,8 @@ def _listen(opened: Any, scenes: list, methods: list[str], stages: Stages) -> tu
         made.update((name, CALIBRATORS[name](size)) for name in methods)
 
         def hear(heard: Any) -> None:
+            if all(calibrator.grid is None for calibrator in made.values()):
+                _fits(methods, heard.grid, size.block_size)
             for name, calibrator in made.items():
                 if round < calibrator.rounds:
                     watch = Stopwatch(heard.q.device)
@@ -143,6 +148,14 @@ def _listen(opened: Any, scenes: list, methods: list[str], stages: Stages) -> tu
     if silent:
         raise BadInput(f"nothing was heard for {', '.join(silent)}: no self-attention call has the grid's tokens")
     return {name: (made[name], spent[name]) for name in methods}, model
+
+
+def _fits(names: Iterable[str], grid: TokenGrid, block_size: int) -> None:
+    """Refuse a grid on which nothing could run by the profile. Raises BadInput."""
+    for name in names:
+        why = create(name, {}).why_not(grid, block_size)
+        if why:
+            raise BadInput(f"{why}: use more frames or a larger size")
 
 
 class Estimate:

@@ -80,6 +80,13 @@ def test_comparing_with_dense_warms_up_within_the_schedule_of_the_profile(cli, t
     assert result.json["quality"]["psnr"] > 15
 
 
+def test_a_grid_of_too_few_blocks_is_refused_before_anything_is_measured(cli, tiny_weights, tmp_path):
+    size = ("--frames", 9, "--height", 64, "--width", 64)
+    line = one_error(cli("calibrate", "--weights", tiny_weights, *size, "--steps", 2, "--out", "small.json"))
+    assert "needs at least 4 blocks of 64 tokens" in line and "3 x 4 x 4" in line and "larger size" in line
+    assert not (tmp_path / "small.json").exists()
+
+
 def test_another_step_count_is_refused_before_the_model_is_loaded(cli, tiny_weights, calibrated, monkeypatch):
     monkeypatch.setattr(loading, "load", lambda *_, **__: pytest.fail("the model was loaded"))
     line = one_error(run(cli, tiny_weights, "paro", "--profile", "p.json", steps=3))
