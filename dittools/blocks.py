@@ -10,6 +10,7 @@ from numbers import Integral
 import torch
 
 from dittools.kernels.lists import from_keep, to_keep
+from dittools.upload import upload
 
 
 @dataclass(frozen=True)
@@ -180,5 +181,7 @@ class BlockMask:
     def to(self, device: torch.device | str) -> BlockMask:
         """The same mask on another device."""
         return (
-            self if self.keep.device == torch.device(device) else BlockMask(self.keep.to(device), self.query, self.key)
+            self
+            if self.keep.device == torch.device(device)
+            else BlockMask(upload(self.keep, torch.device(device)), self.query, self.key)
         )

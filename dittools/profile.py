@@ -9,11 +9,13 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
 from typing import Any
+from weakref import WeakValueDictionary
 
 import torch
 
@@ -81,6 +83,7 @@ class Profile:
         methods: by method, plain values; ``"by_step": true`` where they differ from step to step.
         arrays: tables on the CPU, named "method.table".
         name: what notes call it.
+        memo: what methods made of it on the CPU, for later runs; see `AttentionCall.keep`.
     """
 
     model: Model
@@ -89,6 +92,7 @@ class Profile:
     methods: dict[str, dict[str, Any]]
     arrays: dict[str, torch.Tensor] = field(default_factory=dict)
     name: str = "this profile"
+    memo: dict[Any, Any] = field(default_factory=dict, init=False, repr=False)
 
     def array(self, name: str, shape: tuple[int | None, ...], dtype: torch.dtype) -> torch.Tensor:
         """A table, checked: whoever reads a profile says what it must look like. None in ``shape`` is any size.
@@ -163,13 +167,41 @@ def find(asked: str) -> Path:
     raise ValueError(unknown("profile", asked, shipped()))
 
 
+# What methods made of a profile is worth keeping: one that somebody uses is not read again, and of those that are not
+# too large the latest stay for the next acceleration.
+_LOADED: WeakValueDictionary[tuple, Profile] = WeakValueDictionary()
+_LATEST: deque[Profile] = deque(maxlen=2)
+STAYING_BYTES = 256 << 20
+
+
 def load(path: Path, name: str | None = None) -> Profile:
     """Read a profile and check all that can be checked without its model.
+
+    A file that has not changed gives the same profile again while that is in use, or is one of the latest.
 
     Raises:
         ValueError: one line, when it cannot be read, is none, or is of another version.
     """
     name = name or f"profile {path}"
+    key = name, _state(path), _state(_tables(path))
+    profile = _LOADED.get(key)
+    if profile is None:
+        profile = _LOADED[key] = _load(path, name)
+        if sum(table.nbytes for table in profile.arrays.values()) <= STAYING_BYTES:
+            _LATEST.append(profile)
+    return profile
+
+
+def _state(path: Path) -> tuple:
+    """What changes when a file does; the path alone where it cannot be asked."""
+    try:
+        found = path.stat()
+    except OSError:
+        return (path,)
+    return path.resolve(), found.st_ino, found.st_mtime_ns, found.st_size
+
+
+def _load(path: Path, name: str) -> Profile:
     found = _read(path, name)
     try:
         if found.get("kind") != KIND or "dittools_profile" not in found:

@@ -81,6 +81,7 @@ class Runtime:
         self.plan_watchers: list[Callable[[Heard, Plan], None]] = []
         self.observer = Observer()
         self.run: Run | None = None
+        self._profile: profile.Profile | None = None  # of the latest run: the next one finds it read
         self.latest: Tick | None = None
         self._clock = StepClock(config.dense_steps, config.dense_last_steps)
         self._reports: StepReports | None = None
@@ -337,6 +338,7 @@ class Runtime:
         if why is None and method.profile_use != "none":
             needed = method.profile_use == "needed"
             run.profile, notes = profile.choose(config.profile, method.name, needed, self.identity, grid, steps)
+            self._profile = run.profile
             run.notes.update(dict.fromkeys(notes))
             run.sparse_layers = self._sparse_layers()
         if why is None and config.method != "dense":

@@ -14,14 +14,11 @@ from dittools.config import Config
 from dittools.corrections import SparseCall
 from dittools.kernels.clustered import check_clusters
 from dittools.kernels.dispatch import check_call, choose, why_not
-from dittools.methods.base import AttentionCall, Plan, StayDense
+from dittools.methods.base import AttentionCall, Plan, StayDense, resting
 from dittools.observer import Heard, Observer
 from dittools.run import Call, Kept, Run
 from dittools.sequence import Piece
 from dittools.tokens import TokenGrid
-
-# Kept plans of all layers may take this much as they are; larger ones are folded.
-KEPT_BYTES = 256 << 20
 
 
 class Planned(NamedTuple):
@@ -191,8 +188,7 @@ class Sparse:
         if isinstance(plan, StayDense):
             return plan
         if refresh > 1 or shared:
-            again = plan.fold() if plan.fold and _bytes(plan, q) * run.layers > KEPT_BYTES else lambda: plan
-            run.plans[place] = Kept(call.step, call.branch, shape, again, plan.share)
+            run.plans[place] = Kept(call.step, call.branch, shape, resting(plan, q, run.layers), plan.share)
         run.facts.append((call.layer, plan.facts))
         run.notes.update(dict.fromkeys(plan.notes))
         return Planned(plan, plan.share, True)
@@ -200,8 +196,3 @@ class Sparse:
     def _generator(self, step: int, layer: int) -> torch.Generator:
         seed = (self._config.seed * 100_003 + step) * 10_007 + layer
         return torch.Generator().manual_seed(seed % (1 << 63))
-
-
-def _bytes(plan: Plan, q: torch.Tensor) -> int:
-    """What a plan of even blocks takes at most, with an order for each head and lists beside the mask."""
-    return q.shape[0] * q.shape[2] * (5 * plan.mask.query.count * plan.mask.key.count + 4 * q.shape[1])

@@ -55,10 +55,10 @@ class AttentionTile(StaticVideo):
                 "decides them: use one of the two"
             )
         layers = call.sparse_layers or tuple(range(call.layers))
-        found = call.remember((self, layers, call.sparsity), lambda: self._search(call, layers))
+        found = call.keep((self, layers, call.sparsity), lambda: self._search(call, layers))
         count, share = found[call.layer]
-        key = (self, count, share, q.device)  # equal layers share a plan
-        return call.remember(key, lambda: self.plan_of(_counted(call, count, share), call.grid, q.device))
+        pattern = call.keep((self, count, share), lambda: _counted(call, count, share))  # equal layers share it
+        return call.remember((self, count, share, q.device), lambda: self.plan_of(pattern, call.grid, q.device))
 
     def _search(self, call: AttentionCall, layers: tuple[int, ...]) -> dict[int, tuple[int, float | None]]:
         """For each layer its references, and the share it keeps where that is not theirs."""

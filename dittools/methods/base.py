@@ -51,6 +51,21 @@ class Plan:
         return self.density().mean()
 
 
+# Kept plans of all layers may take this much as they are; larger ones are folded.
+KEPT_BYTES = 256 << 20
+
+
+def resting(plan: Plan, q: torch.Tensor, layers: int) -> Callable[[], Plan]:
+    """A plan in the form in which it is kept for later steps; calling it gives the plan.
+
+    Args:
+        q: ``[B, S, H, D]``, of a call. layers: that keep one each.
+    """
+    # At most, with an order for each head and lists beside the mask.
+    most = q.shape[0] * q.shape[2] * (5 * plan.mask.query.count * plan.mask.key.count + 4 * q.shape[1])
+    return plan.fold() if plan.fold and most * layers > KEPT_BYTES else lambda: plan
+
+
 @dataclass(frozen=True)
 class StayDense:
     """A method's answer when this one call is better dense; ``reason`` is counted in the summary."""
@@ -104,6 +119,16 @@ class AttentionCall:
         if key not in self.memo:
             self.memo[key] = make()
         return self.memo[key]
+
+    def keep(self, key: Hashable, make: Callable[[], Any]) -> Any:
+        """``make()``, made once for this key, grid and block size as long as the profile is in use: in later runs too.
+
+        For what a profile decides alone; it stays in host memory between runs, so it has to be on the CPU and small.
+        """
+        memo, key = self.profile.memo, (self.grid, self.block_size, key)
+        if key not in memo:
+            memo[key] = make()
+        return memo[key]
 
 
 class Method:

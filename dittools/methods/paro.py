@@ -8,18 +8,22 @@ here a tail is kept for its own sake only where it is ragged.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
 
 from dittools.blocks import BlockMask, Partition
-from dittools.methods.base import AttentionCall, Method, Plan
+from dittools.methods.base import AttentionCall, Method, Plan, resting
 from dittools.orders.axes import AXES, axis_order
 from dittools.selectors.budget import SCOPES
 from dittools.selectors.geometric import TOLERANCE
+from dittools.selectors.packed import pack_bits, unpack_bits
 from dittools.selectors.paro_tables import Tables
 from dittools.selectors.profiled import always_kept
+from dittools.tokens import TokenGrid
+from dittools.upload import upload
 
 
 @dataclass(frozen=True)
@@ -42,17 +46,33 @@ class PARO(Method):
         tables, device = Tables(call.profile), q.device
         group = tables.groups[call.step]
         axes = tables.axes[call.layer].tolist()
-        order = call.remember(("paro order", call.layer, device), lambda: _orders(call, axes).to(device))
+        orders = call.remember(("axis orders", device), lambda: _orders(call.grid, device))
 
-        def keep() -> torch.Tensor:
-            return tables.keep(group, call.layer, call.sparsity, call.block_size, self.scope, device)
+        def of_heads() -> torch.Tensor:
+            return orders[upload(tables.axes[call.layer].long(), device)][None]  # [1, H, S]
 
-        # Masks from masses cost a sort, and are as few as the masses; packed ones cost nothing to unpack.
-        key = ("paro", group, call.layer, call.sparsity, device)
-        chosen = call.remember(key, keep) if tables.mass is not None else keep()
-        partition = Partition(call.grid.tokens, call.block_size)
-        notes = call.remember("paro notes", lambda: _notes(call, partition))
-        return Plan(order, BlockMask(chosen, partition, partition), {"not in raster": order_count(axes)}, notes)
+        order = call.remember(("paro order", call.layer, device), of_heads)
+
+        # Masks cost a sort of masses: the plan of the present group of steps is kept.
+        known = call.remember(("paro", call.layer, device), dict)
+        if group not in known:
+            partition = Partition(call.grid.tokens, call.block_size)
+            notes = call.remember("paro notes", lambda: _notes(call, partition))
+            keep = tables.keep(group, call.layer, call.sparsity, call.block_size, self.scope, device)
+            plan = _plan(keep, order, partition, {"not in raster": order_count(axes)}, notes)
+            known.clear()
+            known[group] = resting(plan, q, call.layers)
+        return known[group]()
+
+
+def _plan(
+    keep: torch.Tensor, order: torch.Tensor, blocks: Partition, facts: dict[str, torch.Tensor], notes: tuple[str, ...]
+) -> Plan:
+    def fold() -> Callable[[], Plan]:
+        bits = pack_bits(keep)
+        return lambda: _plan(unpack_bits(bits, blocks.count), order, blocks, facts, notes)
+
+    return Plan(order, BlockMask(keep, blocks, blocks), facts, notes, fold=fold)
 
 
 def order_count(axes: list[int]) -> torch.Tensor:
@@ -68,6 +88,6 @@ def _notes(call: AttentionCall, partition: Partition) -> tuple[str, ...]:
     return (f"paro keeps text dense: at most {skipped:.2f} of the pairs can be skipped, {call.sparsity:g} was asked",)
 
 
-def _orders(call: AttentionCall, axes: list[int]) -> torch.Tensor:
-    made = {n: call.remember(("axes", n), lambda n=n: axis_order(call.grid, AXES[n])) for n in set(axes)}
-    return torch.stack([made[n] for n in axes])[None]  # [1, H, S]
+def _orders(grid: TokenGrid, device: torch.device) -> torch.Tensor:
+    """All axis orders: int32 ``[6, S]``."""
+    return upload(torch.stack([axis_order(grid, axes) for axes in AXES]), device)

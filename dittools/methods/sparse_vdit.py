@@ -16,10 +16,15 @@ import torch
 
 from dittools.blocks import BlockMask, Partition
 from dittools.methods.base import AttentionCall, Method, Plan
+from dittools.orders.raster import raster
+from dittools.orders.token_major import token_major
 from dittools.selectors.geometric import TOLERANCE
-from dittools.selectors.habits import Habit, from_section, habit_mask, habit_order, head_costs
+from dittools.selectors.habits import Habit, HabitBands, from_section, habit_mask, head_costs
 from dittools.selectors.modes import choose_modes
+from dittools.selectors.packed import pack_bits, unpack_bits
 from dittools.selectors.profiled import pool_columns
+from dittools.tokens import TokenGrid
+from dittools.upload import upload
 
 
 @dataclass(frozen=True)
@@ -45,7 +50,19 @@ class SparseVDiT(Method):
 
     def plan_layer(self, call: AttentionCall, device: torch.device) -> Plan:
         """The plan of one layer, the same in every step and branch."""
-        profile, partition = call.profile, Partition(call.grid.tokens, call.block_size)
+        partition = Partition(call.grid.tokens, call.block_size)
+        chosen, bits, notes = call.keep((self, call.layer, call.sparsity), lambda: self._choose(call, partition))
+        keep = unpack_bits(upload(bits, device), partition.count)[None]
+        order, ordered = None, torch.tensor([habit.mode == "multi_diagonal" for habit in chosen])
+        if ordered.any():
+            orders = call.remember(("habit orders", device), lambda: _orders(call.grid, device))
+            order = orders[upload(ordered.long(), device)][None]
+        facts = {mode: torch.tensor(sum(h.mode == mode for h in chosen)) for mode in {h.mode: None for h in chosen}}
+        return Plan(order, BlockMask(keep, partition, partition), facts, notes)
+
+    def _choose(self, call: AttentionCall, partition: Partition) -> tuple[list[Habit], torch.Tensor, tuple[str, ...]]:
+        """The habit of every head of a layer, their masks in bits ``[H, M, M / 8]``, and notes."""
+        profile = call.profile
         habits, size = from_section(profile, "sparse_vdit")
         lanes = profile.model.layers, profile.model.heads
         error = profile.array("sparse_vdit.error", (*lanes, len(habits)), torch.float32)[call.layer].double()
@@ -56,9 +73,10 @@ class SparseVDiT(Method):
 
         def mask(head: int, habit: Habit) -> torch.Tensor:
             def make() -> torch.Tensor:
-                return habit_mask(call.grid, partition, habit, columns[head])
+                bands = call.remember("habit bands", lambda: HabitBands(call.grid, partition))
+                return habit_mask(call.grid, partition, habit, columns[head], bands)
 
-            # Stripes are a head's own; a band is the same in every layer, and costs a sort of all block pairs.
+            # Stripes are a head's own; a band is the same in every layer.
             return make() if habit.mode == "stripe" else call.remember(("habit", habit), make)
 
         density = [BlockMask(mask(0, habit)[None, None], partition, partition).density().item() for habit in habits]
@@ -67,12 +85,13 @@ class SparseVDiT(Method):
         loss = error / power.mean().clamp_min(torch.finfo(torch.float32).tiny) + self.cost_weight * cost
         chosen = [habits[c] for c in choose_modes(loss.numpy(), density.numpy(), call.density)]
 
-        keep = torch.stack([mask(head, habit) for head, habit in enumerate(chosen)])[None]
-        orders = [habit_order(call.grid, habit) for habit in chosen]
-        order = torch.stack(orders)[None].to(device) if any(h.mode == "multi_diagonal" for h in chosen) else None
-        block_mask = BlockMask(keep.to(device), partition, partition)
-        facts = {mode: torch.tensor(sum(h.mode == mode for h in chosen)) for mode in {h.mode: None for h in chosen}}
-        return Plan(order, block_mask, facts, _notes(block_mask, call))
+        keep = torch.stack([mask(head, habit) for head, habit in enumerate(chosen)])
+        return chosen, pack_bits(keep), _notes(BlockMask(keep[None], partition, partition), call)
+
+
+def _orders(grid: TokenGrid, device: torch.device) -> torch.Tensor:
+    """Raster and token-major: int32 ``[2, S]``."""
+    return upload(torch.stack((raster(grid), token_major(grid))), device)
 
 
 def _notes(mask: BlockMask, call: AttentionCall) -> tuple[str, ...]:

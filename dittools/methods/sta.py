@@ -21,9 +21,10 @@ from dittools.methods.options import axes
 from dittools.methods.static import Static
 from dittools.orders.tiles import fit_tile, tiles
 from dittools.selectors.boxes import Boxes, boxes_of
-from dittools.selectors.geometric import Pattern
+from dittools.selectors.geometric import Pattern, forced, pairs_of
+from dittools.selectors.levels import grow
 from dittools.selectors.searched import searched_windows, tile_windows, to_budget
-from dittools.selectors.windows import growing, grown_window, sees, set_window
+from dittools.selectors.windows import growing, grown_window, place_in, sees, set_window
 from dittools.tokens import TokenGrid
 
 AUTO = "auto"
@@ -55,10 +56,10 @@ class STA(Static):
     def plan(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, call: AttentionCall) -> Plan:
         if call.profile is None:
             return super().plan(q, k, v, call)
-        tile, _, groups = call.remember((self, "searched"), lambda: self._searched(call))
+        tile, _, groups = call.keep((self, "searched"), lambda: self._searched(call))
         # Steps of a group share their windows, and heads of any layer the masks of equal ones.
-        key = (self, groups[call.step], call.layer, call.sparsity, q.device)
-        masks = call.remember(key, lambda: self._by_head(call, q.device))
+        group = groups[call.step]
+        masks = call.remember((self, group, call.layer, q.device), lambda: self._by_head(call, group, q.device))
         order = call.remember((self, "order", q.device), lambda: tiles(call.grid, tile)[None, None].to(q.device))
         return _per_head(order, masks, (f"sta: a window for each head from {call.profile.name}",))
 
@@ -76,22 +77,28 @@ class STA(Static):
             )
         return tile, windows, groups
 
-    def _by_head(self, call: AttentionCall, device: torch.device) -> list[BlockMask]:
+    def _by_head(self, call: AttentionCall, group: int, device: torch.device) -> list[BlockMask]:
         """The mask of each head, ``[1, 1, M, M]``; those of equal windows are one."""
         tile, windows, _ = searched_windows(call.profile)
-        tiling = call.remember((self, "tiling"), lambda: Tiling(call.grid, tile, call.block_size))
-        shares = call.remember((self, "shares"), lambda: {w: tiling.window(w).mask.density().item() for w in windows})
-        chosen = tile_windows(call.profile, call.layer, call.step, call.density, list(shares.values()))
-        kept = to_budget([shares[w] for w in chosen], call.density)
+        tiling = call.keep((self, "tiling"), lambda: Tiling(call.grid, tile, call.block_size))
+
+        def chosen() -> list[tuple[Axes, float | None]]:
+            shares = call.keep((self, "shares"), lambda: tiling.shares(windows))
+            found = tile_windows(call.profile, call.layer, call.step, call.density, shares)
+            known = dict(zip(windows, shares, strict=True))
+            return list(zip(found, to_budget([known[w] for w in found], call.density), strict=True))
+
+        def made(window: Axes, share: float | None) -> BlockMask:
+            if share is None:
+                return tiling.window(window).mask
+            level = call.remember((self, "around", window), lambda: tiling.around(window))
+            return tiling.near(level, share).mask
 
         def mask(window: Axes, share: float | None) -> BlockMask:
-            pattern = tiling.window(window) if share is None else tiling.near(window, share)
-            return pattern.mask.to(device)
+            one = call.keep((self, window, share), lambda: made(window, share))
+            return call.remember((self, window, share, device), lambda: one.to(device))
 
-        return [
-            call.remember((self, window, share, device), lambda window=window, share=share: mask(window, share))
-            for window, share in zip(chosen, kept, strict=True)
-        ]
+        return [mask(*one) for one in call.keep((self, group, call.layer, call.sparsity), chosen)]
 
     def pattern(self, grid, sparsity: float, block_size: int) -> Pattern:
         tile = fit_tile(grid, block_size) if self.tile == AUTO else self.tile
@@ -129,9 +136,12 @@ class Tiling:
 
     def window(self, window: Axes) -> Pattern:
         """The mask of one window."""
-        # An even window has no middle tile: the original sees as far to both sides, which is one more.
-        window = tuple(min(w + 1 - w % 2, n) for w, n in zip(window, self.count, strict=True))
+        window = self._whole(window)
         return set_window(self.grid, self.order, self.boxes, window, self.seen, self.block_size, unit=self.tile)
+
+    def _whole(self, window: Axes) -> Axes:
+        """An even window has no middle tile: the original sees as far to both sides, which is one more."""
+        return tuple(min(w + 1 - w % 2, n) for w, n in zip(window, self.count, strict=True))
 
     def grown(self, path: Sequence[Axes], sparsity: float) -> Pattern:
         """The mask of the window on a path that skips ``sparsity``."""
@@ -139,11 +149,27 @@ class Tiling:
             self.grid, self.order, self.boxes, path, self.seen, sparsity, self.block_size, unit=self.tile
         )
 
-    def near(self, window: Axes, share: float) -> Pattern:
-        """A window made smaller or larger until it keeps this share of the pairs."""
+    def near(self, level: np.ndarray, share: float) -> Pattern:
+        """A window made smaller or larger until it keeps this share of the pairs; ``level`` is of `around`."""
+        return grow(self.grid, self.order, level, 1 - share, self.block_size).pattern
+
+    def around(self, window: Axes) -> np.ndarray:
+        """Where on the path of smaller and larger windows two blocks see each other first, as `place_in`."""
         step = (2, 2, 2)
         path = growing((1, 1, 1), window, self.count, step) + growing(window, self.count, self.count, step)[1:]
-        return self.grown(path, 1 - share)
+        return place_in(path, self.boxes, self.seen)
+
+    def shares(self, windows: Sequence[Axes]) -> list[float]:
+        """What each window keeps of the pairs, by block; those that differ in columns alone are made at once."""
+        weight = pairs_of(self.grid, self.block_size)
+        found: dict[Axes, float] = {}
+        for sheet in dict.fromkeys(window[:2] for window in windows):
+            path = sorted({self._whole(window) for window in windows if window[:2] == sheet})
+            level = place_in(path, self.boxes, self.seen)
+            for place, window in enumerate(path):
+                kept = forced(self.grid, self.order, self.block_size) | (level <= place)
+                found[window] = float(weight[kept].sum() / weight.sum())
+        return [found[self._whole(window)] for window in windows]
 
 
 def _per_head(order: torch.Tensor, masks: Sequence[BlockMask], notes: tuple[str, ...]) -> Plan:

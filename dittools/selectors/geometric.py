@@ -80,15 +80,12 @@ def band_pattern(
     """
     weight = pairs_of(grid, block_size)
     budget = (1 - sparsity) * grid.tokens**2
-    token = order.long().numpy() - grid.video_start  # raster index, outside [0, video) for text
-    is_video = (token >= 0) & (token < grid.video)
-    safe = np.where(is_video, token, 0)
-    starts = np.arange(0, grid.tokens, block_size)
+    safe, is_video, starts = _video(grid, order, block_size)
 
     keep = forced(grid, order, block_size)
     notes = []
     if sink:
-        first = np.logical_or.reduceat(is_video & (token < grid.frame), starts)
+        first = np.logical_or.reduceat(is_video & (safe < grid.frame), starts)
         sinks = np.broadcast_to(first, keep.shape) & ~keep
         patch_gap = _gaps(safe % grid.frame, is_video, starts)
         allowed = min(budget / 2, budget - weight[keep].sum())
@@ -102,6 +99,14 @@ def band_pattern(
     keep |= nearest(~keep, _gaps(values, is_video, starts), weight, budget - weight[keep].sum())
     notes += missed(keep, weight, sparsity, block_size)
     return pattern_of(grid, order, keep, block_size, notes)
+
+
+def _video(grid: TokenGrid, order: torch.Tensor, block_size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """By position ``[S]`` the raster index of its video token, 0 for text, and whether it is video; and the first
+    position of each block."""
+    token = order.long().numpy() - grid.video_start  # outside [0, video) for text
+    is_video = (token >= 0) & (token < grid.video)
+    return np.where(is_video, token, 0), is_video, np.arange(0, grid.tokens, block_size)
 
 
 def pairs_of(grid: TokenGrid, block_size: int) -> np.ndarray:
@@ -142,17 +147,59 @@ def pattern_of(
 
 def nearest(candidates: np.ndarray, distance: np.ndarray, weight: np.ndarray, budget: float) -> np.ndarray:
     """The candidates ``[M, M]`` of smallest distance whose weight comes closest to the budget."""
-    rows, columns = np.nonzero(candidates)
-    # Multiples of the golden ratio fall evenly into [0, 1): cutting a tie anywhere takes pairs from
-    # everywhere. Symmetric in row and column, so a pair and its mirror image enter together.
-    spread = (rows + columns) * 0.6180339887498949 % 1
-    nearest_first = np.lexsort((columns, spread, distance[rows, columns]))
-    rows, columns = rows[nearest_first], columns[nearest_first]
-    total = np.concatenate(([0.0], weight[rows, columns].cumsum()))
-    count = int(np.abs(total - budget).argmin())
-    kept = np.zeros_like(candidates)
-    kept[rows[:count], columns[:count]] = True
-    return kept
+    return Ranked.of(candidates, distance, weight).within(budget)
+
+
+@dataclass(frozen=True, eq=False)
+class Ranked:
+    """Block pairs, nearest first: sorted once, cut at any budget.
+
+    Args:
+        rows, columns: of the pairs. total: weight of the first 0, 1, ... of them. blocks: M.
+    """
+
+    rows: np.ndarray
+    columns: np.ndarray
+    total: np.ndarray
+    blocks: int
+
+    @classmethod
+    def of(cls, candidates: np.ndarray, distance: np.ndarray, weight: np.ndarray) -> Ranked:
+        """The candidates ``[M, M]`` by distance."""
+        rows, columns = np.nonzero(candidates)
+        # Multiples of the golden ratio fall evenly into [0, 1): cutting a tie anywhere takes pairs from
+        # everywhere. Symmetric in row and column, so a pair and its mirror image enter together.
+        spread = (rows + columns) * 0.6180339887498949 % 1
+        nearest_first = np.lexsort((columns, spread, distance[rows, columns]))
+        rows, columns = rows[nearest_first], columns[nearest_first]
+        total = np.concatenate(([0.0], weight[rows, columns].cumsum()))
+        return cls(rows, columns, total, len(candidates))
+
+    def within(self, budget: float) -> np.ndarray:
+        """As many of the first as come closest to a weight of ``budget``: bool ``[M, M]``."""
+        count = int(np.abs(self.total - budget).argmin())
+        kept = np.zeros((self.blocks, self.blocks), dtype=bool)
+        kept[self.rows[:count], self.columns[:count]] = True
+        return kept
+
+
+class Band:
+    """Text, the diagonal and the nearest block pairs, for any number of budgets: `band_pattern` without a sink.
+
+    Args: as `band_pattern`.
+    """
+
+    def __init__(self, grid: TokenGrid, order: torch.Tensor, coordinate: torch.Tensor, block_size: int):
+        weight, self._forced = pairs_of(grid, block_size), forced(grid, order, block_size)
+        token, is_video, starts = _video(grid, order, block_size)
+        gaps = _gaps(coordinate.long().numpy()[token], is_video, starts)
+        self._ranked = Ranked.of(~self._forced, gaps, weight)
+        self._paid, self._pairs = weight[self._forced].sum(), grid.tokens**2
+
+    def keep(self, density: float) -> np.ndarray:
+        """The blocks that keep this share of all pairs, or what text and diagonal take if that is more: bool
+        ``[M, M]``."""
+        return self._forced | self._ranked.within(density * self._pairs - self._paid)
 
 
 def _gaps(values: np.ndarray, is_video: np.ndarray, starts: np.ndarray) -> np.ndarray:

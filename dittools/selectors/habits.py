@@ -13,7 +13,7 @@ from dittools.blocks import Partition
 from dittools.orders.raster import raster
 from dittools.orders.token_major import token_major
 from dittools.profile import Profile
-from dittools.selectors.geometric import band_pattern
+from dittools.selectors.geometric import Band
 from dittools.selectors.stripes import stripes
 from dittools.tokens import TokenGrid
 
@@ -37,11 +37,32 @@ def habit_order(grid: TokenGrid, habit: Habit) -> torch.Tensor:
     return token_major(grid) if habit.mode == "multi_diagonal" else raster(grid)
 
 
-def habit_mask(grid: TokenGrid, partition: Partition, habit: Habit, columns: torch.Tensor) -> torch.Tensor:
+class HabitBands:
+    """The bands of a grid's diagonal and multi-diagonal, each made when it is first asked for."""
+
+    def __init__(self, grid: TokenGrid, partition: Partition):
+        self._grid, self._partition = grid, partition
+        self._made: dict[str, Band] = {}
+
+    def __getitem__(self, mode: str) -> Band:
+        if mode not in self._made:
+            grid, index = self._grid, torch.arange(self._grid.video)
+            order, near = (token_major(grid), index % grid.frame) if mode == "multi_diagonal" else (raster(grid), index)
+            self._made[mode] = Band(grid, order, near, self._partition.size)
+        return self._made[mode]
+
+
+def habit_mask(
+    grid: TokenGrid, partition: Partition, habit: Habit, columns: torch.Tensor, bands: HabitBands | None = None
+) -> torch.Tensor:
     """Kept blocks in the habit's order: bool ``[M, M]`` on the CPU.
 
     Text attends to everything and is attended to by all, except that a skipped head's video rows stay empty: its
-    output there is zero. ``columns``: what each key block is worth to this head, ``[M]``.
+    output there is zero.
+
+    Args:
+        columns: what each key block is worth to this head, ``[M]``.
+        bands: of this grid and partition, where several masks are made.
     """
     if habit.mode == "full":
         return torch.ones(partition.count, partition.count, dtype=torch.bool)
@@ -52,10 +73,7 @@ def habit_mask(grid: TokenGrid, partition: Partition, habit: Habit, columns: tor
         return keep
     if habit.mode == "stripe":
         return stripes(grid, partition, columns, habit.width)
-    index = torch.arange(grid.video)
-    coordinate = index % grid.frame if habit.mode == "multi_diagonal" else index
-    band = {"sparsity": 1 - habit.width, "block_size": partition.size, "sink": False}
-    return band_pattern(grid, habit_order(grid, habit), coordinate, **band).mask.keep[0, 0]
+    return torch.from_numpy((bands or HabitBands(grid, partition))[habit.mode].keep(habit.width))
 
 
 def from_section(profile: Profile, method: str) -> tuple[list[Habit], int]:

@@ -9,6 +9,7 @@ from dittools.orders.axes import AXES
 from dittools.profile import Profile
 from dittools.selectors.budget import spend
 from dittools.selectors.profiled import always_kept, decode_mass, pool_mass, unpack
+from dittools.upload import upload
 
 
 class Tables:
@@ -56,9 +57,10 @@ class Tables:
                 f"{self.profile.name} has blocks of {self.block_size}, and this run has {block_size}: "
                 f"use block_size {self.block_size}"
             )
-        mass = decode_mass(self.mass[group, layer].to(device), self.partition)
+        mass = decode_mass(upload(self.mass[group, layer], device), self.partition)
         partition = Partition(self.partition.length, block_size)
-        sizes, force = partition.sizes(device), always_kept(self.profile.grid, partition, 1 - sparsity).to(device)
+        sizes = partition.sizes(device)
+        force = upload(always_kept(self.profile.grid, partition, 1 - sparsity), device)
         return spend(pool_mass(mass, factor)[None], sizes, sizes, 1 - sparsity, scope=scope, force=force)
 
     def _stored(self, group: int, layer: int, sparsity: float, block_size: int, device: torch.device) -> torch.Tensor:
@@ -71,4 +73,4 @@ class Tables:
                 f"{self.profile.name} holds masks of sparsity {has} in blocks of {self.block_size}, and this run asks "
                 f"for {sparsity:g} in blocks of {block_size}: ask for one of these, or calibrate again"
             )
-        return unpack(self.bits[near][group, layer].to(device), self.partition.count)[None]
+        return unpack(upload(self.bits[near][group, layer], device), self.partition.count)[None]

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import weakref
 
 import pytest
 import torch
@@ -35,6 +36,24 @@ def test_a_profile_comes_back_as_it_was_written(saved):
     assert torch.equal(again.arrays["paro.axes"], some().arrays["paro.axes"])
     assert sorted(path.name for path in saved.parent.iterdir()) == ["p.json", "p.safetensors"]
     assert json.loads(saved.read_text())["dittools_profile"] == 1
+
+
+def test_a_file_is_read_once_until_it_changes(saved):
+    first = load(saved)
+    assert load(saved) is first and load(saved, "another name") is not first
+    changed = some(methods={"svg": {"by_step": False}})
+    changed.save(saved)
+    assert load(saved) is not first and load(saved).methods == changed.methods
+    saved.with_suffix(".safetensors").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"damaged|cannot be read"):
+        load(saved)
+
+
+def test_a_large_profile_stays_only_while_it_is_in_use(tmp_path, monkeypatch):
+    monkeypatch.setattr(profiles, "STAYING_BYTES", 10)
+    some().save(tmp_path / "p.json")
+    used = weakref.ref(load(tmp_path / "p.json"))
+    assert used() is None
 
 
 def test_a_profile_without_tables_is_one_file(tmp_path):

@@ -31,6 +31,7 @@ from dittools.clock import Tick
 from dittools.config import Config
 from dittools.kernels import measure_block_mass
 from dittools.methods import AttentionCall, create
+from dittools.methods.sta import Tiling
 from dittools.orders.axes import AXES, axis_order, inverse
 from dittools.profile import Made, Model, Profile, misfit
 from dittools.runtime import Heard, Layer, Runtime
@@ -618,6 +619,48 @@ def test_masks_are_made_once_for_the_steps_of_a_group(monkeypatch):
     again = method.plan(q, k, v, dataclasses.replace(first, step=same, branch="uncond"))
     assert torch.equal(again.mask.keep, plan.mask.keep) and len(first.memo) == made
     assert torch.equal(plan.fold()().mask.keep, plan.mask.keep)
+
+
+@pytest.mark.parametrize("name, chooser", [
+    ("sta", "sta.tile_windows"), ("attention_tile", "attention_tile.reference_counts"),
+    ("sparse_vdit", "sparse_vdit.choose_modes"),
+])  # fmt: skip
+def test_a_later_run_finds_what_the_profile_decided_already(name, chooser, monkeypatch):
+    profile = profile_for(name, LARGE["video"], ("place", "row"))
+    q, k, v = heads(profile.grid, ("place", "row"))
+    method = create(name, {})
+    first = [method.plan(q, k, v, call(profile, sparsity)) for sparsity in (0.6, 0.8)]
+    monkeypatch.setattr(f"dittools.methods.{chooser}", None)  # nothing may be chosen again
+    later = [method.plan(q, k, v, call(profile, sparsity)) for sparsity in (0.6, 0.8)]
+    for plan, again in zip(first, later, strict=True):
+        assert torch.equal(plan.mask.keep, again.mask.keep)
+        assert plan.order is again.order is None or torch.equal(plan.order, again.order)
+    assert not torch.equal(first[0].mask.keep, first[1].mask.keep)
+    with pytest.raises(TypeError):  # for other blocks everything is
+        method.plan(q, k, v, call(profile, 0.8, block_size=2 * BLOCK))
+
+
+@pytest.mark.parametrize("grid, tile, block_size", [
+    (TokenGrid(8, 16, 16), (4, 4, 4), 64), (TokenGrid(7, 13, 11, text=9, text_position="first"), (2, 4, 4), 32),
+])  # fmt: skip
+def test_shares_of_windows_are_the_densities_of_their_masks(grid, tile, block_size):
+    tiling = Tiling(grid, tile, block_size)
+    found = [(a, b, c) for a in (1, 3, 2) for b in (3, 1) for c in (5, 1, 3, 2)]
+    shares = tiling.shares(found)
+    assert len(set(shares)) > 4
+    for window, share in zip(found, shares, strict=True):
+        assert share == pytest.approx(tiling.window(window).mask.density().item(), abs=1e-6)
+
+
+def test_paro_keeps_the_plan_of_the_present_group_of_steps_alone():
+    profile = profile_for("paro", LARGE["video"], ("place", "row"))
+    assert profile.methods["paro"]["groups"] == [0, 1, 2, 3, 4, 4, 4, 4]
+    q, k, v = heads(profile.grid, ("place", "row"))
+    asked, method = call(profile), create("paro", {})
+    steps = [method.plan(q, k, v, dataclasses.replace(asked, step=step)) for step in (2, 3, 4, 5)]
+    assert steps[2] is steps[3] and len({id(plan) for plan in steps}) == 3
+    assert sum(isinstance(kept, dict) and len(kept) for kept in asked.memo.values()) == 1
+    assert torch.equal(steps[0].fold()().mask.keep, steps[0].mask.keep)
 
 
 @pytest.mark.parametrize("name", OPTIONS)
