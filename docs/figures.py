@@ -274,6 +274,7 @@ RENDER = {
         for name in ("random_kept", "adaspa_rows", "svg_ear_refresh", "svg2_iterations", "anchored")
     },
     "report_svg2_iterations_480p": kept,
+    "report_svg2_times_480p": report,
     "recall": recall,
     "gpu_tests": gpu_tests,
     "in_short": in_short,
