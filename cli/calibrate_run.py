@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +67,8 @@ def run(
         for scene in scenes:
             for note in drawing.prompt_notes(opened, scene):
                 output.note(note)
-        listeners, model = _listen(opened, scenes, methods, stages)
+        listeners, model = _listen(opened, scenes, methods, stages, output)
+        methods = list(listeners)
         with stages("save"):
             profile = _profile(opened, scenes, listeners, model, command, time.perf_counter() - begun)
             files = profile.save(place)
@@ -103,7 +103,9 @@ def _builtin(embedded: bool, count: int | None) -> tuple[str, ...]:
     return builtin_prompts(known, len(known) if count is None else count)
 
 
-def _listen(opened: Any, scenes: list, methods: list[str], stages: Stages) -> tuple[dict[str, tuple], Any]:
+def _listen(
+    opened: Any, scenes: list, methods: list[str], stages: Stages, output: Output
+) -> tuple[dict[str, tuple], Any]:
     """Calibrators with the seconds they took, and the model they listened to."""
     import dittools
 
@@ -118,7 +120,9 @@ def _listen(opened: Any, scenes: list, methods: list[str], stages: Stages) -> tu
 
         def hear(heard: Any) -> None:
             if all(calibrator.grid is None for calibrator in made.values()):
-                _fits(methods, heard.grid, size.block_size)
+                for name, why in _unfit(methods, heard.grid, size.block_size).items():
+                    if made.pop(name, None):
+                        output.note(f"{why}: left out of the profile")
             for name, calibrator in made.items():
                 if round < calibrator.rounds:
                     watch = Stopwatch(heard.q.device)
@@ -147,15 +151,17 @@ def _listen(opened: Any, scenes: list, methods: list[str], stages: Stages) -> tu
     silent = [name for name, calibrator in made.items() if calibrator.grid is None]
     if silent:
         raise BadInput(f"nothing was heard for {', '.join(silent)}: no self-attention call has the grid's tokens")
-    return {name: (made[name], spent[name]) for name in methods}, model
+    return {name: (calibrator, spent[name]) for name, calibrator in made.items()}, model
 
 
-def _fits(names: Iterable[str], grid: TokenGrid, block_size: int) -> None:
-    """Refuse a grid on which nothing could run by the profile. Raises BadInput."""
-    for name in names:
-        why = create(name, {}).why_not(grid, block_size)
-        if why:
-            raise BadInput(f"{why}: use more frames or a larger size")
+def _unfit(names: list[str], grid: TokenGrid, block_size: int) -> dict[str, str]:
+    """Those that could not run on this grid by a profile, and why. Raises BadInput where one was asked for by name,
+    or none is left.
+    """
+    found = {name: why for name in names if (why := create(name, {}).why_not(grid, block_size))}
+    if found and (len(names) < len(CALIBRATORS) or len(found) == len(names)):
+        raise BadInput(f"{next(iter(found.values()))}: use more frames or a larger size")
+    return found
 
 
 class Estimate:

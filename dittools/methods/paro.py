@@ -54,7 +54,7 @@ class PARO(Method):
         order = call.remember(("paro order", call.layer, device), of_heads)
 
         # Masks cost a sort of masses: the plan of the present group of steps is kept.
-        known = call.remember(("paro", call.layer, device), dict)
+        known = call.remember(("paro", call.layer, call.sparsity, device), dict)
         if group not in known:
             partition = Partition(call.grid.tokens, call.block_size)
             notes = call.remember("paro notes", lambda: _notes(call, partition))

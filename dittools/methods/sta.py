@@ -59,7 +59,8 @@ class STA(Static):
         tile, _, groups = call.keep((self, "searched"), lambda: self._searched(call))
         # Steps of a group share their windows, and heads of any layer the masks of equal ones.
         group = groups[call.step]
-        masks = call.remember((self, group, call.layer, q.device), lambda: self._by_head(call, group, q.device))
+        key = (self, group, call.layer, call.sparsity, q.device)
+        masks = call.remember(key, lambda: self._by_head(call, group, q.device))
         order = call.remember((self, "order", q.device), lambda: tiles(call.grid, tile)[None, None].to(q.device))
         return _per_head(order, masks, (f"sta: a window for each head from {call.profile.name}",))
 

@@ -87,6 +87,18 @@ def test_a_grid_of_too_few_blocks_is_refused_before_anything_is_measured(cli, ti
     assert not (tmp_path / "small.json").exists()
 
 
+def test_methods_of_videos_are_left_out_of_an_images_profile_unless_one_is_named(cli, tiny_weights, tmp_path):
+    flags = ("--weights", tiny_weights, "--frames", 1, "--height", 256, "--width", 256, "--steps", 1)
+    result = cli("calibrate", *flags, "--prompts", "builtin:1", "--out", "image.json", "--json")
+    assert result.code == 0, result.err
+    assert (
+        result.json["methods"] == ["paro", "sparse_vdit", "sta"] == list(profiles.load(tmp_path / "image.json").methods)
+    )
+    assert "note: attention_tile needs a video, and this run has 1 frame: left out of the profile" in result.err
+    line = one_error(cli("calibrate", *flags, "--method", "svg", "--out", "other.json"))
+    assert "svg needs a video" in line and not (tmp_path / "other.json").exists()
+
+
 def test_another_step_count_is_refused_before_the_model_is_loaded(cli, tiny_weights, calibrated, monkeypatch):
     monkeypatch.setattr(loading, "load", lambda *_, **__: pytest.fail("the model was loaded"))
     line = one_error(run(cli, tiny_weights, "paro", "--profile", "p.json", steps=3))
