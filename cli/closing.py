@@ -12,8 +12,9 @@ def closing(record: dict[str, Any], record_path: Path) -> list[str]:
     """The lines, from a run record."""
     seconds, sparsity, calls, run = (record[key] for key in ("seconds", "sparsity", "calls", "run"))
     stages = ", ".join(f"{name} {seconds[name]:.1f}" for name in seconds if name != "total")
+    frames = f"{run['frames']} frame{'s' * (run['frames'] != 1)}"
     lines = [
-        f"{record['output']}: {run['frames']} frame{'s' * (run['frames'] != 1)} of {run['height']} x {run['width']}; record {record_path}",
+        f"{record['output']}: {frames} of {run['height']} x {run['width']}; record {record_path}",
         _skipped(with_options(record["method"], record["method_options"]), record["correction"], sparsity, calls),
         *_reused(record["cache"], calls),
         f"seconds {seconds['total']:.1f} ({stages})",
