@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+import dittools.methods.base as plan_home
 import dittools.runtime as runtime_home
 import dittools.sparse as sparse_home
 from dittools import methods
@@ -139,7 +140,7 @@ def test_plans_too_large_to_keep_are_folded_and_made_again_as_they_were(method, 
     monkeypatch.setattr(Plan, "__init__", told)
     draw(method, **settings)
     assert not folded
-    monkeypatch.setattr(sparse_home, "KEPT_BYTES", 0)
+    monkeypatch.setattr(plan_home, "KEPT_BYTES", 0)
     _, again = draw(method, **settings)
     assert folded and all(torch.equal(a, b) for a, b in zip(kept, again, strict=True))
 
