@@ -153,7 +153,7 @@ def check_profile(asked: Asked, settings: list[dict[str, Any]]) -> None:
     if not any("profile" in one for one in settings):
         raise BadInput(f"--profile {asked.profile}: none of {asked.method or settings[0]['method']} takes one: drop it")
     try:
-        profile.load(profile.find(asked.profile))
+        profile.named(asked.profile)
     except (OSError, ValueError) as error:
         raise BadInput(f"--profile: {error}") from None
 

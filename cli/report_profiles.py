@@ -33,7 +33,7 @@ def check_files(found: Iterable[Setting], steps: int | None = None) -> None:
     for setting, config in _configs(found):
         try:
             if config.profile is not None:
-                known = profile.load(profile.find(config.profile))
+                known = profile.named(config.profile)
                 why = profile.misfit_of_run(known, config.method, known.made.steps if steps is None else steps)
                 if why:
                     raise ValueError(f"{why}: {profile.remedy_for(config.method)}")
@@ -68,7 +68,7 @@ def check_model(found: Iterable[Setting], pipe: Any, grid: TokenGrid, steps: int
 def _fits(config: Config, identity: profile.Model, grid: TokenGrid, steps: int) -> None:
     """Raises ValueError. How much text shares the sequence is seen only in a run, and not compared."""
     if config.profile is not None:
-        text = profile.load(profile.find(config.profile)).grid
+        text = profile.named(config.profile).grid
         grid = dataclasses.replace(grid, text=text.text, text_position=text.text_position)
     profile.choose(config.profile, config.method, True, identity, grid, steps, give="--sweep profile=FILE")
 

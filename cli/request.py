@@ -101,7 +101,7 @@ def _check_files(config: Config, steps: int | None = None) -> None:
             cache.check_files(steps)
         if config.profile is None:
             return
-        found = profile.load(profile.find(config.profile))
+        found = profile.named(config.profile)
     except ValueError as error:
         raise BadInput(first_line(error)) from None
     why = None if steps is None else profile.misfit_of_run(found, config.method, steps)

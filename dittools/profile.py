@@ -226,6 +226,13 @@ def _load(path: Path, name: str) -> Profile:
     return Profile(model, grid, made, methods, _read_tables(path, listed, name), name)
 
 
+def named(asked: str) -> Profile:
+    """The profile that a path or the name of a shipped one stands for, called as it was asked for. Raises as `find`
+    and `load`.
+    """
+    return load(find(asked), f"profile {asked}")
+
+
 def misfit(profile: Profile, method: str, model: Model, grid: TokenGrid, steps: int) -> str | None:
     """Why a method cannot use a profile in this run, naming both sides; None when it can."""
     why = misfit_of_model(profile, method, model)
@@ -289,7 +296,7 @@ def choose(
     """
     remedy = remedy_for(method)
     if asked is not None:
-        profile = load(find(asked))
+        profile = named(asked)
         why = "the model is not known" if model is None else misfit(profile, method, model, grid, steps)
         if why:
             raise ValueError(f"{why}: {remedy}")

@@ -94,7 +94,7 @@ class Runtime:
         self._sparse_in_call = False
 
     def _check_profile(self) -> None:
-        found = profile.load(profile.find(self.config.profile))
+        found = profile.named(self.config.profile)
         why = None if self.identity is None else profile.misfit_of_model(found, self.config.method, self.identity)
         if why:
             raise ValueError(f"{why}: {profile.remedy_for(self.config.method)}")
