@@ -67,7 +67,6 @@ def command(
         dense_layers=dense_layers,
         refresh=refresh,
         correction=correction,
-        cache="none",
         profile=profile,
         config=config,
         steps=steps,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ def run(
     """Write the folder and return its record."""
     import dittools
 
-    request = check(asked, None)
+    request = _without_cache(check(asked, None))
     if asked.steps is not None:
         _check_numbers("--at", wanted["--at"] or (), asked.steps)
     with Progress(output) as progress:
@@ -62,6 +63,17 @@ def run(
     else:
         output.line(f"{len(viewer.views)} heads shown, all from dense calls")
     return record
+
+
+def _without_cache(request: Request) -> Request:
+    """The request with every step computed, which is what can be looked at."""
+    config = request.config
+    if config.cache == "none":
+        return request
+    told = with_options(config.cache, config.cache_options)
+    note = f"cache {told} of --config {request.asked.config} is left out: only computed steps can be looked at"
+    config = dataclasses.replace(config, cache="none", cache_options={})
+    return dataclasses.replace(request, config=config, notes=(*request.notes, note))
 
 
 def _check(wanted: dict[str, tuple[int, ...] | None], request: Request, chosen: drawing.Chosen) -> None:

@@ -94,6 +94,18 @@ def test_a_correction_and_a_kept_choice_run_as_in_generate(inspect, tmp_path):
     assert any("one sparse step in 5" in note for note in result.json["notes"])  # the correction ran
 
 
+@pytest.mark.parametrize("cache, told", [
+    ({"cache": "easycache"}, "cache easycache of --config c.json is left out"),
+    ({"cache": "easycache", "cache_options": {"threshold": 0.3}}, "cache easycache (threshold=0.3) of --config c.json"),
+])  # fmt: skip
+def test_a_step_cache_of_a_config_file_is_left_out_with_a_note(cache, told, inspect, tmp_path):
+    (tmp_path / "c.json").write_text(json.dumps({"version": 1, "method": "random", **cache}))
+    result = inspect("--config", "c.json", "--layers", 1, "--heads", 0, "--at", 1, "--out", "c", "--json")
+    assert result.code == 0, result.err
+    assert f"note: {told}" in result.err and result.err.count("easycache") == 1
+    assert result.json["config"]["cache"] == "none" and result.json["config"]["method"] == "random"
+
+
 def test_the_options_that_auto_chose_are_on_the_page(inspect, tmp_path):
     size = ("--height", 288, "--width", 288, "--steps", 2)
     result = inspect(*size, "--layers", 1, "--heads", 0, "--at", 1, "--out", "m", "--json")
