@@ -116,13 +116,11 @@ def _listen(
     with dittools.accelerate(opened.pipe, config=Config(method="dense")) as fast:
         model, round = fast.runtime.identity, 0
         size = Size(model.layers, model.heads, opened.scene.shot.steps)
-        made.update((name, CALIBRATORS[name](size)) for name in methods)
 
         def hear(heard: Any) -> None:
-            if all(calibrator.grid is None for calibrator in made.values()):
-                for name, why in _unfit(methods, heard.grid, size.block_size).items():
-                    if made.pop(name, None):
-                        output.note(f"{why}: left out of the profile")
+            if not made:
+                fitting = _fitting(methods, heard.grid, size.block_size, output)
+                made.update((name, CALIBRATORS[name](size)) for name in fitting)
             for name, calibrator in made.items():
                 if round < calibrator.rounds:
                     watch = Stopwatch(heard.q.device)
@@ -148,20 +146,23 @@ def _listen(
                     pipeline.denoise(opened.pipe, embeds, scene.shot, done)
         stages.progress.title = ""
         stages.progress.left("")
-    silent = [name for name, calibrator in made.items() if calibrator.grid is None]
+    silent = [name for name in made or methods if name not in made or made[name].grid is None]
     if silent:
         raise BadInput(f"nothing was heard for {', '.join(silent)}: no self-attention call has the grid's tokens")
     return {name: (calibrator, spent[name]) for name, calibrator in made.items()}, model
 
 
-def _unfit(names: list[str], grid: TokenGrid, block_size: int) -> dict[str, str]:
-    """Those that could not run on this grid by a profile, and why. Raises BadInput where one was asked for by name,
-    or none is left.
+def _fitting(names: list[str], grid: TokenGrid, block_size: int, output: Output) -> list[str]:
+    """Those that can run on this grid by a profile; of all methods the others are left out with a note.
+
+    Raises BadInput where the others were asked for by name, or none is left.
     """
-    found = {name: why for name in names if (why := create(name, {}).why_not(grid, block_size))}
-    if found and (len(names) < len(CALIBRATORS) or len(found) == len(names)):
-        raise BadInput(f"{next(iter(found.values()))}: use more frames or a larger size")
-    return found
+    unfit = {name: why for name in names if (why := create(name, {}).why_not(grid, block_size))}
+    if unfit and (len(names) < len(CALIBRATORS) or len(unfit) == len(names)):
+        raise BadInput(f"{next(iter(unfit.values()))}: use more frames or a larger size")
+    for why in unfit.values():
+        output.note(f"{why}: left out of the profile")
+    return [name for name in names if name not in unfit]
 
 
 class Estimate:

@@ -73,6 +73,7 @@ class Runtime:
         if self.cache is not None:
             self.cache.check_files()
             self.cache.bind(self.model)
+        self._profile: profile.Profile | None = None  # held, so that every run finds it read
         if config.profile is not None:
             self._check_profile()
         self.layers = list(layers)
@@ -81,7 +82,6 @@ class Runtime:
         self.plan_watchers: list[Callable[[Heard, Plan], None]] = []
         self.observer = Observer()
         self.run: Run | None = None
-        self._profile: profile.Profile | None = None  # of the latest run: the next one finds it read
         self.latest: Tick | None = None
         self._clock = StepClock(config.dense_steps, config.dense_last_steps)
         self._reports: StepReports | None = None
@@ -94,7 +94,7 @@ class Runtime:
         self._sparse_in_call = False
 
     def _check_profile(self) -> None:
-        found = profile.named(self.config.profile)
+        found = self._profile = profile.named(self.config.profile)
         why = None if self.identity is None else profile.misfit_of_model(found, self.config.method, self.identity)
         if why:
             raise ValueError(f"{why}: {profile.remedy_for(self.config.method)}")

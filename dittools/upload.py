@@ -6,5 +6,7 @@ import torch
 
 
 def upload(x: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """A CPU tensor on ``device``. Memory that is not pinned would make the host wait for a copy to CUDA."""
-    return x.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else x.to(device)
+    """A tensor on ``device``. From host memory that is not pinned a copy to CUDA would make the host wait."""
+    if x.device.type == "cpu" and device.type == "cuda":
+        return x.pin_memory().to(device, non_blocking=True)
+    return x.to(device)

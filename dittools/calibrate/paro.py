@@ -24,7 +24,8 @@ from dittools.orders.axes import AXES, axis_order
 from dittools.runtime import Heard
 from dittools.selectors.budget import spend
 from dittools.selectors.in_order import CHUNK_BYTES
-from dittools.selectors.profiled import always_kept, encode_mass, pack
+from dittools.selectors.packed import pack_bits
+from dittools.selectors.profiled import always_kept, encode_mass
 from dittools.upload import upload
 
 MOST_MASS_BYTES = 32 << 20
@@ -126,7 +127,7 @@ class PARO(Calibrator):
             for group, layers in enumerate(sums):  # a layer at a time: a sort needs several times its input
                 for layer, mass in enumerate(layers):
                     kept = spend(mass[None].to(device), sizes, sizes, 1 - sparsity, scope="layer", force=force)
-                    bits[group, layer] = pack(kept[0]).cpu()
+                    bits[group, layer] = pack_bits(kept[0]).cpu()
             arrays[f"keep.{sparsity}"] = fill_groups(bits, heard)
         return section | {"sparsities": list(SPARSITIES)}, arrays
 

@@ -14,7 +14,7 @@ from dittools.calibrate.base import RowCalibrator, Size
 from dittools.calibrate.cost import kernel_cost
 from dittools.calibrate.key_groups import KeyGroups, errors_by_group, mass_by_group
 from dittools.runtime import Heard
-from dittools.selectors.habits import HABITS, HabitBands, habit_mask, habit_order
+from dittools.selectors.habits import HABITS, habit_mask, habit_order
 from dittools.selectors.stripes import Budget
 from dittools.tokens import TokenGrid
 
@@ -96,8 +96,7 @@ class Bands:
     def __init__(self, grid: TokenGrid, partition: Partition, device: torch.device | str, modes: tuple[str, ...]):
         self.habits = _numbers(*modes)
         anything = torch.zeros(partition.count)
-        bands = HabitBands(grid, partition)
-        masks = [habit_mask(grid, partition, HABITS[n], anything, bands) for n in self.habits]
+        masks = [habit_mask(grid, partition, HABITS[n], anything) for n in self.habits]
         self._keep = torch.stack(masks).to(device)  # [C, M, M]
         block = torch.empty(partition.length, dtype=torch.long)
         order = habit_order(grid, HABITS[self.habits[0]]).long()

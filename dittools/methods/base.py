@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from dittools.blocks import BlockMask
+from dittools.blocks import BlockMask, Partition
 from dittools.clusters import ClusterMask
 from dittools.keys import KeySubset
 from dittools.profile import Profile
@@ -180,9 +180,20 @@ def block_plan(blocks: OrderedBlocks, keep: torch.Tensor, *notes: str) -> Plan:
         keep: bool ``[B or 1, H or 1, M, M]``.
         notes: what a user should know.
     """
+    return mask_plan(keep, blocks.order, blocks.partition, {}, notes)
+
+
+def mask_plan(
+    keep: torch.Tensor,
+    order: torch.Tensor | None,
+    partition: Partition,
+    facts: dict[str, torch.Tensor],
+    notes: tuple[str, ...],
+) -> Plan:
+    """As `block_plan`, in any order, one for each head too; the order is kept as it is."""
 
     def fold() -> Callable[[], Plan]:
         packed = pack_bits(keep)
-        return lambda: block_plan(blocks, unpack_bits(packed, blocks.partition.count), *notes)
+        return lambda: mask_plan(unpack_bits(packed, partition.count), order, partition, facts, notes)
 
-    return Plan(blocks.order, BlockMask(keep, blocks.partition, blocks.partition), notes=notes, fold=fold)
+    return Plan(order, BlockMask(keep, partition, partition), facts, notes, fold=fold)

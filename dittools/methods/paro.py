@@ -8,18 +8,16 @@ here a tail is kept for its own sake only where it is ragged.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
 
 from dittools.blocks import BlockMask, Partition
-from dittools.methods.base import AttentionCall, Method, Plan, resting
+from dittools.methods.base import AttentionCall, Method, Plan, mask_plan, resting
 from dittools.orders.axes import AXES, axis_order
 from dittools.selectors.budget import SCOPES
 from dittools.selectors.geometric import TOLERANCE
-from dittools.selectors.packed import pack_bits, unpack_bits
 from dittools.selectors.paro_tables import Tables
 from dittools.selectors.profiled import always_kept
 from dittools.tokens import TokenGrid
@@ -43,36 +41,23 @@ class PARO(Method):
             raise ValueError(f"scope must be one of {', '.join(SCOPES)}, got {self.scope!r}")
 
     def plan(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, call: AttentionCall) -> Plan:
-        tables, device = Tables(call.profile), q.device
+        tables = Tables(call.profile)
         group = tables.groups[call.step]
-        axes = tables.axes[call.layer].tolist()
-        orders = call.remember(("axis orders", device), lambda: _orders(call.grid, device))
-
-        def of_heads() -> torch.Tensor:
-            return orders[upload(tables.axes[call.layer].long(), device)][None]  # [1, H, S]
-
-        order = call.remember(("paro order", call.layer, device), of_heads)
-
         # Masks cost a sort of masses: the plan of the present group of steps is kept.
-        known = call.remember(("paro", call.layer, call.sparsity, device), dict)
+        known = call.remember(("paro", call.layer, call.sparsity, q.device), dict)
         if group not in known:
-            partition = Partition(call.grid.tokens, call.block_size)
-            notes = call.remember("paro notes", lambda: _notes(call, partition))
-            keep = tables.keep(group, call.layer, call.sparsity, call.block_size, self.scope, device)
-            plan = _plan(keep, order, partition, {"not in raster": order_count(axes)}, notes)
             known.clear()
-            known[group] = resting(plan, q, call.layers)
+            known[group] = resting(self._plan(call, tables, group, q.device), q, call.layers)
         return known[group]()
 
-
-def _plan(
-    keep: torch.Tensor, order: torch.Tensor, blocks: Partition, facts: dict[str, torch.Tensor], notes: tuple[str, ...]
-) -> Plan:
-    def fold() -> Callable[[], Plan]:
-        bits = pack_bits(keep)
-        return lambda: _plan(unpack_bits(bits, blocks.count), order, blocks, facts, notes)
-
-    return Plan(order, BlockMask(keep, blocks, blocks), facts, notes, fold=fold)
+    def _plan(self, call: AttentionCall, tables: Tables, group: int, device: torch.device) -> Plan:
+        """The plan of a layer in a group of steps."""
+        axes, partition = tables.axes[call.layer], Partition(call.grid.tokens, call.block_size)
+        orders = call.remember(("axis orders", device), lambda: _orders(call.grid, device))
+        own = call.remember(("paro order", call.layer, device), lambda: orders[upload(axes.long(), device)][None])
+        notes = call.remember("paro notes", lambda: _notes(call, partition))
+        keep = tables.keep(group, call.layer, call.sparsity, call.block_size, self.scope, device)
+        return mask_plan(keep, own, partition, {"not in raster": order_count(axes.tolist())}, notes)
 
 
 def order_count(axes: list[int]) -> torch.Tensor:

@@ -19,7 +19,7 @@ from dittools.methods.base import AttentionCall, Method, Plan
 from dittools.orders.raster import raster
 from dittools.orders.token_major import token_major
 from dittools.selectors.geometric import TOLERANCE
-from dittools.selectors.habits import Habit, HabitBands, from_section, habit_mask, head_costs
+from dittools.selectors.habits import Habit, from_section, habit_mask, head_costs
 from dittools.selectors.modes import choose_modes
 from dittools.selectors.packed import pack_bits, unpack_bits
 from dittools.selectors.profiled import pool_columns
@@ -73,10 +73,9 @@ class SparseVDiT(Method):
 
         def mask(head: int, habit: Habit) -> torch.Tensor:
             def make() -> torch.Tensor:
-                bands = call.remember("habit bands", lambda: HabitBands(call.grid, partition))
-                return habit_mask(call.grid, partition, habit, columns[head], bands)
+                return habit_mask(call.grid, partition, habit, columns[head])
 
-            # Stripes are a head's own; a band is the same in every layer.
+            # Stripes are a head's own; the others are the same in every layer.
             return make() if habit.mode == "stripe" else call.remember(("habit", habit), make)
 
         density = [BlockMask(mask(0, habit)[None, None], partition, partition).density().item() for habit in habits]

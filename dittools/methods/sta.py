@@ -26,6 +26,7 @@ from dittools.selectors.levels import grow
 from dittools.selectors.searched import searched_windows, tile_windows, to_budget
 from dittools.selectors.windows import growing, grown_window, place_in, sees, set_window
 from dittools.tokens import TokenGrid
+from dittools.upload import upload
 
 AUTO = "auto"
 Axes = tuple[int, int, int]
@@ -61,7 +62,7 @@ class STA(Static):
         group = groups[call.step]
         key = (self, group, call.layer, call.sparsity, q.device)
         masks = call.remember(key, lambda: self._by_head(call, group, q.device))
-        order = call.remember((self, "order", q.device), lambda: tiles(call.grid, tile)[None, None].to(q.device))
+        order = call.remember((self, "order", q.device), lambda: upload(tiles(call.grid, tile), q.device)[None, None])
         return _per_head(order, masks, (f"sta: a window for each head from {call.profile.name}",))
 
     def _searched(self, call: AttentionCall) -> tuple[Axes, list[Axes], list[int]]:
@@ -162,14 +163,13 @@ class Tiling:
 
     def shares(self, windows: Sequence[Axes]) -> list[float]:
         """What each window keeps of the pairs, by block; those that differ in columns alone are made at once."""
-        weight = pairs_of(self.grid, self.block_size)
+        weight, held = pairs_of(self.grid, self.block_size), forced(self.grid, self.order, self.block_size)
         found: dict[Axes, float] = {}
         for sheet in dict.fromkeys(window[:2] for window in windows):
             path = sorted({self._whole(window) for window in windows if window[:2] == sheet})
             level = place_in(path, self.boxes, self.seen)
             for place, window in enumerate(path):
-                kept = forced(self.grid, self.order, self.block_size) | (level <= place)
-                found[window] = float(weight[kept].sum() / weight.sum())
+                found[window] = float(weight[held | (level <= place)].sum() / self.grid.tokens**2)
         return [found[self._whole(window)] for window in windows]
 
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from dittools.selectors.geometric import video_tokens
 from dittools.tokens import TokenGrid
 
 # Numbers a chunk of box pairs may hold.
@@ -90,8 +91,7 @@ def boxes_of(grid: TokenGrid, order: torch.Tensor, block_size: int, *, flat: boo
         block_size: positions in a block.
         flat: two axes instead of three, the frame and the raster index in it; no box spans two frames.
     """
-    token = order.long().numpy() - grid.video_start  # outside [0, video) for text
-    is_video = (token >= 0) & (token < grid.video)
+    token, is_video, _ = video_tokens(grid, order, block_size)
     block = np.flatnonzero(is_video) // block_size
     sides = (grid.frames, grid.frame) if flat else grid.shape
     point = np.stack(np.unravel_index(token[is_video], sides), axis=1)

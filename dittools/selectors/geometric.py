@@ -80,14 +80,13 @@ def band_pattern(
     """
     weight = pairs_of(grid, block_size)
     budget = (1 - sparsity) * grid.tokens**2
-    safe, is_video, starts = _video(grid, order, block_size)
-
     keep = forced(grid, order, block_size)
     notes = []
     if sink:
-        first = np.logical_or.reduceat(is_video & (safe < grid.frame), starts)
+        token, is_video, starts = video_tokens(grid, order, block_size)
+        first = np.logical_or.reduceat(is_video & (token < grid.frame), starts)
         sinks = np.broadcast_to(first, keep.shape) & ~keep
-        patch_gap = _gaps(safe % grid.frame, is_video, starts)
+        patch_gap = _gaps(token % grid.frame, is_video, starts)
         allowed = min(budget / 2, budget - weight[keep].sum())
         if weight[sinks].sum() > allowed:
             notes.append(
@@ -95,15 +94,15 @@ def band_pattern(
                 "only its patches nearest to each query are always kept"
             )
         keep |= nearest(sinks, patch_gap, weight, allowed)
-    values = coordinate.long().numpy()[safe]
-    keep |= nearest(~keep, _gaps(values, is_video, starts), weight, budget - weight[keep].sum())
+    keep = Band(grid, order, coordinate, block_size, keep).keep(1 - sparsity)
     notes += missed(keep, weight, sparsity, block_size)
     return pattern_of(grid, order, keep, block_size, notes)
 
 
-def _video(grid: TokenGrid, order: torch.Tensor, block_size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def video_tokens(grid: TokenGrid, order: torch.Tensor, block_size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """By position ``[S]`` the raster index of its video token, 0 for text, and whether it is video; and the first
-    position of each block."""
+    position of each block.
+    """
     token = order.long().numpy() - grid.video_start  # outside [0, video) for text
     is_video = (token >= 0) & (token < grid.video)
     return np.where(is_video, token, 0), is_video, np.arange(0, grid.tokens, block_size)
@@ -119,9 +118,8 @@ def forced(grid: TokenGrid, order: torch.Tensor, block_size: int) -> np.ndarray:
     """What every static mask keeps: rows and columns of blocks that hold any text, and the diagonal: bool
     ``[M, M]``.
     """
-    token = order.long().numpy() - grid.video_start
-    is_video = (token >= 0) & (token < grid.video)
-    text = ~np.logical_and.reduceat(is_video, np.arange(0, grid.tokens, block_size))
+    _, is_video, starts = video_tokens(grid, order, block_size)
+    text = ~np.logical_and.reduceat(is_video, starts)
     return text[:, None] | text | np.eye(len(text), dtype=bool)
 
 
@@ -155,51 +153,51 @@ class Ranked:
     """Block pairs, nearest first: sorted once, cut at any budget.
 
     Args:
-        rows, columns: of the pairs. total: weight of the first 0, 1, ... of them. blocks: M.
+        pairs: row * M + column of each. total: weight of the first 0, 1, ... of them. blocks: M.
     """
 
-    rows: np.ndarray
-    columns: np.ndarray
+    pairs: np.ndarray
     total: np.ndarray
     blocks: int
 
     @classmethod
     def of(cls, candidates: np.ndarray, distance: np.ndarray, weight: np.ndarray) -> Ranked:
         """The candidates ``[M, M]`` by distance."""
-        rows, columns = np.nonzero(candidates)
+        pairs = np.flatnonzero(candidates)
+        rows, columns = np.divmod(pairs, len(candidates))
         # Multiples of the golden ratio fall evenly into [0, 1): cutting a tie anywhere takes pairs from
         # everywhere. Symmetric in row and column, so a pair and its mirror image enter together.
         spread = (rows + columns) * 0.6180339887498949 % 1
-        nearest_first = np.lexsort((columns, spread, distance[rows, columns]))
-        rows, columns = rows[nearest_first], columns[nearest_first]
-        total = np.concatenate(([0.0], weight[rows, columns].cumsum()))
-        return cls(rows, columns, total, len(candidates))
+        pairs = pairs[np.lexsort((columns, spread, distance.flat[pairs]))]
+        total = np.concatenate(([0.0], weight.flat[pairs].cumsum()))
+        return cls(pairs, total, len(candidates))
 
     def within(self, budget: float) -> np.ndarray:
         """As many of the first as come closest to a weight of ``budget``: bool ``[M, M]``."""
         count = int(np.abs(self.total - budget).argmin())
-        kept = np.zeros((self.blocks, self.blocks), dtype=bool)
-        kept[self.rows[:count], self.columns[:count]] = True
-        return kept
+        kept = np.zeros(self.blocks**2, dtype=bool)
+        kept[self.pairs[:count]] = True
+        return kept.reshape(self.blocks, self.blocks)
 
 
 class Band:
-    """Text, the diagonal and the nearest block pairs, for any number of budgets: `band_pattern` without a sink.
+    """The nearest block pairs beside what is held anyway, for any number of budgets.
 
-    Args: as `band_pattern`.
+    Args: as `band_pattern`, and
+        held: bool ``[M, M]``, paid first.
     """
 
-    def __init__(self, grid: TokenGrid, order: torch.Tensor, coordinate: torch.Tensor, block_size: int):
-        weight, self._forced = pairs_of(grid, block_size), forced(grid, order, block_size)
-        token, is_video, starts = _video(grid, order, block_size)
+    def __init__(
+        self, grid: TokenGrid, order: torch.Tensor, coordinate: torch.Tensor, block_size: int, held: np.ndarray
+    ):
+        weight, (token, is_video, starts) = pairs_of(grid, block_size), video_tokens(grid, order, block_size)
         gaps = _gaps(coordinate.long().numpy()[token], is_video, starts)
-        self._ranked = Ranked.of(~self._forced, gaps, weight)
-        self._paid, self._pairs = weight[self._forced].sum(), grid.tokens**2
+        self._held, self._ranked = held, Ranked.of(~held, gaps, weight)
+        self._paid, self._pairs = weight[held].sum(), grid.tokens**2
 
     def keep(self, density: float) -> np.ndarray:
-        """The blocks that keep this share of all pairs, or what text and diagonal take if that is more: bool
-        ``[M, M]``."""
-        return self._forced | self._ranked.within(density * self._pairs - self._paid)
+        """The blocks that keep this share of all pairs, or what is held if that is more: bool ``[M, M]``."""
+        return self._held | self._ranked.within(density * self._pairs - self._paid)
 
 
 def _gaps(values: np.ndarray, is_video: np.ndarray, starts: np.ndarray) -> np.ndarray:

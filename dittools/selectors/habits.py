@@ -5,6 +5,7 @@ Source: arXiv 2506.03065, section 3.2.
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -13,7 +14,7 @@ from dittools.blocks import Partition
 from dittools.orders.raster import raster
 from dittools.orders.token_major import token_major
 from dittools.profile import Profile
-from dittools.selectors.geometric import Band
+from dittools.selectors.geometric import Band, forced
 from dittools.selectors.stripes import stripes
 from dittools.tokens import TokenGrid
 
@@ -37,32 +38,19 @@ def habit_order(grid: TokenGrid, habit: Habit) -> torch.Tensor:
     return token_major(grid) if habit.mode == "multi_diagonal" else raster(grid)
 
 
-class HabitBands:
-    """The bands of a grid's diagonal and multi-diagonal, each made when it is first asked for."""
-
-    def __init__(self, grid: TokenGrid, partition: Partition):
-        self._grid, self._partition = grid, partition
-        self._made: dict[str, Band] = {}
-
-    def __getitem__(self, mode: str) -> Band:
-        if mode not in self._made:
-            grid, index = self._grid, torch.arange(self._grid.video)
-            order, near = (token_major(grid), index % grid.frame) if mode == "multi_diagonal" else (raster(grid), index)
-            self._made[mode] = Band(grid, order, near, self._partition.size)
-        return self._made[mode]
+@lru_cache(maxsize=2)
+def _band(grid: TokenGrid, mode: str, block_size: int) -> Band:
+    """Bands of a mode in every width: the sort of all block pairs that they share is what they cost."""
+    order, index = habit_order(grid, Habit(mode, 1.0)), torch.arange(grid.video)
+    near = index % grid.frame if mode == "multi_diagonal" else index
+    return Band(grid, order, near, block_size, forced(grid, order, block_size))
 
 
-def habit_mask(
-    grid: TokenGrid, partition: Partition, habit: Habit, columns: torch.Tensor, bands: HabitBands | None = None
-) -> torch.Tensor:
+def habit_mask(grid: TokenGrid, partition: Partition, habit: Habit, columns: torch.Tensor) -> torch.Tensor:
     """Kept blocks in the habit's order: bool ``[M, M]`` on the CPU.
 
     Text attends to everything and is attended to by all, except that a skipped head's video rows stay empty: its
-    output there is zero.
-
-    Args:
-        columns: what each key block is worth to this head, ``[M]``.
-        bands: of this grid and partition, where several masks are made.
+    output there is zero. ``columns``: what each key block is worth to this head, ``[M]``.
     """
     if habit.mode == "full":
         return torch.ones(partition.count, partition.count, dtype=torch.bool)
@@ -73,7 +61,7 @@ def habit_mask(
         return keep
     if habit.mode == "stripe":
         return stripes(grid, partition, columns, habit.width)
-    return torch.from_numpy((bands or HabitBands(grid, partition))[habit.mode].keep(habit.width))
+    return torch.from_numpy(_band(grid, habit.mode, partition.size).keep(habit.width))
 
 
 def from_section(profile: Profile, method: str) -> tuple[list[Habit], int]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from dittools.selectors.geometric import TOLERANCE, Pattern, forced, missed, nearest, pairs_of, pattern_of
+from dittools.selectors.geometric import TOLERANCE, Pattern, forced, missed, nearest, pairs_of, pattern_of, video_tokens
 from dittools.tokens import TokenGrid
 
 
@@ -78,10 +78,8 @@ def grow(grid: TokenGrid, order: torch.Tensor, level: np.ndarray, sparsity: floa
 
 def _apart(grid: TokenGrid, order: torch.Tensor, block_size: int) -> np.ndarray:
     """Distance of the middles of two blocks in frames, rows and columns: fp64 ``[M, M]``; text counts as nowhere."""
-    token = order.long().numpy() - grid.video_start
-    is_video = (token >= 0) & (token < grid.video)
-    at = grid.positions().numpy()[np.where(is_video, token, 0)] * is_video[:, None]
-    starts = np.arange(0, grid.tokens, block_size)
+    token, is_video, starts = video_tokens(grid, order, block_size)
+    at = grid.positions().numpy()[token] * is_video[:, None]
     count = np.maximum(np.add.reduceat(is_video, starts, dtype=np.int64), 1)
     middle = np.add.reduceat(at, starts, axis=0) / count[:, None]
     return sum((middle[:, None, axis] - middle[:, axis]) ** 2 for axis in range(3)) ** 0.5

@@ -8,7 +8,8 @@ from dittools.blocks import Partition
 from dittools.orders.axes import AXES
 from dittools.profile import Profile
 from dittools.selectors.budget import spend
-from dittools.selectors.profiled import always_kept, decode_mass, pool_mass, unpack
+from dittools.selectors.packed import unpack_bits
+from dittools.selectors.profiled import always_kept, decode_mass, pool_mass
 from dittools.upload import upload
 
 
@@ -73,4 +74,4 @@ class Tables:
                 f"{self.profile.name} holds masks of sparsity {has} in blocks of {self.block_size}, and this run asks "
                 f"for {sparsity:g} in blocks of {block_size}: ask for one of these, or calibrate again"
             )
-        return unpack(upload(self.bits[near][group, layer], device), self.partition.count)[None]
+        return unpack_bits(upload(self.bits[near][group, layer], device), self.partition.count)[None]

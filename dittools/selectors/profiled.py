@@ -1,4 +1,4 @@
-"""Block masses and block masks as profiles keep them: a byte a block, or a bit."""
+"""Block masses as profiles keep them, a byte a block, and blocks that no mask drops."""
 
 from __future__ import annotations
 
@@ -39,18 +39,6 @@ def pool_mass(mass: torch.Tensor, factor: int) -> torch.Tensor:
     mass = torch.nn.functional.pad(mass, (0, missing, 0, missing))
     count = mass.shape[-1] // factor
     return mass.unflatten(-1, (count, factor)).sum(-1).unflatten(-2, (count, factor)).sum(-2)
-
-
-def pack(keep: torch.Tensor) -> torch.Tensor:
-    """Bool ``[..., N]`` to bits: uint8 ``[..., ceil(N / 8)]``, first column in the lowest bit."""
-    keep = torch.nn.functional.pad(keep.to(torch.uint8), (0, -keep.shape[-1] % 8)).unflatten(-1, (-1, 8))
-    return (keep << torch.arange(8, device=keep.device, dtype=torch.uint8)).sum(-1, dtype=torch.uint8)
-
-
-def unpack(bits: torch.Tensor, count: int) -> torch.Tensor:
-    """The bool ``[..., count]`` that bits stand for."""
-    places = torch.arange(8, device=bits.device, dtype=torch.uint8)
-    return ((bits[..., None] >> places) & 1).bool().flatten(-2)[..., :count]
 
 
 def always_kept(grid: TokenGrid, partition: Partition, density: float = 1.0) -> torch.Tensor:

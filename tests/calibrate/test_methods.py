@@ -282,7 +282,7 @@ def test_masks_of_a_large_grid_are_those_of_its_masses(monkeypatch):
     force = paro_calibration.always_kept(GRIDS["text last"], partition, 0.3)
     for group, layers in enumerate(mass):
         keep = paro_calibration.spend(layers, sizes, sizes, 0.3, scope="layer", force=force)
-        assert torch.equal(arrays["keep.0.7"][group], paro_calibration.pack(keep))
+        assert torch.equal(arrays["keep.0.7"][group], paro_calibration.pack_bits(keep))
 
 
 @pytest.mark.parametrize("name", [pytest.param(name, marks=GPU) for name in CALIBRATORS])

@@ -8,7 +8,7 @@ from dittools.methods import AttentionCall
 from dittools.methods.svg import SVG
 from dittools.orders.raster import raster
 from dittools.orders.token_major import token_major
-from dittools.selectors.geometric import Band, band_pattern
+from dittools.selectors.geometric import Band, band_pattern, forced
 from dittools.tokens import TokenGrid
 
 GRIDS = {
@@ -187,7 +187,7 @@ def test_row_masks_are_rows_of_the_mask_that_runs():
 def test_a_band_is_ranked_once_for_every_budget(name):
     grid = GRIDS[name]
     near = torch.arange(grid.video) % grid.frame
-    band = Band(grid, token_major(grid), near, 8)
+    band = Band(grid, token_major(grid), near, 8, forced(grid, token_major(grid), 8))
     for width in (0.3, 0.1, 0.65):
         alone = band_pattern(grid, token_major(grid), near, sparsity=1 - width, block_size=8, sink=False)
         assert torch.equal(torch.from_numpy(band.keep(width)), alone.mask.keep[0, 0])

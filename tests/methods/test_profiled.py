@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from dittools import calibrate
+from dittools import profile as profiles
 from dittools.attention import attend
 from dittools.blocks import Partition
 from dittools.calibrate import Size
@@ -38,6 +39,7 @@ from dittools.runtime import Heard, Layer, Runtime
 from dittools.selectors import profiled
 from dittools.selectors.geometric import TOLERANCE
 from dittools.selectors.modes import choose_modes
+from dittools.selectors.packed import pack_bits, unpack_bits
 from dittools.selectors.searched import reference_counts, searched_windows, tile_windows, to_budget
 from dittools.selectors.stripes import stripes
 from dittools.tokens import TokenGrid
@@ -124,11 +126,11 @@ def test_the_order_with_more_sparse_blocks_wins_where_the_printed_formula_would_
 @given(st.integers(1, 40), st.integers(0, 1000))
 def test_bits_give_back_the_mask(count, seed):
     keep = torch.rand(2, 3, count, generator=torch.Generator().manual_seed(seed)) < 0.4
-    assert torch.equal(profiled.unpack(profiled.pack(keep), count), keep)
+    assert torch.equal(unpack_bits(pack_bits(keep), count), keep)
 
 
 def test_the_first_column_is_the_lowest_bit():
-    assert profiled.pack(torch.tensor([True, False, True, False, False, False, False, True, True])).tolist() == [133, 1]
+    assert pack_bits(torch.tensor([True, False, True, False, False, False, False, True, True])).tolist() == [133, 1]
 
 
 def test_mass_survives_a_byte_to_within_three_percent():
@@ -702,6 +704,22 @@ def test_shares_move_alike_until_their_mean_is_the_budget(shares, density):
     assert sum(moved) / len(moved) == pytest.approx(density, abs=TOLERANCE / 2 + 1e-3)
     order = sorted(range(len(shares)), key=shares.__getitem__)
     assert sorted(moved) == [moved[i] for i in order]
+
+
+def test_an_acceleration_reads_its_profile_once_however_large(tmp_path, monkeypatch):
+    profile = profile_for("paro", LARGE["video"], ("place", "row"))
+    profile.save(tmp_path / "p.json")
+    reads, read = [], profiles._load
+    monkeypatch.setattr(profiles, "STAYING_BYTES", 0)
+    monkeypatch.setattr(profiles, "_load", lambda *given: reads.append(given) or read(*given))
+    layers = [Layer(f"transformer.{depth}", depth) for depth in range(LAYERS)]
+    config = Config(method="paro", profile=str(tmp_path / "p.json"))
+    runtime = Runtime(config, layers, identity=profile.model)
+    runs = [runtime._new_run(profile.grid, Tick(False, 0, STEPS, "cond", True), torch.device("cpu")) for _ in range(2)]
+    assert runs[0].profile is runs[1].profile and len(reads) == 1
+    del runtime, runs
+    Runtime(config, layers, identity=profile.model)
+    assert len(reads) == 2  # nothing of it stayed
 
 
 def test_a_run_says_which_layers_of_a_transformer_share_its_budget(tmp_path):
