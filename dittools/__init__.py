@@ -5,10 +5,37 @@ This file joins the parts, and loads them when they are first asked for: importi
 
 from __future__ import annotations
 
+import importlib.util
+import os
+import sys
 from typing import Any
 
 __all__ = ["Acceleration", "Config", "__version__", "accelerate"]
 __version__ = "0.1.0"
+
+_ROOMS = ("kernels", "pipelines", "profiles", "cli")
+
+
+class _RoomsBeside:
+    """Finds the rooms of a checkout, which lie beside this folder; an installed package has them inside it.
+
+    Python that is started in a checkout takes this folder for the package, whatever is installed.
+    """
+
+    @staticmethod
+    def find_spec(name: str, path: Any = None, target: Any = None) -> Any:
+        package, _, room = name.rpartition(".")
+        if package != __name__ or room not in _ROOMS:
+            return None
+        folder = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), room)
+        file = os.path.join(folder, "__init__.py")
+        if not os.path.isfile(file):
+            return None
+        return importlib.util.spec_from_file_location(name, file, submodule_search_locations=[folder])
+
+
+if not any(os.path.isdir(os.path.join(place, room)) for place in __path__ for room in _ROOMS):
+    sys.meta_path.insert(0, _RoomsBeside)  # before an editable install, which may be of another checkout
 
 
 def _attach(pipe: Any, config: Any) -> Any:

@@ -20,7 +20,10 @@ def version_of(package: str) -> str | None:
 
 
 def dittools_version() -> str:
-    return version_of("dittools") or "unknown"
+    """Of the code that runs, which in a checkout need not be what is installed."""
+    import dittools
+
+    return dittools.__version__
 
 
 def versions() -> dict[str, str | None]:
