@@ -54,8 +54,8 @@ def test_a_package_of_a_rooms_name_stays_what_it_is(installed, tmp_path):
     (tmp_path / "kernels").mkdir()
     (tmp_path / "kernels" / "__init__.py").write_text("def get_kernel(): ...")
     code = "import dittools.kernels, kernels; kernels.get_kernel(); print(kernels.__file__)"
-    for before in ((tmp_path, CHECKOUT), (tmp_path, installed)):
-        done = child("-c", code, cwd="/", before=before)
+    for cwd, before in ((CHECKOUT, (tmp_path,)), (CHECKOUT, (CHECKOUT, tmp_path)), ("/", (tmp_path, installed))):
+        done = child("-c", code, cwd=cwd, before=before)
         assert done.stderr == "" and done.stdout.strip() == str(tmp_path / "kernels" / "__init__.py")
 
 
