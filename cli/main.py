@@ -1,96 +1,62 @@
-"""The `dittools` command: puts the verbs together, and turns every error into one line and an exit code."""
+"""The `dittools` command from its first instant on: whatever ends it is one line at most, and an exit code.
+
+Nothing is imported before interrupts and kills are caught: the verbs take tenths of a second, PyTorch seconds.
+"""
 
 from __future__ import annotations
 
-import signal
 import sys
-import threading
-import traceback
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import Annotated
 
-import typer
-
-from dittools.cli import bench, caches, calibrate, compare, env, generate, inspect, methods, models, plan, report
-from dittools.cli.errors import INTERRUPTED, explain
-
-app = typer.Typer(
-    name="dittools",
-    help="Runs diffusion transformers fast, without training, and measures what it costs in picture quality.",
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
-    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
-    epilog="""\b
-Examples:
-  dittools generate --model wan --sparsity 0.8 --weights embedded --output out.mp4
-  dittools report --weights embedded --out report
-  dittools generate --help
-  dittools env""",
-)
-for verb in (generate, report, calibrate, inspect, compare, plan, env, models, methods, caches):
-    app.command(verb.NAME, help=verb.HELP, short_help=verb.SHORT, epilog=verb.EXAMPLES)(verb.command)
-bench.add_to(app)
+INTERRUPTED, KILLED = 130, 143
+_SAID = {
+    INTERRUPTED: "interrupted: nothing half-written was left behind",
+    KILLED: "told to end (SIGTERM): nothing half-written was left behind",
+}
 
 
-def _print_version(asked: bool) -> None:
-    if asked:
-        from dittools.provenance import dittools_version
+def main(argv=None) -> int:
+    """Run one command and return its exit code.
 
-        print(dittools_version())
-        raise typer.Exit()
+    Args:
+        argv: arguments without the command's own name; None: those of this process, which ends with the command.
 
-
-@app.callback()
-def _global(
-    version: Annotated[
-        bool,
-        typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit."),
-    ] = False,
-) -> None:
-    """Options before the verb."""
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit code: 0 done, 1 the run failed, 2 bad input, 130 interrupted."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    if not arguments:
-        arguments = ["--help"]
-    command = typer.main.get_command(app)
+    Returns:
+        0 done, 1 the run failed, 2 bad input, 130 interrupted, 143 told to end.
+    """
+    given = sys.argv[1:] if argv is None else [*argv]
     try:
-        with _ended_in_order():
-            code = command.main(
-                report.spread(arguments) if arguments[0] == report.NAME else arguments,
-                prog_name="dittools",
-                standalone_mode=False,
-                obj={"command": ["dittools", *arguments]},
-            )
-    except (KeyboardInterrupt, typer.Abort):
-        code = INTERRUPTED
-    except Exception as error:
-        if "--debug" in arguments:
-            traceback.print_exc()
-        text, code = explain(error)
-        print(f"error: {text}", file=sys.stderr)
+        from dittools.cli.signals import caught
+
+        with caught(for_good=argv is None) as stopped:
+            from dittools.cli.streams import heard
+
+            with heard():
+                try:
+                    from dittools.cli.app import run
+
+                    return run(given)
+                except BaseException as error:
+                    return _ended(error, given, stopped)
+    except KeyboardInterrupt:  # before signals are caught, or once more while the first one is answered
+        return INTERRUPTED
+    except SystemExit as ended:
+        return ended.code if isinstance(ended.code, int) else 1
+
+
+def _ended(error: BaseException, given: list[str], stopped: list[int]) -> int:
+    """Say what ended the command, and give its exit code.
+
+    Args:
+        stopped: exit codes of the signals that came: a library may have made another error of what they raise.
+    """
+    code = stopped[0] if stopped else INTERRUPTED if isinstance(error, KeyboardInterrupt) else None
+    if code in _SAID:
+        print(_SAID[code], file=sys.stderr)
         return code
-    if code == INTERRUPTED:
-        print("interrupted: nothing half-written was left behind", file=sys.stderr)
-    return code if isinstance(code, int) else 0
+    if isinstance(error, SystemExit):
+        return error.code if isinstance(error.code, int) else 1
+    if not isinstance(error, Exception):
+        raise error
+    from dittools.cli.errors import told
 
-
-@contextmanager
-def _ended_in_order() -> Iterator[None]:
-    """A polite kill (SIGTERM) unwinds like an interrupt, so that unfinished files are removed."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def stop(number: int, frame: object) -> None:
-        raise SystemExit(128 + number)
-
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    return told(error, given)

@@ -17,7 +17,10 @@ class Output:
 
     def data(self, value: dict, human: Callable[[], str]) -> None:
         """The command's result: `value` as JSON, or what `human` makes of it."""
-        print(to_json(value) if self.as_json else human(), file=sys.stdout, flush=True)
+        text = to_json(value) if self.as_json else human()
+        if self.as_json and not _takes(sys.stdout, text):
+            text = to_json(value, ascii_alone=True)
+        print(text, file=sys.stdout, flush=True)
 
     def note(self, text: str) -> None:
         """Something worth knowing that is no result."""
@@ -32,9 +35,18 @@ class Output:
         self._say = say or _to_stderr
 
 
-def to_json(value: Any) -> str:
+def to_json(value: Any, ascii_alone: bool = False) -> str:
     """Strict JSON: infinities and NaN must have been written as text or null before."""
-    return json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
+    return json.dumps(value, indent=2, ensure_ascii=ascii_alone, allow_nan=False)
+
+
+def _takes(stream: Any, text: str) -> bool:
+    """Whether the stream's encoding has all letters of a text."""
+    try:
+        text.encode(getattr(stream, "encoding", None) or "utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def one_line(text: str) -> str:

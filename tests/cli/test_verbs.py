@@ -117,3 +117,23 @@ def test_a_window_is_simulated_on_a_grid(cli):
 def test_what_cannot_be_simulated_is_said_in_one_line(cli, arguments, says):
     result = cli("methods", *arguments)
     assert result.code == 2 and result.out == "" and says in result.err and result.err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "verb"),
+    [
+        (["generate", "--sparsity"], "generate"),
+        (["bench", "kernel", "--json"], "bench kernel"),
+        (["bench", "modle"], "bench"),
+        (["report", "--seeds"], "report"),
+        (["plan", "--hieght", "3"], "plan"),
+        (["inspect", "--strict=1"], "inspect"),
+        (["calibrate", "--cache=1"], "calibrate"),
+        (["--nope"], ""),
+    ],
+    ids=" ".join,
+)
+def test_a_wrong_flag_names_the_help_of_its_verb(cli, arguments, verb):
+    result = cli(*arguments)
+    assert result.code == 2 and result.err.count("\n") == 1
+    assert f"`{' '.join(['dittools', *verb.split()])} --help`" in result.err
