@@ -5,9 +5,9 @@ import shlex
 from pathlib import Path
 
 import pytest
-import typer
 
 from dittools.cli import (
+    app,
     bench,
     caches,
     calibrate,
@@ -15,7 +15,6 @@ from dittools.cli import (
     env,
     generate,
     inspect,
-    main,
     methods,
     models,
     plan,
@@ -25,7 +24,7 @@ from tests.cli.test_generate import KEYS
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-COMMANDS = typer.main.get_command(main.app).commands
+COMMANDS = app.command().commands
 VERBS = (generate, report, calibrate, inspect, compare, plan, env, models, methods, caches, bench)
 SHOWN = "\n".join([README, *(verb.EXAMPLES for verb in VERBS), bench.KERNEL_EXAMPLES, bench.MODEL_EXAMPLES])
 LINES = sorted(set(re.findall(r"^\s*(?:.* && )?(dittools [^\n#]+)", SHOWN, re.MULTILINE)))
