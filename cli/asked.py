@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from dittools.naming import unknown
-from dittools.pipelines import loading, saving, weights
+from dittools.naming import name_and_options, unknown
+from dittools.pipelines import loading, places, saving, weights
 from dittools.pipelines.errors import BadInput
 from dittools.pipelines.families import FAMILIES, Family, find_family
 from dittools.pipelines.limits import SizeRule
@@ -49,17 +51,26 @@ class Asked:
     dtype: str = "auto"
     offload: str = "none"
     compile: bool = False
+    overwrite: bool = False
 
     def check(self) -> saving.Output:
         """Check what needs neither PyTorch nor a model, and give the output. Raises BadInput."""
         self.check_settings()
         frames = 1 if find_family(self.model).draws == "image" else self.frames
-        return saving.plan(self.output, frames)
+        return saving.plan(self.output, frames, overwrite=self.overwrite, reads=self.reads())
+
+    def reads(self) -> list[places.Read]:
+        """The files that flags name, for what is written to be none of them."""
+        named = {"--config": self.config, "--profile": self.profile}
+        with contextlib.suppress(ValueError):  # what is wrong with it is told by who reads it
+            named["--cache"] = name_and_options(self.cache or "", "cache")[1].get("profile")
+        return [(flag, Path(name).expanduser()) for flag, name in named.items() if isinstance(name, str)]
 
     def check_settings(self) -> None:
         """The same without the output, for a verb that has its own."""
         _choices(self)
         _numbers(self)
+        _texts(self)
         family = find_family(self.model)
         _can_draw(self, family)
         folder = weights.check_asked(self.weights, family.text_to)
@@ -84,6 +95,28 @@ def _can_draw(asked: Asked, family: Family) -> None:
         raise BadInput(f"the embedded model is a wan, not a {family.name}: use --model wan, or other --weights")
     if family.draws == "image" and asked.frames not in (None, 1):
         raise BadInput(f"--model {family.name} draws images: --frames is 1, got {asked.frames}")
+
+
+def _texts(asked: Asked) -> None:
+    """Raises BadInput for a prompt that no model can read, and for names of files that are empty."""
+    for flag, text in (("--prompt", asked.prompt), ("--negative-prompt", asked.negative_prompt)):
+        check_prompt(flag, text)
+    for flag, name in (("--config", asked.config), ("--profile", asked.profile)):
+        if name == "":
+            raise BadInput(f"{flag} is empty: give the name of a file, or leave it out")
+
+
+def check_prompt(flag: str, text: str | None) -> None:
+    """Raises BadInput for what no model can read; None is a prompt that was not given."""
+    if text is None or places.is_text(text):
+        return
+    if "\0" in text:
+        raise BadInput(f"{flag} holds a NUL character, which is no text: leave it out")
+    encoding = sys.getfilesystemencoding()
+    raise BadInput(
+        f"{flag} holds bytes that are no text in this system's encoding ({encoding}): give it in that encoding, or use "
+        "one of UTF-8 (LC_ALL=C.UTF-8)"
+    )
 
 
 def _choices(asked: Asked) -> None:

@@ -67,7 +67,7 @@ def kernel(
     asked = Asked(
         rows=rows, shape=shape, head_dim=head_dim, density=density, implementation=implementation, dtype=dtype,
         device=device, peers=peers, burst=burst, sustained=sustained, seconds=seconds, limit=limit,
-        path=Path(json).expanduser() if json else None, command=ctx.obj["command"],
+        path=None if json is None else Path(json).expanduser(), command=ctx.obj["command"],
     )  # fmt: skip
     out = Output()
     fine = prove(asked, out) if check else measure(asked, out)
@@ -135,7 +135,7 @@ def model(
     asked = Asked(
         model=model, size=size, layers=layers, heads=heads, height=height, width=width, frames=frames, method=method,
         profile=profile, sparsity=sparsity, dense_layers=dense_layers, repeats=repeats, compile=compile_, dtype=dtype,
-        device=device, path=Path(json).expanduser() if json else None, command=ctx.obj["command"],
+        device=device, path=None if json is None else Path(json).expanduser(), command=ctx.obj["command"],
     )  # fmt: skip
     if not measure(asked, Output()):
         raise typer.Exit(1)

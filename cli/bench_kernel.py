@@ -10,7 +10,7 @@ from typing import Any
 
 from dittools.cli.output import Output, table
 from dittools.naming import unknown
-from dittools.pipelines import loading
+from dittools.pipelines import loading, places
 from dittools.pipelines.errors import BadInput
 
 IMPLEMENTATIONS = ("hopper", "triton", "portable")
@@ -85,11 +85,11 @@ class Asked:
 
 
 def check_file(path: Path | None) -> None:
-    """Raise BadInput for a --json that cannot be written where it is."""
+    """Raise BadInput for a --json that cannot be written where it is. `Results` refuses a file of somebody else."""
     if path is None:
         return
-    if not path.parent.is_dir():
-        raise BadInput(f"--json {path}: there is no folder {path.parent}: make it first")
+    places.path_of("--json", str(path), "results.json")
+    places.writable(path, "--json")
     if path.is_dir():
         raise BadInput(f"--json {path} is a folder: name a file")
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from dittools import made
 from dittools.cli.flags import Debug, Json
 from dittools.cli.output import Output
+from dittools.pipelines import places
 from dittools.pipelines.errors import BadInput
 
 NAME = "calibrate"
@@ -68,6 +71,7 @@ def command(
     device: Annotated[str, Flag(help="auto, cpu or cuda.")] = "auto",
     dtype: Annotated[str, Flag(help="auto, bf16, fp16 or fp32.")] = "auto",
     offload: Annotated[str, Flag(help="none, model or group: keep weights off the GPU while unused.")] = "none",
+    overwrite: Annotated[bool, Flag("--overwrite", help="Also replace files that are no profile.")] = False,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -91,8 +95,10 @@ def command(
     )
     asked.check_settings()
     texts, count = prompts_of(prompts)
-    place = check_out(out)
+    place = check_out(out, prompts, with_tables=not cache, overwrite=overwrite)
     sink = Output(as_json)
+    if place.exists():
+        sink.note(f"{place} is there, and this calibration will take its place")
     if cache:
         fit = _cache_settings(method, computed, reuse)
 
@@ -124,15 +130,22 @@ def _cache_settings(method: list[str] | None, computed: float | None, reuse: str
     return computed, reuse
 
 
-def check_out(out: str):
-    """The path to write to. Raises BadInput."""
-    from pathlib import Path
-
-    path = Path(out).expanduser()
+def check_out(out: str, prompts: str, *, with_tables: bool, overwrite: bool) -> Path:
+    """The path to write to. Raises BadInput, also where a file would be lost that is no profile."""
+    path = places.path_of("--out", out, "profile.json")
     if path.suffix != ".json":
-        raise BadInput(f"--out {out} must end in .json: the profile's tables go into a .safetensors file beside it")
-    if not path.parent.is_dir():
-        raise BadInput(f"--out {out}: there is no folder {path.parent}: make it first")
-    if path.is_dir():
-        raise BadInput(f"--out {out} is a folder: name a file")
+        raise BadInput(
+            f"--out {places.shown(out)} must end in .json: the profile's tables go into a .safetensors file beside it"
+        )
+    tables = path.with_suffix(".safetensors")
+    targets = (path, tables) if with_tables else (path,)
+    for target in targets:
+        places.writable(target, "--out")
+        if target.is_dir():
+            raise BadInput(f"--out {places.shown(out)} would replace the folder {target}: name another file")
+    places.apart(targets, [("--prompts", Path(prompts).expanduser())], "--out")
+    places.keep(path, "--out", lambda: made.profile(path) is not None, "a profile of dittools calibrate", overwrite)
+    if with_tables:
+        what = f"the tables of a profile {path.name} beside it"
+        places.keep(tables, "--out", lambda: made.tables(tables, path), what, overwrite)
     return path

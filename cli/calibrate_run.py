@@ -18,6 +18,7 @@ from dittools.cli.stages import Stages
 from dittools.config import Config
 from dittools.methods import create
 from dittools.naming import unknown
+from dittools.pipelines import saving
 from dittools.pipelines import stages as pipeline
 from dittools.pipelines.errors import BadInput
 from dittools.profile import Made, Profile
@@ -71,7 +72,8 @@ def run(
         methods = list(listeners)
         with stages("save"):
             profile = _profile(opened, scenes, listeners, model, command, time.perf_counter() - begun)
-            files = profile.save(place)
+            with saving.told(place):
+                files = profile.save(place)
     seconds = {name: round(spent, 3) for name, (_, spent) in listeners.items()}
     shot = scenes[0].shot
     output.line(

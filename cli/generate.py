@@ -24,7 +24,8 @@ Examples:
 
 \b
 Output, by the name's ending: .mp4, .gif, .webp, .mkv (lossless), .npy (uint8 array), .png (with
---frames 1), or a folder of PNG frames. The record lies beside it: out.mp4, out.json."""
+--frames 1), or a folder of PNG frames. The record lies beside it: out.mp4, out.json. Both
+replace those of an earlier run, and no other file unless --overwrite says so."""
 
 Flag = typer.Option
 
@@ -67,6 +68,9 @@ def command(
     negative_prompt: Annotated[str | None, Flag(help="What not to draw.  [default: nothing]")] = None,
     seed: Annotated[int, Flag(help="Fixes the noise; the same on every device.")] = 0,
     output: Annotated[str, Flag("--output", "-o", help="File or folder; see below.")] = "out.mp4",
+    overwrite: Annotated[
+        bool, Flag("--overwrite", help="Also replace a video or JSON that dittools did not write.")
+    ] = False,
     compare_dense: Annotated[
         bool, Flag("--compare-dense", help="Also run densely with the same seed: PSNR, SSIM and speed-up.")
     ] = False,
@@ -115,6 +119,7 @@ def command(
         dtype=dtype,
         offload=offload,
         compile=compile_,
+        overwrite=overwrite,
     )
     place = asked.check()  # first what answers at once: the rest imports PyTorch
 

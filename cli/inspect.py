@@ -85,7 +85,9 @@ def command(
         "--heads": numbers("--heads", heads),
         "--at": numbers("--at", at),
     }
-    place = check_out(out)
+    from dittools.pipelines import places
+
+    place = places.new_folder("--out", out, "maps")
 
     from dittools.cli.inspect_run import run
 
@@ -104,17 +106,3 @@ def numbers(flag: str, given: str | None) -> tuple[int, ...] | None:
     if not all(part.isascii() and part.isdigit() and len(part) < 7 for part in parts):
         raise BadInput(f"{flag} must be whole numbers with commas between, such as 0,3, got {given!r}")
     return tuple(sorted({int(part) for part in parts}))
-
-
-def check_out(out: str):
-    """The folder to write. Raises BadInput unless it is not there or empty."""
-    from pathlib import Path
-
-    from dittools.pipelines.errors import BadInput
-
-    path = Path(out).expanduser()
-    if path.is_file() or (path.is_dir() and any(path.iterdir())):
-        raise BadInput(f"--out {out} is there and not empty: name a new folder")
-    if not path.parent.is_dir():
-        raise BadInput(f"--out {out}: there is no folder {path.parent}: make it first")
-    return path

@@ -35,11 +35,13 @@ def build(
     acceleration: dict[str, Any],
     quality: dict[str, Any] | None,
     output: Path,
+    output_sha256: str | None = None,
 ) -> dict[str, Any]:
     """Everything a reader needs to judge a run and to run it again.
 
     scene: a `dittools.cli.request.Scene`. run: size, fps and settings. seconds: one for each of SECONDS and
-    "total". acceleration: `Acceleration.record()`.
+    "total". acceleration: `Acceleration.record()`. output_sha256: digest of the video's file, by which a later run
+    knows it again; None for a folder of frames.
     """
     return {
         "dittools": dittools_version(),
@@ -62,6 +64,7 @@ def build(
         "fallbacks": acceleration["fallbacks"],
         "quality": quality,
         "output": str(output),
+        "output_sha256": output_sha256,
         "method": acceleration["method"],
         "method_options": acceleration["method_options"],
         "correction": acceleration["correction"],

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dittools.cli.asked import Asked, check_seed
+from dittools import files
+from dittools.cli.asked import Asked, check_prompt, check_seed
 from dittools.naming import unknown
+from dittools.pipelines import places
 from dittools.pipelines.errors import BadInput, first_line
 from dittools.report.folder import LOCK, MANIFEST, is_report
 
@@ -95,7 +96,7 @@ def _one_sparsity(found: Mapping[str, Any]) -> dict[str, list] | None:
     value = found.get("sparsity")
     if value is None and isinstance(found.get("config"), str):
         try:
-            value = json.loads(Path(found["config"]).expanduser().read_text(encoding="utf-8"))["sparsity"]
+            value = files.parse_json(files.read_text(Path(found["config"]).expanduser()))["sparsity"]
         except (OSError, ValueError, LookupError, TypeError):
             return None
     return None if value is None else {"sparsity": [value]}
@@ -126,12 +127,11 @@ def check_phase(phase: str, joined: bool, given: Mapping[str, Any]) -> bool:
 
 def check_out(out: str, phase: str, joined: bool = False) -> Path:
     """The report's folder, after what can be checked at once. Raises BadInput."""
-    path = Path(out).expanduser()
-    if not out or path.name in ("", ".."):
-        raise BadInput(f"--out {out!r} names no folder: use a name such as report")
-    if path.exists() and not path.is_dir():
-        raise BadInput(f"--out {out} is a file: a report needs a folder")
-    ours = is_report(path)
+    path = places.path_of("--out", out, "report", "folder")
+    with places.told("--out", places.shown(out)):
+        if path.exists() and not path.is_dir():
+            raise BadInput(f"--out {places.shown(out)} is a file: a report needs a folder")
+        ours = is_report(path)
     if phase in ("quality", "render") and not joined:
         if not ours:
             raise BadInput(f"--out {out} holds no report: draw one first with --phase run")
@@ -139,17 +139,27 @@ def check_out(out: str, phase: str, joined: bool = False) -> Path:
             raise BadInput(f"--out {out} lost its {MANIFEST}: the report's own command makes it again")
     if path.is_dir() and not ours and any(not file.name.startswith(LOCK[0]) for file in path.iterdir()):
         raise BadInput(f"--out {out} is a folder with other files in it: use a new or empty folder")
+    with places.told("--out", places.shown(out)):
+        _room(path, out)
     return path
+
+
+def _room(path: Path, out: str) -> None:
+    """Raises BadInput where the folder cannot be made, with those above it, or cannot be written."""
+    probe = path / MANIFEST if path.is_dir() else path
+    while not probe.parent.is_dir():
+        probe = probe.parent
+    places.writable(probe, "--out", out)
 
 
 def _read_yaml(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
     import yaml
 
     try:
-        found = yaml.safe_load(Path(name).expanduser().read_text(encoding="utf-8"))
+        found = yaml.safe_load(files.read_text(Path(name).expanduser()))
     except OSError as error:
         raise BadInput(f"--plan {name} cannot be read ({error.strerror}): give a YAML file") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise BadInput(f"--plan {name} is no YAML: {' '.join(str(error).split())[:200]}") from None
     if not isinstance(found, dict):
         raise BadInput(f"--plan {name} must hold names and values, such as `seeds: [0, 1]`")
@@ -197,6 +207,10 @@ def prompts_of(asked: Any) -> tuple[tuple[str, ...] | None, int | None]:
             if count == 0:
                 raise BadInput("--prompts builtin:0 asks for none: give at least 1")
             return None, count
+        if asked.startswith(f"{BUILTIN}:") and not Path(asked).exists():
+            raise BadInput(f"--prompts {asked}: how many of the builtin prompts is a number, such as {BUILTIN}:2")
+        if not asked:
+            raise BadInput("--prompts is empty: give a text file, one prompt a line, or builtin")
         asked = _prompt_file(asked)
     if not isinstance(asked, list) or not all(isinstance(text, str) for text in asked):
         raise BadInput(
@@ -205,6 +219,8 @@ def prompts_of(asked: Any) -> tuple[tuple[str, ...] | None, int | None]:
     prompts = tuple(dict.fromkeys(asked))
     if not prompts:
         raise BadInput("there are no prompts: give at least one")
+    for number, text in enumerate(prompts, 1):
+        check_prompt(f"prompt {number}", text)
     long = next((text for text in prompts if len(text) > _LONGEST_PROMPT), None)
     if long is not None:
         raise BadInput(f"a prompt has {len(long)} characters, and at most {_LONGEST_PROMPT} make sense")
@@ -220,7 +236,7 @@ def builtin_prompts(known: Sequence[str], count: int) -> tuple[str, ...]:
 
 def _prompt_file(name: str) -> list[str]:
     try:
-        text = Path(name).expanduser().read_text(encoding="utf-8")
+        text = files.read_text(Path(name).expanduser())
     except (OSError, ValueError) as error:
         why = getattr(error, "strerror", None) or "it is no UTF-8 text"
         raise BadInput(

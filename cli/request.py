@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dittools import caches, methods, profile
+from dittools import caches, files, methods, profile
 from dittools.cli.asked import Asked, rule_of
 from dittools.config import Config
 from dittools.naming import with_options
-from dittools.pipelines import loading, saving, stages, weights
+from dittools.pipelines import loading, places, saving, stages, weights
 from dittools.pipelines.errors import BadInput, first_line
 from dittools.pipelines.families import Family, find_family
 
@@ -50,7 +50,15 @@ def check(asked: Asked, output: saving.Output | None) -> Request:
     loading.check_offload(asked.offload, loading.pick_device(asked.device))
     family = find_family(asked.model)
     config, notes = _config(asked)
+    if output is not None:
+        output.keep(_read_by(config), asked.overwrite)
     return Request(asked, family, config, output, notes)
+
+
+def _read_by(config: Config) -> list[places.Read]:
+    """The files that a config names."""
+    named = {"the config's profile": config.profile, "the cache's profile": config.cache_options.get("profile")}
+    return [(what, Path(name).expanduser()) for what, name in named.items() if name]
 
 
 def complete(request: Request, chosen: weights.Weights, folder: Path) -> Scene:
@@ -178,7 +186,7 @@ def config_of(*, dense_steps: str, **settings: Any) -> Config:
 
 def _read_config(name: str) -> Config:
     try:
-        text = Path(name).expanduser().read_text(encoding="utf-8")
+        text = files.read_text(Path(name).expanduser())
     except OSError as error:
         raise BadInput(f"--config {name} cannot be read ({error.strerror}): give a JSON file") from None
     except UnicodeDecodeError:

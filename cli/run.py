@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
+from dittools import files
 from dittools.cli import drawing
 from dittools.cli import record as records
 from dittools.cli.output import Output, to_json
@@ -68,7 +69,7 @@ def _quality(frames: Any, dense: tuple[Any, float], stages: Stages, device: Any)
 def _save(frames: Any, request: Request, scene: Scene, stages: Stages, begun: float, **facts: Any) -> dict[str, Any]:
     """Video and record appear together, or neither does."""
     output = request.output
-    with stages("save"), saving.whole(output.record) as record_part, saving.whole(output.path) as part:
+    with stages("save"), saving.together(output.path, output.record) as (part, record_part):
         started = time.perf_counter()
         saving.write(saving.to_uint8(frames), part, output.kind, scene.fps)
         now = time.perf_counter()
@@ -82,7 +83,8 @@ def _save(frames: Any, request: Request, scene: Scene, stages: Stages, begun: fl
             config=request.config,
             seconds=seconds,
             output=output.path,
+            output_sha256=None if part.is_dir() else files.sha256(part),
             **facts,
         )
-        record_part.write_text(to_json(record) + "\n", encoding="utf-8")
+        record_part.write_bytes(f"{to_json(record)}\n".encode(errors="replace"))
     return record

@@ -11,6 +11,7 @@ from numbers import Integral, Real
 from typing import Any
 
 from dittools import caches, corrections, methods
+from dittools.files import parse_json
 from dittools.naming import unknown
 from dittools.numbers import whole_steps
 
@@ -161,8 +162,8 @@ class Config:
             ValueError: when the text is not JSON, and as `from_dict`.
         """
         try:
-            values = json.loads(text)
-        except json.JSONDecodeError as error:
+            values = parse_json(text.removeprefix("\ufeff"))
+        except ValueError as error:
             raise ValueError(f"this config is not JSON: {error}") from None
         return cls.from_dict(values)
 

@@ -1,7 +1,8 @@
 """Profiles: what `dittools calibrate` measured of one model on one token grid, for the methods that decide ahead.
 
 A profile is a JSON file that says what it is and what it was made from, and beside it a safetensors file of the same
-name with the tables that are too large for text. One profile may serve several methods.
+name with the tables that are too large for text. The JSON holds a digest of that file: the two belong together. One
+profile may serve several methods.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from weakref import WeakValueDictionary
 
 import torch
 
-from dittools.files import whole
+from dittools.files import parse_json, read_text, sha256, together
 from dittools.naming import unknown
 from dittools.tokens import TokenGrid
 
@@ -111,21 +112,21 @@ class Profile:
         return found
 
     def save(self, path: Path) -> list[Path]:
-        """Write ``path`` (JSON) and the tables beside it, each whole; gives the files. Raises OSError."""
+        """Write ``path`` (JSON) and the tables beside it, both whole or neither; gives the files. Raises OSError."""
         from safetensors.torch import save
 
-        path, beside = Path(path), _tables(Path(path))
-        files = [path]
-        if self.arrays:
-            with whole(beside) as part:
-                part.write_bytes(save({key: value.contiguous() for key, value in self.arrays.items()}))
-            files.append(beside)
-        with whole(path) as part:
-            text = json.dumps(self._to_dict(), indent=1, ensure_ascii=False, allow_nan=False)
-            part.write_text(text + "\n", encoding="utf-8")
-        return files
+        path = Path(path)
+        named = [_tables(path), path] if self.arrays else [path]
+        with together(*named) as parts:
+            digest = None
+            if self.arrays:
+                parts[0].write_bytes(save({key: value.contiguous() for key, value in self.arrays.items()}))
+                digest = sha256(parts[0])
+            text = json.dumps(self._to_dict(digest), indent=1, ensure_ascii=False, allow_nan=False)
+            parts[-1].write_text(text + "\n", encoding="utf-8")
+        return named[::-1]
 
-    def _to_dict(self) -> dict[str, Any]:
+    def _to_dict(self, digest: str | None) -> dict[str, Any]:
         return {
             "dittools_profile": VERSION,
             "kind": KIND,
@@ -134,6 +135,7 @@ class Profile:
             "made": dataclasses.asdict(self.made),
             "methods": self.methods,
             "arrays": {name: list(value.shape) for name, value in self.arrays.items()},
+            "arrays_sha256": digest,
         }
 
 
@@ -203,12 +205,12 @@ def _state(path: Path) -> tuple:
 
 def _load(path: Path, name: str) -> Profile:
     found = _read(path, name)
+    if found.get("kind") != KIND or "dittools_profile" not in found:
+        raise ValueError(f"{name} is no profile of attention: give the JSON file that dittools calibrate wrote")
+    if found["dittools_profile"] != VERSION:
+        has = found["dittools_profile"]
+        raise ValueError(f"{name} has version {has!r}, and this dittools reads version {VERSION}: make it again")
     try:
-        if found.get("kind") != KIND or "dittools_profile" not in found:
-            raise ValueError(f"{name} is no profile of attention: give the JSON file that dittools calibrate wrote")
-        if found["dittools_profile"] != VERSION:
-            has = found["dittools_profile"]
-            raise ValueError(f"{name} has version {has!r}, and this dittools reads version {VERSION}: make it again")
         model, grid, made = Model(**found["model"]), TokenGrid(**found["grid"]), dict(found["made"])
         for key in ("command", "prompts", "seeds"):
             made[key] = tuple(made.get(key, ()))
@@ -221,9 +223,10 @@ def _load(path: Path, name: str) -> Profile:
             raise TypeError("shift must be a number")
         if not all(isinstance(section, dict) for section in methods.values()) or not isinstance(listed, dict):
             raise TypeError("methods and arrays must be objects")
-    except (TypeError, KeyError, AttributeError) as error:
+    except (TypeError, KeyError, AttributeError, ValueError) as error:
         raise ValueError(f"{name} is damaged ({error}): make it again with dittools calibrate") from None
-    return Profile(model, grid, made, methods, _read_tables(path, listed, name), name)
+    tables = _read_tables(path, listed, found.get("arrays_sha256"), name)
+    return Profile(model, grid, made, methods, tables, name)
 
 
 def named(asked: str) -> Profile:
@@ -343,7 +346,7 @@ def _tables(path: Path) -> Path:
 def _kind(path: Path) -> str | None:
     """The kind a JSON file in the folder of profiles says it is; other kinds share that folder."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = parse_json(read_text(path))
     except (OSError, ValueError):
         return None
     return found.get("kind") if isinstance(found, dict) else None
@@ -351,20 +354,24 @@ def _kind(path: Path) -> str | None:
 
 def _read(path: Path, name: str) -> dict[str, Any]:
     try:
-        if path.stat().st_size > MOST_JSON_BYTES:
-            raise ValueError(f"{name} is larger than {MOST_JSON_BYTES >> 20} MB: it is no profile")
-        found = json.loads(path.read_text(encoding="utf-8"))
+        large = path.stat().st_size > MOST_JSON_BYTES
+        found = None if large else parse_json(read_text(path))
     except OSError as error:
         raise ValueError(f"{name} cannot be read ({error.strerror}): give the JSON file of a profile") from None
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError):
+    except ValueError:
         raise ValueError(f"{name} is not JSON: give the JSON file that dittools calibrate wrote") from None
+    if large:
+        raise ValueError(f"{name} is larger than {MOST_JSON_BYTES >> 20} MB: it is no profile")
     if not isinstance(found, dict):
         raise ValueError(f"{name} is no profile: it must be a JSON object")
     return found
 
 
-def _read_tables(path: Path, listed: dict[str, Any], name: str) -> dict[str, torch.Tensor]:
-    """The tables that the JSON lists, in the shapes it says. Safetensors alone: nothing in it can run code."""
+def _read_tables(path: Path, listed: dict[str, Any], digest: Any, name: str) -> dict[str, torch.Tensor]:
+    """The tables that the JSON lists, in the shapes it says. Safetensors alone: nothing in it can run code.
+
+    digest: of the file as the JSON says it; None in a profile of an older version.
+    """
     if not listed:
         return {}
     from safetensors import SafetensorError
@@ -373,10 +380,14 @@ def _read_tables(path: Path, listed: dict[str, Any], name: str) -> dict[str, tor
     beside = _tables(path)
     try:
         arrays = load_file(str(beside))
+        same = digest is None or digest == sha256(beside)
     except FileNotFoundError:
         raise ValueError(f"{name} needs {beside.name} beside it: keep the two files together") from None
     except (OSError, SafetensorError) as error:
         raise ValueError(f"{name}: {beside.name} cannot be read ({error}): make it again") from None
-    if {key: list(value.shape) for key, value in arrays.items()} != listed:
-        raise ValueError(f"{name} and {beside.name} do not belong together: make the profile again")
+    if not same or {key: list(value.shape) for key, value in arrays.items()} != listed:
+        raise ValueError(
+            f"{name} and {beside.name} do not belong together, as one of the two is of another calibration: keep files "
+            "of one run together, or make the profile again with dittools calibrate"
+        )
     return arrays

@@ -7,14 +7,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dittools.pipelines import animations, places
 from dittools.pipelines.errors import BadInput, RunFailed, first_line
-from dittools.pipelines.saving import ffmpeg
+from dittools.pipelines.saving import ffmpeg, to_uint8
 
 if TYPE_CHECKING:
     import numpy as np
 
 _STILLS = (".png", ".jpg", ".jpeg", ".bmp")
 _PILLOW = (".webp", ".gif", *_STILLS)
+_ROUNDING = 0.5 / 255
+"""Values that far out of [0, 1] are those of rounding: they are nearest to black or white."""
 
 
 @dataclass(frozen=True)
@@ -36,10 +39,12 @@ def read(name: str | Path) -> Video:
 
     Raises BadInput, one line, for what is not there or cannot be read.
     """
+    if not str(name):
+        raise BadInput("the name of a video is empty: give a video file, or a folder of PNG frames")
     path = Path(name).expanduser()
-    if not path.exists():
-        raise BadInput(f"there is no {path}: give a video file, or a folder of PNG frames")
     try:
+        if not path.exists():
+            raise BadInput(f"there is no {places.shown(str(path))}: give a video file, or a folder of PNG frames")
         video = _reader(path)(path)
     except BadInput:
         raise
@@ -86,11 +91,22 @@ def _pillow(path: Path) -> Video:
     with warnings.catch_warnings():
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         with Image.open(path) as image:
-            frames, milliseconds = [], 0.0
+            frames, milliseconds = [], []
             for frame in ImageSequence.Iterator(image):
                 frames.append(np.asarray(frame.convert("RGB")))
-                milliseconds += frame.info.get("duration", 0)
-    return Video(np.stack(frames), 1000 * len(frames) / milliseconds if milliseconds else None)
+                milliseconds.append(frame.info.get("duration", 0))
+    if len(frames) == 1:
+        return Video(np.stack(frames), 1000 / milliseconds[0] if milliseconds[0] else None)
+    if not any(milliseconds):
+        return Video(np.stack(frames), None)
+    counts = animations.at_one_rate(milliseconds)
+    if counts is None:
+        raise BadInput(
+            f"{path} shows its frames for {min(milliseconds):g} to {max(milliseconds):g} ms each, which is no video of "
+            "one rate: give an .mp4, or a folder of PNG frames"
+        )
+    frames = np.repeat(np.stack(frames), counts, 0) if max(counts) > 1 else np.stack(frames)
+    return Video(frames, 1000 * len(frames) / sum(milliseconds))
 
 
 def _npy(path: Path) -> Video:
@@ -100,10 +116,29 @@ def _npy(path: Path) -> Video:
     if frames.ndim != 4 or frames.shape[-1] != 3:
         raise BadInput(f"{path} has shape {list(frames.shape)}: a video is [frames, height, width, 3]")
     if np.issubdtype(frames.dtype, np.floating):
-        frames = (frames.clip(0, 1) * 255).round()
+        _check_floats(frames, path)
+        frames = to_uint8(frames)
     elif frames.dtype != np.uint8:
         raise BadInput(f"{path} holds {frames.dtype}: a video is uint8, or floats in [0, 1]")
     return Video(frames.astype(np.uint8, copy=False), None)
+
+
+def _check_floats(frames: np.ndarray, path: Path) -> None:
+    """Raises BadInput for what is no video in [0, 1]."""
+    import numpy as np
+
+    for number, frame in enumerate(frames):
+        wrong = int((~np.isfinite(frame)).sum())
+        if wrong:
+            raise BadInput(
+                f"{path} holds {wrong} values in frame {number + 1} that are not finite (NaN or infinity): "
+                "a video is uint8, or floats in [0, 1]"
+            )
+    low, high = (float(frames.min()), float(frames.max())) if frames.size else (0.0, 0.0)
+    if low < -_ROUNDING or high > 1 + _ROUNDING:
+        levels = low >= 0 and high <= 255
+        hint = ": these look like levels 0 to 255, so divide them by 255" if levels and high > 2 else ""
+        raise BadInput(f"{path} holds floats from {low:g} to {high:g}, and a video is uint8, or floats in [0, 1]{hint}")
 
 
 def _folder(path: Path) -> Video:

@@ -7,13 +7,13 @@ import difflib
 import errno
 import os
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dittools import files
+from dittools import files, made
+from dittools.pipelines import animations, places
 from dittools.pipelines.errors import BadInput, DiskFull, RunFailed, first_line
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ FORMATS = {
 }
 FOLDER = "a folder name (one PNG a frame)"
 NEEDS_FFMPEG = ("mp4", "mkv")
+_FLAG = "--output"
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -45,63 +46,76 @@ class Output:
         """The run record beside it: out.mp4 -> out.json, frames/ -> frames.json."""
         return self.path.with_suffix(".json") if self.kind != "folder" else Path(f"{self.path}.json")
 
+    def keep(self, reads: Sequence[places.Read], overwrite: bool) -> None:
+        """Raises BadInput where a file that is read in this run, or that dittools did not write, would be replaced."""
+        places.apart((self.path, self.record), reads, _FLAG)
+        video = f"the video that a record beside it ({self.record.name}) says dittools wrote"
+        if self.kind != "folder":
+            places.keep(self.path, _FLAG, lambda: made.video(self.path, self.record), video, overwrite)
+        record = f"a record of {self.path.name}"
+        places.keep(self.record, _FLAG, lambda: made.record(self.record, self.path) is not None, record, overwrite)
 
-def plan(name: str, frames: int | None) -> Output:
+
+def plan(name: str, frames: int | None, *, overwrite: bool = False, reads: Sequence[places.Read] = ()) -> Output:
     """Read an output name and make sure it can be written, before anything slow starts.
 
     frames: how many there will be, None where that is left to the model (more than one).
+    overwrite: whether files that dittools did not write may be replaced.
+    reads: files of this run's other flags, which may not.
 
     A name that ends in "/", has no suffix or is an existing folder means a folder of frames. Raises BadInput.
     """
-    path = Path(name).expanduser()
-    if not name or path.name in ("", ".", ".."):
-        raise BadInput(f"--output {name!r} names no file: use a name such as out.mp4")
-    folder = name.endswith(("/", os.sep)) or path.is_dir() or not path.suffix
-    output = Output(path, "folder" if folder else path.suffix.lower()[1:])
-    if not folder and path.suffix.lower() not in FORMATS:
+    path = places.path_of(_FLAG, name, "out.mp4")
+    if places.bare_ending(path, FORMATS):
+        raise BadInput(f"{_FLAG} {name} is an ending without a name: use a name such as out{path.name}")
+    told = places.shown(name)
+    with places.told(_FLAG, told):
+        folder = name.endswith(("/", os.sep)) or path.is_dir() or not path.suffix
+        output = Output(path, "folder" if folder else path.suffix.lower()[1:])
+        _check_kind(output, told, frames)
+        if output.kind == "folder" and path.is_dir() and any(path.iterdir()):
+            raise BadInput(f"{_FLAG} {told} is a folder with files in it: use a new or empty folder")
+        for target in (path, output.record):
+            if target.is_dir() and (output.kind != "folder" or target is not path):
+                raise BadInput(f"{_FLAG} {told} would replace the folder {target}: use another name")
+        for target in (path, output.record):
+            places.writable(target, _FLAG)
+        if output.kind == "folder" and path.is_file():
+            raise BadInput(f"{_FLAG} {told} is a file: a folder of frames needs another name")
+    output.keep(reads, overwrite)
+    return output
+
+
+def _check_kind(output: Output, name: str, frames: int | None) -> None:
+    """Raises BadInput for what a name's ending cannot be."""
+    path = output.path
+    if output.kind != "folder" and path.suffix.lower() not in FORMATS:
         near = difflib.get_close_matches(path.suffix.lower(), FORMATS, n=1)
-        hint = f"did you mean {path.with_suffix(near[0])}? " if near else ""
+        hint = f"did you mean {places.shown(str(path.with_suffix(near[0])))}? " if near else ""
         raise BadInput(
-            f"--output {name} ends in {path.suffix}, which is no known format: {hint}"
+            f"{_FLAG} {name} ends in {places.shown(path.suffix)}, which is no known format: {hint}"
             f"use {', '.join(FORMATS)} or {FOLDER}"
         )
     if output.kind == "png" and frames != 1:
         raise BadInput(
-            f"--output {name} holds one image and --frames is {frames or 'not 1'}: use --frames 1, .mp4, or {FOLDER}"
+            f"{_FLAG} {name} holds one image and --frames is {frames or 'not 1'}: use --frames 1, .mp4, or {FOLDER}"
         )
     if output.kind in NEEDS_FFMPEG:
         _encoder()
-    if output.kind == "folder" and path.exists() and not path.is_dir():
-        raise BadInput(f"--output {name} is a file: a folder of frames needs another name")
-    if output.kind == "folder" and path.is_dir() and any(path.iterdir()):
-        raise BadInput(f"--output {name} is a folder with files in it: use a new or empty folder")
-    for target in (path, output.record):
-        if target.is_dir() and output.kind != "folder":
-            raise BadInput(f"--output {name} would replace the folder {target}: use another name")
-    _writable(path, name)
-    return output
-
-
-def _writable(path: Path, name: str) -> None:
-    """Try the folder for real: permissions, read-only disks and quotas answer alike."""
-    parent = path.parent
-    if not parent.exists():
-        raise BadInput(f"--output {name}: there is no folder {parent}: make it first")
-    probe = files.part_of(path)
-    try:
-        probe.write_bytes(b"\0")
-    except OSError as error:
-        why = error.strerror or first_line(error)
-        raise BadInput(f"--output {name}: {parent} cannot be written ({why}): choose another folder") from None
-    finally:
-        files.remove(probe)
 
 
 @contextlib.contextmanager
 def whole(path: Path) -> Iterator[Path]:
     """`dittools.files.whole`, with what the disk says no to as RunFailed; DiskFull where it is full."""
-    with told(path), files.whole(path) as part:
+    with together(path) as (part,):
         yield part
+
+
+@contextlib.contextmanager
+def together(*paths: Path) -> Iterator[tuple[Path, ...]]:
+    """`dittools.files.together`, with errors as in `whole`."""
+    with told(paths[-1]), files.together(*paths) as parts:
+        yield parts
 
 
 @contextlib.contextmanager
@@ -149,30 +163,11 @@ def _folder(frames: np.ndarray, path: Path, fps: float) -> None:
 
 
 def _gif(frames: np.ndarray, path: Path, fps: float) -> None:
-    first, *rest = _images(frames)
-    # GIF counts hundredths of a second
-    first.save(
-        path,
-        format="GIF",
-        save_all=True,
-        append_images=rest,
-        duration=_durations(len(frames), fps, 10),
-        loop=0,
-    )
+    animations.gif(_images(frames), animations.durations(len(frames), fps, animations.GIF_UNIT), path)
 
 
 def _webp(frames: np.ndarray, path: Path, fps: float) -> None:
-    first, *rest = _images(frames)
-    first.save(
-        path,
-        format="WEBP",
-        save_all=True,
-        append_images=rest,
-        duration=_durations(len(frames), fps, 1),
-        loop=0,
-        quality=90,
-        method=4,
-    )
+    animations.webp(_images(frames), animations.durations(len(frames), fps, animations.WEBP_UNIT), path)
 
 
 def _mp4(frames: np.ndarray, path: Path, fps: float) -> None:
@@ -239,9 +234,3 @@ def _images(frames: np.ndarray) -> list:
     from PIL import Image
 
     return [Image.fromarray(frame) for frame in frames]
-
-
-def _durations(count: int, fps: float, unit: int) -> list[int]:
-    """Milliseconds of each frame in whole `unit`s, so that rounding never adds up along the video."""
-    ends = [round(1000 * number / fps / unit) * unit for number in range(count + 1)]
-    return [end - start for start, end in pairwise(ends)]

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
+
+from dittools.files import parse_json, read_text
 
 SCHEMA = 1
 KIND = "cache"
@@ -25,7 +26,7 @@ def read(path: str) -> dict[str, Any]:
         ValueError: one line, when it cannot be read or is no cache profile of this schema.
     """
     try:
-        found = json.loads(Path(path).expanduser().read_text(encoding="utf-8"))
+        found = parse_json(read_text(Path(path).expanduser()))
     except OSError as error:
         raise ValueError(f"cache profile {path} cannot be read ({error.strerror}): give a JSON file") from None
     except ValueError:

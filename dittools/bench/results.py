@@ -74,7 +74,7 @@ class Results:
 
     def _read(self, path: Path) -> None:
         try:
-            found = json.loads(path.read_text())
+            found = files.parse_json(files.read_text(path))
             same = found["kind"] == self.head["kind"] and found["format"] == FORMAT
         except (ValueError, KeyError, TypeError):
             same = False

@@ -171,10 +171,10 @@ class Folder:
 def read_json(path: Path) -> Any:
     """The JSON in a file, or None where there is no file. Raises Unreadable, naming the file, for no JSON."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = files.parse_json(files.read_text(path))
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except (ValueError, RecursionError):
+    except ValueError:
         raise _damaged(path, "it is no JSON") from None
     if found is None:
         raise _damaged(path, "it is null")
@@ -182,10 +182,14 @@ def read_json(path: Path) -> Any:
 
 
 def is_report(path: Path) -> bool:
-    """Whether a folder is a report's, also one that lost its manifest."""
-    if (path / MANIFEST).exists():
+    """Whether a folder is a report's, also one whose manifest is lost or damaged. Other programs have manifests too."""
+    if (path / CASES).is_dir() and any((path / name).is_file() for name in (YARDSTICKS, FAILURES)):
         return True
-    return (path / CASES).is_dir() and any((path / name).is_file() for name in (YARDSTICKS, FAILURES))
+    try:
+        found = read_json(path / MANIFEST)
+    except Unreadable:
+        return False
+    return isinstance(found, dict) and isinstance(found.get("plan"), dict)
 
 
 def _fits(path: Path, found: Any, shape: Any) -> None:
