@@ -57,7 +57,9 @@ class Asked:
         """Check what needs neither PyTorch nor a model, and give the output. Raises BadInput."""
         self.check_settings()
         frames = 1 if find_family(self.model).draws == "image" else self.frames
-        return saving.plan(self.output, frames, overwrite=self.overwrite, reads=self.reads())
+        output = saving.plan(self.output, frames)
+        output.keep(self.reads(), self.overwrite)
+        return output
 
     def reads(self) -> list[places.Read]:
         """The files that flags name, for what is written to be none of them."""

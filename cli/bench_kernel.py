@@ -88,10 +88,11 @@ def check_file(path: Path | None) -> None:
     """Raise BadInput for a --json that cannot be written where it is. `Results` refuses a file of somebody else."""
     if path is None:
         return
+    with places.told("--json", places.shown(str(path))):
+        if path.is_dir():
+            raise BadInput(f"--json {path} is a folder: name a file")
     places.path_of("--json", str(path), "results.json")
     places.writable(path, "--json")
-    if path.is_dir():
-        raise BadInput(f"--json {path} is a folder: name a file")
 
 
 def shapes_of(text: str | None) -> list[tuple[int, int]] | None:

@@ -86,5 +86,6 @@ def _save(frames: Any, request: Request, scene: Scene, stages: Stages, begun: fl
             output_sha256=None if part.is_dir() else files.sha256(part),
             **facts,
         )
-        record_part.write_bytes(f"{to_json(record)}\n".encode(errors="replace"))
+        text = to_json(record).encode(errors="replace").decode()  # names of files need not be text
+        record_part.write_text(text + "\n", encoding="utf-8")
     return record

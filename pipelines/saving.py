@@ -47,7 +47,10 @@ class Output:
         return self.path.with_suffix(".json") if self.kind != "folder" else Path(f"{self.path}.json")
 
     def keep(self, reads: Sequence[places.Read], overwrite: bool) -> None:
-        """Raises BadInput where a file that is read in this run, or that dittools did not write, would be replaced."""
+        """Raises BadInput where a file would be replaced that dittools did not write, or that is read in this run.
+
+        reads: files of this run's flags; `overwrite`, which allows the others, does not allow these.
+        """
         places.apart((self.path, self.record), reads, _FLAG)
         video = f"the video that a record beside it ({self.record.name}) says dittools wrote"
         if self.kind != "folder":
@@ -56,12 +59,10 @@ class Output:
         places.keep(self.record, _FLAG, lambda: made.record(self.record, self.path) is not None, record, overwrite)
 
 
-def plan(name: str, frames: int | None, *, overwrite: bool = False, reads: Sequence[places.Read] = ()) -> Output:
-    """Read an output name and make sure it can be written, before anything slow starts.
+def plan(name: str, frames: int | None) -> Output:
+    """Read an output name and make sure it can be written, before anything slow starts; what is there, `keep` judges.
 
     frames: how many there will be, None where that is left to the model (more than one).
-    overwrite: whether files that dittools did not write may be replaced.
-    reads: files of this run's other flags, which may not.
 
     A name that ends in "/", has no suffix or is an existing folder means a folder of frames. Raises BadInput.
     """
@@ -82,7 +83,6 @@ def plan(name: str, frames: int | None, *, overwrite: bool = False, reads: Seque
             places.writable(target, _FLAG)
         if output.kind == "folder" and path.is_file():
             raise BadInput(f"{_FLAG} {told} is a file: a folder of frames needs another name")
-    output.keep(reads, overwrite)
     return output
 
 
