@@ -22,10 +22,11 @@ def closing(record: dict[str, Any], record_path: Path) -> list[str]:
     quality = record["quality"]
     if quality:
         psnr = "identical" if quality["psnr"] == "inf" else f"PSNR {quality['psnr']:.2f} dB"
-        lines.append(
-            f"against dense: {psnr}, SSIM {quality['ssim']:.4f}; denoising {quality['speedup']:.2f}x as fast "
-            f"({seconds['denoise']:.1f} s, dense {quality['dense_denoise_seconds']:.1f} s)"
-        )
+        times = f"({seconds['denoise']:.1f} s, dense {quality['dense_denoise_seconds']:.1f} s)"
+        told = f"{quality['speedup']:.2f}x as fast" if quality["speedup"] is not None else "with no speed-up to give"
+        lines.append(f"against dense: {psnr}, SSIM {quality['ssim']:.4f}; denoising {told} {times}")
+        if quality["speedup"] is None:
+            lines.append(f"no speed-up is given: {quality['speedup_withheld']}")
     lines += [f"fallback: {entry['count']} calls ran dense: {entry['reason']}" for entry in record["fallbacks"]]
     return lines + [f"note: {note}" for note in record["notes"]]
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dittools.cli.control import StepTimes
 from dittools.cli.output import Output
 from dittools.cli.request import Request, Scene, complete
 from dittools.cli.stages import Stages
@@ -141,14 +142,25 @@ def warm_up(opened: Opened, embeds: dict, scene: Scene, config: Config | None) -
         pipeline.denoise(opened.pipe, embeds, scene.shot, only_steps=1)
 
 
-def denoise_dense(opened: Opened, embeds: dict, scene: Scene, stages: Stages, stage: str = "dense") -> Any:
-    """Latents of the untouched pipeline."""
-    with stages(stage, scene.shot.steps):
-        return pipeline.denoise(opened.pipe, embeds, scene.shot, stages.progress.step)
+def denoise_dense(
+    opened: Opened,
+    embeds: dict,
+    scene: Scene,
+    stages: Stages,
+    stage: str = "dense",
+    times: StepTimes | None = None,
+    only_steps: int | None = None,
+) -> Any:
+    """Latents of the untouched pipeline. `times` hears of every step; `only_steps` ends the run after so many."""
+    with stages(stage, only_steps or scene.shot.steps):
+        tell = stages.progress.step if times is None else times.around(stages.progress.step)
+        return pipeline.denoise(opened.pipe, embeds, scene.shot, tell, only_steps=only_steps)
 
 
-def denoise_sparse(opened: Opened, embeds: dict, scene: Scene, config: Config, stages: Stages) -> tuple[Any, Any]:
-    """Latents, and the `Acceleration`, its pipeline restored, to be asked what it did."""
+def denoise_sparse(
+    opened: Opened, embeds: dict, scene: Scene, config: Config, stages: Stages, times: StepTimes | None = None
+) -> tuple[Any, Any]:
+    """Latents, and the `Acceleration`, its pipeline restored, to be asked what it did. `times` hears of every step."""
     import dittools
 
     with stages("denoise", scene.shot.steps), dittools.accelerate(opened.pipe, config=config) as fast:
@@ -160,7 +172,8 @@ def denoise_sparse(opened: Opened, embeds: dict, scene: Scene, config: Config, s
                 stages.progress.skipped(sum(shares) / len(shares))
 
         fast.runtime.listeners.append(heard)
-        latents = pipeline.denoise(opened.pipe, embeds, scene.shot, stages.progress.step)
+        tell = stages.progress.step if times is None else times.around(stages.progress.step)
+        latents = pipeline.denoise(opened.pipe, embeds, scene.shot, tell)
     return latents, fast
 
 

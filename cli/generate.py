@@ -72,7 +72,11 @@ def command(
         bool, Flag("--overwrite", help="Also replace a video or JSON that dittools did not write.")
     ] = False,
     compare_dense: Annotated[
-        bool, Flag("--compare-dense", help="Also run densely with the same seed: PSNR, SSIM and speed-up.")
+        bool,
+        Flag(
+            "--compare-dense",
+            help="Also run densely with the same seed: PSNR, SSIM and, on a quiet machine, speed-up.",
+        ),
     ] = False,
     dense_steps: Annotated[
         str | None,

@@ -5,20 +5,29 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from dittools.cli.control import Control
 from dittools.numbers import number
 from dittools.provenance import device_facts, dittools_version, versions
 
 SECONDS = ("load", "text", "denoise", "decode", "save")
 
 
-def quality_facts(psnr: Any, ssim: Any, dense_seconds: float, sparse_seconds: float) -> dict[str, Any]:
-    """The `quality` entry, from two `dittools.quality.Score`s and the two denoise times."""
+def quality_facts(
+    psnr: Any, ssim: Any, dense_seconds: float, sparse_seconds: float, control: Control | None = None
+) -> dict[str, Any]:
+    """The `quality` entry, from two `dittools.quality.Score`s and the two denoise times.
+
+    control: steps that both runs do dense; `speedup` is None, with the reason, where these took another time.
+    """
+    withheld = None if control is None else control.withheld
     return {
         "psnr": number(psnr.mean),
         "ssim": number(ssim.mean),
         "psnr_per_frame": [number(value) for value in psnr.per_frame],
         "dense_denoise_seconds": round(dense_seconds, 4),
-        "speedup": round(dense_seconds / sparse_seconds, 4),
+        "speedup": None if withheld else round(dense_seconds / sparse_seconds, 4),
+        "speedup_withheld": withheld,
+        "control": None if control is None else control.facts(),
     }
 
 

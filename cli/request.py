@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dittools import caches, files, methods, profile
+from dittools import caches, corrections, files, methods, profile
 from dittools.cli.asked import Asked, rule_of
 from dittools.config import Config
-from dittools.naming import with_options
+from dittools.naming import spelt, with_options
 from dittools.pipelines import loading, places, saving, stages, weights
 from dittools.pipelines.errors import BadInput, first_line
 from dittools.pipelines.families import Family, find_family
@@ -148,9 +148,9 @@ def _parts(asked: Asked, base: Config) -> tuple[dict[str, Any], list[str]]:
     cache, cache_options = (None, {}) if asked.cache is None else caches.read(asked.cache)
     parts, notes = {}, []
     for part, name, options in (
-        ("method", asked.method, {}),
-        ("cache", cache, cache_options),
-        ("correction", asked.correction, {}),
+        ("method", spelt(asked.method, methods.names()), {}),
+        ("cache", spelt(cache, caches.names()), cache_options),
+        ("correction", spelt(asked.correction, corrections.names()), {}),
     ):
         key = "options" if part == "method" else f"{part}_options"
         before, left_out = getattr(base, part), dict(getattr(base, key))

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import time
-from typing import Any
+from typing import Any, NamedTuple
 
 from dittools import files
 from dittools.cli import drawing
 from dittools.cli import record as records
+from dittools.cli.control import REPEATED, Control, StepTimes, control, shared_steps
 from dittools.cli.output import Output, to_json
 from dittools.cli.progress import Progress
 from dittools.cli.request import Request, Scene
@@ -27,7 +28,10 @@ def run(request: Request, command: list[str], output: Output) -> dict[str, Any]:
             output.note(note)
 
         dense = _dense_run(opened, embeds, scene, request, stages) if request.asked.compare_dense else None
-        latents, fast = drawing.denoise_sparse(opened, embeds, scene, request.config, stages)
+        times = StepTimes(opened.device) if dense else None
+        latents, fast = drawing.denoise_sparse(opened, embeds, scene, request.config, stages, times)
+        acceleration = fast.record()
+        known = None if dense is None else _control(opened, embeds, scene, stages, dense, times, acceleration)
         with stages("decode"):
             frames = drawing.decode(opened, latents, scene)
         return _save(
@@ -36,34 +40,55 @@ def run(request: Request, command: list[str], output: Output) -> dict[str, Any]:
             scene,
             stages,
             begun,
-            quality=None if dense is None else _quality(frames, dense, stages, opened.device),
+            quality=None if dense is None else _quality(frames, dense, known, stages, opened.device),
             device=opened.device,
             command=command,
             weights=opened.weights.name,
             run=drawing.run_facts(request, opened, scene),
-            acceleration=fast.record(),
+            acceleration=acceleration,
         )
 
 
-def _dense_run(opened: Any, embeds: dict, scene: Scene, request: Request, stages: Stages) -> tuple[Any, float]:
-    """Frames and denoise seconds of the untouched pipeline, after one untimed step each of both ways."""
+class _Dense(NamedTuple):
+    """The dense run: its frames, and seconds in all and of each step."""
+
+    frames: Any
+    seconds: float
+    step_seconds: list[float]
+
+
+def _dense_run(opened: Any, embeds: dict, scene: Scene, request: Request, stages: Stages) -> _Dense:
+    """A run of the untouched pipeline, after one untimed step each of both ways."""
     with stages("warm-up"):
         drawing.warm_up(opened, embeds, scene, None)
         if request.config.method != "dense":
             drawing.warm_up(opened, embeds, scene, request.config)
-    latents = drawing.denoise_dense(opened, embeds, scene, stages)
+    times = StepTimes(opened.device)
+    latents = drawing.denoise_dense(opened, embeds, scene, stages, times=times)
     with stages("quality"):
-        return drawing.decode(opened, latents, scene), stages.seconds["dense"]
+        return _Dense(drawing.decode(opened, latents, scene), stages.seconds["dense"], times.seconds())
 
 
-def _quality(frames: Any, dense: tuple[Any, float], stages: Stages, device: Any) -> dict[str, Any]:
+def _control(
+    opened: Any, embeds: dict, scene: Scene, stages: Stages, dense: _Dense, times: StepTimes, facts: dict[str, Any]
+) -> Control:
+    """The steps that both runs do dense; where there are none, the first ones of the dense run, done again."""
+    shared = shared_steps(facts, len(dense.step_seconds))
+    if shared:
+        return control(dense.step_seconds, times.seconds(), shared, "shared")
+    count = min(REPEATED, len(dense.step_seconds))
+    again = StepTimes(opened.device)
+    drawing.denoise_dense(opened, embeds, scene, stages, "control", again, count)
+    return control(dense.step_seconds, again.seconds(), tuple(range(count)), "repeated")
+
+
+def _quality(frames: Any, dense: _Dense, known: Control, stages: Stages, device: Any) -> dict[str, Any]:
     from dittools.quality import psnr, ssim
 
-    reference, dense_seconds = dense
     with stages("quality"):
         where = device if device.type == "cuda" else None
-        scores = psnr(frames, reference, where), ssim(frames, reference, where)
-    return records.quality_facts(*scores, dense_seconds, stages.seconds["denoise"])
+        scores = psnr(frames, dense.frames, where), ssim(frames, dense.frames, where)
+    return records.quality_facts(*scores, dense.seconds, stages.seconds["denoise"], known)
 
 
 def _save(frames: Any, request: Request, scene: Scene, stages: Stages, begun: float, **facts: Any) -> dict[str, Any]:
@@ -75,7 +100,7 @@ def _save(frames: Any, request: Request, scene: Scene, stages: Stages, begun: fl
         now = time.perf_counter()
         seconds = {**stages.seconds, "save": now - started}
         # what comparing cost is no part of what this run costs
-        extra = sum(seconds.get(name, 0.0) for name in ("warm-up", "dense", "quality"))
+        extra = sum(seconds.get(name, 0.0) for name in ("warm-up", "dense", "control", "quality"))
         seconds["total"] = now - begun - extra
         record = records.build(
             model=request.family.name,

@@ -17,6 +17,7 @@ NAMES = {
     "save": "saving",
     "warm-up": "warming up",
     "dense": "denoising densely, to compare",
+    "control": "timing dense steps again",
     "quality": "comparing with dense",
     "measure": "measuring",
     "listen": "listening to a dense run",

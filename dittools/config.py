@@ -12,7 +12,7 @@ from typing import Any
 
 from dittools import caches, corrections, methods
 from dittools.files import parse_json
-from dittools.naming import unknown
+from dittools.naming import spelt, unknown
 from dittools.numbers import whole_steps
 
 VERSION = 1
@@ -71,6 +71,8 @@ class Config:
     share_branches: bool = True
 
     def __post_init__(self):
+        self._set("method", spelt(self.method, methods.names()))
+        self._set("correction", spelt(self.correction, corrections.names()))
         if self.method not in methods.names():
             raise ValueError(unknown("method", self.method, methods.names()))
         self._set("sparsity", _real("sparsity", self.sparsity))
@@ -121,6 +123,7 @@ class Config:
         if not isinstance(self.cache_options, Mapping) or not all(isinstance(key, str) for key in self.cache_options):
             raise ValueError(f"cache_options must map names to values, got {self.cache_options!r}")
         name, options = caches.read(self.cache)
+        name = spelt(name, caches.names())
         self._set("cache", name)
         self._set("cache_options", {**options, **self.cache_options})
         caches.create(name, self.cache_options)

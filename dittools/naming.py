@@ -32,7 +32,7 @@ def name_and_options(text: str, what: str) -> tuple[str, dict[str, Any]]:
         what: the name is of, for the error: "cache", "method".
 
     Raises:
-        ValueError: when an option has no value.
+        ValueError: when an option has no value, or is given twice.
     """
     name, *parts = re.split(r":(?=[\w-]+(?:=|:|$))", text)
     found: dict[str, Any] = {}
@@ -40,8 +40,17 @@ def name_and_options(text: str, what: str) -> tuple[str, dict[str, Any]]:
         option, equals, value = part.partition("=")
         if not equals or not value:
             raise ValueError(f"a {what}'s options are name:option=value:option=value, got {text!r}")
-        found[option.replace("-", "_")] = value_of(value)
+        option = option.replace("-", "_")
+        if option in found:
+            raise ValueError(f"{option} is given twice in {text!r}: give it once")
+        found[option] = value_of(value)
     return name, found
+
+
+def spelt(name: Any, known: Iterable[str]) -> Any:
+    """A name as it is known, where it differs by capitals alone; else as it is."""
+    folded = {other.lower(): other for other in known}
+    return folded.get(name.lower(), name) if isinstance(name, str) else name
 
 
 def value_of(text: str) -> Any:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
+from dittools.cli.control import StepTimes
 from dittools.pipelines.saving import to_uint8
 
 # DESIGN's contract, then what the acceleration adds
@@ -31,8 +32,12 @@ KEYS = {
     "calls": {"dense", "sparse", "reused"},
     "cache": {"name", "computed_steps", "reused_steps"},
     "fallbacks": None,
-    "quality": {"psnr", "ssim", "psnr_per_frame", "dense_denoise_seconds", "speedup"},
+    "quality": {
+        *("psnr", "ssim", "psnr_per_frame", "dense_denoise_seconds", "speedup"),
+        *("speedup_withheld", "control"),
+    },
     "output": None,
+    "output_sha256": None,
     "method": None,
     "method_options": None,
     "correction": None,
@@ -50,7 +55,9 @@ def sparse_run(tmp_path_factory, tiny_weights):
 
     folder = tmp_path_factory.mktemp("sparse")
     arguments = [*SPARSE, "--compare-dense", "--prompt", "a red circle", "--output", folder / "out.npy"]
-    code = main([str(part) for part in ("generate", "--weights", tiny_weights, *arguments)])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(StepTimes, "seconds", lambda self: [0.5] * 3)  # a machine that is always equally fast
+        code = main([str(part) for part in ("generate", "--weights", tiny_weights, *arguments)])
     assert code == 0
     return folder
 
@@ -88,6 +95,8 @@ def test_comparing_tells_quality_and_both_times(sparse_run):
     assert quality["speedup"] == pytest.approx(
         quality["dense_denoise_seconds"] / record["seconds"]["denoise"], rel=0.01
     )
+    assert quality["control"] == {"kind": "shared", "steps": [0], "dense_seconds": 0.5, "seconds": 0.5}
+    assert quality["speedup_withheld"] is None
 
 
 def test_comparing_does_not_change_the_video(sparse_run, generate, tmp_path):
