@@ -60,12 +60,15 @@ def _devices() -> list[dict[str, Any]]:
 
 def _kernels(device: Any, dtype: Any) -> dict[str, Any]:
     from dittools.kernels import dense_kernel_name, implementations
+    from dittools.kernels.dispatch import hopper_kernels
 
     able = implementations(device, dtype, _HEAD_DIM)
+    proofs = hopper_kernels(device, dtype, _HEAD_DIM)
     return {
         "dense_kernel": dense_kernel_name(device, dtype, _HEAD_DIM),
         "sparse_kernel": next((name for name, reason in able if reason is None), None),
         "kernels": [{"name": name, "can_run": reason is None, "why_not": reason} for name, reason in able],
+        "proofs": [{"name": name, "proved": reason is None, "why_not": reason} for name, reason in proofs],
     }
 
 
@@ -81,6 +84,8 @@ def _readable(facts: dict[str, Any]) -> str:
             state = "can run" if kernel["can_run"] else f"not used: {kernel['why_not']}"
             chosen = " (chosen)" if kernel["name"] == device["sparse_kernel"] else ""
             lines.append(f"  sparse attention, {kernel['name']}: {state}{chosen}")
+        for proof in device["proofs"]:
+            lines.append(f"  {proof['name']}: {proof['why_not'] or 'proved on this card with this Triton'}")
     lines.append(f"\nffmpeg: {facts['ffmpeg'] or 'not found, so no .mp4: pip install imageio-ffmpeg'}")
     lines.append(f"hub cache: {facts['hub_cache']}" + (" (offline)" if facts["hub_offline"] else ""))
     return "\n".join(lines)

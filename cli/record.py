@@ -69,6 +69,8 @@ def build(
         "step_seconds": acceleration["step_seconds"],
         "sparsity": acceleration["sparsity"],
         "calls": acceleration["calls"],
+        "kernels": acceleration["kernels"],
+        "kernel_reasons": acceleration["kernel_reasons"],
         "cache": acceleration["cache"],
         "fallbacks": acceleration["fallbacks"],
         "quality": quality,

@@ -86,6 +86,7 @@ class Run:
         self.dense_from: set[tuple[int, int]] = set()  # (step, layer) forced dense after a non-finite result
         self.forwards: list[tuple[int, Stopwatch]] = []
         self.kernels: dict[tuple, str] = {}  # the kernel of each kind of sparse call
+        self.kernel_reasons: dict[str, str] = {}  # by kernel, why a call could not have the faster one of its card
         self.why_no_kernel: dict[tuple, str | None] = {}  # by device, dtype and head dim
         self._sums: list[tuple[int, torch.Tensor]] = []  # of the outputs of this forward, with their layers
 

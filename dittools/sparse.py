@@ -13,7 +13,8 @@ from dittools.clock import Tick
 from dittools.config import Config
 from dittools.corrections import SparseCall
 from dittools.kernels.clustered import check_clusters
-from dittools.kernels.dispatch import check_call, choose, why_not
+from dittools.kernels.dispatch import check_call, choose, why_not, why_slower
+from dittools.kernels.first_use import SPENT
 from dittools.methods.base import AttentionCall, Plan, StayDense, resting
 from dittools.observer import Heard, Observer
 from dittools.run import Call, Kept, Run
@@ -143,9 +144,15 @@ class Sparse:
         return self._run.kernels[kind]
 
     def _choose(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, plan: Plan) -> str:
+        proofs = len(SPENT)
         name = choose(q, k, v, plan.mask, order=plan.order)
+        for kernel, seconds in list(SPENT.items())[proofs:]:
+            self._run.notes[f"{seconds:.0f} s of this run went into the proof of {kernel} at its first use"] = None
         if name == "portable" and q.device.type == "cuda":
             self._run.notes[f"plain PyTorch kernel on the GPU: {why_not('triton', q, k, v, plan.mask)}"] = None
+        if reason := why_slower(name, q, k, v, plan.mask, order=plan.order):
+            self._run.kernel_reasons[name] = reason
+            self._run.notes[f"kernel {name} in place of hopper, which is faster on this card: {reason}"] = None
         return name
 
     def _call(self, tick: Tick, layer: int, scale: float, grid: TokenGrid, part: tuple[int, int]) -> AttentionCall:

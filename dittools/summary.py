@@ -37,6 +37,7 @@ def record(runtime: Runtime) -> dict[str, Any]:
         },
         "calls": {"dense": len(run.calls) - len(sparse), "sparse": len(sparse), "reused": run.reused_calls},
         "kernels": dict(Counter(call.kernel for call in sparse if call.kernel)),
+        "kernel_reasons": dict(run.kernel_reasons),
         "cache": cache_facts(runtime, run),
         "fallbacks": [{"reason": r, "count": n} for r, n in run.fallbacks.most_common()],
         "heads": run.fact_counts(),

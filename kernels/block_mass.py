@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from dittools.kernels.checked import why_unchecked
 from dittools.kernels.choice import picks_triton
+from dittools.kernels.first_use import why_unproven
 from dittools.kernels.hopper_mass import why_not_hopper_mass
 from dittools.kernels.pooling import reduce_blocks
 
@@ -159,8 +159,7 @@ def _picks_hopper(implementation: str | None, q: torch.Tensor, k: torch.Tensor, 
         raise ValueError(f"implementation 'hopper' cannot run this call: {reason}")
     if implementation == "hopper" or reason is not None:
         return implementation == "hopper"
-    major, minor = torch.cuda.get_device_capability(q.device)
-    return why_unchecked("hopper-mass", f"{major}.{minor}", call=call) is None
+    return why_unproven("hopper-mass", q.device, call=call) is None
 
 
 def _too_wide(q: torch.Tensor) -> str | None:

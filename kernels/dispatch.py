@@ -14,9 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from dittools.kernels.checked import why_unchecked
+from dittools.kernels.checked import SLOWER, SOURCES
 from dittools.kernels.checks import check_lanes, check_tensors
-from dittools.kernels.hopper import why_not_hopper
+from dittools.kernels.first_use import why_unproven
+from dittools.kernels.hopper import is_hopper, why_not_hopper
 
 IMPLEMENTATIONS = ("hopper", "triton", "portable", "naive")
 TRITON_HEAD_DIMS = (64, 96, 128)
@@ -155,6 +156,16 @@ def why_not(name: str, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask) 
     return reason
 
 
+def why_slower(name: str, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask, *, order=None) -> str | None:
+    """Why a call that went to the implementation ``name`` could not have the faster one of its card; None where it has
+    the fastest, or where that was measured to be slower.
+    """
+    if name == "hopper" or q.device.type != "cuda" or not is_hopper(q.device):
+        return None
+    reason = why_not("hopper", q, k, v, mask) or why_unproven(_hopper_kernel(mask), q.device, order is not None)
+    return None if reason is None or reason.startswith(SLOWER) else reason
+
+
 def _hopper_kernel(mask) -> str:
     """Which of the Hopper kernels, each of which proves itself apart, attends with this mask."""
     if getattr(mask, "variable", False):
@@ -162,10 +173,12 @@ def _hopper_kernel(mask) -> str:
     return "hopper-64" if mask.query.size == 64 else "hopper"
 
 
-def _why_not_by_itself(name: str, device: torch.device, ordered: bool | None, kernel: str = "hopper") -> str | None:
+def _why_not_by_itself(
+    name: str, device: torch.device, ordered: bool | None, kernel: str = "hopper", prove: bool = True
+) -> str | None:
     """Why an implementation that can run is taken only when it is asked for by name; None when it is not so."""
     if name == "hopper":
-        return why_unchecked(kernel, ".".join(map(str, torch.cuda.get_device_capability(device))), ordered)
+        return why_unproven(kernel, device, ordered, prove=prove)
     if name == "triton" and device.type != "cuda":
         return "Triton's interpreter is for checking the kernel, never for speed"
     return None
@@ -174,16 +187,26 @@ def _why_not_by_itself(name: str, device: torch.device, ordered: bool | None, ke
 def implementations(device: torch.device | str, dtype: torch.dtype, head_dim: int) -> list[tuple[str, str | None]]:
     """Every implementation with None when it can run there by itself, or the reason why not, fastest first.
 
-    Of calls with even blocks, 128 queries each: kernels for 64 and for clusters prove themselves apart.
+    Of calls with even blocks, 128 queries each: kernels for 64 and for clusters prove themselves apart, see
+    `hopper_kernels`. Asking makes none of them prove itself.
     """
     device = torch.device(device)
     found = []
     for name in IMPLEMENTATIONS:
         reason = REASONS[name](device, dtype, head_dim, None)
         if reason is None and name == "hopper":
-            reason = _why_not_by_itself(name, device, None)
+            reason = _why_not_by_itself(name, device, None, prove=False)
         found.append((name, reason))
     return found
+
+
+def hopper_kernels(device: torch.device | str, dtype: torch.dtype, head_dim: int) -> list[tuple[str, str | None]]:
+    """Each Hopper kernel with None where it is taken by itself, or the reason why not; none on other cards."""
+    device = torch.device(device)
+    if device.type != "cuda" or not is_hopper(device):
+        return []
+    unable = REASONS["hopper"](device, dtype, head_dim, None)
+    return [(name, unable or why_unproven(name, device, prove=False)) for name in SOURCES]
 
 
 @cache

@@ -51,6 +51,11 @@ def why_not_hopper(
     return None
 
 
+def is_hopper(device: torch.device) -> bool:
+    """Whether a CUDA device is a card that the kernels here are written for."""
+    return torch.version.hip is None and torch.cuda.is_available() and torch.cuda.get_device_capability(device)[0] == 9
+
+
 def why_no_gluon() -> str | None:
     """None when a Triton with the Gluon that the kernel is written in is installed, else what is missing."""
     if importlib.util.find_spec("triton") is None:

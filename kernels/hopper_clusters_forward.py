@@ -17,11 +17,11 @@ from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import (
     fence_async_shared,
     mbarrier,
-    tma,
     warpgroup_mma,
     warpgroup_mma_wait,
 )
 
+from dittools.kernels.gluon_names import async_load, reinterpret
 from dittools.kernels.hopper_forward import CONSUMERS, LN_2, LOG2_E, WG_ROWS, _advance, _partial_sums
 
 GROUP = gl.constexpr(8)  # keys whose liveness is one number of four bits
@@ -85,27 +85,27 @@ def _fill(
     """Issue the copies of one panel of a slot of K or V, whose pieces begin at the keys ``b_row``."""
     UNITS: gl.constexpr = BN // UNIT
     COLUMN: gl.constexpr = panel * 64
+    # Units in a piece of 64 keys, as a shift: compilers may make one piece of code of all sizes, and then divide by
+    # what is no constant.
+    OF_64: gl.constexpr = 3 if UNIT == 8 else 2
     mbarrier.expect(bar, BN * 64 * 2)
     o = gl.arange(0, 32, LANES)
     i = gl.to_tensor(0)
     while i < UNITS:
         i_row = gl.sum(gl.where(o == i, b_row, 0), 0)
         i_unit = i_slot * UNITS + i
+        i_to = i_panel * UNITS + i
         if i_unit < ends[0]:
-            i_to = i_panel * (BN // 64) + i // (64 // UNIT)
-            tma.async_copy_global_to_shared(descs[0], [i_b, i_h, i_row, COLUMN], bar, s_rings[0].index(i_to))
+            async_load(descs[0], [i_b, i_h, i_row, COLUMN], bar, s_rings[0].index(i_to >> OF_64))
             i += 64 // UNIT
         elif i_unit < ends[1]:
-            i_to = i_panel * (BN // 32) + i // (32 // UNIT)
-            tma.async_copy_global_to_shared(descs[1], [i_b, i_h, i_row, COLUMN], bar, s_rings[1].index(i_to))
+            async_load(descs[1], [i_b, i_h, i_row, COLUMN], bar, s_rings[1].index(i_to >> (OF_64 - 1)))
             i += 32 // UNIT
         elif i_unit < ends[2]:
-            i_to = i_panel * (BN // 16) + i // (16 // UNIT)
-            tma.async_copy_global_to_shared(descs[2], [i_b, i_h, i_row, COLUMN], bar, s_rings[2].index(i_to))
+            async_load(descs[2], [i_b, i_h, i_row, COLUMN], bar, s_rings[2].index(i_to >> (OF_64 - 2)))
             i += 16 // UNIT
         else:
-            i_to = i_panel * UNITS + i
-            tma.async_copy_global_to_shared(descs[3], [i_b, i_h, i_row, COLUMN], bar, s_rings[3].index(i_to))
+            async_load(descs[3], [i_b, i_h, i_row, COLUMN], bar, s_rings[3].index(i_to))
             i += 1
 
 
@@ -314,16 +314,16 @@ def cluster_forward(
     strides = (stride_tb, stride_th, stride_pb, stride_ph, stride_qb, stride_qs, stride_qh)
     # The rings as the producer sees them: pieces of one size, each of one copy.
     l_k = (
-        s_k._reinterpret(DTYPE, [PANELS * (BN // 64), 64, 64], RING),
-        s_k._reinterpret(DTYPE, [PANELS * (BN // 32), 32, 64], RING),
-        s_k._reinterpret(DTYPE, [PANELS * (BN // 16), 16, 64], RING),
-        s_k._reinterpret(DTYPE, [PANELS * (BN // UNIT), UNIT, 64], RING),
+        reinterpret(s_k, DTYPE, [PANELS * (BN // 64), 64, 64], RING),
+        reinterpret(s_k, DTYPE, [PANELS * (BN // 32), 32, 64], RING),
+        reinterpret(s_k, DTYPE, [PANELS * (BN // 16), 16, 64], RING),
+        reinterpret(s_k, DTYPE, [PANELS * (BN // UNIT), UNIT, 64], RING),
     )
     l_v = (
-        s_v._reinterpret(DTYPE, [PANELS * (BN // 64), 64, 64], RING),
-        s_v._reinterpret(DTYPE, [PANELS * (BN // 32), 32, 64], RING),
-        s_v._reinterpret(DTYPE, [PANELS * (BN // 16), 16, 64], RING),
-        s_v._reinterpret(DTYPE, [PANELS * (BN // UNIT), UNIT, 64], RING),
+        reinterpret(s_v, DTYPE, [PANELS * (BN // 64), 64, 64], RING),
+        reinterpret(s_v, DTYPE, [PANELS * (BN // 32), 32, 64], RING),
+        reinterpret(s_v, DTYPE, [PANELS * (BN // 16), 16, 64], RING),
+        reinterpret(s_v, DTYPE, [PANELS * (BN // UNIT), UNIT, 64], RING),
     )
     d_k = (d_k_64, d_k_32, d_k_16, d_k_unit)
     d_v = (d_v_64, d_v_32, d_v_16, d_v_unit)

@@ -22,10 +22,11 @@ from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import (
     fence_async_shared,
     mbarrier,
-    tma,
     warpgroup_mma,
     warpgroup_mma_wait,
 )
+
+from dittools.kernels.gluon_names import async_load, async_store, reinterpret, store_wait
 
 LOG2_E = gl.constexpr(1.4426950408889634)
 LN_2 = gl.constexpr(0.6931471805599453)
@@ -101,15 +102,15 @@ def _copy_slot(
     bar = full.index(stage)
     mbarrier.expect(bar, BN * D * 2)
     if KEY_BLOCK >= BN:
-        tma.async_copy_global_to_shared(desc, [i_b, i_h, i_0 * BN, 0], bar, s_ring.index(stage))
+        async_load(desc, [i_b, i_h, i_0 * BN, 0], bar, s_ring.index(stage))
     else:
         # Swizzled tiles lie in shared memory as columns of 64, so a part of the rows is loaded column by column.
         COLUMNS: gl.constexpr = D // 64
         PARTS: gl.constexpr = BN // KEY_BLOCK
         for c in gl.static_range(COLUMNS):
             o_part = (stage * COLUMNS + c) * PARTS
-            tma.async_copy_global_to_shared(desc, [i_b, i_h, i_0 * KEY_BLOCK, c * 64], bar, s_ring.index(o_part))
-            tma.async_copy_global_to_shared(desc, [i_b, i_h, i_1 * KEY_BLOCK, c * 64], bar, s_ring.index(o_part + 1))
+            async_load(desc, [i_b, i_h, i_0 * KEY_BLOCK, c * 64], bar, s_ring.index(o_part))
+            async_load(desc, [i_b, i_h, i_1 * KEY_BLOCK, c * 64], bar, s_ring.index(o_part + 1))
 
 
 @gluon.jit
@@ -135,7 +136,7 @@ def _copy_queries(
         if not HAS_ORDER:
             mbarrier.expect(q_full.index(w), WG_ROWS * D * 2)
             o_q = (i_m * CONSUMERS + w) * WG_ROWS
-            tma.async_copy_global_to_shared(q, [i_b, i_h, o_q, 0], q_full.index(w), s_q.index(w))
+            async_load(q, [i_b, i_h, o_q, 0], q_full.index(w), s_q.index(w))
 
 
 @gluon.jit
@@ -392,16 +393,16 @@ def _consume(
             gl.store(out + o_out[:, None] + o_d[None, :], b_out.to(DTYPE), mask=live[:, None])
         else:
             if PERSISTENT:
-                tma.store_wait(0)  # the copy out of the tile before
+                store_wait(0)  # the copy out of the tile before
             s_o.index(half).store(b_out.to(DTYPE))
             fence_async_shared()
             o_first = (i_m * CONSUMERS + half) * WG_ROWS
-            tma.async_copy_shared_to_global(out, [i_b, i_h, o_first, 0], s_o.index(half))
+            async_store(out, [i_b, i_h, o_first, 0], s_o.index(half))
         i_tile = all_tiles
         if PERSISTENT:
             i_tile, count, i_0, i_1 = _hear(s_tile, t_full.index(0), q_phase)
     if not HAS_ORDER:
-        tma.store_wait(0)
+        store_wait(0)
 
 
 # Whether a number is 1 or divides by 16 helps nowhere here, and would only compile the kernel again.
@@ -466,8 +467,8 @@ def block_sparse_forward(
     l_k = s_k
     l_v = s_v
     if KEY_BLOCK < BN:
-        l_k = s_k._reinterpret(DTYPE, [STAGES * BN // KEY_BLOCK * (D // 64), KEY_BLOCK, 64], RING)
-        l_v = s_v._reinterpret(DTYPE, [STAGES * BN // KEY_BLOCK * (D // 64), KEY_BLOCK, 64], RING)
+        l_k = reinterpret(s_k, DTYPE, [STAGES * BN // KEY_BLOCK * (D // 64), KEY_BLOCK, 64], RING)
+        l_v = reinterpret(s_v, DTYPE, [STAGES * BN // KEY_BLOCK * (D // 64), KEY_BLOCK, 64], RING)
     # Registers are those of 12 warps at 168 or 8 at 128: workers are rounded up to warpgroups.
     if CONSUMERS == 1:
         gl.warp_specialize(

@@ -17,11 +17,11 @@ from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import (
     fence_async_shared,
     mbarrier,
-    tma,
     warpgroup_mma,
     warpgroup_mma_wait,
 )
 
+from dittools.kernels.gluon_names import async_load
 from dittools.kernels.hopper_forward import CONSUMERS, LN_2, LOG2_E, WG_ROWS, _advance, _partial_sums
 
 HALVES = gl.constexpr(2)  # of the rows of a consumer
@@ -38,13 +38,13 @@ def _produce(
     mbarrier.expect(q_full.index(0), CONSUMERS * HALVES * WG_ROWS * D * 2)
     for i in gl.static_range(CONSUMERS * HALVES):
         o_q = (i_tile * (CONSUMERS * HALVES) + i) * WG_ROWS
-        tma.async_copy_global_to_shared(d_q, [i_b, i_h, o_q, 0], q_full.index(0), s_q.index(i))
+        async_load(d_q, [i_b, i_h, o_q, 0], q_full.index(0), s_q.index(i))
     stage, phase = gl.to_tensor(0), gl.to_tensor(0)
     for j in range(0, slots):
         mbarrier.wait(k_empty.index(stage), phase ^ 1)
         mbarrier.expect(k_full.index(stage), BN * D * 2)
         o_k = (slots - 1 - j) * BN
-        tma.async_copy_global_to_shared(d_k, [i_b, i_h, o_k, 0], k_full.index(stage), s_k.index(stage))
+        async_load(d_k, [i_b, i_h, o_k, 0], k_full.index(stage), s_k.index(stage))
         stage, phase = _advance(stage, phase, STAGES)
 
 

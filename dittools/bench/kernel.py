@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import sys
+import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from dittools.bench.results import Results
@@ -44,6 +46,44 @@ def run(
             command, todo, lambda job, result: told(results.add(job, result)), patience=PATIENCE, deadline=deadline
         )
     return _here(todo, results, told, deadline)
+
+
+def run_side_by_side(
+    groups: list[list[dict[str, Any]]],
+    results: Results,
+    told: Told,
+    *,
+    limit: float,
+    lanes: int,
+    command: list[str] = COMMAND,
+) -> list[dict[str, Any]]:
+    """The same for jobs that time nothing: each group by child processes of its own, so that all cores compile.
+
+    Args:
+        groups: what hangs or crashes in one costs no other.
+        lanes: child processes of a group.
+    """
+    parts = [group[lane::lanes] for group in groups for lane in range(lanes) if group[lane::lanes]]
+    one = threading.Lock()
+
+    class Apart:
+        """The results, of which one lane at a time takes hold."""
+
+        rows = results.rows
+        holds = staticmethod(results.holds)
+
+        @staticmethod
+        def add(job: dict[str, Any], result: dict[str, Any]) -> dict[str, Any]:
+            with one:
+                return results.add(job, result)
+
+    def tell(row: dict[str, Any]) -> None:
+        with one:
+            told(row)
+
+    with ThreadPoolExecutor(max(1, len(parts))) as pool:
+        done = [pool.submit(run, part, Apart(), tell, limit=limit, command=command) for part in parts]
+    return [job for each in done for job in each.result()]
 
 
 def _here(todo: list[dict[str, Any]], results: Results, told: Told, deadline: float) -> list[dict[str, Any]]:

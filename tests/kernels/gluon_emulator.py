@@ -1,6 +1,6 @@
 """Runs the Hopper kernel's own source on the CPU, to check its logic and its synchronisation.
 
-Every function of the kernel's module is run as plain Python with ``gl``, ``mbarrier``, ``tma`` and the rest replaced
+Every function of the kernel's module is run as plain Python with ``gl``, ``mbarrier`` and the rest replaced
 by the models below. Partitions of a warp-specialised kernel, and programs, are threads of which one runs at a time;
 whom to run next is drawn at random at each synchronisation, so that many interleavings are seen. What the hardware
 may do late, this does late, and complains where that shows:
@@ -153,9 +153,6 @@ class Ring:
     def index(self, i):
         assert 0 <= int(i) < len(self.items)
         return self.items[int(i)]
-
-    def _reinterpret(self, dtype, shape, layout):
-        return Ring(dtype, shape, layout, self.flat)
 
 
 class Pointer:
@@ -339,9 +336,10 @@ def emulate(kernel, grid, arguments, options, seed=0):
             arrive=arrive,
             wait=wait,
         ),
-        "tma": SimpleNamespace(
-            async_copy_global_to_shared=load_box, async_copy_shared_to_global=store_box, store_wait=store_wait
-        ),
+        "async_load": load_box,
+        "async_store": store_box,
+        "store_wait": store_wait,
+        "reinterpret": lambda ring, dtype, shape, layout: Ring(dtype, shape, layout, ring.flat),
         "warpgroup_mma": warpgroup_mma,
         "warpgroup_mma_wait": warpgroup_mma_wait,
         "fence_async_shared": stub,

@@ -16,6 +16,7 @@ from dittools.kernels import (
     checked,
     choice,
     dispatch,
+    first_use,
     hopper_clusters,
     hopper_mass,
     implementations,
@@ -33,9 +34,9 @@ ENTRY = {
 def table(tmp_path, monkeypatch):
     """An empty table of its own, on a machine with Triton 3.6."""
     monkeypatch.setattr(checked, "TABLE", tmp_path / "checked.json")
-    monkeypatch.setattr(checked, "triton_minor", lambda: "3.6")
-    yield tmp_path / "checked.json"
-    checked.entries.cache_clear()
+    monkeypatch.setattr(checked, "triton_version", lambda: "3.6.0")
+    monkeypatch.setenv(first_use.SWITCH, "0")
+    return tmp_path / "checked.json"
 
 
 @pytest.fixture
@@ -44,6 +45,7 @@ def on_hopper(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (9, 0))
     able = {name: lambda *_: None for name in dispatch.REASONS}
     monkeypatch.setattr(dispatch, "REASONS", able)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device=None: "Hopper of a test")
     monkeypatch.setattr(torch.Tensor, "device", torch.device("cuda"))
 
 
@@ -61,9 +63,9 @@ def test_an_entry_counts_for_its_card_type_triton_and_source(table, monkeypatch)
     checked.enter(entry())
     assert checked.why_unchecked("hopper", "9.0") is None
     assert "card type (9.1)" in checked.why_unchecked("hopper", "9.1")
-    monkeypatch.setattr(checked, "triton_minor", lambda: "3.7")
+    monkeypatch.setattr(checked, "triton_version", lambda: "3.7.1")
     assert "not yet checked with Triton 3.7" in checked.why_unchecked("hopper", "9.0")
-    monkeypatch.setattr(checked, "triton_minor", lambda: "3.6")
+    monkeypatch.setattr(checked, "triton_version", lambda: "3.6.0")
     checked.enter(entry(source="of another day"))
     assert "changed since it was checked" in checked.why_unchecked("hopper", "9.0")
 

@@ -1,0 +1,78 @@
+"""The short proof of a kernel at its first use, in the child of `dittools.kernels.first_use`: a few cases of the proof.
+
+They take every path through the kernel on one ragged size, in half of the dtypes, and one shape is timed against
+Triton's kernel. What `dittools bench kernel --check` finds on all of them counts for every card of a type; what this
+finds counts here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from dittools.bench import proof, proof_mass
+from dittools.kernels.supervise import At, serve
+
+TOKENS = {proof.NARROW: 1_000, proof.BLOCKS: 4_111, proof.CLUSTERS: 4_111, proof.MASS: 4_111}
+SECONDS = 1  # of timing, for each kind of call
+# Of every kernel those cases that are built apart: (head dim, dtype, blocks of queries and keys or how clusters share).
+PICKED: dict[str, tuple[tuple, ...]] = {
+    proof.BLOCKS: ((128, "bfloat16", 128, 128), (128, "float16", 128, 64), (64, "bfloat16", 128, 128)),
+    proof.NARROW: ((128, "bfloat16", 64, 64), (128, "float16", 64, 128), (64, "bfloat16", 64, 64)),
+    proof.CLUSTERS: ((128, "bfloat16", "ragged"), (128, "bfloat16", "one giant"), (64, "float16", "many empty")),
+    proof.MASS: ((128, "bfloat16", 128, 128), (128, "float16", 64, 64), (64, "bfloat16", 128, 64)),
+}
+PROVE: dict[str, Callable[[dict[str, Any], At], object]] = {
+    "proof": proof.prove,
+    "clusters-proof": proof.prove_clusters,
+    "mass-proof": proof_mass.prove_mass,
+    "faster": proof.faster,
+    "clusters-faster": proof.clusters_faster,
+    "mass-faster": proof_mass.mass_faster,
+}
+
+
+def jobs(kernel: str) -> list[dict[str, Any]]:
+    """Those of the proof's jobs that are done: some cases, and both that are timed, for less long."""
+    whole = proof.jobs(kernel)
+    small = [job for job in whole if "seconds" not in job and job["tokens"] == TOKENS[kernel]]
+    cases = [job for job in small if _kind(job) in PICKED[kernel] and not job.get("biased")]
+    timed = [{**job, "seconds": SECONDS} for job in whole if "seconds" in job]
+    return [*cases, *timed]
+
+
+def _kind(job: dict[str, Any]) -> tuple:
+    sizes = (job["family"],) if "family" in job else (job["query_block"], job["key_block"])
+    return (job["head_dim"], job["dtype"], *sizes)
+
+
+@torch.no_grad()
+def handle(asked: dict[str, Any], at: At) -> dict[str, Any]:
+    """Prove a kernel: "cases", and "speedup_over_triton" by kind of call.
+
+    Args:
+        asked: "kernel", "device" as "cuda:0", and "without" where the kernel brought a process down before.
+
+    Raises:
+        Wrong: when the kernel is.
+    """
+    device = torch.device(asked["device"])
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    todo, gains = jobs(asked["kernel"]), {}
+    for job in todo:
+        found = PROVE[job["kind"]]({**job, "device": asked["device"], "without": asked.get("without", {})}, at)
+        if "seconds" in job:
+            kind = job.get("call") or proof.kind_of(job["ordered"])
+            gains[kind] = round(found["speedup"], 3)
+    return {"cases": len(todo) - len(gains), "speedup_over_triton": gains}
+
+
+def main() -> None:
+    serve(handle)
+
+
+if __name__ == "__main__":
+    main()
