@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from numbers import Integral
@@ -98,6 +98,7 @@ class BlockMask:
         query: Partition,
         key: Partition,
         density: torch.Tensor | None = None,
+        mean_keep: Callable[[], torch.Tensor] | None = None,
     ) -> BlockMask:
         """The mask of ready lists, for selectors that find lists and kernels that read nothing else.
 
@@ -109,6 +110,7 @@ class BlockMask:
                 what stands after the count is a valid block; neither is checked, which would wait for the device.
             query, key: partitions with ``query.count == Mq`` and ``key.count == Nk``.
             density: what `density` gives, where it is known.
+            mean_keep: makes what `mean_keep` gives, where that needs no lists.
 
         Raises:
             ValueError: when dtypes, shapes or devices do not fit together.
@@ -134,6 +136,8 @@ class BlockMask:
         known = {"lists": (counts.contiguous(), indices.contiguous())}
         if density is not None:
             known["density"] = density
+        if mean_keep is not None:
+            known["make mean"] = mean_keep
         for name, value in (("query", query), ("key", key), ("_cache", known)):
             object.__setattr__(mask, name, value)
         return mask
@@ -155,6 +159,14 @@ class BlockMask:
         keys = self.keep.sum(-1) * self.key.size - self.keep[..., -1].long() * (self.key.size - self.key.tail)
         pairs = keys.sum(-1) * self.query.size - keys[..., -1] * (self.query.size - self.query.tail)
         return (pairs.double() / (self.query.length * self.key.length)).float()
+
+    def mean_keep(self) -> torch.Tensor:
+        """Share of batches and heads that keep each block pair: fp32 ``[Mq, Nk]``."""
+        if "mean" not in self._cache:
+            made = self._cache.pop("make mean", None)
+            lanes = None if made else self.keep.shape[0] * self.keep.shape[1]
+            self._cache["mean"] = made() if made else self.keep.sum((0, 1), dtype=torch.float32) / lanes
+        return self._cache["mean"]
 
     def lists(self) -> tuple[torch.Tensor, torch.Tensor]:
         """(counts int32 ``[.., Mq]``, indices int32 ``[.., Mq, Nk]``): kept key blocks, ascending.

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Callable
+from itertools import product
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
 from dittools.corrections.base import Correction
+from dittools.kinds import kinds_of
 from dittools.methods.base import Method, Plan
 from dittools.profile import Profile
 from dittools.stopwatch import Stopwatch
@@ -18,15 +20,30 @@ if TYPE_CHECKING:
     from dittools.reuse import Reuse
 
 
+class KeptOf(NamedTuple):
+    """What a piece of a sparse call kept of each kind of pair.
+
+    Args:
+        grid: of its tokens.
+        lanes: samples times heads.
+        kept: from `dittools.kinds.kept_by_kind`; a scalar where there is but one kind.
+    """
+
+    grid: TokenGrid
+    lanes: int
+    kept: torch.Tensor
+
+
 class Call(NamedTuple):
     """One self-attention call that ran. ``density`` is None for a dense call, else a scalar tensor; so is ``kernel``,
-    the name of the sparse kernel."""
+    the name of the sparse kernel. ``parts`` are its pieces by kinds of pairs."""
 
     step: int
     layer: int
     pairs: float
     density: torch.Tensor | None
     kernel: str | None = None
+    parts: tuple[KeptOf, ...] = ()
 
 
 class Kept(NamedTuple):
@@ -37,6 +54,7 @@ class Kept(NamedTuple):
     shape: tuple
     plan: Callable[[], Plan]
     density: torch.Tensor
+    by_kind: torch.Tensor | None = None
 
 
 class Run:
@@ -131,6 +149,27 @@ class Run:
         if not pairs:
             return None
         return 1 - sum(c.pairs * d for c, d in zip(calls, self.densities(calls), strict=True)) / pairs
+
+    def kept_by_kind(self) -> dict[str, tuple[float, float]]:
+        """Of each kind of pair, "queries-keys", the kept share over all sparse calls, and what share of all their
+        pairs it is. Waits for the device once.
+        """
+        pieces = [part for call in self.calls if call.density is not None for part in call.parts]
+        distinct = {id(part.kept): part.kept for part in pieces}
+        numbers = torch.cat([x.flatten() for x in distinct.values()]).tolist() if distinct else []
+        known, at = {}, 0
+        for key, tensor in distinct.items():
+            known[key] = numbers[at : at + tensor.numel()]
+            at += tensor.numel()
+        kept, pairs = Counter(), Counter()
+        for part in pieces:
+            kinds = kinds_of(part.grid).items()
+            for (one, other), share in zip(product(kinds, kinds), known[id(part.kept)], strict=True):
+                name, weight = f"{one[0]}-{other[0]}", float(part.lanes) * one[1] * other[1]
+                pairs[name] += weight
+                kept[name] += weight * share
+        total = sum(pairs.values())
+        return {name: (kept[name] / weight, weight / total) for name, weight in pairs.items()}
 
     def pair_budget(self) -> dict[str, float | None]:
         """Shares of the pairs of a dense run without a cache: computed, skipped by sparsity, saved by reuse.

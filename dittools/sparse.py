@@ -15,18 +15,20 @@ from dittools.corrections import SparseCall
 from dittools.kernels.clustered import check_clusters
 from dittools.kernels.dispatch import check_call, choose, why_not, why_slower
 from dittools.kernels.first_use import SPENT
+from dittools.kinds import kept_by_kind
 from dittools.methods.base import AttentionCall, Plan, StayDense, resting
 from dittools.observer import Heard, Observer
-from dittools.run import Call, Kept, Run
+from dittools.run import Call, Kept, KeptOf, Run
 from dittools.sequence import Piece
 from dittools.tokens import TokenGrid
 
 
 class Planned(NamedTuple):
-    """A plan, the share of pairs it keeps, and whether this branch has not had it before."""
+    """A plan, the share of pairs it keeps, of each kind too, and whether this branch has not had it before."""
 
     plan: Plan
     density: torch.Tensor
+    by_kind: torch.Tensor | None
     fresh: bool
 
 
@@ -71,6 +73,7 @@ class Sparse:
         run = self._run
         out = None if parts[0].whole else torch.empty_like(q)
         pairs, kept, kernel = 0.0, 0.0, None
+        kinds = []
         for index, piece in enumerate(parts):
             taken = tuple(piece.take(x) for x in (q, k, v))
             call = self._call(tick, layer, scale, piece.grid, (number, index))
@@ -82,6 +85,8 @@ class Sparse:
             for watch in self._watchers:
                 watch(Heard(layer, *taken, scale, tick, piece.grid), planned.plan)
             part, density, kernel = self._piece(layer, taken, planned, call)
+            by_kind = planned.density if planned.by_kind is None else planned.by_kind
+            kinds.append(KeptOf(piece.grid, len(taken[0]) * q.shape[2], by_kind))
             size = float(len(taken[0])) * piece.grid.tokens**2
             pairs += size
             if len(parts) > 1:
@@ -96,7 +101,7 @@ class Sparse:
         share = density if len(parts) == 1 else kept / pairs
         if kernel is None:
             share = None
-        run.calls.append(Call(tick.step, layer, pairs * q.shape[2], share, kernel))
+        run.calls.append(Call(tick.step, layer, pairs * q.shape[2], share, kernel, tuple(kinds)))
         run.dtype = q.dtype
         with self._observer.part("check"):
             run.flag_non_finite(layer, out)
@@ -106,7 +111,7 @@ class Sparse:
         self, layer: int, taken: tuple[torch.Tensor, ...], planned: Planned, call: AttentionCall
     ) -> tuple[torch.Tensor, torch.Tensor | float, str | None]:
         """Output, computed share of the pairs, and kernel; no kernel where a correction computed all pairs."""
-        plan, density, fresh = planned
+        plan, density, _, fresh = planned
         correction = self._run.correction
         if correction is not None and plan.keys is not None:
             raise ValueError(
@@ -190,15 +195,17 @@ class Sparse:
             if others or (refresh > 1 and call.step - kept.step < refresh):
                 run.plans_reused += not others
                 run.plans_shared += others
-                return Planned(kept.plan(), kept.density, others)
+                return Planned(kept.plan(), kept.density, kept.by_kind, others)
         plan = run.method.plan(q, k, v, call)
         if isinstance(plan, StayDense):
             return plan
+        by_kind = kept_by_kind(plan, call.grid)
         if refresh > 1 or shared:
-            run.plans[place] = Kept(call.step, call.branch, shape, resting(plan, q, run.layers), plan.share)
+            rest = resting(plan, q, run.layers)
+            run.plans[place] = Kept(call.step, call.branch, shape, rest, plan.share, by_kind)
         run.facts.append((call.layer, plan.facts))
         run.notes.update(dict.fromkeys(plan.notes))
-        return Planned(plan, plan.share, True)
+        return Planned(plan, plan.share, by_kind, True)
 
     def _generator(self, step: int, layer: int) -> torch.Generator:
         seed = (self._config.seed * 100_003 + step) * 10_007 + layer

@@ -16,12 +16,15 @@ def record(runtime: Runtime) -> dict[str, Any]:
     """The latest run in plain values, as the run record has them. Waits for the device.
 
     Skipped shares are measured from the masks that ran: ``sparse_calls`` over sparse calls, all others over
-    every self-attention call. They are None where nothing ran. Seconds are those of transformer forwards.
+    every self-attention call. They are None where nothing ran. ``by_parts`` is the share *kept* by sparse calls of
+    each kind of pair, queries first ("picture-text"), and ``pairs_by_parts`` what share of all their pairs it is.
+    Seconds are those of transformer forwards.
     ``method_options`` are those of the method that ran, where they differ from its defaults, whoever chose them.
     """
     config = runtime.config
     run = runtime.run or Run(None, 0, len(runtime.layers), None, None, 0)
     sparse = [call for call in run.calls if call.density is not None]
+    kinds = run.kept_by_kind()
     return {
         "method": "dense" if run.why_dense else run.method.name if run.method else config.method,
         "method_options": run.method.changed_options() if run.method else {},
@@ -34,6 +37,8 @@ def record(runtime: Runtime) -> dict[str, Any]:
             "overall": run.skipped(run.calls),
             "per_step": _shares(run, "step", run.steps),
             "per_layer": _shares(run, "layer", run.layers),
+            "by_parts": {name: kept for name, (kept, _) in kinds.items()},
+            "pairs_by_parts": {name: share for name, (_, share) in kinds.items()},
         },
         "calls": {"dense": len(run.calls) - len(sparse), "sparse": len(sparse), "reused": run.reused_calls},
         "kernels": dict(Counter(call.kernel for call in sparse if call.kernel)),
@@ -111,6 +116,10 @@ def summary(runtime: Runtime, replaced: bool = False) -> str:
         f"kernels   {', '.join(f'{name} {count}' for name, count in values['kernels'].items()) or '-'}",
         f"seconds   {sum(seconds):.2f} in the transformer, {len(seconds)} of {values['steps']} steps",
     ]
+    if len(sparsity["by_parts"]) > 1:
+        of = sparsity["pairs_by_parts"]
+        kept = (f"{name} {share:.3f} of {of[name]:.3f}" for name, share in sparsity["by_parts"].items())
+        lines.append(f"pairs     kept: {', '.join(kept)}")
     if "branches" in values["cache"]:
         lines += _cache_lines(values["cache"])
     lines += [f"fallback  {f['count']} calls dense: {f['reason']}" for f in values["fallbacks"]]

@@ -2,12 +2,54 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from math import prod
 from numbers import Integral
+from typing import NamedTuple
 
 import torch
 
 TEXT_POSITIONS = ("none", "first", "last")
+KINDS = ("text", "reference", "history", "picture", "sound")
+
+
+@dataclass(frozen=True)
+class Part:
+    """A run of tokens of one kind in a sequence.
+
+    Args:
+        kind: one of `KINDS`.
+        tokens: how many; None where only the attention call knows.
+        shape: (frames, height, width) where it is a grid of its own; without one it stays dense.
+
+    Raises:
+        ValueError: for an unknown kind, or a shape that is not that of so many tokens.
+    """
+
+    kind: str
+    tokens: int | None
+    shape: tuple[int, int, int] | None = None
+
+    def __post_init__(self):
+        if self.kind not in KINDS:
+            raise ValueError(f"Part.kind must be one of {', '.join(KINDS)}, got {self.kind!r}")
+        if self.shape is not None:
+            object.__setattr__(self, "shape", tuple(int(n) for n in self.shape))
+            if len(self.shape) != 3 or min(self.shape) < 1 or prod(self.shape) != self.tokens:
+                raise ValueError(f"a {self.kind} of {self.tokens} tokens cannot be a grid of {self.shape}")
+
+    @classmethod
+    def of(cls, kind: str, *shape: int) -> Part:
+        """A part that is a grid of (frames, height, width)."""
+        return cls(kind, prod(shape), shape)
+
+
+class Placed(NamedTuple):
+    """A part and where it is in the sequence."""
+
+    part: Part
+    at: slice
 
 
 @dataclass(frozen=True)
@@ -15,12 +57,14 @@ class TokenGrid:
     """The layout of one self-attention sequence, in tokens (after the VAE and the patch embedding).
 
     Video tokens run frame by frame, then row by row (raster): video token ``i`` is in frame
-    ``i // (height * width)``, and its patch is ``i % (height * width)``. An image is a grid of one frame.
+    ``i // (height * width)``, and its patch is ``i % (height * width)``. An image is a grid of one frame. Reference
+    pictures and history follow the video, and text is in front of all that or behind it.
 
     Args:
         frames, height, width: tokens along each axis, at least 1.
         text: text tokens that share the sequence; 0 where the text has its own cross-attention.
         text_position: "first" or "last" in the sequence, "none" when ``text`` is 0.
+        parts: what follows the video, each with grids of its own, of those of one kind side by side.
 
     Raises:
         ValueError: for a size below its minimum, or a text position that does not go with ``text``.
@@ -31,8 +75,11 @@ class TokenGrid:
     width: int
     text: int = 0
     text_position: str = "none"
+    parts: tuple[Part, ...] = ()
 
     def __post_init__(self):
+        parts = (Part(**part) if isinstance(part, Mapping) else part for part in self.parts)
+        object.__setattr__(self, "parts", tuple(parts))
         for name, least in (("frames", 1), ("height", 1), ("width", 1), ("text", 0)):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
@@ -61,7 +108,7 @@ class TokenGrid:
     @property
     def tokens(self) -> int:
         """All tokens in the sequence, S."""
-        return self.video + self.text
+        return self.video + self.text + sum(part.tokens for part in self.parts)
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -81,8 +128,25 @@ class TokenGrid:
     @property
     def text_slice(self) -> slice:
         """The text tokens within the sequence; empty when there are none."""
-        start = 0 if self.text_position == "first" else self.video
+        start = 0 if self.text_position == "first" else self.tokens - self.text
         return slice(start, start + self.text)
+
+    @property
+    def placed(self) -> list[Placed]:
+        """All parts of the sequence, in its order: picture, what follows it, and text where it is."""
+        listed = [Part.of("picture", *self.shape), *self.parts]
+        if self.text:
+            listed.insert(0 if self.text_position == "first" else len(listed), Part("text", self.text))
+        found, start = [], 0
+        for part in listed:
+            found.append(Placed(part, slice(start, start + part.tokens)))
+            start += part.tokens
+        return found
+
+    @property
+    def grids(self) -> list[Placed]:
+        """The parts that are grids, the picture first."""
+        return [placed for placed in self.placed if placed.part.shape is not None]
 
     def positions(self, device: torch.device | str | None = None) -> torch.Tensor:
         """Frame, row and column of every video token: int64 ``[video, 3]``, in raster order."""
@@ -95,6 +159,26 @@ class TokenGrid:
         text = torch.zeros(self.tokens, dtype=torch.bool, device=device)
         text[self.text_slice] = True
         return text
+
+    def stays_dense(self) -> torch.Tensor:
+        """Which sequence tokens see all and are seen by all, being in no grid: bool ``[tokens]`` on the CPU."""
+        dense = torch.ones(self.tokens, dtype=torch.bool)
+        for _, at in self.grids:
+            dense[at] = False
+        return dense
+
+    def places(self) -> torch.Tensor:
+        """Where in the picture each token is, as the raster index of a video token: int64 ``[tokens]`` on the CPU.
+
+        A token of another grid is at the same place of the picture, by shares of each axis; one of no grid at 0.
+        """
+        found = torch.zeros(self.tokens, dtype=torch.int64)
+        for part, at in self.grids:
+            own = TokenGrid(*part.shape).positions()
+            mine, theirs = torch.tensor(self.shape), torch.tensor(part.shape)
+            frame, row, column = ((2 * own + 1) * mine // (2 * theirs)).unbind(-1)
+            found[at] = (frame * self.height + row) * self.width + column
+        return found
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,8 @@ from dittools.calibrate.mass_sums import MassSums
 from dittools.kernels import gather_tokens, measure_block_mass
 from dittools.orders.axes import AXES, axis_order
 from dittools.runtime import Heard
-from dittools.selectors.budget import spend
+from dittools.selectors.areas import areas_of
+from dittools.selectors.budget import spend_areas
 from dittools.selectors.in_order import CHUNK_BYTES
 from dittools.selectors.packed import pack_bits
 from dittools.selectors.profiled import always_kept, encode_mass
@@ -120,13 +121,14 @@ class PARO(Calibrator):
             return section, arrays | {"mass": fill_groups(encode_mass(sums).cpu(), heard)}
         partition, device = Partition(self.grid.tokens, self.block_size), self.orders.device
         sizes = partition.sizes(device)
-        width = -(-partition.count // 8)
+        areas, width = areas_of(self.grid, self.block_size), -(-partition.count // 8)
         for sparsity in SPARSITIES:
             force = always_kept(self.grid, partition, 1 - sparsity).to(device)
             bits = torch.empty(*sums.shape[:-1], width, dtype=torch.uint8)
             for group, layers in enumerate(sums):  # a layer at a time: a sort needs several times its input
                 for layer, mass in enumerate(layers):
-                    kept = spend(mass[None].to(device), sizes, sizes, 1 - sparsity, scope="layer", force=force)
+                    mass = mass[None].to(device)
+                    kept = spend_areas(mass, sizes, areas, 1 - sparsity, scope="layer", force=force)
                     bits[group, layer] = pack_bits(kept[0]).cpu()
             arrays[f"keep.{sparsity}"] = fill_groups(bits, heard)
         return section | {"sparsities": list(SPARSITIES)}, arrays

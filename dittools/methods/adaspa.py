@@ -19,7 +19,7 @@ import torch
 from dittools.methods.base import AttentionCall, Method, Plan, block_plan
 from dittools.methods.checks import flag, one_of, whole
 from dittools.orders.named import ORDERS
-from dittools.selectors.budget import SCOPES, spend
+from dittools.selectors.budget import SCOPES
 from dittools.selectors.measured import block_mass, row_lse
 from dittools.selectors.ordered_blocks import ordered_blocks
 from dittools.selectors.packed import pack_bits, unpack_bits
@@ -52,10 +52,10 @@ class AdaSpa(Method):
         blocks = ordered_blocks(call, q.device, self.order)
         if self.searches(call, q.shape):
             mass = block_mass(q, k, blocks, call.scale, lse=self.lse(q, k, blocks, call), rows=self.rows)
-            keep = spend(mass, blocks.sizes, blocks.sizes, call.density, scope=self.scope, force=blocks.force_text)
+            keep = blocks.spend(mass, call.density, scope=self.scope, force=blocks.force_text)
             call.state.update(keep=pack_bits(keep), searched=call.step, shape=q.shape)
         keep = unpack_bits(call.state["keep"], blocks.partition.count)
-        return block_plan(blocks, keep, *blocks.why_over(call.sparsity))
+        return block_plan(blocks, keep, *blocks.why_over(call.sparsity, diagonal=False))
 
     def searches(self, call: AttentionCall, shape: torch.Size) -> bool:
         """Whether this call searches: nothing was found yet, or a search step came since."""

@@ -19,7 +19,7 @@ from dittools.methods.base import AttentionCall, Plan
 from dittools.methods.static import StaticVideo
 from dittools.orders.raster import raster
 from dittools.selectors.boxes import boxes_of
-from dittools.selectors.geometric import Pattern
+from dittools.selectors.geometric import Pattern, picture_share
 from dittools.selectors.levels import grow, up_to
 from dittools.selectors.searched import reference_counts, to_budget
 from dittools.tokens import TokenGrid
@@ -64,7 +64,7 @@ class AttentionTile(StaticVideo):
         """For each layer its references, and the share it keeps where that is not theirs."""
         order, level = _levels(call.grid, call.block_size)
         shares = [
-            up_to(call.grid, order, level(k), 1, call.block_size).mask.density().item()
+            _share(up_to(call.grid, order, level(k), 1, call.block_size), call.grid, call.block_size)
             for k in range(call.grid.frames + 1)
         ]
         counts = reference_counts(call.profile, layers, call.density, shares)
@@ -88,10 +88,14 @@ class AttentionTile(StaticVideo):
         while too_many - fits > 1:
             k = (fits + too_many) // 2
             pattern = up_to(grid, order, level(k), 1, block_size)
-            fits, too_many = (k, too_many) if pattern.mask.density().item() <= 1 - sparsity else (fits, k)
+            fits, too_many = (k, too_many) if _share(pattern, grid, block_size) <= 1 - sparsity else (fits, k)
         grown = grow(grid, order, level(fits), sparsity, block_size)
         more = f", and the nearest {grown.share:.0%} of what one more adds" if grown.beyond is not None else ""
         return grown.pattern, f"{fits + max(0, int(grown.level) - 1) if grown.level > 0 else 0} reference frames{more}"
+
+
+def _share(pattern: Pattern, grid: TokenGrid, block_size: int) -> float:
+    return picture_share(pattern.mask.keep[0, 0].numpy(), grid, block_size)
 
 
 def _levels(grid: TokenGrid, block_size: int) -> tuple[torch.Tensor, Callable[[int], np.ndarray]]:

@@ -30,6 +30,7 @@ class Plan:
         fold: gives what makes this plan again from little; a large plan that is kept is kept in that form.
         keys: fewer keys in place of all, without an order; ``mask`` is then over their queries and these keys.
         key_order: with clusters, the order of the keys; None: that of the queries.
+        by_kind: what `dittools.kinds.kept_by_kind` found of it, by grid.
     """
 
     order: torch.Tensor | None
@@ -39,6 +40,7 @@ class Plan:
     fold: Callable[[], Callable[[], Plan]] | None = None
     keys: KeySubset | None = None
     key_order: torch.Tensor | None = None
+    by_kind: dict[TokenGrid, torch.Tensor] = field(default_factory=dict, init=False, repr=False)
 
     def density(self) -> torch.Tensor:
         """Share of all query-key pairs that is computed: fp32 ``[B or 1, H or 1]``."""

@@ -16,7 +16,7 @@ import torch
 from dittools.methods.base import AttentionCall, Method, Plan, block_plan
 from dittools.methods.checks import one_of
 from dittools.orders.named import ORDERS
-from dittools.selectors.budget import SCOPES, spend
+from dittools.selectors.budget import SCOPES
 from dittools.selectors.ordered_blocks import ordered_blocks
 from dittools.selectors.pooled import block_softmax, pooled_logits
 
@@ -38,5 +38,5 @@ class Draft(Method):
     def plan(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, call: AttentionCall) -> Plan:
         blocks = ordered_blocks(call, q.device, self.order)
         draft = block_softmax(pooled_logits(q, k, blocks, call.scale), blocks)
-        keep = spend(draft, blocks.sizes, blocks.sizes, call.density, scope=self.scope, force=blocks.force)
+        keep = blocks.spend(draft, call.density, scope=self.scope, force=blocks.force)
         return block_plan(blocks, keep, *blocks.why_over(call.sparsity))

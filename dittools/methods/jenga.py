@@ -18,7 +18,7 @@ from dittools.kernels.lists import keep_mass
 from dittools.methods.base import AttentionCall, Method, Plan, block_plan
 from dittools.methods.checks import flag, one_of, share
 from dittools.orders.named import ORDERS
-from dittools.selectors.budget import SCOPES, spend
+from dittools.selectors.budget import SCOPES
 from dittools.selectors.neighbours import affordable, contact, same_frame, touching
 from dittools.selectors.ordered_blocks import OrderedBlocks, ordered_blocks
 from dittools.selectors.pooled import block_softmax, pooled_logits
@@ -55,7 +55,7 @@ class Jenga(Method):
         if self.top_p is not None:
             keep = keep_mass(scores, self.top_p, min_share=call.density) | near
             return block_plan(blocks, keep, f"top_p {self.top_p:g} and neighbours add to what sparsity would keep")
-        keep = spend(scores, blocks.sizes, blocks.sizes, call.density, scope=self.scope, force=near)
+        keep = blocks.spend(scores, call.density, scope=self.scope, force=near)
         return block_plan(blocks, keep, *notes, *blocks.why_over(call.sparsity))
 
     def nearness(self, call: AttentionCall, blocks: OrderedBlocks) -> torch.Tensor:

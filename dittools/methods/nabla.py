@@ -18,7 +18,7 @@ from dittools.kernels.lists import keep_mass
 from dittools.methods.base import AttentionCall, Method, Plan, block_plan
 from dittools.methods.checks import one_of, share, whole
 from dittools.orders.named import tile_shape
-from dittools.selectors.budget import SCOPES, spend
+from dittools.selectors.budget import SCOPES
 from dittools.selectors.neighbours import affordable, contact, window
 from dittools.selectors.ordered_blocks import ordered_blocks
 from dittools.selectors.pooled import block_softmax, pooled_logits
@@ -56,9 +56,7 @@ class Nabla(Method):
         if self.top_p is not None:
             keep = keep_mass(scores, self.top_p) | near
             return block_plan(blocks, keep, f"top_p {self.top_p:g} decides what is kept, in place of sparsity")
-        keep = spend(
-            scores, blocks.sizes, blocks.sizes, call.density, scope=self.scope, ranking="cumulative", force=near
-        )
+        keep = blocks.spend(scores, call.density, scope=self.scope, ranking="cumulative", force=near)
         return block_plan(blocks, keep, *notes, *blocks.why_over(call.sparsity))
 
     def near(self, blocks, call: AttentionCall, budget: float) -> tuple[torch.Tensor, tuple[str, ...]]:

@@ -14,7 +14,7 @@ import torch
 from dittools.methods.base import AttentionCall, Method, Plan, block_plan
 from dittools.methods.checks import one_of
 from dittools.orders.named import ORDERS
-from dittools.selectors.budget import SCOPES, spend
+from dittools.selectors.budget import SCOPES
 from dittools.selectors.measured import block_mass
 from dittools.selectors.ordered_blocks import ordered_blocks
 
@@ -36,5 +36,5 @@ class Oracle(Method):
     def plan(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, call: AttentionCall) -> Plan:
         blocks = ordered_blocks(call, q.device, self.order)
         mass = block_mass(q, k, blocks, call.scale)
-        keep = spend(mass, blocks.sizes, blocks.sizes, call.density, scope=self.scope, force=blocks.force_text)
-        return block_plan(blocks, keep, *blocks.why_over(call.sparsity))
+        keep = blocks.spend(mass, call.density, scope=self.scope, force=blocks.force_text)
+        return block_plan(blocks, keep, *blocks.why_over(call.sparsity, diagonal=False))

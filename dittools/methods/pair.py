@@ -81,5 +81,12 @@ class Pair:
             with inner_part("order"):
                 order = of(self.orders)
         lists = of(self.counts), of(self.indices)
-        mask = BlockMask.from_lists(*lists, self.partition, self.partition, of(self.density))
+        mask = BlockMask.from_lists(
+            *lists, self.partition, self.partition, of(self.density), lambda: self._mean(second.float().mean())
+        )
         return Plan(order, mask, facts, self.notes, fold=lambda: partial(self.pick, second, facts))
+
+    def _mean(self, share: torch.Tensor) -> torch.Tensor:
+        """The two masks, the second by this share: fp32 ``[M, M]``."""
+        one, two = self.keep.float().chunk(2)
+        return one.lerp(two, share)

@@ -13,11 +13,11 @@ from typing import ClassVar
 
 import torch
 
-from dittools.blocks import BlockMask, Partition
+from dittools.blocks import Partition
 from dittools.methods.base import AttentionCall, Method, Plan, mask_plan, resting
 from dittools.orders.axes import AXES, axis_order
 from dittools.selectors.budget import SCOPES
-from dittools.selectors.geometric import TOLERANCE
+from dittools.selectors.geometric import TOLERANCE, picture_share
 from dittools.selectors.paro_tables import Tables
 from dittools.selectors.profiled import always_kept
 from dittools.tokens import TokenGrid
@@ -65,12 +65,15 @@ def order_count(axes: list[int]) -> torch.Tensor:
 
 
 def _notes(call: AttentionCall, partition: Partition) -> tuple[str, ...]:
-    """Known without waiting for the device: text alone may be more than the budget."""
-    force = always_kept(call.grid, partition, call.density)[None, None]
-    skipped = 1 - BlockMask(force, partition, partition).density().item()
+    """Known without waiting for the device: blocks that hold text too may be more than the budget."""
+    held = always_kept(call.grid, partition, call.density).numpy()
+    skipped = 1 - picture_share(held, call.grid, call.block_size)
     if skipped >= call.sparsity - TOLERANCE:
         return ()
-    return (f"paro keeps text dense: at most {skipped:.2f} of the pairs can be skipped, {call.sparsity:g} was asked",)
+    return (
+        f"paro keeps blocks dense that hold text too: at most {skipped:.2f} of the pairs can be skipped, "
+        f"{call.sparsity:g} was asked",
+    )
 
 
 def _orders(grid: TokenGrid, device: torch.device) -> torch.Tensor:

@@ -10,7 +10,6 @@ import torch
 from dittools.methods.base import AttentionCall, Method, Plan, block_plan
 from dittools.methods.checks import one_of
 from dittools.orders.named import ORDERS
-from dittools.selectors.budget import spend
 from dittools.selectors.ordered_blocks import ordered_blocks
 from dittools.upload import upload
 
@@ -31,5 +30,5 @@ class RandomBlocks(Method):
         blocks = ordered_blocks(call, q.device, self.order)
         shape = 1, q.shape[2], blocks.partition.count, blocks.partition.count  # a batch shares it
         scores = upload(torch.rand(shape, generator=call.generator), q.device)
-        keep = spend(scores, blocks.sizes, blocks.sizes, call.density, force=blocks.force)
+        keep = blocks.spend(scores, call.density, force=blocks.force)
         return block_plan(blocks, keep, *blocks.why_over(call.sparsity))

@@ -21,7 +21,7 @@ import torch
 from dittools.methods.base import AttentionCall, Method, Plan, block_plan
 from dittools.methods.checks import flag, one_of, share
 from dittools.orders.named import ORDERS
-from dittools.selectors.budget import SCOPES, spend
+from dittools.selectors.budget import SCOPES
 from dittools.selectors.nucleus import within_mass
 from dittools.selectors.ordered_blocks import ordered_blocks
 from dittools.selectors.pooled import block_softmax, centred, mean_logits
@@ -65,5 +65,5 @@ class Sparge(Method):
         if self.tau is not None:
             keep = within_mass(scores, self.tau) | (mixed > 0) | force
             return block_plan(blocks, keep, f"tau {self.tau:g} decides what is kept, in place of sparsity")
-        keep = spend(scores + mixed, blocks.sizes, blocks.sizes, call.density, scope=self.scope, force=force)
-        return block_plan(blocks, keep, *blocks.why_over(call.sparsity))
+        keep = blocks.spend(scores + mixed, call.density, scope=self.scope, force=force)
+        return block_plan(blocks, keep, *blocks.why_over(call.sparsity, diagonal=False))

@@ -18,6 +18,7 @@ from dittools.blocks import BlockMask, Partition
 from dittools.methods.base import AttentionCall, Method, Plan
 from dittools.orders.raster import raster
 from dittools.orders.token_major import token_major
+from dittools.selectors.areas import areas_of, chosen_share
 from dittools.selectors.geometric import TOLERANCE
 from dittools.selectors.habits import Habit, from_section, habit_mask, head_costs
 from dittools.selectors.modes import choose_modes
@@ -78,14 +79,15 @@ class SparseVDiT(Method):
             # Stripes are a head's own; the others are the same in every layer.
             return make() if habit.mode == "stripe" else call.remember(("habit", habit), make)
 
-        density = [BlockMask(mask(0, habit)[None, None], partition, partition).density().item() for habit in habits]
+        areas = areas_of(call.grid, call.block_size)
+        density = [chosen_share(mask(0, habit).numpy(), areas) for habit in habits]
         density = torch.tensor(density, dtype=torch.float64)
         cost = head_costs(profile, habits, density)
         loss = error / power.mean().clamp_min(torch.finfo(torch.float32).tiny) + self.cost_weight * cost
         chosen = [habits[c] for c in choose_modes(loss.numpy(), density.numpy(), call.density)]
 
         keep = torch.stack([mask(head, habit) for head, habit in enumerate(chosen)])
-        return chosen, pack_bits(keep), _notes(BlockMask(keep[None], partition, partition), call)
+        return chosen, pack_bits(keep), _notes(keep, call)
 
 
 def _orders(grid: TokenGrid, device: torch.device) -> torch.Tensor:
@@ -93,8 +95,9 @@ def _orders(grid: TokenGrid, device: torch.device) -> torch.Tensor:
     return upload(torch.stack((raster(grid), token_major(grid))), device)
 
 
-def _notes(mask: BlockMask, call: AttentionCall) -> tuple[str, ...]:
-    skipped = 1 - mask.density().mean().item()
+def _notes(keep: torch.Tensor, call: AttentionCall) -> tuple[str, ...]:
+    areas = areas_of(call.grid, call.block_size)
+    skipped = 1 - sum(chosen_share(head, areas) for head in keep.numpy()) / len(keep)
     if abs(skipped - call.sparsity) <= TOLERANCE:
         return ()
-    return (f"sparse_vdit cannot skip {call.sparsity:g} with {mask.keep.shape[1]} heads: it skips {skipped:.2f}",)
+    return (f"sparse_vdit cannot skip {call.sparsity:g} with {len(keep)} heads: it skips {skipped:.2f}",)

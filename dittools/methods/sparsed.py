@@ -15,7 +15,7 @@ import torch
 from dittools.methods.base import AttentionCall, Method, Plan, block_plan
 from dittools.methods.checks import one_of, whole
 from dittools.orders.named import ORDERS
-from dittools.selectors.budget import SCOPES, spend
+from dittools.selectors.budget import SCOPES
 from dittools.selectors.measured import block_mass
 from dittools.selectors.ordered_blocks import ordered_blocks
 from dittools.selectors.packed import pack_bits, unpack_bits
@@ -41,7 +41,7 @@ class SparseD(Method):
         blocks = ordered_blocks(call, q.device, self.order)
         if call.state.get("shape") != q.shape:
             mass = block_mass(q, k, blocks, call.scale, rows=self.rows)
-            keep = spend(mass, blocks.sizes, blocks.sizes, call.density, scope=self.scope, force=blocks.force_text)
+            keep = blocks.spend(mass, call.density, scope=self.scope, force=blocks.force_text)
             call.state.update(keep=pack_bits(keep), shape=q.shape)
         keep = unpack_bits(call.state["keep"], blocks.partition.count)
-        return block_plan(blocks, keep, *blocks.why_over(call.sparsity))
+        return block_plan(blocks, keep, *blocks.why_over(call.sparsity, diagonal=False))

@@ -21,7 +21,7 @@ from dittools.methods.options import axes
 from dittools.methods.static import Static
 from dittools.orders.tiles import fit_tile, tiles
 from dittools.selectors.boxes import Boxes, boxes_of
-from dittools.selectors.geometric import Pattern, forced, pairs_of
+from dittools.selectors.geometric import Pattern, forced, picture_share
 from dittools.selectors.levels import grow
 from dittools.selectors.searched import searched_windows, tile_windows, to_budget
 from dittools.selectors.windows import growing, grown_window, place_in, sees, set_window
@@ -162,14 +162,16 @@ class Tiling:
         return place_in(path, self.boxes, self.seen)
 
     def shares(self, windows: Sequence[Axes]) -> list[float]:
-        """What each window keeps of the pairs, by block; those that differ in columns alone are made at once."""
-        weight, held = pairs_of(self.grid, self.block_size), forced(self.grid, self.order, self.block_size)
+        """What each window keeps of the picture's pairs, by block; those that differ in columns alone
+        are made at once.
+        """
+        held = forced(self.grid, self.order, self.block_size)
         found: dict[Axes, float] = {}
         for sheet in dict.fromkeys(window[:2] for window in windows):
             path = sorted({self._whole(window) for window in windows if window[:2] == sheet})
             level = place_in(path, self.boxes, self.seen)
             for place, window in enumerate(path):
-                found[window] = float(weight[held | (level <= place)].sum() / self.grid.tokens**2)
+                found[window] = picture_share(held | (level <= place), self.grid, self.block_size)
         return [found[self._whole(window)] for window in windows]
 
 

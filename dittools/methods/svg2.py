@@ -18,8 +18,9 @@ from dittools.kernels.lists import keep_mass
 from dittools.methods.base import AttentionCall, Method, Plan
 from dittools.orders.clusters import Clustered, cluster_order
 from dittools.parts import inner_part
-from dittools.selectors.budget import SCOPES, spend
-from dittools.selectors.clustered import centroid_mass
+from dittools.selectors.areas import runs_of
+from dittools.selectors.budget import SCOPES
+from dittools.selectors.clustered import centroid_mass, spend_clusters
 
 MOST = {"query": 300, "key": 1000}  # as published, for 75,600 tokens
 ROWS_ON_A_GPU = 160  # queries a cluster needs on average to fill tiles of 128 rows well
@@ -67,24 +68,25 @@ class SVG2(Method):
         before = call.state.get(side)
         iterations = self.first_iterations if before is None else self.iterations
         with inner_part("order"):
-            made = cluster_order(x, call.grid, self.count(side, call), before, iterations, call.generator)
+            tokens = [at.stop - at.start for _, at in runs_of(call.grid)]
+            counts = [self.count(side, call, each) for each in tokens]
+            made = cluster_order(x, call.grid, counts, before, iterations, call.generator)
         call.state[side] = made.centroids
         return made
 
-    def count(self, side: str, call: AttentionCall) -> int:
-        """How many clusters the video tokens get."""
+    def count(self, side: str, call: AttentionCall, tokens: int) -> int:
+        """How many clusters the tokens of an area get."""
         asked = getattr(self, f"{side}_clusters")
         if asked == "auto":
-            tokens = call.block_size // (2 if side == "query" else 4)
+            each = call.block_size // (2 if side == "query" else 4)
             if side == "query" and call.block_size >= 128:
-                tokens = ROWS_ON_A_GPU
-            asked = max(1, min(MOST[side], call.grid.video // tokens))
-        return min(asked, call.grid.video)
+                each = ROWS_ON_A_GPU
+            asked = max(1, min(MOST[side], tokens // each))
+        return min(asked, tokens)
 
     def choose(self, query: Clustered, key: Clustered, k, v, call: AttentionCall, force) -> torch.Tensor:
         """Pairs of clusters to compute: bool ``[B, H, Mq, Nk]``."""
         mass = centroid_mass(query, key, call.scale)
         if self.top_p is not None:
             return keep_mass(mass, self.top_p, min_share=self.min_share, force=force)
-        sizes = query.partition.run_sizes, key.partition.run_sizes
-        return spend(mass, *sizes, call.density, scope=self.scope, force=force)
+        return spend_clusters(mass, query, key, call.density, scope=self.scope)

@@ -12,8 +12,7 @@ import torch
 
 from dittools.kernels.lists import keep_mass
 from dittools.methods.svg2 import SVG2
-from dittools.selectors.budget import spend
-from dittools.selectors.clustered import centroid_mass, compensation_error
+from dittools.selectors.clustered import centroid_mass, compensation_error, spend_clusters
 
 
 @dataclass(frozen=True)
@@ -34,7 +33,7 @@ class SVGEAR(SVG2):
         # An error is suffered by all queries of a cluster and saved at the price of all pairs: by key, that is.
         gain = compensation_error(query, key, k, v, call.scale) / sizes[1].clamp_min(1)[..., None, :]
         if self.top_p is None:
-            return spend(gain, *sizes, call.density, scope=self.scope, force=force)
+            return spend_clusters(gain, query, key, call.density, scope=self.scope)
         mass = centroid_mass(query, key, call.scale)
         room = keep_mass(mass, self.top_p, min_share=2 * self.min_share if self.min_share <= 0.5 else 1.0, force=force)
         sure = keep_mass(mass, 0.0, min_share=self.min_share, force=force)

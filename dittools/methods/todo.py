@@ -8,6 +8,7 @@ it stands for (the log of their number is added to its logits), so that text key
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from math import prod
 from typing import ClassVar
 
 import torch
@@ -15,6 +16,7 @@ import torch
 from dittools.methods.base import AttentionCall, Method, Plan
 from dittools.methods.options import axes, switch
 from dittools.selectors.strided import fit_sizes, picked_keys
+from dittools.tokens import TokenGrid
 
 AUTO = "auto"
 
@@ -43,15 +45,18 @@ class ToDo(Method):
 
     def _plan(self, call: AttentionCall, device: torch.device) -> Plan:
         grid = call.grid
-        if self.stride == AUTO:
-            sizes = fit_sizes(grid, call.density)
-        else:
-            sizes = tuple(max(1, x // f) for x, f in zip(grid.shape, self.stride, strict=True))
+        sizes = [self._sizes(TokenGrid(*part.shape), call.density) for part, _ in grid.grids]
         keys, mask = picked_keys(grid, sizes, call.block_size, bias=self.bias)
         plan = Plan(None, mask.to(device), keys=keys.to(device))
-        said = f"todo: keys of {'x'.join(map(str, sizes))} places of {'x'.join(map(str, grid.shape))}"
-        density = plan.density().item()
-        notes = [f"{said}; {density:.1%} of all pairs"]
-        if self.stride == AUTO and abs(density - call.density) > 0.02:
-            notes.append(f"todo: no choice of rows and columns skips {call.sparsity:g} of the pairs: {1 - density:.2f}")
+        said = f"todo: keys of {'x'.join(map(str, sizes[0]))} places of {'x'.join(map(str, grid.shape))}"
+        kept = prod(sizes[0]) / grid.video
+        notes = [f"{said}; {plan.density().item():.1%} of all pairs"]
+        if self.stride == AUTO and abs(kept - call.density) > 0.02:
+            notes.append(f"todo: no choice of rows and columns skips {call.sparsity:g} of the pairs: {1 - kept:.2f}")
         return Plan(None, plan.mask, notes=tuple(notes), keys=plan.keys)
+
+    def _sizes(self, grid: TokenGrid, density: float) -> tuple[int, int, int]:
+        """Frames, rows and columns to pick of a grid."""
+        if self.stride == AUTO:
+            return fit_sizes(grid, density)
+        return tuple(max(1, x // f) for x, f in zip(grid.shape, self.stride, strict=True))

@@ -23,7 +23,6 @@ import torch
 
 from dittools.methods.base import AttentionCall, Method, Plan, block_plan
 from dittools.methods.checks import one_of, share
-from dittools.selectors.budget import spend
 from dittools.selectors.nucleus import min_max_nucleus
 from dittools.selectors.ordered_blocks import ordered_blocks
 from dittools.selectors.pooled import pooled_logits
@@ -54,5 +53,5 @@ class VMoBA(Method):
         if self.tau is not None:
             keep = min_max_nucleus(gate, self.tau, self.scope, blocks.force)
             return block_plan(blocks, keep, f"tau {self.tau:g} decides what is kept, in place of sparsity")
-        keep = spend(gate, blocks.sizes, blocks.sizes, call.density, scope=self.scope, force=blocks.force)
+        keep = blocks.spend(gate, call.density, scope=self.scope, force=blocks.force)
         return block_plan(blocks, keep, *blocks.why_over(call.sparsity))

@@ -20,7 +20,7 @@ from dittools.methods.base import AttentionCall, Method, Plan, block_plan
 from dittools.methods.checks import one_of, share
 from dittools.orders.named import ORDERS
 from dittools.selectors.antidiagonal import antidiagonal_mass
-from dittools.selectors.budget import SCOPES, spend
+from dittools.selectors.budget import SCOPES
 from dittools.selectors.ordered_blocks import ordered_blocks
 
 STRIDES = (4, 8, 16)
@@ -51,13 +51,5 @@ class XAttention(Method):
         if self.tau is not None:
             keep = keep_mass(mass, self.tau) | blocks.force_text
             return block_plan(blocks, keep, f"tau {self.tau:g} decides what is kept, in place of sparsity")
-        keep = spend(
-            mass,
-            blocks.sizes,
-            blocks.sizes,
-            call.density,
-            scope=self.scope,
-            ranking="cumulative",
-            force=blocks.force_text,
-        )
-        return block_plan(blocks, keep, *blocks.why_over(call.sparsity))
+        keep = blocks.spend(mass, call.density, scope=self.scope, ranking="cumulative", force=blocks.force_text)
+        return block_plan(blocks, keep, *blocks.why_over(call.sparsity, diagonal=False))

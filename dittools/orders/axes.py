@@ -6,9 +6,11 @@ them side by side once that axis runs fastest, and its attention map falls into 
 
 from __future__ import annotations
 
+from math import prod
+
 import torch
 
-from dittools.orders.raster import raster
+from dittools.orders.raster import part_by_part
 from dittools.tokens import TokenGrid
 
 AXES = ("fhw", "fwh", "hwf", "hfw", "whf", "wfh")
@@ -23,10 +25,8 @@ def axis_order(grid: TokenGrid, axes: str) -> torch.Tensor:
     """
     if axes not in AXES:
         raise ValueError(f"the order of the axes must be one of {', '.join(AXES)}, got {axes!r}")
-    order = raster(grid)
-    video = order[grid.video_slice].view(grid.shape)
-    order[grid.video_slice] = video.permute(*("fhw".index(axis) for axis in axes)).flatten()
-    return order
+    slowest_first = ["fhw".index(axis) for axis in axes]
+    return part_by_part(grid, lambda own: torch.arange(prod(own)).view(own).permute(slowest_first).flatten())
 
 
 def inverse(order: torch.Tensor) -> torch.Tensor:

@@ -7,10 +7,12 @@ along its first axis, and parts of one size are drawn once.
 
 from __future__ import annotations
 
+from math import prod
+
 import numpy as np
 import torch
 
-from dittools.orders.raster import raster
+from dittools.orders.raster import part_by_part
 from dittools.tokens import TokenGrid
 
 Sizes = tuple[int, int, int]
@@ -18,16 +20,17 @@ Sizes = tuple[int, int, int]
 
 def curve(grid: TokenGrid) -> torch.Tensor:
     """Position -> token: int32 ``[S]`` on the CPU. Neighbours on the curve touch, at least by a corner. Text keeps
-    its place.
+    its place, and a reference has a curve of its own.
     """
+    return part_by_part(grid, _curve)
+
+
+def _curve(shape: Sizes) -> torch.Tensor:
     # The walk leads along its first axis, which is best the longest; frames come last among equals.
-    axes = sorted((2, 1, 0), key=lambda axis: -grid.shape[axis])
-    path = np.empty((grid.video, 3), dtype=np.int64)
-    path[:, axes] = _walk(tuple(grid.shape[axis] for axis in axes), {})
-    order = raster(grid)
-    video = order[grid.video_slice]
-    order[grid.video_slice] = video[torch.from_numpy(np.ravel_multi_index(path.T, grid.shape))]
-    return order
+    axes = sorted((2, 1, 0), key=lambda axis: -shape[axis])
+    path = np.empty((prod(shape), 3), dtype=np.int64)
+    path[:, axes] = _walk(tuple(shape[axis] for axis in axes), {})
+    return torch.from_numpy(np.ravel_multi_index(path.T, shape))
 
 
 def _walk(sizes: Sizes, drawn: dict[Sizes, np.ndarray]) -> np.ndarray:

@@ -8,7 +8,7 @@ from math import prod
 import numpy as np
 import torch
 
-from dittools.orders.raster import raster
+from dittools.orders.raster import part_by_part
 from dittools.tokens import TokenGrid
 
 Shape = tuple[int, int, int]
@@ -19,21 +19,23 @@ def tiles(grid: TokenGrid, shape: Shape) -> torch.Tensor:
 
     Whole tiles come first, one after another in raster order and raster inside, so that tiles of a block's volume
     are blocks. Tiles that an edge of the grid cuts short follow, those cut by the same edges together: nothing is
-    padded, and a block that holds several cut tiles holds neighbours. Text keeps its place.
+    padded, and a block that holds several cut tiles holds neighbours. Text keeps its place, and
+    a reference has tiles of its own.
 
     Args:
         grid: layout of the S tokens.
         shape: frames, rows and columns of a tile.
     """
-    at = grid.positions().numpy()  # [video, 3]
+    return part_by_part(grid, lambda own: _tiles(own, shape))
+
+
+def _tiles(grid: Shape, shape: Shape) -> torch.Tensor:
+    at = TokenGrid(*grid).positions().numpy()  # [video, 3]
     tile, inside = at // shape, at % shape
-    cut = tile >= np.array(grid.shape) // shape  # [video, 3], beyond the last whole tile of that axis
+    cut = tile >= np.array(grid) // shape  # [video, 3], beyond the last whole tile of that axis
     # Most significant last: which edges cut the tile, which tile, where in it.
     keys = [*inside.T[::-1], *tile.T[::-1], cut @ (4, 2, 1)]
-    order = raster(grid)
-    video = order[grid.video_slice]
-    order[grid.video_slice] = video[torch.from_numpy(np.lexsort(keys))]
-    return order
+    return torch.from_numpy(np.lexsort(keys))
 
 
 def fit_tile(grid: TokenGrid, block_size: int, share: Shape | tuple[float, ...] = (0.6, 0.6, 0.6)) -> Shape:

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from dittools.selectors.geometric import video_tokens
 from dittools.tokens import TokenGrid
 
 # Numbers a chunk of box pairs may hold.
@@ -91,10 +90,21 @@ def boxes_of(grid: TokenGrid, order: torch.Tensor, block_size: int, *, flat: boo
         block_size: positions in a block.
         flat: two axes instead of three, the frame and the raster index in it; no box spans two frames.
     """
-    token, is_video, _ = video_tokens(grid, order, block_size)
-    block = np.flatnonzero(is_video) // block_size
-    sides = (grid.frames, grid.frame) if flat else grid.shape
-    point = np.stack(np.unravel_index(token[is_video], sides), axis=1)
+    token = order.long().numpy()
+    found = [_boxes(grid, part.shape, token, at, block_size, flat) for part, at in grid.grids]
+    low, high, block = (np.concatenate(parts) for parts in zip(*found, strict=True))
+    by_block = block.argsort(kind="stable")
+    return Boxes(low[by_block], high[by_block], block[by_block], -(-grid.tokens // block_size))
+
+
+def _boxes(
+    grid: TokenGrid, shape: Sequence[int], token: np.ndarray, at: slice, block_size: int, flat: bool
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Low, high and block of the boxes of one part of a grid, moved to their places in the picture."""
+    mine = np.flatnonzero((token >= at.start) & (token < at.stop))
+    block = mine // block_size
+    sides = (shape[0], shape[1] * shape[2]) if flat else shape
+    point = np.stack(np.unravel_index(token[mine] - at.start, sides), axis=1)
     low = high = point
     # Points to bars, bars to sheets, sheets to boxes: what goes on along one axis and is equal on the others.
     for axis in (1,) if flat else (2, 1, 0):
@@ -108,4 +118,14 @@ def boxes_of(grid: TokenGrid, order: torch.Tensor, block_size: int, *, flat: boo
         begin = np.flatnonzero(np.concatenate(([True], ~goes_on)))
         end = np.append(begin[1:], len(block)) - 1
         low, high, block = low[begin], high[end], block[begin]
-    return Boxes(low, high, block, -(-grid.tokens // block_size))
+    if tuple(shape) != grid.shape:
+        low, high = (_moved(grid, shape, side, flat, last) for side, last in ((low, False), (high, True)))
+    return low, high, block
+
+
+def _moved(grid: TokenGrid, shape: Sequence[int], point: np.ndarray, flat: bool, last: bool) -> np.ndarray:
+    """The first or the last of the picture's coordinates that points of another grid lie on, by shares of each axis."""
+    if flat:
+        point = np.stack((point[:, 0], *np.divmod(point[:, 1], shape[2])), axis=1)
+    moved = ((point + last) * np.array(grid.shape) - last) // np.array(shape)
+    return np.stack((moved[:, 0], moved[:, 1] * grid.width + moved[:, 2]), axis=1) if flat else moved

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 import torch
 
 from dittools.kernels.fill import fill_lanes, fill_rows, must_keep
+from dittools.selectors.areas import Area, AreaPair, alone
 
 SCOPES = ("row", "head", "layer", "adaptive")
 RANKINGS = ("score", "cumulative")
@@ -65,6 +68,63 @@ def spend(
     if ranking == "cumulative":
         scores = -_held_before(scores, must_keep(scores, force))
     return fill_lanes(scores, density=density, across_heads=scope == "layer", **budget)
+
+
+Run = tuple[slice, torch.Tensor]
+"""Blocks side by side, and what `spend` takes as their sizes."""
+
+
+def spend_apart(
+    scores: torch.Tensor,
+    queries: Sequence[Run],
+    keys: Sequence[Run],
+    density: Callable[[int, int], float | torch.Tensor],
+    *,
+    scope: str = "row",
+    ranking: str = "score",
+    force: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """`spend`, for each run of queries with each run of keys by itself; blocks in no run keep and are kept by all.
+
+    Args:
+        scores, scope, ranking, force: as `spend`.
+        queries, keys: runs that do not overlap.
+        density: of the run of queries and the run of keys of these numbers.
+    """
+    keep = torch.ones_like(scores, dtype=torch.bool)
+    for i, (rows, query_sizes) in enumerate(queries):
+        for j, (columns, key_sizes) in enumerate(keys):
+            place = (..., rows, columns)
+            held = None if force is None else force.expand(scores.shape)[place]
+            keep[place] = spend(
+                scores[place], query_sizes, key_sizes, density(i, j), scope=scope, ranking=ranking, force=held
+            )
+    return keep
+
+
+def spend_areas(
+    scores: torch.Tensor,
+    sizes: torch.Tensor,
+    areas: Sequence[Area],
+    density: float,
+    *,
+    scope: str = "row",
+    ranking: str = "score",
+    force: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """`spend` with a budget for each kind of pair; text keeps all and is kept by all.
+
+    Args:
+        scores, scope, ranking, force: as `spend`; ``force`` holds rows and columns of blocks with text.
+        sizes: int64 ``[M]``, positions in each block.
+        areas: of those blocks.
+        density: share to keep of the pairs of each kind.
+    """
+    how = {"scope": scope, "ranking": ranking, "force": force}
+    if alone(areas, len(sizes)):
+        return spend(scores, sizes, sizes, density, **how)
+    runs = [(area.blocks, area.sizes(scores.device)) for area in areas]
+    return spend_apart(scores, runs, runs, lambda i, j: AreaPair(areas[i], areas[j]).density(density), **how)
 
 
 def head_levels(recall: torch.Tensor, density: float) -> torch.Tensor:

@@ -6,6 +6,7 @@ import torch
 
 from dittools.kernels.compensation import run_errors
 from dittools.orders.clusters import Clustered
+from dittools.selectors.budget import spend, spend_apart
 
 
 def centroid_mass(query: Clustered, key: Clustered, scale: float) -> torch.Tensor:
@@ -37,3 +38,22 @@ def compensation_error(
         fp32 ``[B, H, Mq, Nk]``. Source: SVG-EAR (arXiv 2603.08982).
     """
     return run_errors(query.means, k, v, key.order, key.partition.offsets(), scale)
+
+
+def spend_clusters(
+    scores: torch.Tensor, query: Clustered, key: Clustered, density: float, *, scope: str = "row"
+) -> torch.Tensor:
+    """Pairs of clusters to keep, with a budget for each kind of pair; text keeps all and is kept by all.
+
+    Args:
+        scores: ``[B, H, Mq, Nk]``, more is better.
+        density: share to keep of the pairs of each kind.
+        scope: as `dittools.selectors.budget.spend`.
+
+    Returns:
+        bool ``[B, H, Mq, Nk]``.
+    """
+    queries, keys = ([(at, side.partition.run_sizes[..., at]) for at in side.areas] for side in (query, key))
+    if len(keys) == 1 and key.text is None:
+        return spend(scores, queries[0][1], keys[0][1], density, scope=scope)
+    return spend_apart(scores, queries, keys, lambda i, j: density, scope=scope)

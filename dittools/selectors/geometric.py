@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from dittools.blocks import BlockMask, Partition
+from dittools.selectors.areas import AreaPair, area_pairs, areas_of
 from dittools.tokens import TokenGrid
 
 FAR = 1 << 40
@@ -60,58 +61,51 @@ def band_pattern(
     block_size: int,
     sink: bool = True,
 ) -> Pattern:
-    """Keep text, the diagonal, the first frame, and then the nearest block pairs, to ``1 - sparsity`` of all
-    pairs.
+    """Keep text, the diagonal, the first frame, and then the nearest block pairs, to ``1 - sparsity`` of the pairs
+    of the picture with itself; of other kinds of pairs the nearest, each to the same share.
 
     Args:
         grid: layout of the S tokens.
         order: ``[S]``, position -> token.
         coordinate: integer coordinate of every video token, in raster order: ``[video]``. Pairs are near when
-            their coordinates are.
-        sparsity: share of the S x S pairs to skip. Text, diagonal and sink are paid from the same budget, and
-            kept
-            even where they exceed it, except the sink: it gets at most half, its nearest patches first.
+            their coordinates are. A token of a reference has that of its place in the picture.
+        sparsity: share of the pairs to skip. Diagonal and sink are paid from the same budget, and kept even where
+            they exceed it, except the sink: it gets at most half, its nearest patches first.
         block_size: positions in a block.
-        sink: keep first-frame keys for every query.
+        sink: keep first-frame keys for every query of the picture.
 
     Returns:
-        A pattern on the CPU whose kept share is 1 - sparsity to within half a block pair, or what text and
-        diagonal take if that is more.
+        A pattern on the CPU whose kept share is 1 - sparsity to within half a block pair, or what is always kept
+        if that is more.
     """
-    weight = pairs_of(grid, block_size)
-    budget = (1 - sparsity) * grid.tokens**2
+    picture = AreaPair(*areas_of(grid, block_size)[:1] * 2)
     keep = forced(grid, order, block_size)
     notes = []
     if sink:
+        weight, mine = picture.weight, keep[picture.place]
+        budget = picture.density(1 - sparsity) * weight.sum()
         token, is_video, starts = video_tokens(grid, order, block_size)
-        first = np.logical_or.reduceat(is_video & (token < grid.frame), starts)
-        sinks = np.broadcast_to(first, keep.shape) & ~keep
-        patch_gap = _gaps(token % grid.frame, is_video, starts)
-        allowed = min(budget / 2, budget - weight[keep].sum())
+        first = np.logical_or.reduceat(is_video & (token < grid.frame), starts)[picture.key.blocks]
+        sinks = np.broadcast_to(first, mine.shape) & ~mine
+        patch_gap = _gaps(token % grid.frame, is_video, starts)[picture.place]
+        allowed = min(budget / 2, budget - weight[mine].sum())
         if weight[sinks].sum() > allowed:
             notes.append(
                 f"at sparsity {sparsity:g} the first frame would take more than half of the kept pairs: "
                 "only its patches nearest to each query are always kept"
             )
-        keep |= nearest(sinks, patch_gap, weight, allowed)
+        keep[picture.place] |= nearest(sinks, patch_gap, weight, allowed)
     keep = Band(grid, order, coordinate, block_size, keep).keep(1 - sparsity)
-    notes += missed(keep, weight, sparsity, block_size)
+    notes += missed(keep, grid, sparsity, block_size)
     return pattern_of(grid, order, keep, block_size, notes)
 
 
 def video_tokens(grid: TokenGrid, order: torch.Tensor, block_size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """By position ``[S]`` the raster index of its video token, 0 for text, and whether it is video; and the first
-    position of each block.
+    """By position ``[S]`` the raster index of its video token, for a reference of that at its place, 0 for text; and
+    whether it has one; and the first position of each block.
     """
-    token = order.long().numpy() - grid.video_start  # outside [0, video) for text
-    is_video = (token >= 0) & (token < grid.video)
-    return np.where(is_video, token, 0), is_video, np.arange(0, grid.tokens, block_size)
-
-
-def pairs_of(grid: TokenGrid, block_size: int) -> np.ndarray:
-    """Query-key pairs in each block pair: fp64 ``[M, M]``."""
-    sizes = Partition(grid.tokens, block_size).sizes().double().numpy()
-    return sizes[:, None] * sizes
+    token = order.long().numpy()
+    return grid.places().numpy()[token], ~grid.stays_dense().numpy()[token], np.arange(0, grid.tokens, block_size)
 
 
 def forced(grid: TokenGrid, order: torch.Tensor, block_size: int) -> np.ndarray:
@@ -123,12 +117,18 @@ def forced(grid: TokenGrid, order: torch.Tensor, block_size: int) -> np.ndarray:
     return text[:, None] | text | np.eye(len(text), dtype=bool)
 
 
-def missed(keep: np.ndarray, weight: np.ndarray, sparsity: float, block_size: int) -> list[str]:
-    """A note when a mask does not skip what was asked: blocks are too few, or text and the diagonal too many."""
-    skipped = 1 - weight[keep].sum() / weight.sum()
+def picture_share(keep: np.ndarray, grid: TokenGrid, block_size: int) -> float:
+    """Share of the picture's pairs with itself that a mask ``[M, M]`` keeps."""
+    pair = AreaPair(*areas_of(grid, block_size)[:1] * 2)
+    return float(pair.weight[keep[pair.place]].sum() / pair.weight.sum())
+
+
+def missed(keep: np.ndarray, grid: TokenGrid, sparsity: float, block_size: int) -> list[str]:
+    """A note when a mask does not skip what was asked: blocks are too few, or the diagonal too much."""
+    skipped = 1 - picture_share(keep, grid, block_size)
     if abs(skipped - sparsity) <= TOLERANCE:
         return []
-    tokens = round(weight.sum() ** 0.5)
+    tokens = areas_of(grid, block_size)[0].tokens.sum()
     return [f"blocks of {block_size} on {tokens} tokens cannot skip {sparsity:g} of the pairs: they skip {skipped:.2f}"]
 
 
@@ -144,7 +144,7 @@ def pattern_of(
 
 
 def nearest(candidates: np.ndarray, distance: np.ndarray, weight: np.ndarray, budget: float) -> np.ndarray:
-    """The candidates ``[M, M]`` of smallest distance whose weight comes closest to the budget."""
+    """The candidates ``[M, N]`` of smallest distance whose weight comes closest to the budget."""
     return Ranked.of(candidates, distance, weight).within(budget)
 
 
@@ -153,31 +153,31 @@ class Ranked:
     """Block pairs, nearest first: sorted once, cut at any budget.
 
     Args:
-        pairs: row * M + column of each. total: weight of the first 0, 1, ... of them. blocks: M.
+        pairs: row * N + column of each. total: weight of the first 0, 1, ... of them. blocks: (M, N).
     """
 
     pairs: np.ndarray
     total: np.ndarray
-    blocks: int
+    blocks: tuple[int, int]
 
     @classmethod
     def of(cls, candidates: np.ndarray, distance: np.ndarray, weight: np.ndarray) -> Ranked:
-        """The candidates ``[M, M]`` by distance."""
+        """The candidates ``[M, N]`` by distance."""
         pairs = np.flatnonzero(candidates)
-        rows, columns = np.divmod(pairs, len(candidates))
+        rows, columns = np.divmod(pairs, candidates.shape[1])
         # Multiples of the golden ratio fall evenly into [0, 1): cutting a tie anywhere takes pairs from
         # everywhere. Symmetric in row and column, so a pair and its mirror image enter together.
         spread = (rows + columns) * 0.6180339887498949 % 1
         pairs = pairs[np.lexsort((columns, spread, distance.flat[pairs]))]
         total = np.concatenate(([0.0], weight.flat[pairs].cumsum()))
-        return cls(pairs, total, len(candidates))
+        return cls(pairs, total, candidates.shape)
 
     def within(self, budget: float) -> np.ndarray:
-        """As many of the first as come closest to a weight of ``budget``: bool ``[M, M]``."""
+        """As many of the first as come closest to a weight of ``budget``: bool ``[M, N]``."""
         count = int(np.abs(self.total - budget).argmin())
-        kept = np.zeros(self.blocks**2, dtype=bool)
-        kept[self.pairs[:count]] = True
-        return kept.reshape(self.blocks, self.blocks)
+        kept = np.zeros(self.blocks, dtype=bool)
+        kept.flat[self.pairs[:count]] = True
+        return kept
 
 
 class Band:
@@ -190,14 +190,19 @@ class Band:
     def __init__(
         self, grid: TokenGrid, order: torch.Tensor, coordinate: torch.Tensor, block_size: int, held: np.ndarray
     ):
-        weight, (token, is_video, starts) = pairs_of(grid, block_size), video_tokens(grid, order, block_size)
+        token, is_video, starts = video_tokens(grid, order, block_size)
         gaps = _gaps(coordinate.long().numpy()[token], is_video, starts)
-        self._held, self._ranked = held, Ranked.of(~held, gaps, weight)
-        self._paid, self._pairs = weight[held].sum(), grid.tokens**2
+        self._held, self._pairs = held, []
+        for pair in area_pairs(areas_of(grid, block_size)):
+            mine, weight = held[pair.place], pair.weight
+            self._pairs.append((pair, Ranked.of(~mine, gaps[pair.place], weight), weight[mine].sum(), weight.sum()))
 
     def keep(self, density: float) -> np.ndarray:
-        """The blocks that keep this share of all pairs, or what is held if that is more: bool ``[M, M]``."""
-        return self._held | self._ranked.within(density * self._pairs - self._paid)
+        """The blocks that keep this share of each kind of pair, or what is held if that is more: bool ``[M, M]``."""
+        keep = self._held.copy()
+        for pair, ranked, paid, everything in self._pairs:
+            keep[pair.place] |= ranked.within(pair.density(density) * everything - paid)
+        return keep
 
 
 def _gaps(values: np.ndarray, is_video: np.ndarray, starts: np.ndarray) -> np.ndarray:

@@ -55,7 +55,7 @@ def habit_mask(grid: TokenGrid, partition: Partition, habit: Habit, columns: tor
     if habit.mode == "full":
         return torch.ones(partition.count, partition.count, dtype=torch.bool)
     if habit.mode == "skip":
-        blocks = torch.arange(grid.tokens)[grid.is_text()] // partition.size
+        blocks = torch.arange(grid.tokens)[grid.stays_dense()] // partition.size
         keep = torch.zeros(partition.count, partition.count, dtype=torch.bool)
         keep[blocks] = True
         return keep

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from dittools.selectors.geometric import TOLERANCE, Pattern, forced, missed, nearest, pairs_of, pattern_of, video_tokens
+from dittools.selectors.areas import area_pairs, areas_of
+from dittools.selectors.geometric import TOLERANCE, Pattern, forced, missed, nearest, pattern_of, video_tokens
 from dittools.tokens import TokenGrid
 
 
@@ -45,18 +46,35 @@ def up_to(grid: TokenGrid, order: torch.Tensor, level: np.ndarray, most: float, 
 
 
 def grow(grid: TokenGrid, order: torch.Tensor, level: np.ndarray, sparsity: float, block_size: int) -> Grown:
-    """The mask that keeps ``1 - sparsity`` of all pairs, lowest levels first; text and the diagonal always.
+    """The mask that keeps ``1 - sparsity`` of each kind of pair, lowest levels first; text and the diagonal always.
 
     A whole number of levels is taken when that lands within half the tolerance.
 
     Args:
         level: ``[M, M]``; pairs of level `NEVER` come last.
-        sparsity: share of the S x S pairs to skip.
+        sparsity: share of the pairs to skip.
+
+    Returns:
+        Of the picture with itself ``level``, ``beyond`` and ``share``.
     """
-    weight = pairs_of(grid, block_size)
+    keep, apart = forced(grid, order, block_size), _apart(grid, order, block_size)
+    said = []
+    for pair in area_pairs(areas_of(grid, block_size)):
+        density = pair.density(1 - sparsity)
+        keep[pair.place], *reached = _grown(
+            keep[pair.place], level[pair.place], apart[pair.place], pair.weight, density
+        )
+        said.append(reached)
+    notes = missed(keep, grid, sparsity, block_size)
+    return Grown(pattern_of(grid, order, keep, block_size, notes), *said[0])
+
+
+def _grown(
+    keep: np.ndarray, level: np.ndarray, apart: np.ndarray, weight: np.ndarray, density: float
+) -> tuple[np.ndarray, float, float | None, float]:
+    """What is kept of one kind of pair, and of `Grown` the level, the one beyond and its share."""
     everything = weight.sum()
-    budget = (1 - sparsity) * everything
-    keep = forced(grid, order, block_size)
+    budget = density * everything
     free = ~keep
     levels, which = np.unique(level[free], return_inverse=True)
     each = np.bincount(which.reshape(-1), weights=weight[free], minlength=len(levels))
@@ -67,13 +85,11 @@ def grow(grid: TokenGrid, order: torch.Tensor, level: np.ndarray, sparsity: floa
         whole = int(np.searchsorted(total, budget)) - 1
         if whole >= 0:
             beyond = float(levels[whole])
-            part = nearest(free & (level == beyond), _apart(grid, order, block_size), weight, budget - total[whole])
+            part = nearest(free & (level == beyond), apart, weight, budget - total[whole])
             share = weight[part].sum() / each[whole]
             keep = keep | part
     last = float(levels[whole - 1]) if whole > 0 else -np.inf
-    keep = keep | (free & (level <= last))
-    notes = missed(keep, weight, sparsity, block_size)
-    return Grown(pattern_of(grid, order, keep, block_size, notes), last, beyond, share)
+    return keep | (free & (level <= last)), last, beyond, share
 
 
 def _apart(grid: TokenGrid, order: torch.Tensor, block_size: int) -> np.ndarray:

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 import torch
 
+from dittools.selectors.areas import area_pairs
 from dittools.selectors.budget import spend
 from dittools.selectors.ordered_blocks import OrderedBlocks
 from dittools.tokens import TokenGrid
@@ -32,6 +33,7 @@ def contact(grid: TokenGrid, blocks: OrderedBlocks, steps: Iterable[tuple[int, i
         grid: layout of the tokens.
         blocks: M of them, in their order.
         steps: (frames, rows, columns) each. What leaves the picture reaches nothing: windows shrink at its edges.
+            A reference has neighbours of its own, in it alone.
 
     Returns:
         fp64 ``[M, M]`` on the CPU, 0 for blocks that do not touch.
@@ -39,15 +41,17 @@ def contact(grid: TokenGrid, blocks: OrderedBlocks, steps: Iterable[tuple[int, i
     count = blocks.partition.count
     # Once a run, and on its GPU: at 720p a window of 99 tiles takes a CPU most of a second.
     device = blocks.force.device if blocks.force.is_cuda else torch.device("cpu")
-    block = blocks.block_of_token[grid.video_slice].view(grid.shape).to(device)
     found = torch.zeros(count * count, dtype=torch.float64, device=device)
-    for step in steps:
-        here, there = [], []
-        for size, by in zip(grid.shape, step, strict=True):
-            here.append(slice(max(0, -by), max(0, min(size, size - by))))
-            there.append(slice(max(0, by), max(0, min(size, size + by))))
-        pairs = (block[tuple(here)] * count + block[tuple(there)]).flatten()
-        found += pairs.bincount(minlength=count * count).double() / (1 + sum(map(abs, step)))
+    steps = list(steps)
+    for part, at in grid.grids:
+        block = blocks.block_of_token[at].view(part.shape).to(device)
+        for step in steps:
+            here, there = [], []
+            for size, by in zip(part.shape, step, strict=True):
+                here.append(slice(max(0, -by), max(0, min(size, size - by))))
+                there.append(slice(max(0, by), max(0, min(size, size + by))))
+            pairs = (block[tuple(here)] * count + block[tuple(there)]).flatten()
+            found += pairs.bincount(minlength=count * count).double() / (1 + sum(map(abs, step)))
     return found.view(count, count).cpu()
 
 
@@ -67,16 +71,24 @@ def affordable(nearness: torch.Tensor, blocks: OrderedBlocks, density: float) ->
         density: share of pairs that the whole mask keeps.
 
     Returns:
-        bool ``[1, 1, M, M]`` on the blocks' device, and a note when the budget cut it.
+        bool ``[1, 1, M, M]`` on the blocks' device, and a note when the budget cut it. Each kind of pair has its own.
     """
-    sizes, force = blocks.partition.sizes(), blocks.force_on_cpu
-    near = (nearness > 0)[None, None] | force
-    share = (near.double() @ sizes.double() @ sizes.double()).item() / blocks.partition.length**2
-    if density == 1 or share <= MOST * density:
+    near = (nearness > 0)[None, None] | blocks.force_on_cpu
+    over = 0.0
+    for pair in area_pairs(blocks.areas):
+        part = near[(..., *pair.place)]
+        share = float(pair.weight[part[0, 0].numpy()].sum() / pair.weight.sum())
+        if density == 1 or share <= MOST * pair.density(density):
+            continue
+        over = max(over, share)
+        sizes = (area.sizes(nearness.device) for area in pair)
+        force = blocks.force_on_cpu[(..., *pair.place)]
+        kept = spend(nearness[pair.place][None, None].float(), *sizes, MOST * pair.density(density), force=force)
+        near[(..., *pair.place)] = kept & part
+    if not over:
         return near.to(blocks.force.device), ()
-    kept = spend(nearness[None, None].float(), sizes, sizes, MOST * density, force=force) & near
     note = (
-        f"near blocks hold {share:.2f} of the pairs, more than half of the budget of {density:.2f}: "
+        f"near blocks hold {over:.2f} of the pairs, more than half of the budget of {density:.2f}: "
         "the nearest are always kept"
     )
-    return kept.to(blocks.force.device), (note,)
+    return near.to(blocks.force.device), (note,)

@@ -5,10 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 
+import numpy as np
 import torch
 
 from dittools.blocks import Partition
 from dittools.orders.named import named_order
+from dittools.selectors.areas import Area, AreaPair, alone, areas_of
+from dittools.selectors.budget import spend_areas
 from dittools.selectors.geometric import TOLERANCE
 from dittools.tokens import TokenGrid
 
@@ -21,11 +24,11 @@ class OrderedBlocks:
         order: int32 ``[1, 1, S]``, position -> token; None is raster.
         partition: S positions in blocks, M of them.
         sizes: int64 ``[M]``, positions in each block.
-        text: bool ``[M]``, blocks that hold any text.
+        text: bool ``[M]``, blocks that hold any text, or other tokens that stay dense.
         force: bool ``[1, 1, M, M]``, rows and columns of text, and the diagonal.
         force_on_cpu: the same where it can be read.
         block_of_token: int64 ``[S]`` on the CPU.
-        forced_share: share of all pairs in ``force``.
+        areas: runs of blocks, each kind of pair of which has a budget of its own.
     """
 
     order: torch.Tensor | None
@@ -35,7 +38,7 @@ class OrderedBlocks:
     force: torch.Tensor
     force_on_cpu: torch.Tensor
     block_of_token: torch.Tensor
-    forced_share: float
+    areas: tuple[Area, ...]
 
     @cached_property
     def log_fill(self) -> torch.Tensor:
@@ -48,18 +51,42 @@ class OrderedBlocks:
         ends = torch.cat((self.sizes.new_zeros(1), self.sizes.cumsum(0)))
         return ends.int()[None, None]
 
-    @property
+    @cached_property
     def force_text(self) -> torch.Tensor:
-        """Bool ``[1, 1, M, M]``: rows and columns of text alone."""
-        return (self.text[:, None] | self.text)[None, None]
+        """Bool ``[1, 1, M, M]``: rows and columns of text and, where there is any, the diagonal: forced columns are no
+        reason for a row not to see itself.
+        """
+        return torch.zeros_like(self.force) if alone(self.areas, self.partition.count) else self.force
 
-    def why_over(self, sparsity: float) -> tuple[str, ...]:
-        """A note when text and diagonal alone take more than ``1 - sparsity`` of the pairs, else nothing."""
-        if self.forced_share <= 1 - sparsity + TOLERANCE:
+    def spend(
+        self,
+        scores: torch.Tensor,
+        density: float,
+        *,
+        scope: str = "row",
+        ranking: str = "score",
+        force: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """`dittools.selectors.budget.spend_areas` of these blocks; ``force`` holds `force_text` where there is text."""
+        return spend_areas(scores, self.sizes, self.areas, density, scope=scope, ranking=ranking, force=force)
+
+    def why_over(self, sparsity: float, diagonal: bool = True) -> tuple[str, ...]:
+        """A note when what is always kept of picture with picture is more than ``1 - sparsity`` of it, else nothing.
+
+        Args:
+            diagonal: whether the diagonal is always kept; else every row keeps one block of its choice.
+        """
+        pair, asked = AreaPair(self.areas[0], self.areas[0]), 1 - sparsity
+        held = pair.query.mixed[:, None] | pair.key.mixed | np.eye(len(pair.key.tokens), dtype=bool)
+        share = max(pair.density(asked), pair.weight[held].sum() / pair.weight.sum())
+        if share <= asked + TOLERANCE:
             return ()
+        what = "the diagonal" if diagonal or not alone(self.areas, self.partition.count) else "one block a row"
+        if pair.mixed:
+            what += " and blocks that hold text too"
         return (
-            f"blocks of {self.partition.size} on {self.partition.length} tokens cannot skip {sparsity:g} of the pairs: "
-            f"text and diagonal leave {1 - self.forced_share:.2f}",
+            f"blocks of {self.partition.size} on {pair.key.tokens.sum()} tokens cannot skip {sparsity:g} of the pairs: "
+            f"{what} leave {1 - share:.2f}",
         )
 
 
@@ -81,10 +108,9 @@ def cut_into_blocks(grid: TokenGrid, block_size: int, order: str, device: torch.
     token = torch.arange(grid.tokens) if positions is None else positions.long()
     block = torch.arange(grid.tokens) // block_size
     text = torch.zeros(partition.count, dtype=torch.bool)
-    text[block[grid.is_text()[token]]] = True
+    text[block[grid.stays_dense()[token]]] = True
     force = text[:, None] | text | torch.eye(partition.count, dtype=torch.bool)
     sizes = partition.sizes()
-    share = (force.double() @ sizes.double() @ sizes.double()) / grid.tokens**2
     return OrderedBlocks(
         None if positions is None else positions[None, None].to(device),
         partition,
@@ -93,5 +119,5 @@ def cut_into_blocks(grid: TokenGrid, block_size: int, order: str, device: torch.
         force[None, None].to(device),
         force[None, None],
         torch.empty_like(block).scatter_(0, token, block),
-        share.item(),
+        areas_of(grid, block_size),
     )

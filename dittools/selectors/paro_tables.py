@@ -7,7 +7,8 @@ import torch
 from dittools.blocks import Partition
 from dittools.orders.axes import AXES
 from dittools.profile import Profile
-from dittools.selectors.budget import spend
+from dittools.selectors.areas import areas_of
+from dittools.selectors.budget import spend_areas
 from dittools.selectors.packed import unpack_bits
 from dittools.selectors.profiled import always_kept, decode_mass, pool_mass
 from dittools.upload import upload
@@ -62,7 +63,8 @@ class Tables:
         partition = Partition(self.partition.length, block_size)
         sizes = partition.sizes(device)
         force = upload(always_kept(self.profile.grid, partition, 1 - sparsity), device)
-        return spend(pool_mass(mass, factor)[None], sizes, sizes, 1 - sparsity, scope=scope, force=force)
+        areas = areas_of(self.profile.grid, block_size)
+        return spend_areas(pool_mass(mass, factor)[None], sizes, areas, 1 - sparsity, scope=scope, force=force)
 
     def _stored(self, group: int, layer: int, sparsity: float, block_size: int, device: torch.device) -> torch.Tensor:
         near = min(self.bits, key=lambda has: abs(has - sparsity), default=None)

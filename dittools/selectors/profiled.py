@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from dittools.blocks import Partition
+from dittools.selectors.areas import areas_of
 from dittools.tokens import TokenGrid
 
 OCTAVES = 20
@@ -51,9 +52,9 @@ def always_kept(grid: TokenGrid, partition: Partition, density: float = 1.0) -> 
         bool ``[M, M]``. Holds for every order that leaves text in its place.
     """
     held = torch.zeros(partition.count, dtype=torch.bool)
-    is_text = grid.is_text()
-    held[torch.arange(grid.tokens)[is_text] // partition.size] = True
-    if partition.tail < partition.size and 4 * partition.tail <= density * partition.length:
+    held[torch.arange(grid.tokens)[grid.stays_dense()] // partition.size] = True
+    last = areas_of(grid, partition.size)[-1].tokens.sum()
+    if partition.tail < partition.size and 4 * partition.tail <= density * last:
         held[-1] = True
     return held[:, None] | held
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from dittools.blocks import Partition
+from dittools.selectors.areas import area_pairs, areas_of
 from dittools.selectors.profiled import always_kept
 from dittools.tokens import TokenGrid
 
@@ -18,7 +19,7 @@ def stripes(grid: TokenGrid, partition: Partition, columns: torch.Tensor, densit
     Args:
         partition: of the positions, in raster.
         columns: what each key block is worth, ``[M]``.
-        density: share of the pairs to keep; rows and columns of text count towards it.
+        density: share to keep of the pairs of each kind; text keeps and is kept by all.
 
     Returns:
         bool ``[M, M]`` on the CPU, at least one key block in every row.
@@ -34,28 +35,36 @@ class Budget:
     Args:
         always: bool ``[C, M, M]``, rows and columns that no stripe decides.
         gain: fp64 ``[C, M]``, pairs that each key block adds to them.
-        left: fp64 ``[C, 1]``, pairs to spend.
+        left: fp64 ``[C, areas]``, pairs to spend on the keys of each area.
+        areas: their blocks.
     """
 
     always: torch.Tensor
     gain: torch.Tensor
     left: torch.Tensor
+    areas: tuple[slice, ...]
 
     @classmethod
     def of(cls, grid: TokenGrid, partition: Partition, densities: Sequence[float]) -> Budget:
         """The budgets of stripes that keep these shares of the pairs, on the CPU."""
-        sizes = partition.sizes().double()
+        areas = areas_of(grid, partition.size)
         always = torch.stack([always_kept(grid, partition, density) for density in densities])
-        gain = (~always * sizes[:, None]).sum(1) * sizes
-        left = torch.tensor(densities, dtype=torch.float64) * partition.length**2
-        return cls(always, gain, (left - (always * sizes[:, None] * sizes).sum((1, 2)))[:, None])
+        gain = torch.zeros(len(densities), partition.count, dtype=torch.float64)
+        left = torch.zeros(len(densities), len(areas), dtype=torch.float64)
+        for pair in area_pairs(areas):
+            weight, held = torch.from_numpy(pair.weight), always[(..., *pair.place)]
+            gain[:, pair.key.blocks] += (~held * weight).sum(1)
+            spent = (held * weight).sum((1, 2))
+            budget = torch.tensor([pair.density(density) for density in densities], dtype=torch.float64) * weight.sum()
+            left[:, areas.index(pair.key)] += budget - spent
+        return cls(always, gain, left, tuple(area.blocks for area in areas))
 
     def to(self, device: torch.device | str) -> Budget:
         """The same on another device."""
-        return Budget(*(x.to(device) for x in (self.always, self.gain, self.left)))
+        return Budget(*(x.to(device) for x in (self.always, self.gain, self.left)), self.areas)
 
     def heaviest(self, columns: torch.Tensor) -> torch.Tensor:
-        """The key blocks that hold most, as many as come nearest to each budget, and at least one.
+        """The key blocks that hold most, as many as come nearest to each budget, and at least one of each area.
 
         Args:
             columns: what each key block is worth, ``[..., M]``, on the device of the budgets.
@@ -64,7 +73,11 @@ class Budget:
             bool ``[..., C, M]``. Nothing waits for the device.
         """
         first = torch.where(self.always.all(1), torch.inf, columns.double()[..., None, :])  # [..., C, M]
-        best = first.argsort(dim=-1, descending=True, stable=True)
-        away = (self.gain.expand(best.shape).gather(-1, best).cumsum(-1) - self.left).abs()
-        taken = torch.arange(best.shape[-1], device=best.device) <= away.argmin(-1, keepdim=True)
-        return torch.zeros_like(taken).scatter_(-1, best, taken)
+        kept = torch.zeros_like(first, dtype=torch.bool)
+        for number, blocks in enumerate(self.areas):
+            best = first[..., blocks].argsort(dim=-1, descending=True, stable=True)
+            gain = self.gain[..., blocks].expand(best.shape).gather(-1, best)
+            away = (gain.cumsum(-1) - self.left[:, number, None]).abs()
+            taken = torch.arange(best.shape[-1], device=best.device) <= away.argmin(-1, keepdim=True)
+            kept[..., blocks] = torch.zeros_like(taken).scatter_(-1, best, taken)
+        return kept

@@ -278,10 +278,10 @@ def test_masks_of_a_large_grid_are_those_of_its_masses(monkeypatch):
     mass = calibrated("paro", calls).mass.sums()
     assert section["sparsities"] == list(paro_calibration.SPARSITIES)
     partition = paro_calibration.Partition(GRIDS["text last"].tokens, 16)
-    sizes = partition.sizes()
+    sizes, areas = partition.sizes(), paro_calibration.areas_of(GRIDS["text last"], 16)
     force = paro_calibration.always_kept(GRIDS["text last"], partition, 0.3)
     for group, layers in enumerate(mass):
-        keep = paro_calibration.spend(layers, sizes, sizes, 0.3, scope="layer", force=force)
+        keep = paro_calibration.spend_areas(layers, sizes, areas, 0.3, scope="layer", force=force)
         assert torch.equal(arrays["keep.0.7"][group], paro_calibration.pack_bits(keep))
 
 

@@ -2,6 +2,7 @@
 
 import torch
 
+from dittools.blocks import Partition
 from dittools.kernels import gather_tokens, measure_block_mass
 from dittools.methods import AttentionCall
 from dittools.tokens import TokenGrid
@@ -56,6 +57,28 @@ def kept_mass(plan, q, k):
         q, k = gather_tokens([q, k], plan.order)
     mass = measure_block_mass(q, k, plan.mask.query, plan.mask.key, scale=DIM**-0.5)
     return (mass * plan.mask.keep).sum((-1, -2)) / q.shape[1]
+
+
+def shares(plan, grid, rows="picture", columns=None):
+    """Share kept of the pairs of two kinds of parts, counted from orders and masks alone: ``[B, H]``."""
+    kinds = {}
+    for part, at in grid.placed:
+        kinds.setdefault(part.kind, torch.zeros(grid.tokens)).index_fill_(0, torch.arange(at.start, at.stop), 1.0)
+    keys = plan.order if plan.key_order is None else plan.key_order
+    query = _held(kinds[rows], plan.order, plan.mask.query)
+    key = _held(kinds[columns or rows], keys, plan.mask.key)
+    pairs = kinds[rows].sum().double() * kinds[columns or rows].sum()
+    return (query[..., None, :] @ plan.mask.keep.double() @ key[..., None])[..., 0, 0] / pairs
+
+
+def _held(of_token, order, partition):
+    """How many tokens of a kind each block holds: ``[B or 1, H or 1, M]``."""
+    of_position = of_token[None, None] if order is None else of_token[order.long()]
+    if isinstance(partition, Partition):
+        block = torch.arange(partition.length).expand(of_position.shape) // partition.size
+    else:
+        block = partition.labels().expand(of_position.shape)
+    return torch.zeros(*of_position.shape[:2], partition.count).scatter_add_(-1, block, of_position).double()
 
 
 def kept_tokens(plan, batch, head):

@@ -67,8 +67,9 @@ def test_text_and_diagonal_are_forced_and_nothing_else(order):
         assert blocks.text[m] == grid.is_text()[block].any()
         assert (blocks.block_of_token[block] == m).all()
         assert (blocks.force[0, 0, m] == (blocks.text | (torch.arange(len(blocks.text)) == m) | blocks.text[m])).all()
-    sizes = blocks.sizes.double()
-    assert blocks.forced_share == pytest.approx((sizes @ blocks.force[0, 0].double() @ sizes / grid.tokens**2).item())
+    (picture,) = blocks.areas
+    held = [int((~grid.is_text()[token[16 * m : 16 * (m + 1)]]).sum()) for m in range(picture.blocks.stop)]
+    assert picture.blocks.start == 0 and picture.tokens.tolist() == held and sum(held) == grid.video
 
 
 def test_blocks_are_cut_once_a_run():

@@ -15,6 +15,7 @@ from dittools.orders.clusters import cluster_order
 from dittools.selectors.budget import spend
 from dittools.selectors.clustered import centroid_mass, compensation_error
 from dittools.tokens import TokenGrid
+from tests.methods.scenes import shares
 
 VIDEO = TokenGrid(5, 9, 11)
 GRIDS = [VIDEO, TokenGrid(4, 8, 8, text=13, text_position="last"), TokenGrid(4, 8, 8, text=13, text_position="first")]
@@ -52,7 +53,7 @@ def error(found, wanted):
 @pytest.mark.parametrize("sparsity", [0.3, 0.5, 0.8])
 def test_the_asked_share_is_skipped_in_every_head_of_every_batch(method, text, sparsity):
     grid = TokenGrid(6, 12, 13, text=0 if text == "none" else 21, text_position=text)
-    found = 1 - method.plan(*alike(grid, batches=2), call(grid, sparsity)).mask.density()
+    found = 1 - shares(method.plan(*alike(grid, batches=2), call(grid, sparsity)), grid)
     assert found.shape == (2, 2) and found.mean() == pytest.approx(sparsity, abs=0.02)
     assert (found - sparsity).abs().max() <= 0.03  # clusters of a head are few here
 
@@ -173,7 +174,7 @@ def test_planning_waits_for_nothing(method, grid):
 def test_the_number_of_clusters_follows_the_tokens_up_to_the_published_one():
     def count(side, grid, block_size):
         c = AttentionCall(1, 4, "cond", 3, 10, grid, 0.8, 0.1, torch.Generator(), block_size)
-        return SVG2().count(side, c)
+        return SVG2().count(side, c, grid.video)
 
     wan, small = TokenGrid(21, 45, 80), TokenGrid(9, 16, 16)
     assert (count("query", wan, 128), count("key", wan, 128)) == (300, 1000)
@@ -185,7 +186,8 @@ def test_the_number_of_clusters_follows_the_tokens_up_to_the_published_one():
 def test_native_knob_keeps_the_mass_it_names():
     q, k, v = alike(VIDEO, spread=0.2)
     plan = SVG2(top_p=0.9, min_share=0.05).plan(q, k, v, call(sparsity=0.0))
-    query, key = (cluster_order(x, VIDEO, n, None, 10, torch.Generator().manual_seed(0)) for x, n in ((q, 15), (k, 30)))
+    made = (torch.Generator().manual_seed(0) for _ in range(2))
+    query, key = (cluster_order(x, VIDEO, [n], None, 10, next(made)) for x, n in ((q, 15), (k, 30)))
     mass = centroid_mass(query, key, 0.125)
     high, low = (SVG2(top_p=p, min_share=0.05).choose(query, key, k, v, call(), None) for p in (0.9, 0.5))
     assert (mass * high).sum(-1).min() >= 0.9 - 1e-5
@@ -194,9 +196,9 @@ def test_native_knob_keeps_the_mass_it_names():
 
 def test_empty_clusters_hold_no_mass():
     q, k, _ = alike(VIDEO)
-    query = cluster_order(q, VIDEO, 6, None, 2)
+    query = cluster_order(q, VIDEO, [6], None, 2)
     far = torch.full((2, 4, 64), 50.0)
-    key = cluster_order(k, VIDEO, 8, torch.cat((cluster_order(k, VIDEO, 4, None, 2).centroids, far), 1), 2)
+    key = cluster_order(k, VIDEO, [8], [torch.cat((cluster_order(k, VIDEO, [4], None, 2).centroids[0], far), 1)], 2)
     assert (key.partition.run_sizes[..., 4:] == 0).all()
     mass = centroid_mass(query, key, 0.125)
     assert (mass[..., 4:] == 0).all() and torch.allclose(mass.sum(-1), torch.ones(1, 2, 6))
@@ -204,7 +206,7 @@ def test_empty_clusters_hold_no_mass():
 
 def test_the_error_of_a_pair_is_what_its_means_get_wrong():
     q, k, v = alike(VIDEO, heads=1)
-    query, key = cluster_order(q, VIDEO, 5, None, 3), cluster_order(k, VIDEO, 7, None, 3)
+    query, key = cluster_order(q, VIDEO, [5], None, 3), cluster_order(k, VIDEO, [7], None, 3)
     found = compensation_error(query, key, k, v, 0.125)[0, 0]
     keys, values = (x[0, key.order[0, 0].long(), 0].double() for x in (k, v))
     for m in range(5):

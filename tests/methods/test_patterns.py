@@ -5,11 +5,13 @@ import pytest
 import torch
 
 from dittools.methods import AttentionCall
+from dittools.methods.base import Plan
 from dittools.methods.svg import SVG
 from dittools.orders.raster import raster
 from dittools.orders.token_major import token_major
 from dittools.selectors.geometric import Band, band_pattern, forced
 from dittools.tokens import TokenGrid
+from tests.methods.scenes import shares
 
 GRIDS = {
     "5x7x9": TokenGrid(5, 7, 9),
@@ -143,10 +145,7 @@ def test_text_rows_and_columns_are_always_kept(name, kind):
 )
 def test_the_asked_sparsity_is_met_counting_every_pair(grid, size, sparsity):
     for kind, pattern in patterns(grid, sparsity, size).items():
-        count = pattern.mask.keep[0, 0].double()
-        sizes = torch.full((count.shape[0],), size).double()
-        sizes[-1] = grid.tokens - size * (len(sizes) - 1)
-        kept = (sizes @ count @ sizes).item() / grid.tokens**2
+        kept = shares(Plan(pattern.order[None, None], pattern.mask), grid).item()
         assert abs(1 - kept - sparsity) <= 0.01, kind
 
 

@@ -71,7 +71,8 @@ def test_the_record_has_the_keys_it_promises(shared):
     fast.restore()
     keys = "method method_options correction steps grid sparsity calls kernels cache fallbacks heads step_seconds notes"
     assert set(record) == set(empty) == set(keys.split())
-    assert set(record["sparsity"]) == {"asked", "sparse_calls", "overall", "per_step", "per_layer"}
+    shares = {"asked", "sparse_calls", "overall", "per_step", "per_layer", "by_parts", "pairs_by_parts"}
+    assert set(record["sparsity"]) == shares
     assert empty["sparsity"]["sparse_calls"] is None and empty["grid"] is None
     assert record["grid"] == {"frames": 5, "height": 10, "width": 11, "text": 0, "tokens": 550}
     assert record["cache"] == {"name": "none", "computed_steps": [0, 1, 2, 3], "reused_steps": []}
