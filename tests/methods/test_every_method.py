@@ -13,6 +13,8 @@ from dittools.methods import METHODS, AttentionCall
 from dittools.methods.static import Static, _known
 from dittools.tokens import Part, TokenGrid
 
+# No part is a whole number of blocks, and text and references are more than a picture row may see of everything.
+PARTS = (Part.of("history", 2, 6, 9), Part.of("reference", 1, 13, 9), Part.of("reference", 1, 5, 8))
 GRIDS = {
     "video": TokenGrid(9, 16, 16),
     "ragged": TokenGrid(7, 13, 11),
@@ -20,15 +22,7 @@ GRIDS = {
     "text first": TokenGrid(6, 9, 11, text=5, text_position="first"),
     "text last": TokenGrid(6, 9, 11, text=5, text_position="last"),
     "image": TokenGrid(1, 31, 37),
-    # More text and references than a picture row may see of everything, and no part of a whole number of blocks.
-    "parts": TokenGrid(
-        3,
-        13,
-        16,
-        37,
-        "first",
-        (Part.of("history", 2, 6, 9), *(Part.of("reference", 1, *size) for size in ((13, 9), (5, 8)))),
-    ),
+    "parts": TokenGrid(3, 13, 16, 37, "first", PARTS),
     "video and parts": TokenGrid(5, 9, 11, 300, "last", (Part.of("reference", 1, 18, 22),)),
 }
 # What these methods promise beyond even blocks and without a profile: test_clusters.py and test_profiled.py.
