@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -16,6 +16,8 @@ from dittools.clock import Tick
 
 FEW_STEPS = 10
 MOST = 0.6
+Latents = torch.Tensor | Sequence[torch.Tensor]
+"""What a transformer is given to denoise; of several tensors (pictures of several sizes, sound) the first decides."""
 
 
 class Entry(NamedTuple):
@@ -56,8 +58,10 @@ class Reuse:
         self._why: str | None = None
         self._leader: tuple[int, str] | None = None  # the lane whose signals are read in the present step
         self._verdict: tuple[int, bool] | None = None  # (step, compute) of the leader
+        self._latest = -1  # step before this one that the leader computed
         self._seen: tuple[int, Counter[tuple[int, str]]] = (-1, Counter())
         self._now: tuple[tuple[int, str], StepCall, Tick] | None = None
+        self._tokens: slice | None = None  # of the picture, in the latents of this call
         self._attention: dict[tuple[int, tuple[int, str]], list[tuple[int, torch.Tensor]]] = {}  # by layer and lane
         self._reuse_attention = False
         self._guided: tuple[int, torch.Tensor] | None = None
@@ -72,7 +76,15 @@ class Reuse:
         return "nothing" if self.mask is not None else self.cache.watches
 
     def begin(
-        self, tick: Tick, part: int, latents: torch.Tensor, noise: float | None, why: str | None = None
+        self,
+        tick: Tick,
+        part: int,
+        latents: Latents,
+        noise: float | None,
+        why: str | None = None,
+        *,
+        form: Hashable = None,
+        tokens: slice | None = None,
     ) -> bool | None:
         """Decide a call: True computes, False reuses, None asks to `watch` the first block.
 
@@ -81,24 +93,30 @@ class Reuse:
             latents: what the transformer is given.
             noise: share of noise in them, where it is known.
             why: this call must be computed, where the caller knows a reason.
+            form: what must be equal of a call and of the one that is reused for it; by default the latents' shapes.
+            tokens: where the picture is in packed latents ``[B, S, C]``; None for all of them.
         """
+        latents = _listed(latents)
         step, seen = self._seen
         if step != tick.step:
             seen = Counter()
             self._seen = tick.step, seen
             self._leader = None
+            if self._verdict is not None and self._verdict[1]:
+                self._latest = self._verdict[0]
         seen[part, tick.branch] += 1
         again = seen[part, tick.branch]
         # A branch called twice in one step, as some samplers do: each call has a history of its own.
         key = part, tick.branch if again == 1 else f"{tick.branch}#{again}"
         timestep = self.run.timesteps[tick.step] if tick.step < len(self.run.timesteps) else None
-        self._now = key, StepCall(tick.step, timestep, tick.branch, noise), tick
-        lane = self._lane(key)
-        why = why or self._forced(lane, tick)
+        self._now = key, StepCall(tick.step, timestep, key[1], noise), tick
+        self._tokens = tokens
+        lane = self._lane_of(key, form or tuple(tensor.shape for tensor in latents))
+        why = self._forced(lane, tick) or why
         if noise is None and self.cache.needs_noise:
             self.notes[f"{self.cache.name}: the scheduler tells no noise level: every step is computed"] = None
         if self.cache.level == "attention":
-            return self._begin_attention(key, lane, why, latents)
+            return self._begin_attention(key, lane, why, latents[0])
         leads = self._leader is None
         if leads:
             self._leader = key
@@ -107,7 +125,7 @@ class Reuse:
         if self.mask is not None:
             return self._lead(lane, why, None, scheduled=self.mask[tick.step] if tick.step < len(self.mask) else True)
         if self.watches == "latents":
-            return self._judge(lane, latents, why)
+            return self._judge(lane, self._picture(lane, latents[0]), why)
         self._why = why
         return None
 
@@ -116,7 +134,7 @@ class Reuse:
 
         seen: tokens ``[B, S, width]``, as the cache's ``watches`` says; None where they cannot be told.
         """
-        lane = self._lane(self._now[0])
+        lane = self._lanes[self._now[0]]
         if seen is None:
             self.notes[
                 f"{self.cache.name}: every step is computed, since the first block cannot be watched: "
@@ -125,10 +143,10 @@ class Reuse:
             return self._lead(lane, "nothing to watch", None)
         return self._judge(lane, seen, self._why)
 
-    def stand_in(self, latents: torch.Tensor) -> list[torch.Tensor]:
+    def stand_in(self, latents: Latents) -> list[torch.Tensor]:
         """The output of a reused call; with reuse "stack", what its blocks add."""
         key, call, _ = self._now
-        lane = self._lanes[key]
+        lane, latents = self._lanes[key], _listed(latents)
         if self._branch_mask is not None:
             out = self._rebuilt(lane, call)
             self._let_go(key)
@@ -138,13 +156,13 @@ class Reuse:
         self._let_go(key)
         return out
 
-    def carry(self, latents: torch.Tensor, output: Sequence[torch.Tensor]) -> None:
+    def carry(self, latents: Latents, output: Sequence[torch.Tensor]) -> None:
         """Keep what later calls need of a computed one. ``output`` as in `OutputCache.carry`."""
         key, call, tick = self._now
-        lane = self._lane(key)
+        lane, latents = self._lanes[key], _listed(latents)
         if isinstance(self.cache, OutputCache):
             if not self.cache.never():
-                self.cache.learn(lane, latents, output, call)
+                self._learn(lane, latents[0], output[0])
                 self.cache.carry(lane, latents, output, call)
         elif self._branch_mask is not None:
             self._keep_difference(lane, call, output[0])
@@ -155,20 +173,51 @@ class Reuse:
 
     # Decisions
 
-    def _lane(self, key: tuple[int, str]) -> Lane:
-        return self._lanes.setdefault(key, Lane())
+    def _lane_of(self, key: tuple[int, str], form: Hashable) -> Lane:
+        """What is held for a call; nothing, where what was held is of calls of another form."""
+        lane = self._lanes.get(key)
+        if lane is None or lane.form != form:
+            self._forget(key)
+            lane = self._lanes[key] = Lane(form)
+        return lane
+
+    def _forget(self, key: tuple[int, str]) -> None:
+        self._lanes.pop(key, None)
+        for place in [place for place in self._attention if place[1] == key]:
+            del self._attention[place]
+
+    def _picture(self, lane: Lane, tensor: torch.Tensor) -> torch.Tensor:
+        """What of the latents or the output is of the picture that is drawn, channels second: ``[B, C, ...]``."""
+        channels = self.run.model.channels
+        if tensor.ndim == 3 and self._tokens is not None:
+            tensor = tensor[:, self._tokens]
+        if lane.channels is not None and tensor.shape[channels] > lane.channels:
+            tensor = tensor.narrow(channels, 0, lane.channels)
+        return tensor.movedim(channels, 1)
+
+    def _learn(self, lane: Lane, latents: torch.Tensor, output: torch.Tensor) -> None:
+        channels = self.run.model.channels
+        if latents.ndim == output.ndim:
+            lane.channels = min(latents.shape[channels], output.shape[channels])
+        self.cache.learn(lane, self._picture(lane, latents), self._picture(lane, output))
 
     def _forced(self, lane: Lane, tick: Tick) -> str | None:
         if tick.step < len(self.run.forced) and self.run.forced[tick.step]:
             return "a step that is always computed"
         if lane.computed < 0:
             return "nothing to reuse yet"
+        if self.cache.level == "output" and self._missed(lane, tick.step):
+            return "a computed step was missed"
         if self.run.sparse and lane.dense != tick.dense:
             return "attention switches between dense and sparse"
         cap = getattr(self.cache, "max_skips", 0)
         if cap and tick.step - lane.computed > cap:
             return "enough steps reused in a row"
         return None
+
+    def _missed(self, lane: Lane, step: int) -> bool:
+        """Whether a step that should have been computed since came and went without a call of this branch."""
+        return lane.computed < self._latest or (self.mask is not None and any(self.mask[lane.computed + 1 : step]))
 
     def _judge(self, lane: Lane, seen: torch.Tensor, why: str | None) -> bool:
         """Read the signal, and weigh it; it is read in forced steps too, so that the next one is of one step."""
@@ -200,17 +249,13 @@ class Reuse:
     def _drop_other_experts(self, key: tuple[int, str]) -> None:
         """What one expert gave is nothing to the next, and would only be held."""
         for other in [o for o in self._lanes if o[0] != key[0]]:
-            del self._lanes[other]
-        for place in [place for place in self._attention if place[1][0] != key[0]]:
-            del self._attention[place]
+            self._forget(other)
 
     def _let_go(self, key: tuple[int, str]) -> None:
         """After its last step a branch needs nothing: the frames are decoded next, which takes memory too."""
         if self._now[1].step < self.run.steps - 1:
             return
-        del self._lanes[key]
-        for place in [place for place in self._attention if place[1] == key]:
-            del self._attention[place]
+        self._forget(key)
         if _unguided(key[1]):
             self._guided = None
 
@@ -221,7 +266,7 @@ class Reuse:
         scheduled = self.mask[tick.step] if tick.step < len(self.mask) else True
         self._reuse_attention = not scheduled and why is None
         compute = True
-        if self._branch_mask is not None and {"cond", "uncond"} <= set(call.branch.split("_")):
+        if self._branch_mask is not None and lane.computed < 0 and _both(call.branch, latents):
             self.notes["fastercache: both branches come in one batch, so only attention is reused"] = None
         if self._branch_mask is not None and _unguided(call.branch):
             compute = self._branch_mask[tick.step] if tick.step < len(self._branch_mask) else True
@@ -248,7 +293,9 @@ class Reuse:
         """What is kept of a layer, up to a gap: a branch that was rebuilt meanwhile has nothing recent."""
         step, found = self._now[1].step, []
         for then, tensor in reversed(self._attention.get((layer, self._now[0]), [])):
-            if step - then > self.cache.interval or tensor.shape[:3] != q.shape[:3]:
+            # The newest is reused for less than an interval; a computed one before it is at most one older.
+            oldest = self.cache.interval if found else self.cache.interval - 1
+            if step - then > oldest or tensor.shape[:3] != q.shape[:3]:
                 break
             step, found = then, [tensor, *found]
         return found
@@ -344,6 +391,17 @@ class Reuse:
 
     def _complete(self) -> bool:
         return self.log[-1].step >= self.run.steps - 1
+
+
+def _listed(latents: Latents) -> list[torch.Tensor]:
+    return [latents] if isinstance(latents, torch.Tensor) else list(latents)
+
+
+def _both(branch: str, latents: torch.Tensor) -> bool:
+    """Whether a call is of both branches: each half of the batch has the same latents. Waits for the device."""
+    if not {"cond", "uncond"} <= set(branch.partition("#")[0].split("_")) or len(latents) % 2:
+        return False
+    return torch.equal(*latents.chunk(2))
 
 
 def _unguided(branch: str) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -15,10 +15,9 @@ from dittools.config import Config
 from dittools.kernels.dispatch import implementations
 from dittools.methods import auto
 from dittools.methods.base import Plan
-from dittools.numbers import whole_steps
 from dittools.observer import Heard, Observer
 from dittools.progress import OnStep, StepReports
-from dittools.reuse import Reuse
+from dittools.reuse import Latents, Reuse
 from dittools.run import Call, Run
 from dittools.sequence import Piece, pieces, shown_keys
 from dittools.sparse import Sparse
@@ -111,9 +110,11 @@ class Runtime:
         step_index: int | None = None,
         steps: int | None = None,
         part: int = 0,
-        latents: torch.Tensor | None = None,
+        latents: Latents | None = None,
         noise: Callable[[int, int], float | None] | None = None,
         why_compute: str | None = None,
+        form: Hashable = None,
+        tokens: slice | None = None,
         layout: Layout | None = None,
     ) -> bool | None:
         """A transformer forward starts. True: compute it. False: reuse. None: `Reuse.watch` decides on the way.
@@ -131,6 +132,7 @@ class Runtime:
             latents: what it is given; None where its calls cannot be reused.
             noise: (step, steps) -> share of noise in them, where it is known.
             why_compute: a reason the caller knows for which this call cannot be reused.
+            form, tokens: as `Reuse.begin`.
 
         Raises:
             ValueError: when a method was asked for by name that cannot run on this grid.
@@ -155,7 +157,7 @@ class Runtime:
         if self.run.reuse is None or latents is None:
             return True
         known = noise(tick.step, tick.steps) if noise is not None and self.cache.needs_noise else None
-        return self.run.reuse.begin(tick, part, latents, known, why_compute)
+        return self.run.reuse.begin(tick, part, latents, known, why_compute, form=form, tokens=tokens)
 
     def end_reused(self, layers: int) -> None:
         """The forward is over: its output was reused, so that of its ``layers`` self-attention calls none ran,
@@ -369,13 +371,13 @@ class Runtime:
         model = dataclasses.replace(self.model, frame_tokens=run.grid.frame)
         cache = self.cache.bind(model)
         steps, sparse = run.steps, run.method is not None and self.config.method != "dense"
-        first, last = tick.step + whole_steps(cache.first, steps), steps - whole_steps(cache.last, steps)
+        timesteps = self._clock.timesteps(steps)
+        taken = model.takes_over(timesteps)
+        kept = cache.kept(steps, (tick.step,) if taken is None else (tick.step, taken))
         dense = [sparse and self._clock.dense(step, steps) for step in range(steps)]
         forced = [
-            not first <= step < last or dense[step] or (step > 0 and dense[step] != dense[step - 1])
-            for step in range(steps)
+            kept[step] or dense[step] or (step > 0 and dense[step] != dense[step - 1]) for step in range(steps)
         ]
-        timesteps = self._clock.timesteps(steps)
         return Reuse(cache, Trajectory(steps, timesteps, tuple(forced), model, sparse))
 
     def _count(self, layer: int, q: torch.Tensor, k: torch.Tensor) -> None:

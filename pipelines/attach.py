@@ -15,6 +15,8 @@ from dittools.pipelines.attachment import Attachment, present_on
 from dittools.pipelines.backend import can_enter
 from dittools.pipelines.errors import BadInput
 from dittools.pipelines.families import family_of, transformers_of
+from dittools.pipelines.family import Family
+from dittools.pipelines.step_reuse import blocks_of
 from dittools.profile import Model as Identity
 from dittools.profile import fingerprint
 from dittools.runtime import Layer, Runtime
@@ -51,21 +53,31 @@ def attach(pipe: Any, config: Config) -> Attachment:
                 f"{layer.name} runs {found}, which neither uses diffusers' attention dispatcher nor calls "
                 "PyTorch's attention itself: give the module its own processor back"
             )
-    runtime = Runtime(config, [layer for layer, _ in modules], facts(models), _identity(pipe, models, modules))
+    runtime = Runtime(config, [layer for layer, _ in modules], facts(pipe, family, models), _identity(pipe, models, modules))
     attachment = Attachment(pipe, family, models, modules, runtime)
     attachment.take_over(list(present.values()))
     return attachment
 
 
-def facts(models: list[tuple[str, torch.nn.Module]]) -> Model:
+def facts(pipe: Any, family: Family, models: list[tuple[str, torch.nn.Module]]) -> Model:
     """What a cache's profile may ask of these transformers."""
     first = models[0][1]
-    reference = weakref.ref(first)
+    reference, theirs = weakref.ref(first), weakref.ref(pipe)
+    paths = [path for path, _ in first.named_modules() if family.is_self_attention(path)]
 
     def changes(signal: str, timesteps: Sequence[float]) -> list[float] | None:
         return signals.time_changes(reference(), signal, timesteps)
 
-    return Model(type(first).__name__, dict(first.config), len(models), time_changes=changes)
+    return Model(
+        type(first).__name__,
+        dict(first.config),
+        len(models),
+        time_changes=changes,
+        pipeline=type(pipe).__name__,
+        block_input=signals.knows_input(blocks_of(first, paths)[0]),
+        takes_over=lambda timesteps: signals.takes_over(theirs(), timesteps),
+        channels=family.channels,
+    )
 
 
 def _identity(pipe: Any, models: list[tuple[str, Any]], modules: list[tuple[Layer, Any]]) -> Identity:

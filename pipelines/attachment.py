@@ -43,8 +43,7 @@ class Attachment:
         for part, (_, model) in enumerate(models):
             hook = RootHook(model, family, runtime, weakref.ref(pipe), part, _noise_of(pipe))
             if runtime.cache is not None:
-                inside = [path for path, _ in model.named_modules() if family.is_self_attention(path)]
-                hook.reuse = StepReuse(model, inside, hook, runtime)
+                hook.reuse = StepReuse(model, family, hook, runtime)
             self._hooks.append(hook)
         self._undo: ExitStack | None = None  # None while it is not on the pipeline
         self._over = False  # taken off for good

@@ -18,6 +18,12 @@ CLOCKS = {
     "pipeline": lambda t: t,  # by formulas that differ: the pipeline itself is asked, where it knows
 }
 
+_CHANNELS = {
+    "frames_first": 2,
+    "channels_last": -1,
+    **dict.fromkeys(("packed", "position_ids", "joint_ids", "shapes"), 2),
+}
+
 
 @dataclass(frozen=True, kw_only=True)
 class Family:
@@ -37,6 +43,9 @@ class Family:
         text_position: where text tokens sit in the self-attention sequence.
         text: arguments of the transformer whose dimension 1 is text in that sequence, where they tell it.
         latents, timestep: names of the transformer's arguments.
+        latents_beside: arguments with what else is denoised, in the order of what the transformer gives.
+        block_output: which of the tensors that its first block gives is the picture's; None where it gives one.
+        tokens_first: whether tokens are the first axis inside its blocks, before the batch.
         clock: the name in `CLOCKS` of how the timestep leads back to the scheduler's.
         guidance_passes: how classifier-free guidance runs: "two calls", "one batch", "none" or "guider".
         why_not: why its attention cannot be block-sparse; None where it can.
@@ -64,6 +73,9 @@ class Family:
     text_position: str = "none"
     text: tuple[str, ...] = ()
     latents: str = "hidden_states"
+    latents_beside: tuple[str, ...] = ()
+    block_output: int | None = None
+    tokens_first: bool = False
     timestep: str = "timestep"
     clock: str = "same"
     guidance_passes: str = "two calls"
@@ -83,6 +95,11 @@ class Family:
     heads: int | None = None
     head_dim: int | None = None
     text_tokens: int = 0
+
+    @property
+    def channels(self) -> int:
+        """The axis of the latents, a list of them brought together in a batch, that holds their channels."""
+        return _CHANNELS.get(self.grid, 1)
 
     def is_self_attention(self, path: str) -> bool:
         """Whether the module at this path of the transformer is a self-attention."""

@@ -13,7 +13,7 @@ from dittools.config import Config
 from dittools.pipelines.around import Around
 from dittools.pipelines.attach import attach, facts
 from dittools.pipelines.families import family_of, transformers_of
-from dittools.pipelines.step_reuse import taken_apart
+from dittools.pipelines.step_reuse import taken_apart, together
 
 See = Callable[[int, str, int, torch.Tensor, torch.Tensor], None]
 
@@ -32,14 +32,16 @@ def recording(pipe: Any, see: See) -> Iterator[Model]:
             around = Around(model, _teller(runtime, part, family.latents, see))
             around.ensure()
             undo.callback(around.remove)
-        yield facts(models)
+        yield facts(pipe, family, models)
 
 
 def _teller(runtime: Any, part: int, name: str, see: See) -> Callable[..., Any]:
     def handler(inner: Callable[..., Any], args: tuple, kwargs: dict[str, Any]) -> Any:
         output = inner(*args, **kwargs)
-        latents = kwargs[name] if name in kwargs else args[0]
-        see(part, runtime.latest.branch, runtime.latest.step, latents.detach(), taken_apart(output)[0][0].detach())
+        given = kwargs[name] if name in kwargs else args[0]
+        latents = together(given) if isinstance(given, (list, tuple)) else [given]
+        first = taken_apart(output, latents)[0][0]
+        see(part, runtime.latest.branch, runtime.latest.step, latents[0].detach(), first.detach())
         return output
 
     return handler

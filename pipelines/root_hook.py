@@ -8,15 +8,16 @@ casting, diffusers' caches), and go away without a trace. The branch comes from 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple
 
 import torch
 
 from dittools.pipelines.families import Family
-from dittools.pipelines.step_reuse import StepReuse
+from dittools.pipelines.step_reuse import StepReuse, picture_in
 from dittools.runtime import Runtime
+from dittools.tokens import Layout
 
 
 class Context(NamedTuple):
@@ -41,6 +42,7 @@ class RootHook:
     Attributes:
         told: whether the present call was told of before it reached the module, by `StepReuse`.
         again: whether it only runs once more.
+        layout: where the picture is in the latest call.
     """
 
     def __init__(
@@ -59,6 +61,7 @@ class RootHook:
         self._context = Context()
         self.told = self.again = False
         self.reuse: StepReuse | None = None
+        self.layout: Layout | None = None
         parameters = [name for name in inspect.signature(type(model).forward).parameters if name != "self"]
         self._positions = {name: i for i, name in enumerate(parameters)}
 
@@ -77,30 +80,42 @@ class RootHook:
             return
         if self.reuse is not None:
             self.reuse.ensure()  # something took its place: this call is computed, the next one is asked about
-        self.begin(args, kwargs)
+        self.begin(args, kwargs, "the call came another way")
 
-    def begin(self, args: tuple, kwargs: dict[str, Any], why_compute: str | None = None) -> bool | None:
-        """Tell the runtime of a forward with these arguments; its answer as `Runtime.begin_call`."""
+    def begin(
+        self,
+        args: tuple,
+        kwargs: dict[str, Any],
+        why_compute: str | None = None,
+        latents: Sequence[torch.Tensor] | None = None,
+        form: Hashable = None,
+    ) -> bool | None:
+        """Tell the runtime of a forward with these arguments; its answer as `Runtime.begin_call`.
+
+        latents, form: as `Reuse.begin`, where a cache is on.
+        """
 
         def argument(name: str) -> Any:
             return self._argument(name, args, kwargs)
 
-        family, latents = self._family, self.latents(args, kwargs)
-        layout = family.layout(self._config, argument)
+        family, given = self._family, self.latents(args, kwargs)
+        layout = self.layout = family.layout(self._config, argument)
         return self._runtime.begin_call(
             grid=family.token_grid(layout, argument),
             layout=layout,
             timestep=self._timestep(argument),
             timesteps=getattr(getattr(self._pipe(), "scheduler", None), "timesteps", None),
-            device=latents.device,
-            dtype=latents.dtype,
+            device=given.device,
+            dtype=given.dtype,
             branch=self._context.branch,
             step_index=self._context.step_index,
             steps=self._context.steps,
             part=self._part,
-            latents=latents if self.reuse is not None else None,
+            latents=None if self.reuse is None else [given] if latents is None else latents,
             noise=self._noise,
             why_compute=why_compute,
+            form=form,
+            tokens=picture_in(layout, given.shape[1]) if given.ndim == 3 else None,
         )
 
     def latents(self, args: tuple, kwargs: dict[str, Any]) -> torch.Tensor:
@@ -114,6 +129,10 @@ class RootHook:
             return kwargs[name]
         place = self._positions.get(name, len(args))
         return args[place] if place < len(args) else default
+
+    def named(self, args: tuple, kwargs: dict[str, Any]) -> dict[str, Any]:
+        """The arguments of a forward by their names."""
+        return dict(zip(self._positions, args, strict=False)) | kwargs
 
     @torch.compiler.disable
     def _after(self, model: torch.nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> Any:

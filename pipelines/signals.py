@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+
+
+OFS = 2.0
+"""What CogVideoX 1.5's image-to-video pipeline always gives as ``ofs``; blocks get its embedding beside the time's."""
 
 
 def time_changes(model: torch.nn.Module, signal: str, timesteps: Sequence[float]) -> list[float] | None:
@@ -37,7 +42,11 @@ def _wan(model: torch.nn.Module, signal: str, timesteps: torch.Tensor) -> torch.
 
 
 def _cogvideox(model: torch.nn.Module, signal: str, timesteps: torch.Tensor) -> torch.Tensor:
-    return model.time_embedding(model.time_proj(timesteps).to(_dtype(model.time_embedding)))
+    embedding = model.time_embedding(model.time_proj(timesteps).to(_dtype(model.time_embedding)))
+    if getattr(model, "ofs_embedding", None) is None:
+        return embedding
+    ofs = model.ofs_proj(timesteps.new_full((1,), OFS)).to(_dtype(model.ofs_embedding))
+    return embedding + model.ofs_embedding(ofs)
 
 
 def _hidream(model: torch.nn.Module, signal: str, timesteps: torch.Tensor) -> torch.Tensor:
@@ -60,18 +69,49 @@ _EMBEDDINGS: dict[str, Callable[[torch.nn.Module, str, torch.Tensor], torch.Tens
 def modulated_input(block: torch.nn.Module, args: tuple, kwargs: dict[str, Any]) -> torch.Tensor | None:
     """The first block's input ``[B, S, width]`` after its norm, shifted and scaled for the timestep.
 
-    None for a block that does not do this as FLUX and HunyuanVideo do.
+    None for a block of which this is not known.
     """
-    if type(block).__name__ not in ("FluxTransformerBlock", "HunyuanVideoTransformerBlock"):
+    read = _INPUTS.get(type(block).__name__)
+    if read is None:
         return None
-    hidden = first_tensor(args, kwargs)
-    embedding = kwargs.get("temb")
-    if embedding is None:
-        embedding = next((value for value in args[1:] if isinstance(value, torch.Tensor) and value.ndim == 2), None)
-    if embedding is None:
-        return None
+    given = inspect.signature(type(block).forward).bind(block, *args, **kwargs).arguments
     with torch.no_grad():
-        return block.norm1(hidden, emb=embedding)[0]
+        return read(block, given)
+
+
+def knows_input(block: torch.nn.Module) -> bool:
+    """Whether `modulated_input` is known of such a block."""
+    return type(block).__name__ in _INPUTS
+
+
+def _ltx(block: torch.nn.Module, given: dict[str, Any]) -> torch.Tensor:
+    embedding, table = given["temb"], block.scale_shift_table
+    values = table[None, None].to(embedding.device) + embedding.unflatten(-1, (table.shape[0], -1))
+    shift, scale = values.unbind(2)[:2]
+    return block.norm1(given["hidden_states"]) * (1 + scale) + shift
+
+
+_INPUTS: dict[str, Callable[[torch.nn.Module, dict[str, Any]], torch.Tensor]] = {
+    "FluxTransformerBlock": lambda block, given: block.norm1(given["hidden_states"], emb=given["temb"])[0],
+    "HunyuanVideoTransformerBlock": lambda block, given: block.norm1(given["hidden_states"], emb=given["temb"])[0],
+    "LTXVideoTransformerBlock": _ltx,
+    "MochiTransformerBlock": lambda block, given: block.norm1(given["hidden_states"], given["temb"])[0],
+    "CosmosTransformerBlock": lambda block, given: block.norm1(
+        given["hidden_states"], given["embedded_timestep"], given.get("temb")
+    )[0],
+}
+
+
+def takes_over(pipe: Any, timesteps: Sequence[float]) -> int | None:
+    """The step at which the second of a pipeline's two transformers takes over, as Wan 2.2's: below its boundary.
+
+    As many as there are steps where it never does; None where there is no boundary, or no schedule.
+    """
+    share = getattr(getattr(pipe, "config", None), "boundary_ratio", None)
+    length = getattr(getattr(getattr(pipe, "scheduler", None), "config", None), "num_train_timesteps", None)
+    if share is None or length is None or not timesteps:
+        return None
+    return next((step for step, timestep in enumerate(timesteps) if timestep < share * length), len(timesteps))
 
 
 def first_tensor(args: tuple, kwargs: dict[str, Any]) -> torch.Tensor:

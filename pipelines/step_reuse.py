@@ -7,19 +7,22 @@ first one, or carries over what all of them add.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from dittools.pipelines import signals
 from dittools.pipelines.around import Around
 from dittools.pipelines.errors import BadInput
+from dittools.pipelines.family import Family
 from dittools.runtime import Runtime
 
 if TYPE_CHECKING:
     from dittools.pipelines.root_hook import RootHook
+    from dittools.tokens import Layout
 
 
 class _Reused(BaseException):
@@ -31,26 +34,32 @@ class StepReuse:
 
     Args:
         model: the transformer.
-        paths: of its self-attention modules; they say which modules are its blocks.
+        family: which modules are its blocks, and what they give.
         hook: reads the arguments of a call, and tells the runtime of it.
         runtime: whose run has the cache.
+
+    Raises:
+        BadInput: when the cache cannot work on this transformer.
     """
 
-    def __init__(self, model: torch.nn.Module, paths: Sequence[str], hook: RootHook, runtime: Runtime):
+    def __init__(self, model: torch.nn.Module, family: Family, hook: RootHook, runtime: Runtime):
         if getattr(model, "is_cache_enabled", False):
             raise BadInput(
                 "diffusers' own cache is on, and two would each reuse what the other did: disable_cache() first"
             )
-        self._model, self._hook, self._runtime, self._layers = model, hook, runtime, len(paths)
+        paths = [path for path, _ in model.named_modules() if family.is_self_attention(path)]
+        self._model, self._family, self._hook = model, family, hook
+        self._runtime, self._layers = runtime, len(paths)
         self._root = Around(model, self._call)
         self._asks = self._bypass = False
-        self._forms: dict[bool, Callable[[list[torch.Tensor]], Any]] = {}
+        self._forms: dict[Hashable, Callable[[list[torch.Tensor]], Any]] = {}  # of the present run
+        self._run = None
         self._into: torch.Tensor | None = None  # of the first block
         self._added: torch.Tensor | None = None  # by all blocks
         self._stack = getattr(runtime.cache, "reuse", "") == "stack"
-        blocks = _blocks(model, paths)
+        blocks = blocks_of(model, paths)
         if self._stack:
-            _check_one_list(blocks, paths)
+            _check_stack(family, blocks, paths)
         # A profile may make of any cache that has one a cache that watches the first block.
         watches = runtime.cache.watches.startswith("block") or hasattr(runtime.cache, "profile")
         self._first_block = blocks[0]
@@ -74,49 +83,61 @@ class StepReuse:
         if hook.again:
             return inner(*args, **kwargs)
         self.ensure()
-        whole = bool(hook.optional("return_dict", args, kwargs, True))
-        why = None if whole in self._forms or runtime.run is None else "an output of this form was not seen yet"
+        latents, form = self._latents(args, kwargs), call_form(hook.named(args, kwargs))
+        shape = bool(hook.optional("return_dict", args, kwargs, True)), form
+        why = None
+        if runtime.run is not self._run or shape not in self._forms:
+            why = "an output of this form was not seen yet"
         if torch.is_grad_enabled():
             why = "gradients are enabled"
-        latents = hook.latents(args, kwargs)
-        verdict = hook.begin(args, kwargs, why)
+        verdict = hook.begin(args, kwargs, why, latents, form)
+        if runtime.run is not self._run:
+            self._run, self._forms = runtime.run, {}
         self._asks = verdict is None
         hook.told = True
         try:
             if verdict is False:
-                return self._reused(inner, args, kwargs, latents, whole)
+                return self._reused(inner, args, kwargs, latents, shape)
             output = inner(*args, **kwargs)
         except _Reused:
             hook.told = False
-            return self._reused(inner, args, kwargs, latents, whole)
+            return self._reused(inner, args, kwargs, latents, shape)
         finally:
             hook.told = self._asks = False
-        tensors, self._forms[whole] = taken_apart(output)
+        tensors, self._forms[shape] = taken_apart(output, latents)
         if not torch.is_grad_enabled():
             runtime.run.reuse.carry(latents, [self._added] if self._stack else tensors)
         self._into = self._added = None
         return output
 
-    def _reused(self, inner: Callable[..., Any], args: tuple, kwargs: dict[str, Any], latents: Any, whole: bool) -> Any:
+    def _reused(self, inner: Callable[..., Any], args: tuple, kwargs: dict[str, Any], latents: Any, shape: Any) -> Any:
         found = self._runtime.run.reuse.stand_in(latents)
         if not self._stack:
-            output = self._forms[whole](found)
+            output = self._forms[shape](found)
         else:
             self._added, self._bypass, self._hook.again = found[0], True, True
             try:
                 output = inner(*args, **kwargs)
             finally:
                 self._added, self._bypass, self._hook.again = None, False, False
+        self._into = None
         self._runtime.end_reused(self._layers)
         return output
+
+    def _latents(self, args: tuple, kwargs: dict[str, Any]) -> list[torch.Tensor]:
+        """What the transformer is given to denoise, in the order of what it gives: pictures, then sound."""
+        given = self._hook.optional(self._family.latents, args, kwargs, None)
+        others = (self._hook.optional(name, args, kwargs, None) for name in self._family.latents_beside)
+        others = [tensor for tensor in others if isinstance(tensor, torch.Tensor)]
+        return [*(together(given) if isinstance(given, (list, tuple)) else [given]), *others]
 
     # On blocks, where a cache watches the first one or carries over what all of them add
 
     def _first(self, inner: Callable[..., Any], args: tuple, kwargs: dict[str, Any]) -> Any:
         hidden = signals.first_tensor(args, kwargs)
-        if self._bypass:
-            return hidden + self._added
         self._into = hidden if self._stack else None
+        if self._bypass:
+            return hidden
         asks, self._asks = self._asks, False
         reuse = self._runtime.run.reuse if asks else None
         if asks and getattr(self._model, "_parallel_config", None) is not None:
@@ -124,32 +145,63 @@ class StepReuse:
             reuse.watch(None)
             asks = False
         if asks and reuse.watches == "block_input":
-            if not reuse.watch(signals.modulated_input(self._first_block, args, kwargs)):
+            seen = signals.modulated_input(self._first_block, args, kwargs)
+            if not reuse.watch(None if seen is None else self._picture(seen)):
                 raise _Reused
             asks = False
         output = inner(*args, **kwargs)
-        if self._stack and not isinstance(output, torch.Tensor):
-            raise BadInput("reuse=stack works on blocks that pass one tensor, and this model's pass more: use output")
         if asks:
-            given = output if isinstance(output, (tuple, list)) else (output,)
-            same = next((t for t in given if isinstance(t, torch.Tensor) and t.shape == hidden.shape), None)
-            if not reuse.watch(None if same is None else same - hidden):
+            place = self._family.block_output
+            given = output if place is None else output[place]
+            if not reuse.watch(self._picture(given - hidden)):
                 raise _Reused
         return output
+
+    def _picture(self, tokens: torch.Tensor) -> torch.Tensor:
+        """The tokens of the picture that is drawn, ``[B, S, width]``, of those in a block."""
+        tokens = tokens.transpose(0, 1) if self._family.tokens_first else tokens
+        at = picture_in(self._hook.layout, tokens.shape[1])
+        return tokens if at is None else tokens[:, at]
 
     def _middle(self, inner: Callable[..., Any], args: tuple, kwargs: dict[str, Any]) -> Any:
         return signals.first_tensor(args, kwargs) if self._bypass else inner(*args, **kwargs)
 
     def _final(self, inner: Callable[..., Any], args: tuple, kwargs: dict[str, Any]) -> Any:
         if self._bypass:
-            return signals.first_tensor(args, kwargs)
+            # Whatever the model added between the blocks is in what they added already.
+            return self._into + self._added
         output = inner(*args, **kwargs)
         if self._into is not None:
             self._added = output - self._into
         return output
 
 
-def _blocks(model: torch.nn.Module, paths: Sequence[str]) -> list[torch.nn.Module]:
+def picture_in(layout: Layout | None, tokens: int) -> slice | None:
+    """Where the picture is among so many tokens, with or without its text; None where that cannot be told."""
+    if layout is None:
+        return None
+    count = layout.frames * layout.height * layout.width
+    start = layout.before if layout.before is not None else tokens - count - (layout.after or 0)
+    return slice(start, start + count) if 0 <= start <= tokens - count else None
+
+
+def call_form(arguments: dict[str, Any]) -> Hashable:
+    """What must be equal of two calls for one to be answered by the other: shapes of tensors, and plain settings."""
+    plain = (bool, int, str, type(None))
+    leaves = [(name, tree_flatten(value)[0]) for name, value in sorted(arguments.items()) if name != "return_dict"]
+    return tuple(
+        (name, *(tuple(x.shape) if isinstance(x, torch.Tensor) else x if isinstance(x, plain) else ... for x in found))
+        for name, found in leaves
+    )
+
+
+def together(tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """A list of pictures as one batch where they are of one size, as they are otherwise."""
+    same = all(isinstance(t, torch.Tensor) and t.shape == tensors[0].shape for t in tensors)
+    return [torch.stack(list(tensors))] if same and len(tensors) else list(tensors)
+
+
+def blocks_of(model: torch.nn.Module, paths: Sequence[str]) -> list[torch.nn.Module]:
     """The block each self-attention is in, by its path up to the first number, each once."""
     found: dict[str, torch.nn.Module] = {}
     for path in paths:
@@ -160,7 +212,7 @@ def _blocks(model: torch.nn.Module, paths: Sequence[str]) -> list[torch.nn.Modul
     return list(found.values())
 
 
-def _check_one_list(blocks: Sequence[torch.nn.Module], paths: Sequence[str]) -> None:
+def _check_stack(family: Family, blocks: Sequence[torch.nn.Module], paths: Sequence[str]) -> None:
     if len(blocks) < 2:
         raise BadInput("reuse=stack needs a transformer of at least two blocks: use reuse=output")
     lists = {path.split(".")[0] for path in paths}
@@ -168,24 +220,29 @@ def _check_one_list(blocks: Sequence[torch.nn.Module], paths: Sequence[str]) -> 
         raise BadInput(
             f"reuse=stack works on one list of blocks, and this model has {', '.join(sorted(lists))}: use output"
         )
+    if family.block_output is not None:
+        raise BadInput(
+            f"reuse=stack works on blocks that pass one tensor, and those of {family.name} pass more: use output"
+        )
 
 
-def taken_apart(output: Any) -> tuple[list[torch.Tensor], Callable[[list[torch.Tensor]], Any]]:
-    """The tensors of a transformer's output, and what makes such an output of others."""
-    if isinstance(output, torch.Tensor):
-        return [output], lambda tensors: tensors[0]
-    if isinstance(output, dict):  # diffusers' output classes are
-        kind, items = type(output), dict(output)
-        names = [name for name, value in items.items() if isinstance(value, torch.Tensor)]
-        rest = {name: value for name, value in items.items() if name not in names}
-        return [items[name] for name in names], lambda tensors: kind(**rest, **dict(zip(names, tensors, strict=True)))
-    places = [i for i, value in enumerate(output) if isinstance(value, torch.Tensor)]
-    shell = [None if i in places else value for i, value in enumerate(output)]
+def taken_apart(
+    output: Any, latents: Sequence[torch.Tensor] = ()
+) -> tuple[list[torch.Tensor], Callable[[list[torch.Tensor]], Any]]:
+    """The tensors of a transformer's output, and what makes such an output of others.
 
-    def again(tensors: list[torch.Tensor]) -> tuple:
+    latents: what went in; where a list of pictures was brought together in the first, those given are too.
+    """
+    leaves, form = tree_flatten(output)
+    places = [i for i, leaf in enumerate(leaves) if isinstance(leaf, torch.Tensor)]
+    shell = [None if i in places else leaf for i, leaf in enumerate(leaves)]
+    tensors = [leaves[i] for i in places]
+    batch = len(latents) == 1 and [t.ndim + 1 for t in tensors] == [latents[0].ndim] * len(latents[0])
+
+    def again(found: list[torch.Tensor]) -> Any:
         filled = list(shell)
-        for place, tensor in zip(places, tensors, strict=True):
+        for place, tensor in zip(places, found[0].unbind() if batch else found, strict=True):
             filled[place] = tensor
-        return tuple(filled)
+        return tree_unflatten(filled, form)
 
-    return [output[i] for i in places], again
+    return together(tensors) if batch else tensors, again

@@ -70,11 +70,15 @@ def entry(cache: str, model: Any, path: str) -> Mapping[str, Any]:
     fitting = [known for known in builtin(cache)["models"] if _fits(known["match"], model)]
     if not fitting:
         raise ValueError(
-            f"{cache} has no profile for {model}: make one with dittools calibrate --cache, "
+            f"{cache} has no profile for {model}{_in(model)}: make one with dittools calibrate --cache, "
             "or use a cache that needs none (easycache, sea, taylorseer, first_block)"
         )
     best = min(fitting, key=lambda known: abs(known.get("frame_tokens", model.frame_tokens) - model.frame_tokens))
     return {**best, "named": best["model"]}
+
+
+def _in(model: Any) -> str:
+    return f" in {model.pipeline}" if model.pipeline else ""
 
 
 def check_model(profile: Mapping[str, Any], model: Any, name: str) -> None:
@@ -90,14 +94,25 @@ def match_of(model: Any) -> dict[str, Any]:
     return {"transformer": model.transformer, "experts": model.experts, "config": config}
 
 
-def differences(known: Mapping[str, Any], steps: int) -> list[str]:
+def differences(known: Mapping[str, Any], steps: int, model: Any) -> list[str]:
     """Notes on a run that is not the one a profile was made of."""
-    if known.get("steps") in (None, steps):
-        return []
-    return [f"the cache profile of {known['named']} is of {known['steps']} steps, and this run has {steps}"]
+    notes = []
+    if known.get("steps") not in (None, steps):
+        notes.append(f"the cache profile of {known['named']} is of {known['steps']} steps, and this run has {steps}")
+    tokens = known.get("frame_tokens")
+    if tokens and model.frame_tokens and not 0.8 <= model.frame_tokens / tokens <= 1.25:
+        notes.append(
+            f"the cache profile of {known['named']} is of frames of {tokens} tokens, and these have {model.frame_tokens}"
+        )
+    return notes
 
 
 def _fits(match: Mapping[str, Any], model: Any) -> bool:
     if match["transformer"] != model.transformer or match.get("experts", 1) != model.experts:
         return False
-    return all(model.config.get(name) == value for name, value in match.get("config", {}).items())
+    if match.get("pipelines") and not model.pipeline.startswith(tuple(match["pipelines"])):
+        return False
+    if model.pipeline.startswith(tuple(match.get("other_pipelines", ()))):
+        return False
+    found = ((model.config.get(name), asked) for name, asked in match.get("config", {}).items())
+    return all(value in asked if isinstance(asked, list) else value == asked for value, asked in found)

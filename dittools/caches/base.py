@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from numbers import Integral, Real
 from typing import Any, ClassVar
@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 import torch
 
 from dittools.caches.forecast import differences, forecast
+from dittools.numbers import whole_steps
 
 REUSES = ("delta", "output", "stack")
 """What is carried from a computed step to a reused one.
@@ -33,6 +34,10 @@ class Model:
         time_changes: ``(signal, timesteps) -> changes``: how much the model's time embedding changes from each
             step to the next, relative L1, first entry 0; None where the model's is not known. Signals are
             "embedding" and "projection" (after the layer that makes shifts and scales of it).
+        pipeline: class name of the pipeline, where models of one shape are told apart by it.
+        block_input: whether the first block's modulated input can be read.
+        takes_over: ``timesteps -> step`` at which the second of two experts takes over; None where that is not known.
+        channels: axis of the latents that holds their channels.
     """
 
     transformer: str = ""
@@ -40,6 +45,10 @@ class Model:
     experts: int = 1
     frame_tokens: int = 0
     time_changes: Callable[[str, Sequence[float]], list[float] | None] = lambda signal, timesteps: None
+    pipeline: str = ""
+    block_input: bool = False
+    takes_over: Callable[[Sequence[float]], int | None] = lambda timesteps: None
+    channels: int = 1
 
     def __str__(self) -> str:
         sizes = [f"{name} {self.config[name]}" for name in ("num_layers", "in_channels") if name in self.config]
@@ -89,8 +98,12 @@ class Shapes:
 
 @dataclass
 class Lane:
-    """What is held of one guidance branch in one transformer. A run starts with none."""
+    """What is held of one guidance branch in one transformer. A run starts with none.
 
+    form: shapes of everything a call was given; a call of another form is not answered by what is held.
+    """
+
+    form: Hashable = None
     computed: int = -1  # step of the latest computed call
     dense: bool = True
     skips: int = 0  # reused calls since
@@ -98,6 +111,7 @@ class Lane:
     factors: list[list[torch.Tensor]] = field(default_factory=list)  # [order][tensor of the output]
     tensors: dict[str, torch.Tensor] = field(default_factory=dict)  # what the signal needs
     numbers: dict[str, float] = field(default_factory=dict)
+    channels: int | None = None  # that latents and output share; None before there was an output
 
 
 @dataclass(frozen=True, eq=False)
@@ -152,6 +166,16 @@ class Cache:
             ValueError: when a file cannot be read, or holds nothing for this cache or number of steps.
         """
 
+    def kept(self, steps: int, begins: Sequence[int]) -> list[bool]:
+        """Steps that are computed whatever changes: the first and the last ones.
+
+        Args:
+            steps: of the run.
+            begins: the first step that runs, and where it is known the one at which a second expert takes over.
+        """
+        first, last = whole_steps(self.first, steps - begins[0]), whole_steps(self.last, steps - begins[0])
+        return [not begins[0] + first <= step < steps - last for step in range(steps)]
+
     def mask(self, run: Trajectory) -> list[bool] | None:
         """Which steps to compute, known before the first call; None when signals decide. Forced steps are True."""
         raise NotImplementedError
@@ -185,28 +209,33 @@ class OutputCache(Cache):
 
     # What is carried over
 
-    def carry(self, lane: Lane, latents: torch.Tensor, output: Sequence[torch.Tensor], call: StepCall) -> None:
+    def carry(self, lane: Lane, latents: Sequence[torch.Tensor], output: Sequence[torch.Tensor], call: StepCall) -> None:
         """Keep what a later step needs of this computed one.
 
         Args:
-            latents: what went in, ``output[0]``'s shape or more channels.
+            latents: what went in; each is that of the output at its place.
             output: the transformer's tensors; with reuse "stack" the one tensor that its blocks added.
+
+        Raises:
+            ValueError: for "delta", when an output cannot be compared with its latents.
         """
-        value = [output[0] - like(latents, output[0]) if self.reuse == "delta" else output[0], *output[1:]]
-        if self.reuse == "output":
-            value[0] = value[0].clone()  # the pipeline may write into what it was given
-        value[1:] = [tensor.clone() for tensor in value[1:]]
+        # Copies: the pipeline may write into what it was given.
+        value = [tensor.clone() for tensor in output]
+        if self.reuse == "delta":
+            for now, kept in zip(latents, value, strict=False):
+                add_latents(kept, now, -1)
         gap = call.step - lane.computed if lane.computed >= 0 else 0
         lane.factors = differences(value, lane.factors, gap, self.order)
 
-    def stand_in(self, lane: Lane, latents: torch.Tensor, call: StepCall) -> list[torch.Tensor]:
+    def stand_in(self, lane: Lane, latents: Sequence[torch.Tensor], call: StepCall) -> list[torch.Tensor]:
         """What the computed call would have given, about."""
         value = forecast(lane.factors, call.step - lane.computed)
         value = [
             tensor.clone() if tensor is kept else tensor for tensor, kept in zip(value, lane.factors[0], strict=True)
         ]
         if self.reuse == "delta":
-            value[0] = like(latents, value[0]) + value[0]
+            for now, given in zip(latents, value, strict=False):
+                add_latents(given, now, 1)
         return value
 
     # What the decision looks at
@@ -215,12 +244,18 @@ class OutputCache(Cache):
         """How much changed since the lane's last call; None while that cannot be told. Keeps what it compares with.
 
         Args:
-            seen: what ``watches`` says: latents ``[B, ...]``, or tokens ``[B, S, width]``.
+            seen: what ``watches`` says: latents ``[B, C, ...]`` with the channels that the output speaks of (all of
+                them before there was one), or tokens ``[B, S, width]``.
         """
         return None
 
-    def learn(self, lane: Lane, latents: torch.Tensor, output: Sequence[torch.Tensor], call: StepCall) -> None:
-        """Look at a computed call before its output is carried over."""
+    def learn(self, lane: Lane, latents: torch.Tensor, output: torch.Tensor) -> None:
+        """Look at a computed call before its output is carried over.
+
+        Args:
+            latents, output: of one shape ``[B, C, ...]``, what of the picture they share; of any shapes where
+                they cannot be compared.
+        """
 
     def bytes_held(self, shapes: Shapes) -> int:
         """Bytes kept between calls."""
@@ -274,22 +309,25 @@ def relative_change(now: torch.Tensor, before: torch.Tensor) -> float:
     return float(difference / size)
 
 
-def like(latents: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
-    """The part of the latents that the output speaks of: conditioning channels behind it are left out.
+def add_latents(output: torch.Tensor, latents: torch.Tensor, times: int) -> None:
+    """Add the latents, so many times, to the part of the output that speaks of the same.
+
+    That is the first entries along the one axis in which they differ: conditioning channels behind the latents are
+    left out, and learned variances behind the output are left alone.
 
     Raises:
         ValueError: when the shapes differ in another way.
     """
-    if latents.ndim == output.ndim:
-        longer = [dim for dim, (a, b) in enumerate(zip(latents.shape, output.shape, strict=True)) if a != b]
-        if not longer:
-            return latents
-        if len(longer) == 1 and latents.shape[longer[0]] > output.shape[longer[0]]:
-            return latents.narrow(longer[0], 0, output.shape[longer[0]])
-    raise ValueError(
-        f"reuse=delta needs an output of the latents' shape, and {list(latents.shape)} give "
-        f"{list(output.shape)}: use reuse=output"
-    )
+    differ = [dim for dim, (a, b) in enumerate(zip(latents.shape, output.shape, strict=False)) if a != b]
+    if latents.ndim != output.ndim or len(differ) > 1:
+        raise ValueError(
+            f"reuse=delta needs an output of the latents' shape, and {list(latents.shape)} give "
+            f"{list(output.shape)}: use reuse=output"
+        )
+    for dim in differ:
+        size = min(latents.shape[dim], output.shape[dim])
+        latents, output = latents.narrow(dim, 0, size), output.narrow(dim, 0, size)
+    output.add_(latents, alpha=times)
 
 
 def _auto(cache: Cache, name: str) -> bool:

@@ -6,13 +6,12 @@ arXiv 2507.02860. It looks at nothing but the transformer's input and output, so
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
 
-from dittools.caches.base import Lane, Shapes, StepCall, ThresholdCache, like
+from dittools.caches.base import Lane, Shapes, StepCall, ThresholdCache
 
 
 @dataclass(frozen=True)
@@ -34,17 +33,17 @@ class EasyCache(ThresholdCache):
         moved = float((seen.float() - before.float()).abs().mean())
         return lane.numbers["rate"] * moved / lane.numbers["size"] if lane.numbers["size"] else float("nan")
 
-    def learn(self, lane: Lane, latents: torch.Tensor, output: Sequence[torch.Tensor], call: StepCall) -> None:
+    def learn(self, lane: Lane, latents: torch.Tensor, output: torch.Tensor) -> None:
         if "latents_before" not in lane.tensors:
             return  # another branch decides, and this one need hold no more than what it reuses
-        now, out = (tensor.detach().clone() for tensor in (like(latents, output[0]), output[0]))
+        now, out = latents.detach().clone(), output.detach().clone()
         if "output" in lane.tensors:
             moved = float((now.float() - lane.tensors["latents"].float()).abs().mean())
             changed = float((out.float() - lane.tensors["output"].float()).abs().mean())
             if moved > 0:
                 lane.numbers["rate"] = changed / moved
         lane.numbers["size"] = float(out.float().abs().mean())
-        lane.tensors["latents"], lane.tensors["output"] = now, out
+        lane.tensors |= {"latents": now, "output": out, "latents_before": now}
 
     def bytes_held(self, shapes: Shapes) -> int:
         # The deciding branch holds its last computed latents and output, and its last latents.

@@ -7,6 +7,7 @@ is used. diffusers' own hook wants both branches in one batch; here they are the
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
@@ -14,12 +15,15 @@ from typing import ClassVar
 import torch
 
 from dittools.caches.attention import AttentionCache, in_window
-from dittools.caches.base import Shapes, StepCall, Trajectory, number, whole
+from dittools.caches.base import Model, Shapes, StepCall, Trajectory, number, whole
 
 
 @dataclass(frozen=True)
 class FasterCache(AttentionCache):
-    """One attention in ``interval``, one unguided branch in ``branch_interval``, both late in the run."""
+    """One attention in ``interval``, one unguided branch in ``branch_interval``, both late in the run.
+
+    The one cache that remembers: by how much the kept difference of each branch was raised. `bind` gives a fresh one.
+    """
 
     name: ClassVar[str] = "fastercache"
     summary: ClassVar[str] = "extrapolate attention, rebuild the unguided branch from the guided one (FasterCache)"
@@ -36,6 +40,7 @@ class FasterCache(AttentionCache):
 
     def __post_init__(self):
         super().__post_init__()
+        object.__setattr__(self, "_raised", {})
         whole("branch_interval", self.branch_interval, 1)
         for name in ("high", "branch_high", "weight", "low_gain", "high_gain"):
             number(name, getattr(self, name), 0)
@@ -53,12 +58,22 @@ class FasterCache(AttentionCache):
     def stand_in(self, kept: Sequence[torch.Tensor]) -> torch.Tensor:
         return kept[-1] if len(kept) < 2 else kept[-1] + self.weight * (kept[-1] - kept[-2])
 
+    def bind(self, model: Model) -> FasterCache:
+        return dataclasses.replace(self)  # a run's own, with nothing raised yet
+
     def gains(self, uses: int, call: StepCall) -> tuple[float, float]:
-        """Factors on (low, high) frequencies the ``uses``-th time a difference is used."""
+        """Factors on (low, high) frequencies of a branch's difference, asked for once at each of its uses in order.
+
+        Published, a use raises what is kept: it counts while the timestep is in the factor's window, and stays.
+
+        uses: how often the difference has been used by now, 1 for the first time.
+        """
+        low, high = self._raised.get(call.branch, (1.0, 1.0)) if uses > 1 else (1.0, 1.0)
         t = call.timestep
-        low = self.low_gain if t is not None and 99 < t < 901 else 1.0
-        high = self.high_gain if t is not None and -1 < t < 301 else 1.0
-        return low**uses, high**uses
+        low *= self.low_gain if t is not None and 99 < t < 901 else 1.0
+        high *= self.high_gain if t is not None and -1 < t < 301 else 1.0
+        self._raised[call.branch] = low, high
+        return low, high
 
     def bytes_held(self, shapes: Shapes) -> int:
         # Beside the attention: the guided output of this step, and what the other branch differs by.

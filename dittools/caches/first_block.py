@@ -40,11 +40,11 @@ class FirstBlock(ThresholdCache):
             return None
         return relative_change(lane.tensors["fresh"], before)
 
-    def learn(self, lane: Lane, latents: torch.Tensor, output: Sequence[torch.Tensor], call: StepCall) -> None:
+    def learn(self, lane: Lane, latents: torch.Tensor, output: torch.Tensor) -> None:
         if "fresh" in lane.tensors:
             lane.tensors["residual"] = lane.tensors.pop("fresh")
 
-    def stand_in(self, lane: Lane, latents: torch.Tensor, call: StepCall) -> list[torch.Tensor]:
+    def stand_in(self, lane: Lane, latents: Sequence[torch.Tensor], call: StepCall) -> list[torch.Tensor]:
         lane.tensors.pop("fresh", None)
         return super().stand_in(lane, latents, call)
 

@@ -7,6 +7,7 @@ depend on the prompt, so the schedule depends on nothing but them: all decisions
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -50,36 +51,53 @@ class MagCache(ThresholdCache):
         object.__setattr__(bound, "entry", known)
         return bound
 
+    def kept(self, steps: int, begins: Sequence[int]) -> list[bool]:
+        """The first share of each expert's steps is computed, as published for Wan 2.2; the last ones of the run are."""
+        kept = [step >= steps - whole_steps(self.last, steps - begins[0]) for step in range(steps)]
+        starts = [begins[0], *(step for step in begins[1:] if step > begins[0])]
+        for start, end in itertools.pairwise((*starts, steps)):
+            for step in range(start, start + whole_steps(self.first, end - start)):
+                kept[step] = True
+        return kept
+
     def mask(self, run: Trajectory) -> list[bool]:
         if self.never():
             return [True] * run.steps
         ratios = resample(self.entry["ratios"], run.steps)
-        return magnitudes(ratios, self.threshold, self.max_skips, run.forced)
+        places = resample(range(len(self.entry["ratios"])), run.steps)
+        never = self.entry.get("computed", ())
+        forced = [must or place in never for must, place in zip(run.forced, places, strict=True)]
+        return magnitudes(ratios, self.threshold, self.max_skips, forced, self.entry.get("strict", False))
 
     def why_not(self, run: Trajectory) -> list[str]:
-        return [] if self.never() else profiles.differences(self.entry, run.steps)
+        if self.never():
+            return []
+        notes = profiles.differences(self.entry, run.steps, run.model)
+        if run.model.experts > 1 and run.model.takes_over(run.timesteps) is None:
+            notes.append("magcache: where the second expert takes over is not known, so its first steps may be reused")
+        return notes
 
 
-def magnitudes(ratios: Sequence[float], threshold: float, max_skips: int, forced: Sequence[bool]) -> list[bool]:
+def magnitudes(
+    ratios: Sequence[float], threshold: float, max_skips: int, forced: Sequence[bool], strict: bool = False
+) -> list[bool]:
     """Steps to compute. Forced ones are; so is a step at which the summed error or the skips in a row are too many.
 
-    ratios: magnitude of each step's residual over that of the step before.
+    Args:
+        ratios: magnitude of each step's residual over that of the step before.
+        threshold: most error of a reused step; with ``strict``, as published for Wan and Qwen-Image, it is less.
+        max_skips: most steps reused in a row; 0 sets no limit.
     """
     mask, product, error, skips = [], 1.0, 0.0, 0
     for ratio, must in zip(ratios, forced, strict=True):
         product, skips = product * ratio, skips + 1
         error += abs(1 - product)
-        compute = must or not error <= threshold or (max_skips > 0 and skips > max_skips)
+        little = error < threshold if strict else error <= threshold
+        compute = must or not little or (max_skips > 0 and skips > max_skips)
         if compute:
             product, error, skips = 1.0, 0.0, 0
         mask.append(compute)
     return mask
-
-
-def retained(share: float | int, steps: int) -> list[bool]:
-    """Forced steps of a run in which only the first ones are."""
-    first = whole_steps(share, steps)
-    return [step < first for step in range(steps)]
 
 
 def resample(ratios: Sequence[float], steps: int) -> list[float]:

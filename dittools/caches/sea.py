@@ -3,7 +3,9 @@
 Source: Chung et al., "SeaCache: Spectral-Evolution-Aware Cache", arXiv 2602.18993. A natural picture's power falls
 with frequency as ``1 / f ** power``; the Wiener filter for that prior, at the step's noise level, leaves what is
 known of the picture by now. The change of that is summed, without coefficients fitted to a model. As diffusers has
-it for video, the filter sees the latents, so no block is touched.
+it for video, the filter sees the latents, so no block is touched. The prior is of the distance from frequency 0, not a
+product over the axes, and the gains are not brought to a mean of 1 as diffusers' are: equal thresholds mean about
+equal schedules, not equal signals.
 """
 
 from __future__ import annotations
@@ -14,6 +16,10 @@ from typing import ClassVar
 import torch
 
 from dittools.caches.base import Lane, Shapes, StepCall, ThresholdCache, number, relative_change
+
+
+NEARLY = 1e-6
+"""Nearest that a noise level comes to none or all: of noise alone the filter would leave nothing to compare with."""
 
 
 @dataclass(frozen=True)
@@ -36,11 +42,15 @@ class Sea(ThresholdCache):
     def signal(self, lane: Lane, seen: torch.Tensor, call: StepCall) -> float | None:
         if call.noise is None:
             return None
-        picture = wiener(seen.detach(), call.noise, self.power)
+        picture = wiener(seen.detach(), min(max(call.noise, NEARLY), 1 - NEARLY), self.power)
         before, lane.tensors["picture"] = lane.tensors.get("picture"), picture.to(seen.dtype)
         if before is None or before.shape != picture.shape:
             return None
         return relative_change(lane.tensors["picture"], before)
+
+    def learn(self, lane: Lane, latents: torch.Tensor, output: torch.Tensor) -> None:
+        if "picture" in lane.tensors:  # the filter mixes no channels
+            lane.tensors["picture"] = lane.tensors["picture"][:, : latents.shape[1]].clone()
 
     def bytes_held(self, shapes: Shapes) -> int:
         return super().bytes_held(shapes) + shapes.bytes * shapes.latents
@@ -50,11 +60,11 @@ def wiener(latents: torch.Tensor, noise: float, power: float) -> torch.Tensor:
     """The part of noisy latents that is picture, fp32, same shape.
 
     Args:
-        latents: ``[B, C, ..., H, W]``, filtered over all axes from the third on; packed tokens ``[B, S, C]`` along S.
+        latents: ``[B, C, ..., H, W]``, or packed tokens ``[B, C, S]``; filtered over all axes from the third on.
         noise: their share of noise s in [0, 1]: latents are (1 - s) picture + s noise.
         power: of the prior ``1 / f ** power``.
     """
-    axes = tuple(range(2, latents.ndim)) if latents.ndim > 3 else (1,)
+    axes = tuple(range(2, latents.ndim))
     spectrum = torch.fft.fftn(latents.float(), dim=axes)
     squared = torch.zeros((), device=latents.device)
     for axis in axes:

@@ -64,6 +64,11 @@ class TeaCache(ThresholdCache):
         if self.never():
             return dataclasses.replace(self, first=1 if self.first == "auto" else self.first)
         entry = profiles.entry("teacache", model, self.profile)
+        if entry["signal"] == "block_input" and not model.block_input:
+            raise ValueError(
+                f"teacache cannot read what the first block of {model} is given: use a cache that needs no such signal "
+                "(easycache, sea, taylorseer, first_block)"
+            )
         bound = dataclasses.replace(
             self,
             threshold=entry["threshold"] if self.threshold == "auto" else self.threshold,
@@ -88,7 +93,7 @@ class TeaCache(ThresholdCache):
     def why_not(self, run: Trajectory) -> list[str]:
         if self.never():
             return []
-        notes = profiles.differences(self.entry, run.steps)
+        notes = profiles.differences(self.entry, run.steps, run.model)
         if self.watches == "nothing" and run.model.time_changes("embedding", run.timesteps) is None:
             notes.append(
                 f"teacache: the time embedding of {run.model.transformer} is not known: every step is computed"

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from dittools.caches.base import accumulate, like
+from dittools.caches.base import accumulate, add_latents
 from dittools.caches.magcache import magnitudes
 from dittools.caches.teacache import polynomial
 
@@ -48,8 +48,9 @@ class Measured:
             part: which transformer; nothing is carried from one to another.
             latents, output: of the call.
         """
-        value = output.float()
-        value = value - like(latents, output).float() if self.reuse == "delta" else value
+        value = output.detach().float().clone()
+        if self.reuse == "delta":
+            add_latents(value, latents.float(), -1)
         held = self._held.setdefault((part, branch), [])
         if held and held[-1][0] >= step:
             held.clear()  # the next run

@@ -6,7 +6,7 @@ import torch
 
 from dittools import caches
 from dittools.caches import Shapes
-from dittools.caches.base import like
+from dittools.caches.base import add_latents
 from dittools.caches.fastercache import reweighted
 from dittools.caches.forecast import differences, forecast
 from dittools.caches.sea import wiener
@@ -39,14 +39,18 @@ def test_a_second_difference_is_that_of_the_published_rule():
     assert forecast(factors, 3)[0] == pytest.approx(9 + slope * 3 + bend * 9 / 2)
 
 
-def test_latents_are_cut_to_the_channels_of_the_output():
-    x = torch.randn(1, 36, 3, 4, 5)
-    assert torch.equal(like(x, torch.zeros(1, 16, 3, 4, 5)), x[:, :16])
-    assert like(x, x) is x
-    with pytest.raises(ValueError, match="use reuse=output"):
-        like(x, torch.zeros(1, 16, 3, 2, 5))
-    with pytest.raises(ValueError, match="use reuse=output"):
-        like(x, torch.zeros(1, 48, 3, 4, 5))
+def test_latents_are_added_to_the_channels_that_speak_of_them_and_to_no_others():
+    x, out = torch.randn(1, 36, 3, 4, 5), torch.randn(1, 16, 3, 4, 5)
+    given = out.clone()
+    add_latents(given, x, -1)
+    assert torch.equal(given, out - x[:, :16])
+    variances = torch.randn(1, 40, 3, 4, 5)  # behind what speaks of the latents
+    given = variances.clone()
+    add_latents(given, x, 1)
+    assert torch.equal(given[:, :36], variances[:, :36] + x) and torch.equal(given[:, 36:], variances[:, 36:])
+    for other in (torch.zeros(1, 16, 3, 2, 5), torch.zeros(1, 36, 3, 4)):
+        with pytest.raises(ValueError, match="use reuse=output"):
+            add_latents(other, x, 1)
 
 
 def test_the_wiener_filter_is_the_one_of_the_formula():
@@ -63,7 +67,7 @@ def test_without_noise_the_filter_changes_nothing_and_pure_noise_leaves_nothing(
     x = torch.randn(1, 2, 3, 4, 6)
     torch.testing.assert_close(wiener(x, 0.0, 3.0), x)
     assert wiener(x, 1.0, 3.0).abs().max() < 1e-6
-    tokens = torch.randn(1, 12, 8)
+    tokens = torch.randn(1, 8, 12)
     torch.testing.assert_close(wiener(tokens, 0.0, 2.0), tokens)
 
 
@@ -94,7 +98,7 @@ def test_memory_at_wan_14b_720p_by_the_formula():
 
     latent = 16 * 21 * 90 * 160 * 2 / MIB  # 9.2
     assert held("magcache") == round(2 * latent, 1) == 18.5
-    assert held("taylorseer") == round(4 * latent, 1)
+    assert held("taylorseer") == round(2 * latent, 1) and held("taylorseer", order=1) == round(4 * latent, 1)
     assert held("easycache") == round(5 * latent, 1)
     assert held("magcache", reuse="stack") == round(2 * MAP / MIB, 1) == 1476.6
     assert held("pab") == round(2 * 40 * MAP / MIB, 1)

@@ -237,11 +237,13 @@ def test_sea_without_a_noise_level_computes_and_says_so():
     assert any("no noise level" in note for note in reuse.guard_rails())
 
 
-def test_a_batch_of_both_branches_is_no_unguided_branch():
+@pytest.mark.parametrize("same, noted", [(True, True), (False, False)], ids=["both branches", "two prompts"])
+def test_a_batch_of_both_branches_is_no_unguided_branch(same, noted):
     reuse = run_of("fastercache", 12, options={"branch_high": 2000})
     for step in range(4):
-        assert call(reuse, step, "cond_uncond", output=torch.ones(2, 4, 2, 3, 3))[0] is False
-    assert any("in one batch" in note for note in reuse.guard_rails())
+        x = torch.randn(1, 4, 2, 3, 3).expand(2, -1, -1, -1, -1) if same else torch.randn(2, 4, 2, 3, 3)
+        assert call(reuse, step, "cond_uncond", latents=x, output=torch.ones(2, 4, 2, 3, 3))[0] is False
+    assert any("in one batch" in note for note in reuse.guard_rails()) == noted
 
 
 def test_after_its_last_step_a_branch_holds_nothing():

@@ -7,7 +7,7 @@ import pytest
 from dittools import caches
 from dittools.caches.attention import in_window
 from dittools.caches.base import Model, Trajectory, accumulate
-from dittools.caches.magcache import magnitudes, resample, retained
+from dittools.caches.magcache import magnitudes, resample
 from dittools.caches.masks import every, named
 from dittools.caches.taylorseer import TaylorSeer
 from dittools.caches.teacache import polynomial
@@ -31,20 +31,76 @@ def free(steps, first=0, last=0, **more):
 FLUX = entry_of("magcache", "FLUX.1-dev")["ratios"]
 
 
+def flux_dev(**config):
+    sizes = {"num_layers": 19, "in_channels": 64, "guidance_embeds": True, **config}
+    return Model("FluxTransformer2DModel", sizes, pipeline="FluxPipeline")
+
+
+def published(ratios, steps, threshold, skips, share):
+    """MagCache's loop for FLUX, written with numbers."""
+    mask, product, error, since = [], 1.0, 0.0, 0
+    for step in range(steps):
+        skip = False
+        if step >= int(share * steps + 0.5):
+            product, since = product * ratios[step], since + 1
+            error += abs(1 - product)
+            skip = error <= threshold and since <= skips and round(step * 27 / (steps - 1)) != 11
+            if not skip:
+                product, error, since = 1.0, 0.0, 0
+        mask.append(not skip)
+    return mask
+
+
+@pytest.mark.parametrize("steps", [20, 28, 50])
+@pytest.mark.parametrize("threshold, skips, first", [(0.24, 5, 0.1), (0.06, 3, 0.2), (1e9, 100, 0.1)])
+def test_magcache_has_the_schedules_published_for_flux(steps, threshold, skips, first):
+    options = {"threshold": threshold, "max_skips": skips, "first": first, "last": 0}
+    cache = caches.create("magcache", options).bind(flux_dev())
+    run = Trajectory(steps, tuple(range(steps, 0, -1)), tuple(cache.kept(steps, (0,))), flux_dev())
+    assert cache.mask(run) == published(resample(FLUX, steps), steps, threshold, skips, first)
+
+
+def test_magcache_by_default_on_flux_letter_for_letter():
+    cache = caches.create("magcache", {"last": 0}).bind(flux_dev())
+    run = Trajectory(28, tuple(range(28, 0, -1)), tuple(cache.kept(28, (0,))), flux_dev())
+    assert drawn(cache.mask(run)) == "CCCssCsssCsCsssssCsssssCssCs"
+
+
+def test_without_its_rule_for_one_step_magcache_has_the_schedules_of_diffusers():
+    for threshold, skips, first, schedule in (
+        (0.24, 5, 3, "CCCssCsssCsssssCsssssCssssCs"),
+        (0.06, 3, 6, "CCCCCCsCsCsssCsssCsssCssCsCC"),
+    ):
+        assert drawn(magnitudes(FLUX, threshold, skips, [step < first for step in range(28)])) == schedule
+
+
+def test_an_error_of_the_threshold_itself_computes_where_that_was_published():
+    ratios, forced = [1.0, 0.5, 0.5], [True, False, False]  # errors 0.5, and 0.75 more
+    assert magnitudes(ratios, 0.5, 0, forced) == [True, False, True]
+    assert magnitudes(ratios, 0.5, 0, forced, strict=True) == [True, True, True]
+    strict = {known["model"]: known.get("strict", False) for known in profiles.builtin("magcache")["models"]}
+    assert all(strict[name] for name in strict if name.startswith(("Wan", "Qwen")))
+    assert not any(strict[name] for name in strict if name.startswith(("FLUX", "Hunyuan")))
+
+
 @pytest.mark.parametrize(
-    "threshold, skips, first, schedule",
+    "begins, first, computed",
     [
-        (0.24, 5, 0.1, "CCCssCsssCsssssCsssssCssssCs"),
-        (0.06, 3, 0.2, "CCCCCCsCsCsssCsssCsssCssCsCC"),
+        ((0, 26), 0.4, [*range(10), *range(26, 32), 39]),  # 10 of 26 steps, 6 of 14
+        ((0, 26), 3, [0, 1, 2, 26, 27, 28, 39]),
+        ((0,), 0.4, [*range(16), 39]),
+        ((30, 26), 0.4, [*range(30, 34), 39]),  # entered after the switch: 10 steps run
+        ((0, 40), 0.4, [*range(16), 39]),  # the second expert never takes over
     ],
 )
-def test_magcache_schedules_published_for_flux(threshold, skips, first, schedule):
-    assert drawn(magnitudes(FLUX, threshold, skips, retained(first, 28))) == schedule
+def test_magcache_keeps_the_first_steps_of_each_expert(begins, first, computed):
+    kept = caches.create("magcache", {"first": first}).kept(40, begins)
+    assert [step for step, must in enumerate(kept) if must and step >= begins[0]] == computed
 
 
-def test_magcache_with_a_step_that_is_never_skipped_as_published_for_flux():
-    forced = [must or step == 11 for step, must in enumerate(retained(0.1, 28))]
-    assert drawn(magnitudes(FLUX, 0.24, 5, forced)) == "CCCssCsssCsCsssssCsssssCssCs"
+def test_other_caches_keep_the_first_steps_that_run():
+    kept = caches.create("easycache", {"first": 0.2, "last": 2}).kept(20, (10, 15))
+    assert [step for step, must in enumerate(kept) if must and step >= 10] == [10, 11, 18, 19]
 
 
 def test_a_ratio_that_is_no_number_computes():
