@@ -375,9 +375,7 @@ class Runtime:
         taken = model.takes_over(timesteps)
         kept = cache.kept(steps, (tick.step,) if taken is None else (tick.step, taken))
         dense = [sparse and self._clock.dense(step, steps) for step in range(steps)]
-        forced = [
-            kept[step] or dense[step] or (step > 0 and dense[step] != dense[step - 1]) for step in range(steps)
-        ]
+        forced = [kept[step] or dense[step] or (step > 0 and dense[step] != dense[step - 1]) for step in range(steps)]
         return Reuse(cache, Trajectory(steps, timesteps, tuple(forced), model, sparse))
 
     def _count(self, layer: int, q: torch.Tensor, k: torch.Tensor) -> None:

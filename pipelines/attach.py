@@ -53,7 +53,8 @@ def attach(pipe: Any, config: Config) -> Attachment:
                 f"{layer.name} runs {found}, which neither uses diffusers' attention dispatcher nor calls "
                 "PyTorch's attention itself: give the module its own processor back"
             )
-    runtime = Runtime(config, [layer for layer, _ in modules], facts(pipe, family, models), _identity(pipe, models, modules))
+    known = facts(pipe, family, models)
+    runtime = Runtime(config, [layer for layer, _ in modules], known, _identity(pipe, models, modules))
     attachment = Attachment(pipe, family, models, modules, runtime)
     attachment.take_over(list(present.values()))
     return attachment

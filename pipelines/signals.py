@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 
-
 OFS = 2.0
 """What CogVideoX 1.5's image-to-video pipeline always gives as ``ofs``; blocks get its embedding beside the time's."""
 

@@ -102,7 +102,8 @@ def differences(known: Mapping[str, Any], steps: int, model: Any) -> list[str]:
     tokens = known.get("frame_tokens")
     if tokens and model.frame_tokens and not 0.8 <= model.frame_tokens / tokens <= 1.25:
         notes.append(
-            f"the cache profile of {known['named']} is of frames of {tokens} tokens, and these have {model.frame_tokens}"
+            f"the cache profile of {known['named']} is of frames of {tokens} tokens, "
+            f"and these have {model.frame_tokens}"
         )
     return notes
 

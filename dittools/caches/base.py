@@ -209,7 +209,9 @@ class OutputCache(Cache):
 
     # What is carried over
 
-    def carry(self, lane: Lane, latents: Sequence[torch.Tensor], output: Sequence[torch.Tensor], call: StepCall) -> None:
+    def carry(
+        self, lane: Lane, latents: Sequence[torch.Tensor], output: Sequence[torch.Tensor], call: StepCall
+    ) -> None:
         """Keep what a later step needs of this computed one.
 
         Args:

@@ -52,7 +52,7 @@ class MagCache(ThresholdCache):
         return bound
 
     def kept(self, steps: int, begins: Sequence[int]) -> list[bool]:
-        """The first share of each expert's steps is computed, as published for Wan 2.2; the last ones of the run are."""
+        """The first share of the steps of each expert, as published for Wan 2.2, and the last ones of the run."""
         kept = [step >= steps - whole_steps(self.last, steps - begins[0]) for step in range(steps)]
         starts = [begins[0], *(step for step in begins[1:] if step > begins[0])]
         for start, end in itertools.pairwise((*starts, steps)):

@@ -17,7 +17,6 @@ import torch
 
 from dittools.caches.base import Lane, Shapes, StepCall, ThresholdCache, number, relative_change
 
-
 NEARLY = 1e-6
 """Nearest that a noise level comes to none or all: of noise alone the filter would leave nothing to compare with."""
 

@@ -29,6 +29,70 @@ def test_a_model_is_known_by_its_class_size_and_resolution(model, cache, name):
     assert caches.create(cache, {}).bind(model).entry["model"] == name
 
 
+def flux(pipeline="FluxPipeline", channels=64, distilled=True):
+    config = {"num_layers": 19, "in_channels": channels, "guidance_embeds": distilled}
+    return Model("FluxTransformer2DModel", config, pipeline=pipeline, block_input=True)
+
+
+def hunyuan(channels=16, frame_tokens=3600, condition=None):
+    config = {"num_layers": 20, "in_channels": channels, "image_condition_type": condition}
+    return Model("HunyuanVideoTransformer3DModel", config, frame_tokens=frame_tokens, block_input=True)
+
+
+def qwen(pipeline):
+    return Model("QwenImageTransformer2DModel", {"num_layers": 60, "in_channels": 64}, pipeline=pipeline)
+
+
+def cosmos(heads=32, channels=16, learnt="learnable"):
+    config = {"num_layers": 28, "num_attention_heads": heads, "in_channels": channels, "extra_pos_embed_type": learnt}
+    return Model("CosmosTransformer3DModel", config, block_input=True)
+
+
+@pytest.mark.parametrize(
+    "model, teacache, magcache",
+    [
+        (flux(), "FLUX.1-dev", "FLUX.1-dev"),
+        (flux("FluxImg2ImgPipeline"), "FLUX.1-dev", "FLUX.1-dev"),
+        (flux(distilled=False), None, None),  # schnell
+        (flux("FluxFillPipeline", 384), None, None),
+        (flux("FluxControlPipeline", 128), None, None),
+        (flux("FluxKontextPipeline"), None, "FLUX.1-Kontext-dev"),
+        (hunyuan(), "HunyuanVideo", "HunyuanVideo-720p"),
+        (hunyuan(frame_tokens=2040), "HunyuanVideo", "HunyuanVideo-544p"),
+        (hunyuan(33, condition="latent_concat"), None, None),
+        (hunyuan(condition="token_replace"), None, None),
+        (qwen("QwenImagePipeline"), None, "Qwen-Image"),
+        (qwen("QwenImageEditPipeline"), None, "Qwen-Image-Edit"),
+        (qwen("QwenImageEditPlusPipeline"), None, None),
+        (cosmos(), "Cosmos-1.0-Diffusion-7B", None),
+        (cosmos(channels=17), "Cosmos-1.0-Diffusion-7B", None),
+        (cosmos(heads=16, learnt=None), None, None),  # Cosmos-Predict2
+    ],
+    ids=lambda value: f"{value} {value.pipeline}" if isinstance(value, Model) else str(value),
+)
+def test_a_profile_fits_no_model_but_the_one_it_was_made_of(model, teacache, magcache):
+    for cache, name in (("teacache", teacache), ("magcache", magcache)):
+        if name is None:
+            with pytest.raises(ValueError, match=f"{cache} has no profile for {model.transformer}"):
+                caches.create(cache, {}).bind(model)
+        else:
+            assert caches.create(cache, {}).bind(model).entry["model"] == name
+
+
+def test_frames_of_another_size_than_a_profiles_are_noted():
+    for tokens, noted in ((2040, False), (600, True), (8160, True)):
+        model = hunyuan(frame_tokens=tokens)
+        notes = caches.create("magcache", {}).bind(model).why_not(run(50, model))
+        assert any("frames of" in note for note in notes) == noted
+
+
+def test_magcache_says_where_it_does_not_know_when_the_second_expert_takes_over():
+    unknown, known = wan(experts=2), wan(experts=2, takes_over=lambda timesteps: 26)
+    for model, notes in ((unknown, 1), (known, 0)):
+        found = caches.create("magcache", {}).bind(model).why_not(run(40, model))
+        assert sum("second expert" in note for note in found) == notes
+
+
 @pytest.mark.parametrize("model", [wan(7, 3), wan(experts=2), Model("OtherModel")], ids=str)
 def test_a_model_without_a_profile_is_an_error_that_says_what_to_do(model):
     with pytest.raises(ValueError, match=r"teacache has no profile for .*dittools calibrate --cache"):

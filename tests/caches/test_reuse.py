@@ -1,5 +1,6 @@
 """Decisions of one run, call by call, without a model: who decides, what is forced, what each branch gets."""
 
+import itertools
 import math
 
 import pytest
@@ -252,3 +253,192 @@ def test_after_its_last_step_a_branch_holds_nothing():
         for branch in ("cond", "uncond"):
             call(reuse, step, branch)
     assert reuse.held_bytes() == 0 and reuse.peak_bytes > 0
+
+
+# Calls that are not like the kept one
+
+HUGE = {
+    "taylorseer": {"interval": 100, "start": 0, "order": 1, "first": 2, "last": 0},
+    "easycache": {"threshold": 1e9, "first": 2, "max_skips": 0},
+    "sea": {"threshold": 1e9, "max_skips": 0},
+}
+
+
+@pytest.mark.parametrize("reuse_as", ["output", "delta"])
+@pytest.mark.parametrize("cache", HUGE)
+def test_a_call_of_another_batch_or_size_is_computed_and_history_starts_anew(cache, reuse_as):
+    reuse = run_of(cache, 20, options=HUGE[cache] | {"reuse": reuse_as})
+    sizes = [(2, 4, 2, 3, 3)] * 5 + [(1, 4, 2, 3, 3)] * 5 + [(1, 4, 2, 3, 5)] * 4 + [(2, 4, 2, 3, 3)] * 4
+    reused = []
+    for step, size in enumerate(sizes):
+        torch.manual_seed(step)
+        reused_now, got = call(reuse, step, latents=torch.randn(size), output=torch.randn(size))
+        assert got.shape == size
+        reused.append(reused_now)
+    assert [reused[at] for at in (5, 10, 14)] == [False] * 3
+    assert all(reused[at] for at in (4, 9, 13, 17))
+    whys = [entry.why for entry in reuse.log if entry.step in (5, 10, 14)]
+    assert whys == ["nothing to reuse yet"] * 3
+
+
+def test_a_slope_is_never_taken_across_calls_of_different_forms():
+    reuse = run_of("taylorseer", 20, options={"interval": 2, "start": 0, "order": 1, "first": 1})
+    for step in range(4):
+        call(reuse, step, latents=torch.zeros(2, 4), output=torch.full((2, 4), 100.0 * step))
+    call(reuse, 4, latents=torch.zeros(1, 4), output=torch.full((1, 4), 7.0))
+    assert torch.equal(call(reuse, 5, latents=torch.zeros(1, 4))[1], torch.full((1, 4), 7.0))
+    call(reuse, 6, latents=torch.zeros(1, 4), output=torch.full((1, 4), 9.0))
+    assert torch.equal(call(reuse, 7, latents=torch.zeros(1, 4))[1], torch.full((1, 4), 10.0))
+
+
+def test_a_call_with_other_text_or_settings_is_computed_whatever_its_latents():
+    reuse = run_of("taylorseer", 20, options=HUGE["taylorseer"] | {"first": 1})
+    latents, reused = torch.zeros(1, 4), []
+    for step, form in enumerate(["short", "short", "long", "long", "short"]):
+        verdict = reuse.begin(Tick(step == 0, step, 20, "cond", False), 0, latents, None, form=form)
+        reused.append(verdict is False)
+        reuse.stand_in(latents) if verdict is False else reuse.carry(latents, [latents])
+    assert reused == [False, True, False, True, False]
+
+
+@pytest.mark.parametrize("cache, options", [("taylorseer", EVERY_THIRD), ("easycache", HUGE["easycache"])])
+def test_a_branch_that_missed_a_computed_step_is_computed_when_it_comes_back(cache, options):
+    reuse = run_of(cache, 20, options=options)
+    x, at = torch.randn(1, 4, 2, 3, 3), 6
+    decisions = {}
+    for step in range(9):
+        why = "asked" if step == at else None  # a computed step
+        call(reuse, step, "cond", latents=x * (1 + step), why=why)
+        if step < 5 or step > 6:
+            decisions[step] = call(reuse, step, "uncond", latents=x * (1 + step))[0]
+    assert decisions[4] and not decisions[7] and decisions[8]
+    entry = next(entry for entry in reuse.log if entry.step == 7 and entry.branch == "uncond")
+    assert entry.why == "a computed step was missed"
+
+
+def test_steps_of_the_schedule_that_never_came_leave_nothing_older_than_its_interval():
+    reuse = run_of("taylorseer", 20, options=EVERY_THIRD)
+    ages, last = [], None
+    for step in (0, 1, 2, 4, 5, 7, 8, 9, 11, 14):  # 3, 6 and 12 are computed ones
+        reused = call(reuse, step)[0]
+        last = last if reused else step
+        ages.append(step - last)
+    assert max(ages) <= 2 and sum(age > 0 for age in ages) == 5
+
+
+def attend(reuse, step, computed, branch="cond", size=(1, 5, 2, 4)):
+    """One layer's attention in a call that runs: (reused, what it gives)."""
+    reuse.begin(Tick(step == 0, step, reuse.run.steps, branch, False), 0, torch.zeros(1, 4), None)
+    kept = reuse.attention(0, torch.zeros(size))
+    if kept is None:
+        kept = torch.full(size, float(computed))
+        reuse.keep_attention(0, kept)
+        reuse.carry(torch.zeros(1, 4), [torch.zeros(1, 4)])
+        return False, kept
+    reuse.carry(torch.zeros(1, 4), [torch.zeros(1, 4)])
+    return True, kept
+
+
+def test_fastercache_extrapolates_attention_from_the_two_latest_computed_ones():
+    reuse = run_of("fastercache", 12, options={"high": 2000, "weight": 0.25, "branch_interval": 1})
+    seen = [attend(reuse, step, value) for step, value in enumerate((2.0, 0, 6.0, 0, 5.0, 0))]
+    assert [reused for reused, _ in seen] == [False, True] * 3
+    # One alone is given as it is; from 2 and then 6 it goes on to 7, from 6 and then 5 to 4.75.
+    assert [float(out.mean()) for reused, out in seen if reused] == [2.0, 7.0, 4.75]
+
+
+def test_attention_that_is_as_old_as_the_interval_is_not_reused():
+    reuse = run_of("pab", 12, options={"low": 0, "high": 2000, "interval": 2})
+    assert [attend(reuse, step, step)[0] for step in (0, 1, 3, 4, 5)] == [False, True, False, False, True]
+    assert attend(reuse, 7, 0, size=(2, 5, 2, 4))[0] is False  # another batch
+
+
+def test_fastercache_raises_a_difference_by_the_uses_within_each_window_and_keeps_it():
+    """Low frequencies between timesteps 99 and 901, high ones below 301; each computed branch starts anew."""
+    options = {"interval": 1, "branch_interval": 4, "branch_high": 2000, "low_gain": 1.5, "high_gain": 2.0}
+    reuse, got = run_of("fastercache", 12, options=options), {}  # timesteps 1000, 917, 833, .. 83
+    flat, stripes = torch.ones(1, 1, 1, 10, 10), torch.tensor([1.0, -1.0]).repeat(5).expand(1, 1, 1, 10, 10)
+    for step in range(12):
+        guided = torch.full_like(flat, 10.0)
+        call(reuse, step, "cond", latents=flat, output=guided)
+        reused, out = call(reuse, step, "uncond", latents=flat, output=guided + flat + stripes)
+        if reused:
+            difference = out - guided
+            got[step] = round(float(difference.mean()), 3), round(float((difference * stripes).mean()), 3)
+    low, high = {}, {}
+    for start in (0, 4, 8):
+        a = b = 1.0
+        for step in range(start + 1, min(start + 4, 11)):
+            t = 1000 * (1 - step / 12)
+            a, b = a * (1.5 if 99 < t < 901 else 1), b * (2.0 if t < 301 else 1)
+            low[step], high[step] = round(a, 3), round(b, 3)
+    assert got == {step: (low[step], high[step]) for step in low}
+    # Before its window a use adds nothing.
+    assert (got[1], got[2], got[3]) == ((1.0, 1.0), (1.5, 1.0), (2.25, 1.0)) and high[10] == 4.0
+
+
+def test_a_threshold_that_is_just_reached_computes():
+    for name, sizes in (("first_block", (1.0, 1.5, 1.0)), ("easycache", None)):
+        reuse = run_of(name, 12, options={"threshold": 0.5, "first": 2} | ({"sample": 1} if sizes else {}), first=1)
+        if sizes:
+            assert [watch(reuse, step, torch.full((1, 5, 8), size)) for step, size in enumerate(sizes[:2])] == [
+                False
+            ] * 2
+            reuse = run_of(name, 12, options={"threshold": 0.51, "sample": 1})
+            assert [watch(reuse, step, torch.full((1, 5, 8), size)) for step, size in enumerate(sizes[:2])] == [
+                False,
+                True,
+            ]
+            continue
+        one = lambda number: torch.full((1, 1, 1, 1, 1), number)  # noqa: E731
+        run = [(4.0, 1.0), (3.0, 2.0), (2.0, 2.0)]  # rate 1, moved 1, size 2: exactly 0.5
+        got = [call(reuse, step, latents=one(x), output=one(v))[0] for step, (x, v) in enumerate(run)]
+        assert got[2] is False and reuse.log[2].signal == 0.5
+
+
+def test_a_change_is_measured_against_what_was_there_before():
+    from dittools.caches.base import relative_change
+
+    before, now = torch.tensor([2.0, -2.0]), torch.tensor([3.0, -3.0])
+    assert relative_change(now, before) == 0.5 and relative_change(before, now) == pytest.approx(1 / 3)
+
+
+def test_signals_are_of_the_channels_that_the_output_speaks_of():
+    """Conditioning behind the latents, and variances behind the output, change nothing."""
+    torch.manual_seed(0)
+    xs, outs = torch.randn(8, 1, 4, 2, 3, 3), torch.randn(8, 1, 4, 2, 3, 3)
+    more, runs = torch.full((1, 5, 2, 3, 3), 3.0), []
+    for cache in ("easycache", "sea"):
+        for wide, learned in ((False, False), (True, False), (False, True)):
+            reuse = run_of(cache, 20, options={"threshold": 1e-9, "first": 1})
+            for step in range(8):
+                x = torch.cat([xs[step], more], 1) if wide else xs[step]
+                out = torch.cat([outs[step], torch.randn(1, 4, 2, 3, 3)], 1) if learned else outs[step]
+                call(reuse, step, latents=x, output=out)
+            runs.append([entry.signal for entry in reuse.log])
+        plain, wide, learned = runs[-3:]
+        assert wide[2:] == pytest.approx(plain[2:]) and learned[2:] == pytest.approx(plain[2:]) and min(plain[2:]) > 0
+
+
+@pytest.mark.parametrize("axis", [1, 2, -1])
+def test_sea_filters_over_frames_rows_and_columns_wherever_the_channels_are(axis):
+    from dittools.caches.sea import wiener
+
+    torch.manual_seed(0)
+    xs = torch.randn(3, 1, 4, 2, 3, 5)
+    model = caches.Model("M", channels=axis)
+    forced, timesteps = (True, *[False] * 11), tuple(range(12, 0, -1))
+    reuse = Reuse(caches.create("sea", {"threshold": 1e9}).bind(model), Trajectory(12, timesteps, forced, model))
+    for step in range(3):
+        call(reuse, step, latents=xs[step].movedim(1, axis), output=xs[step].movedim(1, axis))
+    pictures = [wiener(x, 0.5, 3.0) for x in xs]
+    moved = [float((b - a).abs().mean() / a.abs().mean()) for a, b in itertools.pairwise(pictures)]
+    assert [entry.signal for entry in reuse.log][1:] == pytest.approx(moved, rel=1e-4)
+
+
+@pytest.mark.parametrize("noise", [1.0, 0.0])
+def test_sea_judges_the_step_after_one_of_noise_alone_or_none(noise):
+    reuse = run_of("sea", 12, options={"threshold": 1e9})
+    for step, share in enumerate((noise, 0.9)):
+        call(reuse, step, latents=torch.randn(1, 4, 2, 3, 3), noise=share)
+    assert math.isfinite(reuse.log[1].signal) and reuse.bad_signals == 0 and reuse.log[1].reused
