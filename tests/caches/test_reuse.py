@@ -377,23 +377,15 @@ def test_fastercache_raises_a_difference_by_the_uses_within_each_window_and_keep
     assert (got[1], got[2], got[3]) == ((1.0, 1.0), (1.5, 1.0), (2.25, 1.0)) and high[10] == 4.0
 
 
-def test_a_threshold_that_is_just_reached_computes():
-    for name, sizes in (("first_block", (1.0, 1.5, 1.0)), ("easycache", None)):
-        reuse = run_of(name, 12, options={"threshold": 0.5, "first": 2} | ({"sample": 1} if sizes else {}), first=1)
-        if sizes:
-            assert [watch(reuse, step, torch.full((1, 5, 8), size)) for step, size in enumerate(sizes[:2])] == [
-                False
-            ] * 2
-            reuse = run_of(name, 12, options={"threshold": 0.51, "sample": 1})
-            assert [watch(reuse, step, torch.full((1, 5, 8), size)) for step, size in enumerate(sizes[:2])] == [
-                False,
-                True,
-            ]
-            continue
-        one = lambda number: torch.full((1, 1, 1, 1, 1), number)  # noqa: E731
-        run = [(4.0, 1.0), (3.0, 2.0), (2.0, 2.0)]  # rate 1, moved 1, size 2: exactly 0.5
-        got = [call(reuse, step, latents=one(x), output=one(v))[0] for step, (x, v) in enumerate(run)]
-        assert got[2] is False and reuse.log[2].signal == 0.5
+@pytest.mark.parametrize("threshold, reused", [(0.5, False), (0.51, True)])
+def test_a_threshold_that_is_just_reached_computes(threshold, reused):
+    reuse = run_of("first_block", 12, options={"threshold": threshold, "sample": 1})
+    assert [watch(reuse, step, torch.full((1, 5, 8), size)) for step, size in enumerate((1.0, 1.5))] == [False, reused]
+    one = lambda number: torch.full((1, 1, 1, 1, 1), number)  # noqa: E731
+    reuse = run_of("easycache", 12, first=2, options={"threshold": threshold, "first": 2})
+    run = [(4.0, 1.0), (3.0, 2.0), (2.0, 2.0)]  # rate 1, moved 1, size 2: exactly 0.5
+    assert [call(reuse, step, latents=one(x), output=one(v))[0] for step, (x, v) in enumerate(run)][2] is reused
+    assert reuse.log[2].signal == 0.5
 
 
 def test_a_change_is_measured_against_what_was_there_before():
