@@ -12,7 +12,7 @@ from typing import Any
 from dittools.cli.bench_kernel import check_file, open_results
 from dittools.cli.bench_model_table import COLUMNS, COST_COLUMNS, cells_of, cost_cells_of, line_of
 from dittools.cli.output import Output, table
-from dittools.naming import name_and_options, unknown
+from dittools.naming import name_and_options, spelt, unknown
 from dittools.pipelines import loading
 from dittools.pipelines.errors import BadInput, RunFailed, first_line
 
@@ -57,7 +57,9 @@ class Asked:
 
     def methods(self, default: str) -> list[str]:
         """Methods to measure, each once, in the order given, with options where some were: ``svg2:iterations=2``."""
-        return list(dict.fromkeys(name.strip() for name in (self.method or default).split(",")))
+        return list(
+            dict.fromkeys(name.strip() for name in (default if self.method is None else self.method).split(","))
+        )
 
 
 def measure(asked: Asked, out: Output) -> bool:
@@ -116,6 +118,7 @@ def settings_of(asked: Asked, given: str, grid: Any, device: Any) -> dict[str, A
         name, options = name_and_options(given, "method")
     except ValueError as error:
         raise BadInput(str(error)) from None
+    name = spelt(name, methods.names())
     use = methods.METHODS[name].profile_use if name in methods.METHODS else "none"
     settings = {"method": given, "sparsity": asked.sparsity, "dense_layers": asked.dense_layers, "dense_steps": 0}
     if asked.profile is not None and use != "none":

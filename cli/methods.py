@@ -55,7 +55,7 @@ def command(
     if name is not None and name not in known:
         from dittools.naming import unknown
 
-        raise BadInput(unknown("method or correction", name, known))
+        raise BadInput(unknown("method or correction", name, known, listed="dittools methods"))
     axes = {"window": window, "stride": stride, "dilation": dilation, "tile": tile, "key_tile": key_tile}
     given = {flag: value for flag, value in axes.items() if value is not None}
     if grid is not None:

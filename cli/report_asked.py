@@ -75,12 +75,14 @@ class ReportAsked:
             **{name: found.get(name) for name in ("guidance", "dense_layers", "refresh", "compile")},
         )
         asked.check_settings()
-        for seed in found["seeds"]:
+        for number, seed in enumerate(found["seeds"]):
             check_seed("--seeds", seed)
+            if seed in found["seeds"][:number]:
+                raise BadInput(f"--seeds: {seed} is given twice, and would draw the same: give it once")
         for flag, value in (("--repeats", found["repeats"]), ("--fewer-steps", found.get("fewer_steps"))):
             if value is not None and value < 1:
                 raise BadInput(f"{flag} must be at least 1, got {value}")
-        seeds = tuple(dict.fromkeys(found["seeds"]))
+        seeds = tuple(found["seeds"])
         part = None if share is None else _share(share)
         repeats, timed = found["repeats"], not found["untimed"]
         if repeats > 1 and not timed:

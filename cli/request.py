@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -131,13 +132,30 @@ def _config(asked: Asked) -> tuple[Config, tuple[str, ...]]:
         }
         given = {name: value for name, value in given.items() if value is not None}
         parts, notes = _parts(asked, base)
-        config = dataclasses.replace(base, **(parts | given))
+        config = _config_of(lambda: dataclasses.replace(base, **(parts | given)), given)
         _check_files(config)
         return config, tuple(notes)
     except BadInput:
         raise
     except (ValueError, TypeError) as error:
         raise BadInput(first_line(error)) from None
+
+
+def _config_of(make: Callable[[], Config], given: Collection[str]) -> Config:
+    """A config of flags: an error that begins with the name of a setting begins with that of its flag.
+
+    Args:
+        given: the settings that flags gave.
+
+    Raises:
+        BadInput: where the config is none.
+    """
+    try:
+        return make()
+    except (ValueError, TypeError) as error:
+        text = first_line(error)
+        name = text.partition(" ")[0]
+        raise BadInput(f"--{name.replace('_', '-')}{text[len(name) :]}" if name in given else text) from None
 
 
 def _parts(asked: Asked, base: Config) -> tuple[dict[str, Any], list[str]]:
@@ -149,7 +167,7 @@ def _parts(asked: Asked, base: Config) -> tuple[dict[str, Any], list[str]]:
     parts, notes = {}, []
     for part, name, options in (
         ("method", spelt(asked.method, methods.names()), {}),
-        ("cache", spelt(cache, caches.names()), cache_options),
+        ("cache", cache, cache_options),
         ("correction", spelt(asked.correction, corrections.names()), {}),
     ):
         key = "options" if part == "method" else f"{part}_options"
@@ -176,12 +194,8 @@ def _takes_profile(method: str) -> bool:
 
 def config_of(*, dense_steps: str, **settings: Any) -> Config:
     """A config of single flags, for a verb that takes few. Raises BadInput."""
-    try:
-        return Config(dense_steps=_share_or_count(dense_steps), **settings)
-    except BadInput:
-        raise
-    except (ValueError, TypeError) as error:
-        raise BadInput(first_line(error)) from None
+    settings["dense_steps"] = _share_or_count(dense_steps)
+    return _config_of(lambda: Config(**settings), settings)
 
 
 def _read_config(name: str) -> Config:

@@ -74,12 +74,12 @@ class Config:
         self._set("method", spelt(self.method, methods.names()))
         self._set("correction", spelt(self.correction, corrections.names()))
         if self.method not in methods.names():
-            raise ValueError(unknown("method", self.method, methods.names()))
+            raise ValueError(unknown("method", self.method, methods.names(), listed="dittools methods"))
         self._set("sparsity", _real("sparsity", self.sparsity))
         if not 0 <= self.sparsity < 1:
             raise ValueError(
                 f"sparsity is the share of pairs to skip, at least 0 and below 1, got {self.sparsity:g}"
-                + (f": did you mean {self.sparsity / 100:g}?" if 1 < self.sparsity < 100 else "")
+                + (f": did you mean {self.sparsity / 100:g}?" if 10 <= self.sparsity < 100 else "")
             )
         for name in ("dense_steps", "dense_last_steps"):
             self._set(name, _steps(name, getattr(self, name)))
@@ -123,7 +123,6 @@ class Config:
         if not isinstance(self.cache_options, Mapping) or not all(isinstance(key, str) for key in self.cache_options):
             raise ValueError(f"cache_options must map names to values, got {self.cache_options!r}")
         name, options = caches.read(self.cache)
-        name = spelt(name, caches.names())
         self._set("cache", name)
         self._set("cache_options", {**options, **self.cache_options})
         caches.create(name, self.cache_options)

@@ -22,9 +22,10 @@ def find_family(name: str) -> Family:
         BadInput: for an unknown name, naming the nearest.
     """
     for family in FAMILIES:
-        if name.lower() in (family.name, *family.aliases):
+        if isinstance(name, str) and name.lower() in (family.name, *family.aliases):
             return family
-    raise BadInput(unknown("model", name, (n for family in FAMILIES for n in (family.name, *family.aliases))))
+    known = (n for family in FAMILIES for n in (family.name, *family.aliases))
+    raise BadInput(unknown("model", name, known, listed="dittools models"))
 
 
 def family_of(pipe: Any) -> Family:
@@ -38,8 +39,7 @@ def family_of(pipe: Any) -> Family:
             return family
     model = getattr(pipe, "transformer", None)
     found = type(pipe).__name__ + (f" with {type(model).__name__}" if model is not None else "")
-    known = ", ".join(family.name for family in FAMILIES if family.why_not is None)
-    raise BadInput(f"cannot accelerate {found}: its transformer is of no known family ({known})")
+    raise BadInput(f"cannot accelerate {found}: its transformer is of no known family (`dittools models` lists them)")
 
 
 def transformers_of(pipe: Any, family: Family) -> list[tuple[str, Any]]:

@@ -15,7 +15,7 @@ from dittools.caches.pab import PyramidAttentionBroadcast
 from dittools.caches.sea import Sea
 from dittools.caches.taylorseer import TaylorSeer
 from dittools.caches.teacache import TeaCache
-from dittools.naming import name_and_options, unknown
+from dittools.naming import name_and_options, spelt, unknown
 
 __all__ = [
     "CACHES",
@@ -64,12 +64,12 @@ def create(name: str, given: Mapping[str, Any]) -> Cache | None:
         ValueError: for an unknown cache or option (naming the nearest), or a bad option value.
     """
     if name not in names():
-        raise ValueError(unknown("cache", name, names()))
+        raise ValueError(unknown("cache", name, names(), listed="dittools caches"))
     if given and name == NONE:
         raise ValueError(f"cache is none, and options of one are given ({', '.join(given)}): name the cache")
     for option in given:
         if option not in options(name):
-            raise ValueError(unknown(f"option of cache {name}", option, options(name)))
+            raise ValueError(unknown(f"option of cache {name}", option, options(name), listed="dittools caches"))
     return None if name == NONE else CACHES[name](**given)
 
 
@@ -77,6 +77,7 @@ def read(text: str) -> tuple[str, dict[str, Any]]:
     """``"teacache:threshold=0.1:max_skips=3"`` -> ("teacache", {"threshold": 0.1, "max_skips": 3}).
 
     Raises:
-        ValueError: when an option has no value.
+        ValueError: when an option has no value, or two.
     """
-    return name_and_options(text, "cache")
+    name, options = name_and_options(text, "cache")
+    return spelt(name, names()), options

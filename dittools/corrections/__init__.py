@@ -40,7 +40,7 @@ def create(name: str, given: Mapping[str, Any]) -> Correction | None:
         ValueError: for an unknown correction or option (naming the nearest), or a bad option value.
     """
     if name not in names():
-        raise ValueError(unknown("correction", name, names()))
+        raise ValueError(unknown("correction", name, names(), listed="dittools methods"))
     if given and name == "none":
         raise ValueError(f"correction is none, and options of one are given ({', '.join(given)}): name the correction")
     for option in given:

@@ -71,8 +71,9 @@ def create(name: str, given: Mapping[str, Any], also_known: Iterable[str] = ()) 
         ValueError: for an unknown method or option (naming the nearest), or a bad option value.
     """
     if name not in names():
-        raise ValueError(unknown("method", name, names()))
+        raise ValueError(unknown("method", name, names(), listed="dittools methods"))
     for option in given:
         if option not in options(name):
-            raise ValueError(unknown(f"option of method {name}", option, options(name), elsewhere=also_known))
+            listed = f"dittools methods {name}"
+            raise ValueError(unknown(f"option of method {name}", option, options(name), also_known, listed))
     return (auto.CANDIDATES[0] if name == "auto" else METHODS[name])(**given)

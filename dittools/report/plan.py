@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from dittools import caches, corrections, methods
 from dittools.config import Config
-from dittools.naming import unknown, value_of
+from dittools.naming import shortened, spelt, unknown, value_of
 
 DENSE, SWEEP, KERNEL, STEPS, SEED = "dense", "sweep", "kernel", "steps", "seed"
 KINDS = {
@@ -132,6 +132,10 @@ class Row(NamedTuple):
 
 def swept(base: Mapping[str, Any], sweep: Mapping[str, list], steps: int) -> tuple[list[Setting], list[str]]:
     """The settings under test, and notes on what was left out. Raises ValueError for an impossible one."""
+    sweep = dict(sweep)
+    for part, kind in (("method", methods), ("correction", corrections)):
+        if part in sweep:
+            sweep[part] = [spelt(value, kind.names()) for value in sweep[part]]
     names = [base["method"], *sweep.get("method", [])]
     options = {option for name in names if name in methods.names() for option in methods.options(name)}
     fields = {field.name for field in dataclasses.fields(Config)} - set(_NOT_SWEPT)
@@ -161,7 +165,7 @@ def _caches(base: Mapping[str, Any], sweep: Mapping[str, list]) -> list[str]:
     found = [base.get("cache", caches.NONE), *(caches.read(str(value))[0] for value in sweep.get("cache", ()))]
     for name in found:
         if name not in caches.names():
-            raise ValueError(unknown("cache", name, caches.names()))
+            raise ValueError(unknown("cache", name, caches.names(), listed="dittools caches"))
     return found
 
 
@@ -170,7 +174,7 @@ def _corrections(base: Mapping[str, Any], sweep: Mapping[str, list]) -> list[str
     found = [base.get("correction", "none"), *(str(value) for value in sweep.get("correction", ()))]
     for name in found:
         if name not in corrections.names():
-            raise ValueError(unknown("correction", name, corrections.names()))
+            raise ValueError(unknown("correction", name, corrections.names(), listed="dittools methods"))
     return found
 
 
@@ -178,7 +182,7 @@ def _config(base: Mapping[str, Any], chosen: Mapping[str, Any]) -> Config:
     """The base with chosen settings; an option or a profile goes only to a method that takes it."""
     method = chosen.get("method", base["method"])
     if method not in methods.names():
-        raise ValueError(unknown("method", method, methods.names()))
+        raise ValueError(unknown("method", method, methods.names(), listed="dittools methods"))
     known = methods.options(method)
     fields = {field.name for field in dataclasses.fields(Config)}
     single = {key: value for key, value in chosen.items() if key in fields}
@@ -298,7 +302,11 @@ def read_sweeps(texts: Sequence[str]) -> dict[str, list]:
         parts = [part.strip() for part in values.split(",")]
         if not (name.strip() and equals and all(parts)):
             raise ValueError(f"--sweep must be name=value,value,... such as sparsity=0.5,0.8, got {text!r}")
-        found.setdefault(name.strip().replace("-", "_"), []).extend(value_of(part) for part in parts)
+        values = found.setdefault(name.strip().replace("-", "_"), [])
+        for part in parts:
+            if value_of(part) in values:
+                raise ValueError(f"--sweep {name.strip()}: {shortened(part)} is given twice: give it once")
+            values.append(value_of(part))
     return found
 
 
