@@ -73,7 +73,9 @@ def open_model(
         check(chosen)
         stages.cuda = chosen.device.type == "cuda"
         stages.size = size_of(chosen.scene)
-        pipe = loading.load(chosen.folder, device=chosen.device, dtype=chosen.dtype, offload=asked.offload)
+        pipe = loading.load(
+            chosen.folder, device=chosen.device, dtype=chosen.dtype, offload=asked.offload, note=output.note
+        )
         if asked.compile:
             loading.compile_blocks(pipe)
     limit = chosen.scene.max_text or pipeline.longest_text(pipe)

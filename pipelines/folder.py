@@ -7,9 +7,9 @@ import struct
 from collections.abc import Collection
 from pathlib import Path
 
+from dittools.pipelines.components import INDEX, check_listed, listed
 from dittools.pipelines.errors import BadInput
 
-INDEX = "model_index.json"
 # The longest header that the format allows; a file is its length in 8 bytes, the header as JSON, the tensors.
 _HEADER_LIMIT = 100_000_000
 
@@ -29,9 +29,9 @@ def check_folder(folder: Path, classes: Collection[str] = ()) -> None:
     name = found.get("_class_name")
     if classes and name not in classes:
         raise BadInput(f"{index} is of a {name}, where one of these is needed: {', '.join(sorted(classes))}")
-    for component, value in found.items():
-        if isinstance(value, list) and len(value) == 2 and value[1] is not None:
-            _check_component(folder / component, index)
+    for component in listed(found):
+        _check_component(folder / component, index)
+    check_listed(folder, found)
 
 
 def _check_component(folder: Path, index: Path) -> None:
@@ -69,12 +69,17 @@ def check_safetensors(file: Path) -> None:
         raise BadInput(f"{file} is {state} ({size} bytes, its header says {expected}): get the file again")
 
 
+def read_index(folder: Path) -> dict:
+    """What a pipeline folder lists. Raises BadInput."""
+    return _json(folder / INDEX)
+
+
 def _json(path: Path) -> dict:
     try:
-        found = json.loads(path.read_text())
+        found = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise BadInput(f"{path} cannot be read ({error.strerror}): check its permissions") from None
-    except ValueError:
+    except (ValueError, RecursionError):
         found = None
     if not isinstance(found, dict):
         raise BadInput(f"{path} is no JSON object: get the file again")

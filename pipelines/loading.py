@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dittools.pipelines import components
 from dittools.pipelines.errors import BadInput, RunFailed, first_line
+from dittools.pipelines.folder import read_index
 
 if TYPE_CHECKING:
     import torch
@@ -52,12 +56,20 @@ def check_offload(offload: str, device: torch.device) -> None:
         raise BadInput(f"--offload {offload} moves weights off a CUDA GPU, and this run is on {device.type}: drop it")
 
 
-def load(folder: Path, *, device: torch.device, dtype: torch.dtype, offload: str = "none") -> Any:
+def load(
+    folder: Path,
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+    offload: str = "none",
+    note: Callable[[str], None] = lambda text: None,
+) -> Any:
     """The diffusers pipeline in `folder`, in eval mode on `device`, its VAE in fp32.
 
     Wan's VAE loses detail in half precision, so it stays in fp32, as diffusers' documentation advises.
     offload: "model" keeps one component at a time on the GPU, "group" one layer at a time; both need CUDA.
-    Raises BadInput for files that do not fit together, RunFailed (or torch's own error) when memory runs out.
+    note: told of weights that are not used. Raises BadInput for files that do not fit together, torch's own error when
+    memory runs out.
     """
     import torch
     from diffusers import DiffusionPipeline
@@ -65,16 +77,21 @@ def load(folder: Path, *, device: torch.device, dtype: torch.dtype, offload: str
     check_offload(offload, device)
     quiet_loading()
     try:
+        kinds = components.check_classes(folder, read_index(folder))
+        models = components.load_models(folder, kinds, lambda name: torch.float32 if name == "vae" else dtype, note)
         pipe = DiffusionPipeline.from_pretrained(
             folder,
+            **models,
             dtype={"default": dtype, "vae": torch.float32},
             use_safetensors=True,
             local_files_only=True,
         )
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError) as error:
+    except BadInput:
+        raise
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, ImportError) as error:
         if out_of_memory(error):
             raise
-        raise BadInput(f"{folder} could not be loaded ({first_line(error)}): get the files again") from error
+        raise BadInput(f"{folder} could not be loaded ({_plain(error)}): get the files again") from error
     pipe.set_progress_bar_config(disable=True)
     if offload == "model":
         pipe.enable_model_cpu_offload(device=device)
@@ -88,6 +105,17 @@ def load(folder: Path, *, device: torch.device, dtype: torch.dtype, offload: str
     else:
         pipe.to(device)
     return pipe
+
+
+def _plain(error: BaseException) -> str:
+    """What a library says of an error, without its advice on arguments that nobody here can give."""
+    said = [part for part in re.split(r"(?<=[.!?:]) +", first_line(error)) if not _ADVICE.search(part)]
+    text = " ".join(said) or type(error).__name__
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
+
+
+_ADVICE = re.compile(r"trust_remote_code|https?://|low_cpu_mem_usage|mismatched_sizes|[Pp]lease|pass |set `")
+_LONGEST = 160
 
 
 def compile_blocks(pipe: Any) -> None:
