@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from dittools.cli import bench, caches, calibrate, compare, env, generate, inspect, methods, models, plan, report
+from dittools.cli.late import import_late
 
 app = typer.Typer(
     name="dittools",
@@ -48,6 +49,7 @@ def _global(
 
 def run(arguments: Sequence[str]) -> int:
     """Run one command and return the exit code of one that ends well; whatever ends it otherwise is raised."""
+    import_late("torch")
     given = [*arguments] or ["--help"]
     spread = report.spread(given) if given[0] == report.NAME else given
     try:

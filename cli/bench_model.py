@@ -71,15 +71,17 @@ def measure(asked: Asked, out: Output) -> bool:
     record = speed_only.record_of(asked.model)
     size_name = asked.size or record.default
     size = speed_only.size_of(asked.model, size_name, asked.layers, asked.heads)
-    device = loading.pick_device(asked.device)
-    dtype = loading.pick_dtype(asked.dtype, device)
-    compiled = device.type == "cuda" if asked.compile is None else asked.compile
     shape = (asked.frames or size.frames, asked.height or size.height, asked.width or size.width)
     grid = size.grid(*shape)
     if asked.dense_layers >= size.layers:
         raise BadInput(f"--dense-layers {asked.dense_layers} leaves none of {size.layers} layers sparse: give fewer")
-    settings = [settings_of(asked, name, grid, device) for name in asked.methods(record.method)]
+    settings = [settings_of(asked, name) for name in asked.methods(record.method)]
     check_profile(asked, settings)
+    device = loading.pick_device(asked.device)
+    dtype = loading.pick_dtype(asked.dtype, device)
+    compiled = device.type == "cuda" if asked.compile is None else asked.compile
+    for one in settings:
+        check_grid(one, grid, device)
     results = open_results(asked, "model", device)
     results.head["named"] = NAMED
     job = {
@@ -103,16 +105,14 @@ def measure(asked: Asked, out: Output) -> bool:
     return len(rows) == len(jobs) and not any(failed(row) for row in rows)
 
 
-def settings_of(asked: Asked, given: str, grid: Any, device: Any) -> dict[str, Any]:
+def settings_of(asked: Asked, given: str) -> dict[str, Any]:
     """The settings of a method; `accelerated_by` makes of them what `dittools.accelerate` is given.
 
     Raises:
-        BadInput: when the method does not exist, has no such option, or cannot run on this grid.
+        BadInput: when the method does not exist, or has no such option.
     """
     from dittools import methods
     from dittools.config import Config
-    from dittools.methods import auto
-    from dittools.pipelines import speed_only
 
     try:
         name, options = name_and_options(given, "method")
@@ -131,14 +131,25 @@ def settings_of(asked: Asked, given: str, grid: Any, device: Any) -> dict[str, A
         raise BadInput(str(error)) from None
     if name == "dense":
         raise BadInput("--method dense skips nothing: dense calls are timed beside those of any other method")
+    return settings
+
+
+def check_grid(setting: dict[str, Any], grid: Any, device: Any) -> None:
+    """Raise BadInput for a method that cannot run on this grid, or that auto would not take."""
+    from dittools import methods
+    from dittools.methods import auto
+    from dittools.pipelines import speed_only
+
+    name, options = name_and_options(setting["method"], "method")
     block = 128 if device.type == "cuda" else 64
     if name == "auto":
-        why = auto.why_dense(grid, asked.sparsity, block, device, speed_only.STEPS)
+        why = auto.why_dense(grid, setting["sparsity"], block, device, speed_only.STEPS)
     else:
-        why = methods.create(name, options).why_not(grid, block)
+        why = methods.create(spelt(name, methods.names()), options).why_not(grid, block)
     if why is not None:
-        raise BadInput(f"--method {given} cannot run here: {why}; use more frames, a larger size or another method")
-    return settings
+        raise BadInput(
+            f"--method {setting['method']} cannot run here: {why}; use more frames, a larger size or another method"
+        )
 
 
 def accelerated_by(setting: dict[str, Any]) -> dict[str, Any]:

@@ -48,11 +48,11 @@ class Scene:
 
 def check(asked: Asked, output: saving.Output | None) -> Request:
     """What `Asked.check` left: the names and settings that PyTorch is imported to judge. Raises BadInput."""
-    loading.check_offload(asked.offload, loading.pick_device(asked.device))
     family = find_family(asked.model)
     config, notes = _config(asked)
     if output is not None:
         output.keep(_read_by(config), asked.overwrite)
+    loading.check_offload(asked.offload, loading.pick_device(asked.device))
     return Request(asked, family, config, output, notes)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 
 from dittools.kernels.choice import picks_triton
 
@@ -54,7 +53,7 @@ def label_counts(labels: torch.Tensor, count: int) -> torch.Tensor:
 
 def offsets_of(sizes: torch.Tensor) -> torch.Tensor:
     """Where runs of these sizes begin and end: int32 ``[..., C]`` -> int32 ``[..., C + 1]``."""
-    return F.pad(sizes.cumsum(-1, dtype=torch.int32), (1, 0))
+    return torch.nn.functional.pad(sizes.cumsum(-1, dtype=torch.int32), (1, 0))
 
 
 def runs_of_positions(offsets: torch.Tensor, length: int) -> torch.Tensor:
@@ -72,4 +71,4 @@ def naive_sort_by_label(labels: torch.Tensor, count: int) -> tuple[torch.Tensor,
     runs = [[(row == c).nonzero().flatten() for c in range(count)] for row in labels]
     order = torch.stack([torch.cat(row) for row in runs]).int()
     sizes = torch.tensor([[len(run) for run in row] for row in runs], dtype=torch.int32)
-    return order, F.pad(sizes.cumsum(-1, dtype=torch.int32), (1, 0)).to(labels.device)
+    return order, torch.nn.functional.pad(sizes.cumsum(-1, dtype=torch.int32), (1, 0)).to(labels.device)

@@ -11,8 +11,6 @@ from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 
 import torch
-import torch.nn.functional as F
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from dittools.kernels.checked import SLOWER, SOURCES
 from dittools.kernels.checks import check_lanes, check_tensors
@@ -22,7 +20,7 @@ from dittools.kernels.hopper import is_hopper, why_not_hopper
 IMPLEMENTATIONS = ("hopper", "triton", "portable", "naive")
 TRITON_HEAD_DIMS = (64, 96, 128)
 TRITON_BLOCKS = (64, 128)
-FLOATS = (torch.float16, torch.bfloat16, torch.float32)
+FLOATS = ("float16", "bfloat16", "float32")
 
 
 def block_sparse_attention(
@@ -232,7 +230,7 @@ def why_not_triton(
     elif torch.cuda.get_device_capability(device) < (8, 0):
         major, minor = torch.cuda.get_device_capability(device)
         return f"needs compute capability 8.0 or newer, got {major}.{minor}"
-    if dtype not in FLOATS:
+    if _name(dtype) not in FLOATS:
         return f"needs fp16, bf16 or fp32, got {dtype}"
     if head_dim not in TRITON_HEAD_DIMS:
         return f"needs a head dim of {_any_of(TRITON_HEAD_DIMS)}, got {head_dim}"
@@ -245,7 +243,7 @@ def why_not_portable(
     device: torch.device, dtype: torch.dtype, head_dim: int, blocks: tuple[int, int] | None = None
 ) -> str | None:
     """None: plain PyTorch runs on every device, for every head dim and block size."""
-    return None if dtype in FLOATS else f"needs fp16, bf16 or fp32, got {dtype}"
+    return None if _name(dtype) in FLOATS else f"needs fp16, bf16 or fp32, got {dtype}"
 
 
 def why_not_naive(
@@ -283,7 +281,7 @@ def dense_attention(
     """
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
     with prefer_cudnn(q.device, q.dtype):
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
+        out = torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
     return out.transpose(1, 2)
 
 
@@ -305,6 +303,8 @@ def dense_kernel_name(device: torch.device | str, dtype: torch.dtype, head_dim: 
 
 def cudnn_first(device: torch.device, dtype: torch.dtype) -> bool:
     """Whether cuDNN is asked first: from Hopper on it is the fastest that torch brings, before it is not."""
+    from torch.nn.attention import sdpa_kernel
+
     return (
         device.type == "cuda"
         and dtype in (torch.float16, torch.bfloat16)
@@ -318,6 +318,8 @@ def prefer_cudnn(device: torch.device, dtype: torch.dtype) -> AbstractContextMan
     """Within the context, PyTorch's attention asks cuDNN first where `cudnn_first`; elsewhere nothing changes."""
     if not cudnn_first(device, dtype):
         return nullcontext()
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
     order = [
         SDPBackend.CUDNN_ATTENTION,
         SDPBackend.FLASH_ATTENTION,
@@ -325,6 +327,10 @@ def prefer_cudnn(device: torch.device, dtype: torch.dtype) -> AbstractContextMan
         SDPBackend.MATH,
     ]
     return sdpa_kernel(order, set_priority=True)
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _no_gradient(*tensors: torch.Tensor) -> str | None:

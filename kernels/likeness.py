@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 
 from dittools.kernels.choice import picks_triton
 from dittools.kernels.run_means import run_means
@@ -35,7 +34,7 @@ def run_likeness(
     for h in range(x.shape[2]):
         of = slice(h, h + 1)
         lanes = [t if t is None or t.shape[1] == 1 else t[:, of] for t in (order, offsets)]
-        unit = F.normalize(x[:, :, of].float(), dim=-1)
+        unit = torch.nn.functional.normalize(x[:, :, of].float(), dim=-1)
         of_heads.append(run_means(unit, *lanes, implementation="portable").square().sum(-1))
     return means, torch.cat(of_heads, 1)
 
@@ -52,6 +51,6 @@ def naive_run_likeness(x: torch.Tensor, order: torch.Tensor | None, offsets: tor
             ends = offsets.expand(batches, heads, -1)[b, h].tolist()
             for n in range(len(ends) - 1):
                 if ends[n + 1] > ends[n]:
-                    unit = F.normalize(x[b, order[b, h, ends[n] : ends[n + 1]], h].double(), dim=-1)
+                    unit = torch.nn.functional.normalize(x[b, order[b, h, ends[n] : ends[n + 1]], h].double(), dim=-1)
                     found[b, h, n] = (unit @ unit.T).mean()
     return found.float()

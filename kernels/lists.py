@@ -6,7 +6,6 @@ Everything here runs on the device of its input, without a host sync, and gives 
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 
 from dittools.kernels.choice import picks_triton
 
@@ -119,7 +118,7 @@ def keep_mass(
     if force is not None:
         held = scores.gather(-1, best_first)
     reached = held.cumsum(-1)  # [..., Mq, Nk]
-    before = F.pad(reached[..., :-1], (1, 0))
+    before = torch.nn.functional.pad(reached[..., :-1], (1, 0))
     total = reached[..., -1:]
     rank = torch.arange(scores.shape[-1], device=scores.device)
     if isinstance(p, torch.Tensor):

@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 
 # On a CPU a gather that stays in cache is faster than one large one; a GPU wants few launches instead.
 CPU_GATHER_BYTES = 8 << 20
@@ -93,7 +92,7 @@ def _token_rows(order: torch.Tensor | None, x: torch.Tensor, partition) -> torch
     head = torch.arange(heads, device=x.device)[:, None]
     rows = (batch * tokens + order) * heads + head  # [B, H, S]
     past_end = batches * tokens * heads
-    return F.pad(rows, (0, partition.count * partition.size - tokens), value=past_end)
+    return torch.nn.functional.pad(rows, (0, partition.count * partition.size - tokens), value=past_end)
 
 
 def _pieces(q, k, v, mask, order, key_bias, kept: torch.Tensor, by_kept: torch.Tensor) -> Iterator[_Piece]:
@@ -184,7 +183,7 @@ def _attend(
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Dense attention of ``[g, n, D]`` tensors: out like q, lse ``[g, queries]`` where it is asked for."""
     if bias is None and not return_lse:
-        return F.scaled_dot_product_attention(q[None], k[None], v[None], scale=scale)[0], None
+        return torch.nn.functional.scaled_dot_product_attention(q[None], k[None], v[None], scale=scale)[0], None
     if q.device.type == "cpu" and (bias is None or q.dtype == torch.float32):
         full_bias = None if bias is None else bias[None].expand(-1, -1, q.shape[1], -1)
         # The operator behind scaled_dot_product_attention, called by name because only it returns the LSE.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 
 from dittools.kernels.choice import picks_triton
 
@@ -16,7 +15,7 @@ def pack_masks(masks: torch.Tensor) -> torch.Tensor:
     """Masks as bits, 32 keys a word: bool ``[C, n, S]`` -> int32 ``[C, 2 ceil(S / 64), n]``, first key lowest."""
     words = []
     for mask in masks:  # one by one: 32 times the bytes of a word stand for a moment
-        bits = F.pad(mask, (0, -mask.shape[-1] % 64)).T.unflatten(0, (-1, 32)).int()  # [words, 32, n]
+        bits = torch.nn.functional.pad(mask, (0, -mask.shape[-1] % 64)).T.unflatten(0, (-1, 32)).int()  # [words, 32, n]
         words.append((bits << _shifts(mask.device)).sum(1, dtype=torch.int32))
     return torch.stack(words)
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import torch
 
-Factors = list[list[torch.Tensor]]
+Factors = "list[list[torch.Tensor]]"
 """[order][tensor]: a value, its first difference, the difference of that, ..."""
 
 

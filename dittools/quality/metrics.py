@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 
 from dittools.quality.windows import SSIM_WINDOW, structure
 
@@ -83,7 +82,7 @@ def _multi_scale(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         similarity, contrast = structure(x, y)
         last = scale == len(_MS_SSIM_WEIGHTS) - 1
         value = value * (similarity if last else contrast).clamp(min=0) ** weight
-        x, y = (F.avg_pool2d(v, 2) for v in (x, y))
+        x, y = (torch.nn.functional.avg_pool2d(v, 2) for v in (x, y))
     return value
 
 

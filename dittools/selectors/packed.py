@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 
 
 def pack_bits(keep: torch.Tensor) -> torch.Tensor:
     """Bool ``[..., N]`` -> uint8 ``[..., ceil(N / 8)]``, an eighth of the bytes; the first column is the lowest bit."""
-    bits = F.pad(keep.to(torch.uint8), (0, -keep.shape[-1] % 8)).unflatten(-1, (-1, 8))
+    bits = torch.nn.functional.pad(keep.to(torch.uint8), (0, -keep.shape[-1] % 8)).unflatten(-1, (-1, 8))
     return (bits << _shifts(keep.device)).sum(-1, dtype=torch.uint8)
 
 

@@ -1,4 +1,4 @@
-"""Parts of a pipeline folder that do not belong together are named in one line, and weights draw only as what they are."""
+"""Parts of a pipeline folder that do not belong together are named in one line; weights are what their config says."""
 
 import json
 import shutil
