@@ -161,7 +161,7 @@ def load_models(
             note(f"{folder / name}: {_some(unused)} of its weights are not used")
         elif unused:
             raise BadInput(
-                f"{folder / name}: its config makes a model that has no place for the weights {_some(unused)}: {_UNLIKE}"
+                f"{folder / name}: its config has no place for the weights {_some(unused)}: {_UNLIKE}"
             )
     return found
 

@@ -47,7 +47,7 @@ def refused(folder):
 
 
 @pytest.mark.parametrize("part", ["transformer", "transformer_2"])
-@pytest.mark.parametrize(("layers", "told"), [(1, "no place for the weights blocks.1."), (3, "lack blocks.2.")])
+@pytest.mark.parametrize(("layers", "told"), [(1, "has no place for the weights blocks.1."), (3, "lack blocks.2.")])
 def test_a_config_with_other_layers_than_the_weights_is_named(changed, part, layers, told):
     folder = changed(f"{part}/config.json", num_layers=layers)
     said = refused(folder)
