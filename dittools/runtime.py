@@ -87,6 +87,7 @@ class Runtime:
         self._tick: Tick | None = None  # set between begin_call and end_call
         self._layout: Layout | None = None  # None: every call has exactly the tokens of the grid
         self._calls: dict[int, int] = {}  # attention calls of each layer in this forward
+        self._heard: set[int] = set()  # layers that called in this forward
         self._cut: tuple | None = None  # the latest mask and shape, and the pieces of such a call
         self._mark = None
         self._reruns = 0
@@ -151,6 +152,7 @@ class Runtime:
         self.run.branches.add(tick.branch)
         self._layout = layout or _layout(grid)
         self._calls, self._cut = {}, None
+        self._heard.clear()
         self._mark, self._reruns, self._sparse_in_call = self.run.mark(), 0, False
         self._reports.begin_call(tick.step)
         self.run.forwards.append((tick.step, Stopwatch(device)))
@@ -225,6 +227,7 @@ class Runtime:
         """
         if self._tick is None:
             return dense()
+        self._heard.add(layer)
         reuse = self.run.reuse
         if reuse is None:
             return self._attend(layer, q, k, v, dense, scale, mask, why_dense)
@@ -269,8 +272,13 @@ class Runtime:
     def skip(self, layer: int, reason: str) -> None:
         """Count a call that ran as if nothing were attached, for this reason."""
         if self._tick is not None:
+            self._heard.add(layer)
             self.run.fallbacks[reason] += 1
             self.run.calls.append(Call(self._tick.step, layer, float(self.run.grid.tokens) ** 2, None))
+
+    def heard(self, layer: int) -> bool:
+        """Whether this layer has had a call in the present forward, sparse or not."""
+        return layer in self._heard
 
     def _scheduled_dense(self, layer: int) -> bool:
         asked = self.config.method == "dense" or self.layers[layer].depth < self.config.dense_layers

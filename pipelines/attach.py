@@ -12,10 +12,10 @@ from dittools.caches.base import Model
 from dittools.config import Config
 from dittools.pipelines import signals
 from dittools.pipelines.attachment import Attachment, present_on
-from dittools.pipelines.backend import can_enter
 from dittools.pipelines.errors import BadInput
 from dittools.pipelines.families import family_of, transformers_of
 from dittools.pipelines.family import Family
+from dittools.pipelines.seats import can_enter
 from dittools.pipelines.step_reuse import blocks_of
 from dittools.profile import Model as Identity
 from dittools.profile import fingerprint

@@ -10,9 +10,11 @@ from typing import Any
 import torch
 
 from dittools.pipelines import signals
-from dittools.pipelines.backend import Socket, SparseProcessor, can_enter
+from dittools.pipelines.backend import Socket
 from dittools.pipelines.family import Family
+from dittools.pipelines.layers import Layers
 from dittools.pipelines.root_hook import RootHook
+from dittools.pipelines.seats import can_enter, seat_of
 from dittools.pipelines.step_reuse import StepReuse
 from dittools.runtime import Layer, Runtime
 
@@ -109,15 +111,13 @@ class Attachment:
             undo.callback(self.runtime.close)
             socket = Socket(self.runtime)
             undo.callback(socket.close)
-            for layer, (_, module) in enumerate(self._modules):
-                _lead(module, socket, layer, undo)
             for (component, model), hook in zip(self._models, self._hooks, strict=True):
-                mine = [
-                    (layer, module)
+                mine = {
+                    layer: module
                     for layer, (place, module) in enumerate(self._modules)
                     if place.name.startswith(f"{component}.")
-                ]
-                _stay_in(model, mine, socket, undo)
+                }
+                hook.layers = undo.enter_context(Layers(mine, socket))
                 hook.install(model, undo)
                 if hook.reuse is not None:
                     hook.reuse.install(undo)
@@ -127,9 +127,8 @@ class Attachment:
 
 def present_on(module: torch.nn.Module) -> Attachment | None:
     """The attachment that a self-attention module is led to."""
-    processor = module.processor
-    socket = processor.socket if isinstance(processor, SparseProcessor) else None
-    return None if socket is None else socket.attachment
+    seat = seat_of(module)
+    return None if seat is None else seat.socket.attachment
 
 
 def _not_over(ones: Iterable[Attachment]) -> Iterator[Attachment]:
@@ -154,41 +153,3 @@ def _noise_of(pipe: Any) -> Callable[[int, int], float | None]:
     """Reads the noise level of a step from the pipeline's present scheduler."""
     reference = weakref.ref(pipe)
     return lambda step, steps: signals.noise_share(getattr(reference(), "scheduler", None), step, steps)
-
-
-def _lead(module: torch.nn.Module, socket: Socket, layer: int, undo: ExitStack) -> None:
-    processor = socket.wrap(module.processor, layer)
-    set_processor(module, processor)
-    undo.callback(_put_back, module, processor)
-
-
-def _stay_in(
-    model: torch.nn.Module,
-    modules: list[tuple[int, torch.nn.Module]],
-    socket: Socket,
-    undo: ExitStack,
-) -> None:
-    """Enter again, before a forward, where someone gave a module another processor: fusing projections does."""
-    later = undo.enter_context(ExitStack())
-
-    @torch.compiler.disable
-    def enter_again(*_: object) -> None:
-        for layer, module in modules:
-            if not isinstance(module.processor, SparseProcessor) and can_enter(module.processor):
-                _lead(module, socket, layer, later)
-
-    undo.callback(model.register_forward_pre_hook(enter_again).remove)
-
-
-def _put_back(module: torch.nn.Module, processor: SparseProcessor) -> None:
-    """Restore a module's processor, unless someone has given it another one since."""
-    if module.processor is processor:
-        set_processor(module, processor.original)
-
-
-def set_processor(module: torch.nn.Module, processor: object) -> None:
-    """Give an attention module a processor; some classes have no method for it."""
-    if hasattr(module, "set_processor"):
-        module.set_processor(processor)
-    else:
-        module.processor = processor

@@ -1,21 +1,20 @@
 """The ways into a model's attention: for chosen modules only, and without touching what others share.
 
-Most processors ask diffusers' dispatcher for attention with the backend they name. Each self-attention module
-gets a copy of its processor that names a backend of our own; the backend hands q, k and v to the runtime.
-Other processors call PyTorch's attention, or the dispatcher without naming a backend: `rebinding` gives those
-a private copy of their code that calls ours.
+Most processors ask diffusers' dispatcher for attention with the backend they name; while a layer of ours runs, they
+name a backend of our own, which hands q, k and v to the runtime. Other processors call PyTorch's attention, or the
+dispatcher without naming a backend: `rebinding` gives those a private copy of their code that calls ours. How a
+processor is led there, and stays what it is, is in `seats`.
 
-Attention is told nothing about the layer, so a wrapper around the processor writes the layer into a small CPU
-tensor, the cursor, first. Both steps are custom operators: a compiled block sees two opaque calls fed with
-tensors, the same in every layer and step. What is not compiled takes both steps directly, which is faster.
+Attention is told nothing about the layer, so the seat of the layer is written into a small CPU tensor, the cursor,
+first. Both steps are custom operators: a compiled block sees two opaque calls fed with tensors, the same in every
+layer and step. What is not compiled takes both steps directly, which is faster.
 """
 
 from __future__ import annotations
 
-import copy
 import functools
 import weakref
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from diffusers.models.attention_dispatch import (
@@ -24,16 +23,30 @@ from diffusers.models.attention_dispatch import (
     dispatch_attention_fn,
 )
 
-from dittools.pipelines.hunyuan15 import KeyPaddedProcessor
-from dittools.pipelines.rebinding import calls_torch, rebindable, rebound_class
+from dittools.pipelines.rebinding import calls_torch
 from dittools.runtime import Runtime
+
+if TYPE_CHECKING:
+    from dittools.pipelines.seats import Seat
 
 # CUDA graphs replay kernels and skip the Python that decides them.
 _TAGS = {"tags": (torch.Tag.cudagraph_unsafe,)} if hasattr(torch.Tag, "cudagraph_unsafe") else {}
-# Processors that do what no copy of them could leave out.
-_REPLACED = {"HunyuanVideo15AttnProcessor2_0": KeyPaddedProcessor}
 _sockets: weakref.WeakValueDictionary[int, Socket] = weakref.WeakValueDictionary()
-_members: dict[int, AttentionBackendName] = {}
+
+
+class Line:
+    """What all sockets of one number use in turn: a compiled block finds again what it was compiled with."""
+
+    def __init__(self, number: int):
+        with torch.inference_mode(False):
+            self.cursor = torch.zeros(2, dtype=torch.int64, device="cpu")
+        # A name that dispatch accepts and no listing shows: it is not put into the enum's tables.
+        self.backend = str.__new__(AttentionBackendName, f"dittools_{number}")
+        self.backend._name_, self.backend._value_ = f"DITTOOLS_{number}", f"dittools_{number}"
+        self.function = _backend_function(self.cursor)
+
+
+_line = functools.cache(Line)
 
 
 class Socket:
@@ -45,35 +58,23 @@ class Socket:
 
     def __init__(self, runtime: Runtime):
         self.runtime = runtime
-        self.processors: dict[int, SparseProcessor] = {}  # by layer
+        self.seats: dict[int, Seat] = {}  # by layer
         self.attachment: Any = None  # the `Attachment` that uses it
-        # Numbers are used again: a compiled block then finds the backend it was compiled with.
         self.number = next(n for n in range(len(_sockets) + 1) if n not in _sockets)
-        with torch.inference_mode(False):
-            self.cursor = torch.zeros(2, dtype=torch.int64, device="cpu")
-        self.backend = _member(self.number)
-        self.function = _backend_function(self.cursor)
-        _AttentionBackendRegistry.register(self.backend)(self.function)
-        function = self.function
-        self.rebound = functools.cache(lambda kind: rebound_class(kind, function))
+        self.line = _line(self.number)
+        _AttentionBackendRegistry.register(self.line.backend)(self.line.function)
         _sockets[self.number] = self
         _sweep()
 
     def close(self) -> None:
-        """Leave the table. Wrappers that someone still holds pass everything on to their originals."""
-        for processor in self.processors.values():
-            processor.socket = None
+        """Leave the table."""
         _sockets.pop(self.number, None)
         _sweep()
 
-    def wrap(self, processor: Any, layer: int) -> SparseProcessor:
-        """A processor for this layer, around the original one. It takes the place of one made before."""
-        wrapped = _class_for(type(processor))(processor, self, layer)
-        before = self.processors.pop(layer, None)
-        if before is not None:
-            before.socket = None
-        self.processors[layer] = wrapped
-        return wrapped
+
+def open_sockets() -> list[Socket]:
+    """Those of all accelerations that are on some pipeline."""
+    return list(_sockets.values())
 
 
 def names_backend(processor: Any) -> bool:
@@ -81,79 +82,11 @@ def names_backend(processor: Any) -> bool:
     return hasattr(processor, "_attention_backend")
 
 
-def can_enter(processor: Any) -> bool:
-    """Whether there is a way into the attention of this processor."""
-    return names_backend(processor) or rebindable(processor)
-
-
-class SparseProcessor:
-    """Stands in for the processor of one self-attention module; `_class_for` makes what is used."""
-
-    def __init__(self, original: Any, socket: Socket, layer: int):
-        self.original = original
-        self.socket: Socket | None = socket
-        # A processor may be shared with cross-attention: the copy alone is led to us.
-        replacement = _REPLACED.get(type(original).__name__, copy.copy)
-        self._inner = replacement(original)
-        if names_backend(original):
-            self._inner._attention_backend = socket.backend
-        else:
-            self._inner.__class__ = socket.rebound(type(original))
-        self._cursor = socket.cursor
-        with torch.inference_mode(False):
-            self._place = torch.tensor([socket.number, layer], device="cpu")
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if self.socket is None:
-            return self.original(*args, **kwargs)
-        if torch.is_grad_enabled():
-            # The sparse kernels have no backward.
-            torch.ops.dittools.skip_layer(self._cursor, self._place)
-            return self.original(*args, **kwargs)
-        if torch.compiler.is_compiling():
-            torch.ops.dittools.enter_layer(self._cursor, self._place)
-        else:
-            self._cursor.copy_(self._place)
-        return self._inner(*args, **kwargs)
-
-    # The backend and parallel plan a user sets go to the original, where dense calls read them.
-    @property
-    def _attention_backend(self) -> Any:
-        return self.original._attention_backend
-
-    @_attention_backend.setter
-    def _attention_backend(self, backend: Any) -> None:
-        self.original._attention_backend = backend
-
-    @property
-    def dense_backend(self) -> Any:
-        """The backend of dense calls: the one the original names, or what it calls without naming any."""
-        if names_backend(self.original):
-            return self.original._attention_backend
-        return AttentionBackendName.NATIVE if calls_torch(self.original) else None
-
-    @property
-    def _parallel_config(self) -> Any:
-        return getattr(self.original, "_parallel_config", None)
-
-    @_parallel_config.setter
-    def _parallel_config(self, config: Any) -> None:
-        self.original._parallel_config = config
-
-
-@functools.cache
-def _class_for(kind: type) -> type[SparseProcessor]:
-    """A `SparseProcessor` that shows the signature of the processors it stands in for.
-
-    diffusers' `Attention` drops arguments that the processor's signature does not name, rotary embeddings
-    among them.
-    """
-
-    @functools.wraps(kind.__call__)
-    def call(self, *args: Any, **kwargs: Any) -> Any:
-        return SparseProcessor.__call__(self, *args, **kwargs)
-
-    return type(f"Sparse{kind.__name__}", (SparseProcessor,), {"__call__": call})
+def dense_backend(processor: Any) -> Any:
+    """The backend of a processor's dense calls: the one it names, or what it calls without naming any."""
+    if names_backend(processor):
+        return processor._attention_backend
+    return AttentionBackendName.NATIVE if calls_torch(processor) else None
 
 
 @torch.library.custom_op(
@@ -203,12 +136,12 @@ def _attend(q, k, v, mask, cursor, scale, dropout, causal, grouped):
     """Attention of the layer under the cursor: ``[B, S, H, D]``, contiguous as the fake one promises."""
     number, layer = cursor.tolist()
     socket = _sockets[number]
-    processor = socket.processors[layer]
-    parallel = processor._parallel_config
+    processor = socket.seats[layer].processor
+    parallel = getattr(processor, "_parallel_config", None)
 
     def dense() -> torch.Tensor:
         call = {"attn_mask": mask, "dropout_p": dropout, "is_causal": causal, "scale": scale}
-        backend = processor.dense_backend
+        backend = dense_backend(processor)
         return dispatch_attention_fn(q, k, v, **call, enable_gqa=grouped, backend=backend, parallel_config=parallel)
 
     why_dense = None
@@ -261,21 +194,13 @@ def _backend_function(cursor: torch.Tensor) -> Any:
     return dittools_attention
 
 
-def _member(number: int) -> AttentionBackendName:
-    """A backend name that dispatch accepts and no listing shows: it is not put into the enum's tables."""
-    if number not in _members:
-        member = str.__new__(AttentionBackendName, f"dittools_{number}")
-        member._name_, member._value_ = f"DITTOOLS_{number}", f"dittools_{number}"
-        _members[number] = member
-    return _members[number]
-
-
 def _sweep() -> None:
     """Take backends out of the table whose socket was closed, or went away with its pipeline.
 
     Not done when a socket is collected: that may be in the middle of a compilation that reads the table.
     """
-    for number, backend in _members.items():
-        if number not in _sockets:
-            for table in ("_backends", "_constraints", "_supported_arg_names"):
-                getattr(_AttentionBackendRegistry, table).pop(backend, None)
+    live = {socket.line.backend for socket in open_sockets()}
+    for table in ("_backends", "_constraints", "_supported_arg_names"):
+        entries = getattr(_AttentionBackendRegistry, table)
+        for backend in [name for name in entries if name.value.startswith("dittools_") and name not in live]:
+            del entries[backend]

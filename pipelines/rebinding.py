@@ -16,6 +16,16 @@ import torch.nn.functional as F
 _TORCH, _DISPATCH = "scaled_dot_product_attention", "dispatch_attention_fn"
 
 
+def kind_of(processor: Any) -> type:
+    """The class of a processor, whether calls of it are led elsewhere or not."""
+    return getattr(type(processor), "_dittools_kind", type(processor))
+
+
+def is_led(processor: Any) -> bool:
+    """Whether some module's calls of this processor are led elsewhere."""
+    return hasattr(type(processor), "_dittools_kind")
+
+
 def rebindable(processor: Any) -> bool:
     """Whether the code of this processor calls attention under a name that can be led elsewhere."""
     call = _call_of(processor)
@@ -61,7 +71,7 @@ class _Functional:
 
 
 def _call_of(processor: Any) -> types.FunctionType | None:
-    call = next((k.__dict__["__call__"] for k in type(processor).__mro__ if "__call__" in k.__dict__), None)
+    call = next((k.__dict__["__call__"] for k in kind_of(processor).__mro__ if "__call__" in k.__dict__), None)
     return call if isinstance(call, types.FunctionType) else None
 
 

@@ -14,7 +14,9 @@ from typing import Any, NamedTuple
 
 import torch
 
+from dittools.pipelines.copies import Listening, Unshared
 from dittools.pipelines.families import Family
+from dittools.pipelines.layers import Layers
 from dittools.pipelines.step_reuse import StepReuse, picture_in
 from dittools.runtime import Runtime
 from dittools.tokens import Layout
@@ -43,6 +45,7 @@ class RootHook:
         told: whether the present call was told of before it reached the module, by `StepReuse`.
         again: whether it only runs once more.
         layout: where the picture is in the latest call.
+        layers: the seats of its self-attention, while it is installed.
     """
 
     def __init__(
@@ -62,21 +65,24 @@ class RootHook:
         self.told = self.again = False
         self.reuse: StepReuse | None = None
         self.layout: Layout | None = None
+        self.layers: Layers | None = None
         parameters = [name for name in inspect.signature(type(model).forward).parameters if name != "self"]
         self._positions = {name: i for i, name in enumerate(parameters)}
 
     def install(self, model: torch.nn.Module, undo: ExitStack) -> None:
         """Hook the model; ``undo`` takes what unhooks it."""
-        before = model.register_forward_pre_hook(self._before, with_kwargs=True)
+        before = model.register_forward_pre_hook(Unshared(self._before), with_kwargs=True)
         undo.callback(before.remove)
-        after = model.register_forward_hook(self._after, with_kwargs=True)
+        after = model.register_forward_hook(Unshared(self._after), with_kwargs=True)
         undo.callback(after.remove)
         if hasattr(model, "cache_context"):
-            undo.enter_context(self._watch_context(model))
+            undo.callback(Listening(model, "cache_context", self._in_context).remove)
 
-    @torch.compiler.disable
     def _before(self, model: torch.nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-        if self.again or self.told:
+        if self.again:
+            return
+        self.layers.follow()
+        if self.told:
             return
         if self.reuse is not None:
             self.reuse.ensure()  # something took its place: this call is computed, the next one is asked about
@@ -134,10 +140,10 @@ class RootHook:
         """The arguments of a forward by their names."""
         return dict(zip(self._positions, args, strict=False)) | kwargs
 
-    @torch.compiler.disable
     def _after(self, model: torch.nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> Any:
         if self.again:
             return output
+        self.layers.count_astray()
         while self._runtime.end_call():
             self.again = True
             try:
@@ -161,30 +167,14 @@ class RootHook:
         return args[place] if place < len(args) else None
 
     @contextmanager
-    def _watch_context(self, model: torch.nn.Module) -> Iterator[None]:
-        """Listen to ``model.cache_context`` until the end of this context."""
-        theirs = model.cache_context
-        own = model.__dict__.get("cache_context")
-
-        @contextmanager
-        def cache_context(name: str, *args: Any, **kwargs: Any) -> Iterator[Any]:
-            before, self._context = self._context, _context(name, kwargs)
-            try:
-                with theirs(name, *args, **kwargs) as value:
-                    yield value
-            finally:
-                self._context = before
-
-        model.cache_context = cache_context
+    def _in_context(self, theirs: Callable[..., Any], name: Any, *args: Any, **kwargs: Any) -> Iterator[Any]:
+        """The model's ``cache_context``, listened to."""
+        before, self._context = self._context, _context(name, kwargs)
         try:
-            yield
+            with theirs(name, *args, **kwargs) as value:
+                yield value
         finally:
-            # Where someone wrapped it after us, ours has to stay inside theirs; it only passes things on.
-            if model.__dict__.get("cache_context") is cache_context:
-                if own is None:
-                    del model.cache_context
-                else:
-                    model.cache_context = own
+            self._context = before
 
 
 def _context(name: Any, details: dict[str, Any]) -> Context:
