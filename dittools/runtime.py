@@ -13,13 +13,14 @@ from dittools.caches.base import Model, Trajectory
 from dittools.clock import StepClock, Tick
 from dittools.config import Config
 from dittools.kernels.dispatch import implementations
+from dittools.masks import key_bias
 from dittools.methods import auto
 from dittools.methods.base import Plan
 from dittools.observer import Heard, Observer
 from dittools.progress import OnStep, StepReports
 from dittools.reuse import Latents, Reuse
 from dittools.run import Call, Run
-from dittools.sequence import Piece, pieces, shown_keys
+from dittools.sequence import Piece, pieces
 from dittools.sparse import Sparse
 from dittools.stopwatch import Stopwatch
 from dittools.tokens import Layout, TokenGrid
@@ -308,16 +309,17 @@ class Runtime:
         if reason is not None:
             return reason
         about = (q.shape[:2], q.device)
-        if self._cut is None or self._cut[0] is not mask or self._cut[1] != about:
+        if self._cut is None or self._cut[1] != about or not _same_mask(self._cut[0], mask):
             self._cut = (mask, about, self._pieces(q, mask))
         return self._cut[2]
 
     def _pieces(self, q: torch.Tensor, mask: torch.Tensor | None) -> list[Piece] | str:
         """What sparse calls can take of every layer of this forward that has these tokens and this mask."""
-        shown = None if mask is None else shown_keys(mask, *q.shape[:2])
-        if isinstance(shown, str):
-            return shown
-        found = pieces(self._layout, q.shape[1], shown, q.device)
+        tokens = q.shape[1]
+        bias = None if mask is None else key_bias(mask, *q.shape[:2], self._layout.around(tokens)[0])
+        if isinstance(bias, str):
+            return bias
+        found = pieces(self._layout, tokens, bias, q.device)
         if not isinstance(found, str) and self.run.grid.text < found[0].grid.text:
             self.run.grid = found[0].grid  # text is first seen here where no argument tells it
         return found
@@ -401,6 +403,13 @@ class Runtime:
                 raise RuntimeError(f"{what}: stopped, because strict was asked for")
             self.run.notes[f"{what}: that layer ran dense in this step"] = None
             self.run.dense_from.add((self._tick.step, layer))
+
+
+def _same_mask(one: torch.Tensor | None, other: torch.Tensor | None) -> bool:
+    """Whether two calls have the same mask; some models make theirs anew in each layer."""
+    if one is None or other is None:
+        return one is other
+    return one is other or (one.shape == other.shape and one.dtype == other.dtype and torch.equal(one, other))
 
 
 def _layout(grid: TokenGrid) -> Layout:

@@ -1,8 +1,8 @@
 """Which tokens of an attention call a sparse call can take, in the order of a `TokenGrid`.
 
 A method knows a picture with text on one side. What a model's sequence has beyond that is brought to that form
-here, exactly: keys hidden by a padding mask are left out, and tokens on both sides of the picture are taken
-behind it. Attention does not mind the order of its tokens.
+here, exactly: keys hidden by a padding mask are left out, those that a mask favours less are added afterwards, and
+tokens on both sides of the picture are taken behind it. Attention does not mind the order of its tokens.
 """
 
 from __future__ import annotations
@@ -11,10 +11,8 @@ from typing import NamedTuple
 
 import torch
 
+from dittools.masks import Beside, four
 from dittools.tokens import Layout, TokenGrid
-
-# In fp32 a weight this far below the largest is 0; masks written as numbers use -10000 or less.
-_HIDDEN = -1000.0
 
 
 class Piece(NamedTuple):
@@ -24,13 +22,15 @@ class Piece(NamedTuple):
         grid: layout of the tokens taken.
         samples: int64 ``[b]`` indices; None is the whole batch.
         tokens: a slice of the sequence, or int64 ``[grid.tokens]``: grid order -> sequence.
-        rest: int64 ``[n]``, hidden tokens: their rows are computed densely.
+        rest: int64 ``[n]``, tokens that are not taken: their rows are computed densely.
+        beside: those of them that the taken ones see, if not as they see each other.
     """
 
     grid: TokenGrid
     samples: torch.Tensor | None
     tokens: slice | torch.Tensor
     rest: torch.Tensor | None = None
+    beside: Beside | None = None
 
     def take(self, x: torch.Tensor) -> torch.Tensor:
         """The tokens of this piece: ``[B, S, H, D]`` -> ``[b, grid.tokens, H, D]``."""
@@ -51,11 +51,16 @@ class Piece(NamedTuple):
             samples = samples[:, None]
         out[samples, self.tokens] = part
 
+    def join(self, part: torch.Tensor, lse: torch.Tensor, q, k, v, scale: float) -> torch.Tensor:
+        """What a sparse call gave for `take`, with the keys beside it."""
+        samples = slice(None) if self.samples is None else self.samples
+        return self.beside.join(part, lse, q, k, v, samples, scale)
+
     def put_rest(self, q, k, v, mask: torch.Tensor, scale: float, out: torch.Tensor) -> None:
-        """Rows of hidden tokens, as the model's own attention computes them."""
+        """Rows of tokens that are not taken, as the model's own attention computes them."""
         samples = slice(None) if self.samples is None else self.samples
         rows = q[samples].index_select(1, self.rest)
-        mask = _four(mask).expand(q.shape[0], -1, -1, -1)[samples]
+        mask = four(mask).expand(q.shape[0], -1, -1, -1)[samples]
         mask = mask if mask.shape[2] == 1 else mask.index_select(2, self.rest)
         rows, keys, values = (x.transpose(1, 2) for x in (rows, k[samples], v[samples]))
         part = torch.nn.functional.scaled_dot_product_attention(rows, keys, values, attn_mask=mask, scale=scale)
@@ -63,68 +68,42 @@ class Piece(NamedTuple):
         out[where, self.rest] = part.transpose(1, 2)
 
 
-def shown_keys(mask: torch.Tensor, batch: int, tokens: int) -> torch.Tensor | str:
-    """Which keys a padding mask shows: bool ``[batch, tokens]`` on the CPU; or why it is no padding mask.
-
-    Waits for the device. Rows of hidden tokens may hold anything.
-
-    Args:
-        mask: what PyTorch's attention takes for ``[B, H, S, S]`` logits: bool, or numbers to add.
-    """
-    mask = _four(mask)
-    if mask.dtype != torch.bool:
-        if (mask == mask.flatten()[0]).all() and mask.flatten()[0] > _HIDDEN:
-            return torch.ones(batch, tokens, dtype=torch.bool)  # the same added to every logit changes nothing
-        if not ((mask == 0) | (mask <= _HIDDEN)).all():
-            return "the call has an attention mask that adds a bias"
-        mask = mask == 0
-    if mask.shape[-1] not in (1, tokens) or mask.shape[2] not in (1, tokens):
-        return f"the call has an attention mask of {list(mask.shape)} for {tokens} tokens"
-    # A key that any row sees is shown; then every shown row has to see all of them.
-    shown = mask.any(2).any(1).expand(-1, tokens)  # [B or 1, S]
-    if mask.shape[2] > 1 or mask.shape[1] > 1:
-        differs = (mask != shown[:, None, None]).any(-1)  # [B or 1, H or 1, S or 1]
-        rows = shown[:, None] if mask.shape[2] > 1 else shown.any(-1)[:, None, None]
-        if (differs & rows).any():
-            return "the call has an attention mask that is no padding: it hides keys from some rows only"
-    return shown.expand(batch, -1).cpu()
-
-
-def pieces(layout: Layout, tokens: int, shown: torch.Tensor | None, device: torch.device) -> list[Piece] | str:
+def pieces(layout: Layout, tokens: int, bias: torch.Tensor | None, device: torch.device) -> list[Piece] | str:
     """Cut a call of this many tokens into pieces; or say why it cannot be done.
 
     Args:
         layout: where the picture is.
-        shown: as from `shown_keys`; None shows all.
+        bias: as from `masks.key_bias`; None adds nothing.
         device: where indices go.
 
     Raises:
         ValueError: when the picture does not fit into the sequence.
     """
     before, after = layout.around(tokens)
-    if shown is None or bool(shown.all()):
+    if bias is None or not bias.any():
         grid = layout.grid(before, after)
         if not (before and after):
             return [Piece(grid, None, slice(None))]
         return [Piece(grid, None, torch.arange(before, before + tokens, device=device) % tokens)]
-    if not shown[:, before : tokens - after].all():
-        return "the call has an attention mask that hides tokens of the picture"
-    rows, which = torch.unique(shown, dim=0, return_inverse=True)
+    inside = bias[:, before : tokens - after]
+    if inside.any():
+        does = "hides" if inside.isinf().any() else "adds a bias to"
+        return f"the call has an attention mask that {does} tokens of the picture"
+    rows, which = torch.unique(bias, dim=0, return_inverse=True)
     found = []
     for index, row in enumerate(rows):
         samples = None if len(rows) == 1 else (which == index).nonzero().flatten().to(device)
-        left, right = int(row[:before].sum()), int(row[tokens - after :].sum()) if after else 0
-        kept = row.nonzero().flatten()
+        taken = row == 0
+        left, right = int(taken[:before].sum()), int(taken[tokens - after :].sum()) if after else 0
+        kept = taken.nonzero().flatten()
         if left and right:
             kept = kept.roll(-left)
         count = len(kept)
         start = int(kept[0])
         run = torch.equal(kept, torch.arange(start, start + count))
         where = slice(start, start + count) if run else kept.to(device)
-        rest = (~row).nonzero().flatten().to(device) if count < tokens else None
-        found.append(Piece(layout.grid(left, right), samples, where, rest))
+        rest = (~taken).nonzero().flatten().to(device) if count < tokens else None
+        seen = (~taken & row.isfinite()).nonzero().flatten()
+        beside = Beside(seen.to(device), row[seen].to(device)) if len(seen) else None
+        found.append(Piece(layout.grid(left, right), samples, where, rest, beside))
     return found
-
-
-def _four(mask: torch.Tensor) -> torch.Tensor:
-    return mask.view((1,) * (4 - mask.ndim) + tuple(mask.shape))

@@ -84,7 +84,9 @@ class Sparse:
                 return None
             for watch in self._watchers:
                 watch(Heard(layer, *taken, scale, tick, piece.grid), planned.plan)
-            part, density, kernel = self._piece(layer, taken, planned, call)
+            part, lse, density, kernel = self._piece(layer, taken, planned, call, piece.beside is not None)
+            if piece.beside is not None:
+                part = piece.join(part, lse, taken[0], k, v, scale)
             by_kind = planned.density if planned.by_kind is None else planned.by_kind
             kinds.append(KeptOf(piece.grid, len(taken[0]) * q.shape[2], by_kind))
             size = float(len(taken[0])) * piece.grid.tokens**2
@@ -108,9 +110,11 @@ class Sparse:
         return out
 
     def _piece(
-        self, layer: int, taken: tuple[torch.Tensor, ...], planned: Planned, call: AttentionCall
-    ) -> tuple[torch.Tensor, torch.Tensor | float, str | None]:
-        """Output, computed share of the pairs, and kernel; no kernel where a correction computed all pairs."""
+        self, layer: int, taken: tuple[torch.Tensor, ...], planned: Planned, call: AttentionCall, needs_lse: bool
+    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | float, str | None]:
+        """Output, log-sum-exp where it is needed, computed share of the pairs, and kernel; no kernel where a
+        correction computed all pairs.
+        """
         plan, density, _, fresh = planned
         correction = self._run.correction
         if correction is not None and plan.keys is not None:
@@ -127,16 +131,17 @@ class Sparse:
         elif fresh:
             check_clusters(*taken, plan.mask, plan.order, plan.key_order)
         with self._observer.part("attention"):
-            out, lse = attend(*taken, plan, call.scale, kernel, return_lse=correction is not None, known=True)
+            needs_lse = needs_lse or correction is not None
+            out, lse = attend(*taken, plan, call.scale, kernel, return_lse=needs_lse, known=True)
         self._observer.attended(layer, *taken, plan, call.scale, out)
         if correction is None:
-            return out, density, kernel
+            return out, lse, density, kernel
         with self._observer.part("correct"):
             # A key no method uses: what the run forgets of a layer, it forgets of both.
             state = call.state.setdefault(correction, {})
             done = correction.correct(SparseCall(*taken, plan, fresh, out, lse, call, state))
         self._run.notes.update(dict.fromkeys(done.notes))
-        return done.out, 1.0 if done.dense else density, None if done.dense else kernel
+        return done.out, lse, 1.0 if done.dense else density, None if done.dense else kernel
 
     def _kernel(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, plan: Plan) -> str:
         """The kernel for a sparse call; plain PyTorch on a GPU is noted with the reason."""

@@ -3,10 +3,12 @@
 import pytest
 import torch
 
+import dittools
 from dittools import methods
 from dittools.runtime import Runtime
 from tests.families_tiny import TINY, image_ids, noise
 from tests.pipelines.test_families import Holder, Shown, grid_of
+from tests.pipelines_tiny import pipeline
 
 
 @pytest.fixture(autouse=True)
@@ -72,6 +74,47 @@ def test_padding_that_differs_within_a_batch_keeps_its_plans_apart():
     finally:
         attachment.detach()
     torch.testing.assert_close(out, holder.draw(arguments), rtol=1e-4, atol=1e-5)
+
+
+def test_chroma_draws_sparsely_from_prompts_of_other_lengths():
+    """Its pipeline hands padding over as numbers, which favour the text that is there and hide nothing."""
+    from diffusers import ChromaPipeline, ChromaTransformer2DModel, FlowMatchEulerDiscreteScheduler
+
+    beside = pipeline("flux").components
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = ChromaTransformer2DModel(**{**TINY["chroma"].config, "in_channels": 16, "joint_attention_dim": 32})
+    parts = {"text_encoder": beside["text_encoder_2"], "tokenizer": beside["tokenizer_2"], "vae": beside["vae"]}
+    pipe = ChromaPipeline(scheduler=FlowMatchEulerDiscreteScheduler(), transformer=model.eval(), **parts)
+    pipe.set_progress_bar_config(disable=True)
+
+    def draw():
+        prompts = {"prompt": ["a red circle moves left", "square"], "negative_prompt": ["grey", ""]}
+        size = {"height": 256, "width": 272, "max_sequence_length": 24, "num_inference_steps": 2}
+        return pipe(**prompts, **size, output_type="latent", generator=torch.Generator().manual_seed(0)).images
+
+    dense = draw()
+    asked = {"method": "draft", "block_size": 64, "dense_steps": 0, "dense_layers": 0}
+    for sparsity in (0.0, 0.3):
+        with dittools.accelerate(pipe, sparsity=sparsity, **asked) as fast:
+            out = draw()
+        assert fast.record()["calls"] == {"dense": 0, "sparse": 8, "reused": 0} and not fast.record()["fallbacks"]
+        assert torch.allclose(out, dense, rtol=1e-3, atol=1e-4) == (sparsity == 0)
+
+
+def test_padding_as_numbers_made_anew_in_each_layer_is_read_once(monkeypatch):
+    from dittools import runtime
+
+    read, key_bias = [], runtime.key_bias
+    monkeypatch.setattr(runtime, "key_bias", lambda *given: read.append(given) or key_bias(*given))
+    holder, arguments = Holder("cogview-4"), TINY["cogview-4"].arguments(grid_of("cogview-4"), 2)
+    there = torch.ones(arguments["encoder_hidden_states"].shape[:2], dtype=torch.int32)
+    there[1, -3:] = 0
+    arguments |= {"attention_mask": there}
+    dense = holder.draw(arguments)
+    out, record = holder.sparse("all", arguments)
+    torch.testing.assert_close(out, dense, rtol=1e-4, atol=1e-5)
+    assert record["calls"] == {"dense": 0, "sparse": 2, "reused": 0} and len(read) == 1
 
 
 def test_images_whose_texts_shift_them_run_dense_and_are_counted():
