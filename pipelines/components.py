@@ -160,9 +160,7 @@ def load_models(
         if unused and theirs:
             note(f"{folder / name}: {_some(unused)} of its weights are not used")
         elif unused:
-            raise BadInput(
-                f"{folder / name}: its config has no place for the weights {_some(unused)}: {_UNLIKE}"
-            )
+            raise BadInput(f"{folder / name}: its config has no place for the weights {_some(unused)}: {_UNLIKE}")
     return found
 
 

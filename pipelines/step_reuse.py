@@ -18,6 +18,7 @@ from dittools.pipelines import signals
 from dittools.pipelines.around import Around
 from dittools.pipelines.errors import BadInput
 from dittools.pipelines.family import Family
+from dittools.pipelines.other_caches import other_cache
 from dittools.runtime import Runtime
 
 if TYPE_CHECKING:
@@ -43,11 +44,14 @@ class StepReuse:
     """
 
     def __init__(self, model: torch.nn.Module, family: Family, hook: RootHook, runtime: Runtime):
-        if getattr(model, "is_cache_enabled", False):
-            raise BadInput(
-                "diffusers' own cache is on, and two would each reuse what the other did: disable_cache() first"
-            )
         paths = [path for path, _ in model.named_modules() if family.is_self_attention(path)]
+        blocks = blocks_of(model, paths)
+        self._inside = [*blocks, *map(model.get_submodule, paths)]
+        if other := other_cache(model, self._inside):
+            raise BadInput(
+                f"diffusers' own cache is on ({other}), and two would each reuse what the other did: "
+                "disable_cache() first"
+            )
         self._model, self._family, self._hook = model, family, hook
         self._runtime, self._layers = runtime, len(paths)
         self._root = Around(model, self._call)
@@ -57,7 +61,6 @@ class StepReuse:
         self._into: torch.Tensor | None = None  # of the first block
         self._added: torch.Tensor | None = None  # by all blocks
         self._stack = getattr(runtime.cache, "reuse", "") == "stack"
-        blocks = blocks_of(model, paths)
         if self._stack:
             _check_stack(family, blocks, paths)
         # A profile may make of any cache that has one a cache that watches the first block.
@@ -90,7 +93,13 @@ class StepReuse:
             why = "an output of this form was not seen yet"
         if torch.is_grad_enabled():
             why = "gradients are enabled"
-        verdict = hook.begin(args, kwargs, why, latents, form)
+        other = other_cache(self._model, self._inside)
+        verdict = hook.begin(args, kwargs, "diffusers' own cache is on" if other else why, latents, form)
+        if other:
+            runtime.run.notes[
+                f"diffusers' own cache is on ({other}): {runtime.cache.name} reuses nothing beside it; "
+                "disable_cache() first"
+            ] = None
         if runtime.run is not self._run:
             self._run, self._forms = runtime.run, {}
         self._asks = verdict is None

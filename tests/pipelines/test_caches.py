@@ -488,17 +488,6 @@ def test_a_model_without_a_profile_is_refused_when_the_cache_is_put_on(shared):
     draw(shared, steps=1, **SMALL)
 
 
-def test_diffusers_own_cache_and_ours_are_not_put_on_together():
-    from diffusers import TaylorSeerCacheConfig
-
-    pipe = tiny_pipeline()
-    pipe.transformer.enable_cache(TaylorSeerCacheConfig(cache_identifiers=["^blocks.*attn1$"]))
-    with pytest.raises(ValueError, match="disable_cache"):
-        cached(pipe, "easycache")
-    pipe.transformer.disable_cache()
-    cached(pipe, "easycache")
-
-
 def test_under_context_parallelism_ranks_do_not_decide_by_their_own_tokens(shared):
     with cached(shared, "first_block", threshold=1e9) as fast:
         shared.transformer._parallel_config = object()
