@@ -23,7 +23,7 @@ from dittools.run import Call, Run
 from dittools.sequence import Piece, pieces
 from dittools.sparse import Sparse
 from dittools.stopwatch import Stopwatch
-from dittools.tokens import Layout, TokenGrid
+from dittools.tokens import Layout, Part, TokenGrid
 
 
 class Layer(NamedTuple):
@@ -146,6 +146,7 @@ class Runtime:
             # Two steps, so that no old run stays behind when the new one cannot start.
             self.run = self._tick = None
             self.run = self._new_run(grid, tick, device)
+            self.run.notes.update(dict.fromkeys(layout.notes if layout else ()))
             self._reports = StepReports(self.run, self.listeners)
         self._tick = self.latest = tick
         if not self.run.branches:
@@ -295,7 +296,7 @@ class Runtime:
             return f"queries {list(q.shape[1:3])} and keys {list(k.shape[1:3])} differ in [tokens, heads]"
         problem = self._no_kernel(q)
         try:
-            self._layout.around(q.shape[1])
+            self._layout.parts_of(q.shape[1])
         except ValueError as error:
             problem = str(error)
         if problem and self.config.method != "auto":
@@ -316,11 +317,11 @@ class Runtime:
     def _pieces(self, q: torch.Tensor, mask: torch.Tensor | None) -> list[Piece] | str:
         """What sparse calls can take of every layer of this forward that has these tokens and this mask."""
         tokens = q.shape[1]
-        bias = None if mask is None else key_bias(mask, *q.shape[:2], self._layout.around(tokens)[0])
+        bias = None if mask is None else key_bias(mask, *q.shape[:2], self._layout.picture_start(tokens))
         if isinstance(bias, str):
             return bias
         found = pieces(self._layout, tokens, bias, q.device)
-        if not isinstance(found, str) and self.run.grid.text < found[0].grid.text:
+        if not isinstance(found, str) and self.run.grid.tokens < found[0].grid.tokens:
             self.run.grid = found[0].grid  # text is first seen here where no argument tells it
         return found
 
@@ -414,5 +415,6 @@ def _same_mask(one: torch.Tensor | None, other: torch.Tensor | None) -> bool:
 
 def _layout(grid: TokenGrid) -> Layout:
     """The layout of calls that have exactly the tokens of the grid."""
+    text = (Part("text", grid.text),) if grid.text else ()
     first = grid.text_position == "first"
-    return Layout(*grid.shape, before=grid.text if first else 0, after=0 if first else grid.text)
+    return Layout(*grid.shape, text if first else (), grid.parts if first else grid.parts + text)

@@ -1,8 +1,9 @@
 """Which tokens of an attention call a sparse call can take, in the order of a `TokenGrid`.
 
-A method knows a picture with text on one side. What a model's sequence has beyond that is brought to that form
-here, exactly: keys hidden by a padding mask are left out, those that a mask favours less are added afterwards, and
-tokens on both sides of the picture are taken behind it. Attention does not mind the order of its tokens.
+A method knows a picture with references behind it and text on one side of them. What a model's sequence has beyond
+that is brought to that form here, exactly: keys hidden by a padding mask are left out, those that a mask favours less
+are added afterwards, and history in front of the picture and text on both sides are taken behind it. Attention does not
+mind the order of its tokens.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import NamedTuple
 import torch
 
 from dittools.masks import Beside, four
-from dittools.tokens import Layout, TokenGrid
+from dittools.tokens import Layout, Part, TokenGrid, arranged
 
 
 class Piece(NamedTuple):
@@ -79,13 +80,11 @@ def pieces(layout: Layout, tokens: int, bias: torch.Tensor | None, device: torch
     Raises:
         ValueError: when the picture does not fit into the sequence.
     """
-    before, after = layout.around(tokens)
+    parts = layout.parts_of(tokens)
     if bias is None or not bias.any():
-        grid = layout.grid(before, after)
-        if not (before and after):
-            return [Piece(grid, None, slice(None))]
-        return [Piece(grid, None, torch.arange(before, before + tokens, device=device) % tokens)]
-    inside = bias[:, before : tokens - after]
+        return [_piece(parts, torch.zeros(tokens), None, device)]
+    start = layout.picture_start(tokens)
+    inside = bias[:, start : start + layout.picture]
     if inside.any():
         does = "hides" if inside.isinf().any() else "adds a bias to"
         return f"the call has an attention mask that {does} tokens of the picture"
@@ -93,17 +92,29 @@ def pieces(layout: Layout, tokens: int, bias: torch.Tensor | None, device: torch
     found = []
     for index, row in enumerate(rows):
         samples = None if len(rows) == 1 else (which == index).nonzero().flatten().to(device)
-        taken = row == 0
-        left, right = int(taken[:before].sum()), int(taken[tokens - after :].sum()) if after else 0
-        kept = taken.nonzero().flatten()
-        if left and right:
-            kept = kept.roll(-left)
-        count = len(kept)
-        start = int(kept[0])
-        run = torch.equal(kept, torch.arange(start, start + count))
-        where = slice(start, start + count) if run else kept.to(device)
-        rest = (~taken).nonzero().flatten().to(device) if count < tokens else None
-        seen = (~taken & row.isfinite()).nonzero().flatten()
-        beside = Beside(seen.to(device), row[seen].to(device)) if len(seen) else None
-        found.append(Piece(layout.grid(left, right), samples, where, rest, beside))
+        found.append(_piece(parts, row, samples, device))
     return found
+
+
+def _piece(parts: list[Part], row: torch.Tensor, samples: torch.Tensor | None, device: torch.device) -> Piece:
+    """The piece of samples to whose keys ``row``, fp32 ``[S]``, is added. A reference that misses tokens is no
+    grid any more.
+    """
+    taken = row == 0
+    left, seen, start = [], [], 0
+    for part in parts:
+        at = start + taken[start : start + part.tokens].nonzero().flatten()
+        left.append(part if len(at) == part.tokens else Part(part.kind, len(at)))
+        seen.append(at)
+        start += part.tokens
+    grid, order = arranged(left)
+    kept = torch.cat([seen[number] for number in order])
+    first, count = int(kept[0]), len(kept)
+    if torch.equal(kept, torch.arange(first, first + count)):
+        where = slice(None) if count == len(row) else slice(first, first + count)
+    else:
+        where = kept.to(device)
+    rest = (~taken).nonzero().flatten().to(device) if count < len(row) else None
+    shown = (~taken & row.isfinite()).nonzero().flatten()
+    beside = Beside(shown.to(device), row[shown].to(device)) if len(shown) else None
+    return Piece(grid, samples, where, rest, beside)

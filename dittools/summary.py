@@ -101,7 +101,8 @@ def summary(runtime: Runtime, replaced: bool = False) -> str:
         return f"dittools: no run yet; {REPLACED}" if replaced else "dittools: attached, no run yet"
     values = record(runtime)
     sparsity, grid, calls = values["sparsity"], values["grid"], values["calls"]
-    text = f" + {grid['text']} text" if grid["text"] else ""
+    text = "".join(f" + {part['tokens']} {part['kind']}" for part in grid.get("parts", ()))
+    text += f" + {grid['text']} text" if grid["text"] else ""
     seconds = [s for s in values["step_seconds"] if s is not None]
     asked, method = runtime.config.method, with_options(values["method"], values["method_options"])
     correction = "" if values["correction"] == "none" else f", correction {values['correction']}"
@@ -117,9 +118,7 @@ def summary(runtime: Runtime, replaced: bool = False) -> str:
         f"seconds   {sum(seconds):.2f} in the transformer, {len(seconds)} of {values['steps']} steps",
     ]
     if len(sparsity["by_parts"]) > 1:
-        of = sparsity["pairs_by_parts"]
-        kept = (f"{name} {share:.3f} of {of[name]:.3f}" for name, share in sparsity["by_parts"].items())
-        lines.append(f"pairs     kept: {', '.join(kept)}")
+        lines += _pairs_lines(sparsity)
     if "branches" in values["cache"]:
         lines += _cache_lines(values["cache"])
     lines += [f"fallback  {f['count']} calls dense: {f['reason']}" for f in values["fallbacks"]]
@@ -132,6 +131,18 @@ def summary(runtime: Runtime, replaced: bool = False) -> str:
         counts = ", ".join(f"{count} {name}" for name, count in heads.items())
         lines.append(f"{layer:>5}  {_share(share):>7}  {counts or '-'}")
     return "\n".join(lines)
+
+
+def _pairs_lines(sparsity: dict[str, Any]) -> list[str]:
+    """What sparse calls kept of each kind of pair; those that are dense together."""
+    lines, dense = [], 0.0
+    for name, kept in sparsity["by_parts"].items():
+        share = sparsity["pairs_by_parts"][name]
+        if kept > 0.9995:
+            dense += share
+        else:
+            lines.append(f"pairs     {name} {kept:.3f} kept, {share:.3f} of all pairs")
+    return [*lines, f"pairs     all others dense, {dense:.3f} of all pairs"]
 
 
 def _cache_lines(cache: dict[str, Any]) -> list[str]:
@@ -153,9 +164,14 @@ def _cache_lines(cache: dict[str, Any]) -> list[str]:
     return lines
 
 
-def _grid(grid: TokenGrid | None) -> dict[str, int] | None:
+def _grid(grid: TokenGrid | None) -> dict[str, Any] | None:
     sizes = ("frames", "height", "width", "text", "tokens")
-    return {name: getattr(grid, name) for name in sizes} if grid else None
+    if grid is None:
+        return None
+    found: dict[str, Any] = {name: getattr(grid, name) for name in sizes}
+    if grid.parts:
+        found["parts"] = [{"kind": part.kind, "tokens": part.tokens, "shape": part.shape} for part in grid.parts]
+    return found
 
 
 def _shares(run: Run, by: str, count: int) -> list[float | None]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from numbers import Integral
@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 
 TEXT_POSITIONS = ("none", "first", "last")
+WHOLE = 128  # tokens of the largest block: so many share none
 KINDS = ("text", "reference", "history", "picture", "sound")
 
 
@@ -181,43 +182,82 @@ class TokenGrid:
         return found
 
 
+def arranged(parts: Sequence[Part]) -> tuple[TokenGrid, list[int]]:
+    """The grid of a sequence, and which of its parts come first, second, ... in that grid.
+
+    Text comes last, what is behind the picture and then what was in front. Where all of it is in front it stays there,
+    unless there are references beside it and it would share a block with the picture: that block would be dense.
+
+    Args:
+        parts: one picture among them, each with its number of tokens.
+    """
+    at = [part.kind for part in parts].index("picture")
+    text = [i for i, part in enumerate(parts) if part.kind == "text"]
+    count = sum(parts[i].tokens for i in text)
+    kinds = list(dict.fromkeys(part.kind for part in parts))
+    others = [i for i, part in enumerate(parts) if part.kind not in ("picture", "text")]
+    others.sort(key=lambda i: (parts[i].shape is None, kinds.index(parts[i].kind), i))
+    text.sort(key=lambda i: (i < at, i))
+    first = bool(text) and text == list(range(at)) and (not others or count % WHOLE == 0)
+    position = "none" if not count else "first" if first else "last"
+    grid = TokenGrid(*parts[at].shape, count, position, tuple(parts[i] for i in others))
+    return grid, [*text, at, *others] if first else [at, *others, *text]
+
+
 @dataclass(frozen=True)
 class Layout:
     """Where the picture is in a sequence whose length only the attention call knows.
 
     Args:
         frames, height, width: tokens of the picture along each axis.
-        before, after: other tokens (text, history, reference images) in front of it and behind it. One of them
-            may be None: all that the sequence has beyond the rest. It may differ from call to call, as the
+        before, after: what is in front of it and behind it: tokens of text, or parts in their order. One number of
+            tokens may be None: all that the sequence has beyond the rest. It may differ from call to call, as the
             text of two prompts does.
+        notes: what a user should know of it, a line each.
     """
 
     frames: int
     height: int
     width: int
-    before: int | None = 0
-    after: int | None = 0
+    before: int | tuple[Part, ...] | None = 0
+    after: int | tuple[Part, ...] | None = 0
+    notes: tuple[str, ...] = ()
 
-    def around(self, tokens: int) -> tuple[int, int]:
-        """(tokens in front, tokens behind) in a sequence of this length.
+    @property
+    def parts(self) -> list[Part]:
+        """All parts in the order of the sequence, the picture among them."""
+        before, after = (
+            list(side) if isinstance(side, tuple) else [] if side == 0 else [Part("text", side)]
+            for side in (self.before, self.after)
+        )
+        return [*before, Part.of("picture", self.frames, self.height, self.width), *after]
+
+    def parts_of(self, tokens: int) -> list[Part]:
+        """The parts of a sequence of this length, none of them empty.
 
         Raises:
-            ValueError: when the picture does not fit into it.
+            ValueError: when they do not fit into it.
         """
-        others = tokens - self.frames * self.height * self.width
-        before = others - (self.after or 0) if self.before is None else self.before
-        after = others - before
-        if before < 0 or after < 0 or self.after not in (None, after):
-            raise ValueError(f"attention over {tokens} tokens, where the grid has {tokens - others}")
-        return before, after
+        parts = self.parts
+        rest = tokens - sum(part.tokens or 0 for part in parts)
+        unknown = [part for part in parts if part.tokens is None]
+        if rest < 0 or (rest > 0 and not unknown):
+            raise ValueError(f"attention over {tokens} tokens, where the grid has {tokens - rest}")
+        known = (part if part.tokens is not None else Part(part.kind, rest) for part in parts)
+        return [part for part in known if part.tokens]
 
-    def grid(self, before: int, after: int) -> TokenGrid:
-        """The grid once the others are on one side: behind the picture when there are any behind it."""
-        others = before + after
-        return TokenGrid(
-            self.frames,
-            self.height,
-            self.width,
-            others,
-            "none" if not others else "first" if not after else "last",
-        )
+    @property
+    def picture(self) -> int:
+        """Tokens of the picture."""
+        return self.frames * self.height * self.width
+
+    def picture_start(self, tokens: int) -> int:
+        """Where the picture begins in a sequence of this length."""
+        parts = self.parts_of(tokens)
+        return sum(part.tokens for part in parts[: [part.kind for part in parts].index("picture")])
+
+    def grid(self, unknown: int = 0) -> TokenGrid:
+        """The grid of a sequence in which the part that may be None has so many tokens."""
+        known = sum(part.tokens or 0 for part in self.parts)
+        some = any(part.tokens is None for part in self.parts)
+        return arranged(self.parts_of(known + unknown * some))[0]

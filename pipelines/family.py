@@ -121,16 +121,14 @@ class Family:
         from dittools.pipelines.grids import GRIDS
         from dittools.tokens import Layout
 
-        frames, height, width, *around = GRIDS[self.grid](config, arguments, self.latents)
-        before, after = around or {"none": (0, 0), "first": (None, 0), "last": (0, None)}[self.text_position]
-        return Layout(frames, height, width, before, after)
+        found = GRIDS[self.grid](config, arguments, self.latents)
+        if isinstance(found, Layout):
+            return found
+        return Layout(*found, *{"none": (0, 0), "first": (None, 0), "last": (0, None)}[self.text_position])
 
     def token_grid(self, layout: Layout, arguments: Arguments) -> TokenGrid:
         """The grid of one forward with as much text as its arguments tell."""
-        lengths = [value.shape[1] for value in map(arguments, self.text) if hasattr(value, "shape")]
-        before = sum(lengths) if layout.before is None else layout.before
-        after = sum(lengths) if layout.after is None else layout.after
-        return layout.grid(before, after)
+        return layout.grid(sum(value.shape[1] for value in map(arguments, self.text) if hasattr(value, "shape")))
 
     def scheduled(self, timestep: Any) -> Any:
         """The scheduler's timestep that a transformer's stands for."""

@@ -1,21 +1,24 @@
 """How many tokens a picture has along each axis, read from the arguments of a transformer's forward.
 
 A reader gets the transformer's config, what gives an argument by name, and the name of the latents. It answers
-(frames, height, width), or with two numbers more, the tokens before the picture and behind it; None is all
-that the sequence has beyond the rest. Without them the record's text position decides.
+(frames, height, width), beside which the record's text position says where text is, or a `Layout` with all that the
+sequence holds.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
 import torch
 
 from dittools.pipelines.errors import BadInput
+from dittools.tokens import Layout, Part
 
 Arguments = Callable[[str], Any]
-Answer = tuple[int, int, int] | tuple[int, int, int, int | None, int | None]
+Answer = tuple[int, int, int] | Layout
+TEXT = Part("text", None)
 
 
 def _patch(config: Any) -> tuple[int, int, int]:
@@ -78,7 +81,7 @@ def position_ids(config: Any, arguments: Arguments, name: str) -> Answer:
     """Latents ``[B, tokens, C]`` with ids (image, row, column, ..) of each token; reference images come last."""
     ids = arguments("img_ids")
     ids = ids[0] if ids.ndim == 3 else ids
-    return _rastered(ids, before=None)
+    return _rastered(ids)
 
 
 def joint_ids(config: Any, arguments: Arguments, name: str) -> Answer:
@@ -86,29 +89,52 @@ def joint_ids(config: Any, arguments: Arguments, name: str) -> Answer:
     ids = arguments("position_ids")
     ids = ids[0] if ids.ndim == 3 else ids
     count = arguments(name).shape[1]
-    return _rastered(ids[len(ids) - count :], before=None)
+    return _rastered(ids[len(ids) - count :])
 
 
-def _rastered(ids: torch.Tensor, before: int | None) -> Answer:
-    """Tokens with the first token's image id are the picture, in raster order. Waits for the device."""
-    ids = ids.cpu()
-    mine = int((ids[:, 0] == ids[0, 0]).long().cumprod(0).sum())
-    rows = ids[:mine, 1]
+def _rastered(ids: torch.Tensor) -> Layout:
+    """Text, the picture, which has the first token's image id, and reference images. Waits for the device."""
+    ids = ids[:, :3].cpu()
+    starts = (ids[1:, 0] != ids[:-1, 0]).nonzero().flatten() + 1
+    picture, *others = ids.tensor_split(starts)
+    shape = _raster(picture)
+    if shape is None:
+        raise BadInput(f"the ids of {len(picture)} image tokens are not those of rows and columns")
+    parts, notes = [], []
+    for other in others:
+        for image in _apart(other):
+            found = _raster(image)
+            parts.append(Part("reference", len(image), found))
+            if found is None:
+                notes.append(
+                    f"a reference image of {len(image)} tokens stays dense: its ids are not those of rows and columns"
+                )
+    return Layout(*shape, (TEXT,), tuple(parts), tuple(notes))
+
+
+def _raster(ids: torch.Tensor) -> tuple[int, int, int] | None:
+    """(1, rows, columns) of tokens with these ids (image, row, column), None where they are no such raster."""
+    rows, columns = ids[:, 1], ids[:, 2]
     other = (rows != rows[0]).nonzero()
-    width = int(other[0]) if len(other) else mine
-    height = mine // width
-    if height * width != mine or not torch.equal(rows, rows[::width].repeat_interleave(width)):
-        raise BadInput(f"the ids of {mine} image tokens are not those of rows and columns")
-    return 1, height, width, before, len(ids) - mine
+    width = int(other[0]) if len(other) else len(ids)
+    height = len(ids) // width
+    if height * width != len(ids):
+        return None
+    row = torch.equal(rows, rows[::width].repeat_interleave(width))
+    return (1, height, width) if row and torch.equal(columns, columns[:width].repeat(height)) else None
 
 
-def shapes(config: Any, arguments: Arguments, name: str) -> Answer:
+def _apart(ids: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Images that share an image id, cut where rows begin anew."""
+    return ids.tensor_split((ids[1:, 1] < ids[:-1, 1]).nonzero().flatten() + 1)
+
+
+def shapes(config: Any, arguments: Arguments, name: str) -> Layout:
     """``img_shapes``: (frames, height, width) of the picture, then of reference images that follow it."""
     found = arguments("img_shapes")
     first = found[0]
-    sizes = first if isinstance(first, list) else [first]
-    (frames, height, width), *others = sizes
-    return frames, height, width, None, sum(f * h * w for f, h, w in others)
+    picture, *others = first if isinstance(first, list) else [first]
+    return Layout(*picture, (TEXT,), tuple(Part.of("reference", *shape) for shape in others))
 
 
 def listed(config: Any, arguments: Arguments, name: str) -> Answer:
@@ -121,23 +147,40 @@ def listed(config: Any, arguments: Arguments, name: str) -> Answer:
     return frames // deep, height // side, width // side
 
 
-def framepack(config: Any, arguments: Arguments, name: str) -> Answer:
+def framepack(config: Any, arguments: Arguments, name: str) -> Layout:
+    """History at three scales comes first, then the latents ``[B, C, F, H, W]``, an image of a vision tower, text."""
+    side = _patch(config)[1]
+    scales = {
+        "latents_history_4x": (4, 4 * side, 4 * side),
+        "latents_history_2x": (2, 2 * side, 2 * side),
+        "latents_clean": (_patch(config)[0], side, side),
+    }
+    image, seen = arguments("image_embeds"), ()
+    if image is not None:  # square where it is of patches alone
+        count, edge = image.shape[1], math.isqrt(image.shape[1])
+        seen = (Part("reference", count, (1, edge, edge) if edge**2 == count else None),)
+    return Layout(*video(config, arguments, name), _history(arguments, scales), (*seen, TEXT))
+
+
+def helios(config: Any, arguments: Arguments, name: str) -> Layout:
     """History at three scales comes first, then the latents ``[B, C, F, H, W]``."""
-    frames, height, width = video(config, arguments, name)
-    history = 0
-    for scale, part in ((1, "latents_clean"), (2, "latents_history_2x"), (4, "latents_history_4x")):
-        given = arguments(part)
-        if given is not None:
-            deep, side = (_patch(config)[0], _patch(config)[1]) if scale == 1 else (scale, scale * _patch(config)[1])
-            f, h, w = given.shape[2:]
-            history += -(-f // deep) * -(-h // side) * -(-w // side)
-    return frames, height, width, history, None
+    deep, side = _patch(config)[0], _patch(config)[1]
+    scales = {
+        "latents_history_long": (4 * deep, 4 * side, 4 * side),
+        "latents_history_mid": (2 * deep, 2 * side, 2 * side),
+        "latents_history_short": (deep, side, side),
+    }
+    return Layout(*video(config, arguments, name), _history(arguments, scales))
 
 
-def after_history(config: Any, arguments: Arguments, name: str) -> Answer:
-    """Whatever the sequence has before the latents ``[B, C, F, H, W]`` is history."""
-    frames, height, width = video(config, arguments, name)
-    return frames, height, width, None, 0
+def _history(arguments: Arguments, scales: dict[str, tuple[int, int, int]]) -> tuple[Part, ...]:
+    """Those past latents ``[B, C, F, H, W]`` that are given, in tokens of so many latents an axis, cut ones too."""
+    found = []
+    for name, token in scales.items():
+        given = arguments(name)
+        if given is not None and arguments(f"indices_{name}") is not None:
+            found.append(Part.of("history", *(-(-n // t) for n, t in zip(given.shape[2:], token, strict=True))))
+    return tuple(found)
 
 
 def square_or_sized(config: Any, arguments: Arguments, name: str) -> Answer:
@@ -163,7 +206,7 @@ GRIDS: dict[str, Callable[[Any, Arguments, str], Answer]] = {
         shapes,
         listed,
         framepack,
-        after_history,
+        helios,
         square_or_sized,
     )
 }

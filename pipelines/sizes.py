@@ -40,6 +40,5 @@ def grid_of(family: Family, *, frames: int | None, height: int | None, width: in
     size_rule(family).check(frames, height, width)
     time, side = family.strides
     deep, high, wide = family.patch
-    layout = Layout((frames - 1) // time // deep + 1, height // side // high, width // side // wide)
-    before, after = (family.text_tokens, 0) if family.text_position == "first" else (0, family.text_tokens)
-    return layout.grid(before, after)
+    text = (family.text_tokens, 0) if family.text_position == "first" else (0, family.text_tokens)
+    return Layout((frames - 1) // time // deep + 1, height // side // high, width // side // wide, *text).grid()

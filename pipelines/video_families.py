@@ -109,7 +109,7 @@ VIDEO = (
         draws="video",
         transformer="HeliosTransformer3DModel",
         self_attention=("blocks.*.attn1",),
-        grid="after_history",
+        grid="helios",
         notes="history tokens stay dense",
     ),
     Family(
@@ -164,7 +164,7 @@ VIDEO = (
         grid="framepack",
         block_output=0,
         text_position="last",
-        text=("image_embeds", "encoder_hidden_states"),
+        text=("encoder_hidden_states",),
         guidance_passes="none",
         notes="history tokens stay dense",
     ),

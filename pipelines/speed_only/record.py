@@ -93,7 +93,7 @@ class Size:
         family: Family = find_family(self.family)
         tokens = (n // p for n, p in zip(self.latents(frames, height, width), self.patch, strict=True))
         text = {"none": (0, 0), "first": (self.text_tokens, 0), "last": (0, self.text_tokens)}[family.text_position]
-        return Layout(*tokens).grid(*text)
+        return Layout(*tokens, *text).grid()
 
 
 @dataclass(frozen=True)

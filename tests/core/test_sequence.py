@@ -1,5 +1,8 @@
 """What of an attention call sparse calls can take: any padding and text on both sides, without losing a pair."""
 
+from itertools import pairwise
+from math import prod
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -8,9 +11,15 @@ from hypothesis import strategies as st
 
 from dittools.masks import key_bias
 from dittools.sequence import pieces
-from dittools.tokens import Layout, TokenGrid
+from dittools.tokens import Layout, Part, TokenGrid
 
 CPU = torch.device("cpu")
+
+
+def _runs(parts, start):
+    """Where parts side by side are, the first beginning at ``start``."""
+    ends = [start, *(start := start + part.tokens for part in parts)]
+    return [slice(*pair) for pair in pairwise(ends)]
 
 
 def dense(q, k, v, mask=None):
@@ -21,16 +30,29 @@ def dense(q, k, v, mask=None):
 @settings(max_examples=60, deadline=None)
 @given(data=st.data())
 def test_full_attention_piece_by_piece_is_the_call_with_its_mask(data):
-    grid = tuple(data.draw(st.integers(1, 3)) for _ in range(3))
-    before, after, batch = data.draw(st.integers(0, 4)), data.draw(st.integers(0, 4)), data.draw(st.integers(1, 3))
-    video = grid[0] * grid[1] * grid[2]
-    tokens = before + video + after
-    told = data.draw(st.sampled_from(["before", "after", "both"]))
-    layout = Layout(*grid, None if told == "after" else before, None if told == "before" else after)
+    shape = st.tuples(*(st.integers(1, 3) for _ in range(3)))
+    grid, batch = data.draw(shape), data.draw(st.integers(1, 3))
+    part = st.one_of(
+        st.integers(0, 4).map(lambda n: Part("text", n)),
+        st.builds(lambda kind, shape: Part.of(kind, *shape), st.sampled_from(["history", "reference"]), shape),
+        st.integers(1, 4).map(lambda n: Part("reference", n)),
+    )
+    before, after = (tuple(data.draw(st.lists(part, max_size=3))) for _ in range(2))
+    video, ahead = prod(grid), sum(part.tokens for part in before)
+    tokens = ahead + video + sum(part.tokens for part in after)
+    told = [list(before), list(after)]
+    blind = [(i, j) for i in (0, 1) for j, part in enumerate(told[i]) if part.shape is None]
+    if blind and data.draw(st.booleans()):  # one length only the call knows
+        i, j = data.draw(st.sampled_from(blind))
+        told[i][j] = Part(told[i][j].kind, None)
+    layout = Layout(*grid, *map(tuple, told))
     shown = torch.tensor(
         data.draw(st.lists(st.lists(st.booleans(), min_size=tokens, max_size=tokens), min_size=batch, max_size=batch))
     )
-    shown[:, before : before + video] = True
+    shown[:, ahead : ahead + video] = True
+    for placed, at in zip(before, _runs(before, 0), strict=True):
+        if placed.shape is not None and data.draw(st.booleans()):
+            shown[:, at] = True
     form = data.draw(st.sampled_from(["row", "pairs", "numbers", "ones and zeros", "favours", "none"]))
     mask = {
         "row": shown[:, None, None],
@@ -43,16 +65,25 @@ def test_full_attention_piece_by_piece_is_the_call_with_its_mask(data):
         "none": None,
     }[form]
     q, k, v = torch.randn(3, batch, tokens, 2, 4, generator=torch.Generator().manual_seed(0))
-    found = pieces(layout, tokens, None if mask is None else key_bias(mask, batch, tokens, before), CPU)
+    found = pieces(layout, tokens, None if mask is None else key_bias(mask, batch, tokens, ahead), CPU)
 
     out = torch.full_like(q, torch.nan)
     seen = 0
     for piece in found:
         part = [piece.take(x) for x in (q, k, v)]
         assert part[0].shape[1] == piece.grid.tokens and piece.grid.shape == grid
-        picture = torch.arange(before, before + video)
-        where = torch.arange(tokens)[piece.tokens][piece.grid.video_slice]
-        assert torch.equal(where, picture)  # in its order, where the grid has it
+        where = torch.arange(tokens)[piece.tokens]
+        assert torch.equal(where[piece.grid.video_slice], torch.arange(ahead, ahead + video))  # in its order
+        mine = {(part.shape, int(where[at.start])) for part, at in piece.grid.grids[1:]}
+        row = torch.ones(tokens, dtype=torch.bool)
+        if mask is not None:
+            # Chroma's hides nothing: a row of the picture sees all, and favours what is shown.
+            row = shown[0 if piece.samples is None else int(piece.samples[0])]
+        sides = [(before, 0), (after, ahead + video)]
+        given = [pair for side, start in sides for pair in zip(side, _runs(side, start), strict=True)]
+        assert mine == {(part.shape, at.start) for part, at in given if part.shape and row[at].all()}
+        for _, at in piece.grid.grids[1:]:
+            assert torch.equal(where[at], torch.arange(at.stop - at.start) + where[at.start])
         whole = dense(*part)
         if piece.beside is not None:
             lse = torch.einsum("bqhd,bkhd->bhqk", *part[:2]).mul(0.5).logsumexp(-1)
@@ -73,6 +104,18 @@ def test_text_on_both_sides_is_taken_behind_the_picture_and_one_side_is_left_alo
     assert both.tokens.tolist() == [2, 3, 4, 5, 6, 7, 8, 9, 10, 0, 1]
     (one,) = pieces(Layout(1, 2, 3, before=None), 8, None, CPU)
     assert one.whole and one.grid == TokenGrid(1, 2, 3, 2, "first")
+
+
+def test_references_behind_the_picture_are_left_alone_beside_text_that_fills_blocks_and_history_is_taken_behind_it():
+    image = Part.of("reference", 1, 2, 2)
+    (alone,) = pieces(Layout(1, 2, 3, before=None, after=(image,)), 256 + 6 + 4, None, CPU)
+    assert alone.whole and alone.grid == TokenGrid(1, 2, 3, 256, "first", (image,))
+    (moved,) = pieces(Layout(1, 2, 3, before=None, after=(image,)), 2 + 6 + 4, None, CPU)
+    assert moved.grid == TokenGrid(1, 2, 3, 2, "last", (image,)) and moved.tokens.tolist() == [*range(2, 12), 0, 1]
+    past = Part.of("history", 2, 1, 1)
+    (behind,) = pieces(Layout(1, 2, 3, before=(past,), after=(Part("sound", 1), Part("text", None))), 12, None, CPU)
+    assert behind.grid == TokenGrid(1, 2, 3, 3, "last", (past, Part("sound", 1)))
+    assert behind.tokens.tolist() == [*range(2, 8), 0, 1, *range(8, 12)]
 
 
 def test_trailing_padding_is_cut_off_without_a_gather():
@@ -114,4 +157,4 @@ def test_padding_inside_the_picture_is_refused(number, says):
 @pytest.mark.parametrize("layout", [Layout(1, 2, 2), Layout(1, 2, 2, before=3, after=2), Layout(1, 3, 3, before=None)])
 def test_a_sequence_the_picture_does_not_fit_into_is_an_error(layout):
     with pytest.raises(ValueError, match="attention over 8 tokens"):
-        layout.around(8)
+        layout.parts_of(8)

@@ -84,7 +84,11 @@ class Holder:
 
     def sparse(self, rule: str, arguments):
         """Output and record with every layer under this rule."""
-        attachment = attach(self, Config(method="shown", options={"rule": rule}, dense_steps=0, dense_layers=0))
+        return self.run("shown", arguments, options={"rule": rule})
+
+    def run(self, method: str, arguments, sparsity: float = 0.5, **settings):
+        """Output and record with every layer by this method."""
+        attachment = attach(self, Config(method, sparsity, dense_steps=0, dense_layers=0, **settings))
         try:
             out = self.draw(arguments)
             return out, summary.record(attachment.runtime) | {"position": attachment.runtime.run.grid.text_position}
@@ -131,9 +135,8 @@ def test_full_budget_is_dense_in_a_batch_whose_texts_differ_in_length(name, hold
     assert record["fallbacks"] == [] and record["calls"]["dense"] == 0
     grid = record["grid"]
     assert (grid["frames"], grid["height"], grid["width"]) == grid_of(name)
-    # A history or the padding of a square picture counts as text too.
-    assert (grid["text"] > 0) == (family.text_position != "none" or family.grid == "after_history")
-    assert record["position"] == ("first" if family.grid == "after_history" else family.text_position)
+    assert (grid["text"] > 0) == (family.text_position != "none")
+    assert record["position"] == family.text_position
     assert record["cache"]["computed_steps"] == [1]  # 500 of the schedule 900, 500, 100
     sparse = len([path for path, _ in holder.transformer.named_modules() if family.is_self_attention(path)])
     assert record["calls"]["sparse"] == sparse * (2 if name == "mochi" else 1)  # it calls once a sample

@@ -29,33 +29,50 @@ def test_hunyuan_15_gets_its_padding_as_a_row_of_keys(monkeypatch):
     assert seen == [(2, 1, 1, 216 + 14)]
 
 
-def with_references(name: str) -> dict:
-    """Arguments with two smaller reference images behind the picture."""
-    arguments, extra = TINY[name].arguments(grid_of(name), 1), 12 + 20
-    found = {
-        "hidden_states": torch.cat((arguments["hidden_states"], noise(1, extra, 16 if name == "qwen-image" else 4)), 1)
-    }
+def with_references(name: str, grid=None, sizes=((3, 4), (4, 5))) -> dict:
+    """Arguments with reference images of other sizes behind the picture."""
+    arguments = TINY[name].arguments(grid or grid_of(name), 1)
+    states = arguments["hidden_states"]
+    more = noise(1, sum(height * width for height, width in sizes), states.shape[-1])
+    found = arguments | {"hidden_states": torch.cat((states, more), 1)}
     if name == "qwen-image":
-        return arguments | found | {"img_shapes": [[grid_of(name), (1, 3, 4), (1, 4, 5)]]}
-    columns = arguments["img_ids"].shape[1]
-    references = [image_ids((1, 3, 4), columns), image_ids((1, 4, 5), columns)]
+        return found | {"img_shapes": [[grid or grid_of(name), *((1, *size) for size in sizes)]]}
+    references = [image_ids((1, *size), arguments["img_ids"].shape[1]) for size in sizes]
     for number, ids in enumerate(references):
         ids[:, 0] = number + 1
-    return arguments | found | {"img_ids": torch.cat((arguments["img_ids"], *references))}
+    return found | {"img_ids": torch.cat((arguments["img_ids"], *references))}
 
 
 @pytest.mark.parametrize("name", ["flux", "flux-2", "qwen-image"])
-def test_reference_images_count_as_text_and_the_picture_is_where_it_was(name):
+def test_reference_images_are_parts_and_the_picture_is_where_it_was(name):
     holder, arguments = Holder(name), with_references(name)
     dense = holder.draw(arguments)
     out, record = holder.sparse("all", arguments)
     torch.testing.assert_close(out, dense, rtol=1e-4, atol=1e-5)
-    assert record["grid"] | {"tokens": 0} == {"frames": 1, "height": 14, "width": 15, "text": 39, "tokens": 0}
+    grid = record["grid"]
+    assert [grid[axis] for axis in ("frames", "height", "width", "text", "tokens")] == [1, 14, 15, 7, 210 + 32 + 7]
+    assert [(part["kind"], part["shape"]) for part in grid["parts"]] == [
+        ("reference", (1, 3, 4)),
+        ("reference", (1, 4, 5)),
+    ]
     other = arguments | {"hidden_states": arguments["hidden_states"].clone()}
     other["hidden_states"][:, 210:] += 1.0
     apart = [holder.sparse("apart", given)[0][:, :210] for given in (arguments, other)]
     assert torch.equal(*apart)  # no reference reaches the picture
     assert not torch.equal(*(holder.sparse("all", given)[0][:, :210] for given in (arguments, other)))
+
+
+def test_a_reference_that_is_no_grid_stays_dense_and_the_record_says_what_it_costs():
+    holder, arguments = Holder("flux"), with_references("flux", sizes=((3, 4),))
+    arguments["img_ids"][-1, 2] = 9
+    out, record = holder.sparse("all", arguments)
+    torch.testing.assert_close(out, holder.draw(arguments), rtol=1e-4, atol=1e-5)
+    assert record["grid"]["parts"] == [{"kind": "reference", "tokens": 12, "shape": None}]
+    assert "reference image of 12 tokens stays dense" in record["notes"][0]
+    _, record = holder.run("draft", arguments, 0.5)
+    assert record["sparsity"]["by_parts"]["picture-reference"] == pytest.approx(1)
+    of = record["sparsity"]["pairs_by_parts"]
+    assert of["picture-reference"] == pytest.approx(210 * 12 / 229**2) and sum(of.values()) == pytest.approx(1)
 
 
 def test_padding_that_differs_within_a_batch_keeps_its_plans_apart():
