@@ -270,7 +270,10 @@ class Drawer:
         return {
             "grid": {name: getattr(grid, name) for name in ("frames", "height", "width", "text", "tokens")},
             "step_seconds": [],
-            "sparsity": {"asked": None, "sparse_calls": None, "overall": 0.0, "per_step": [], "per_layer": []},
+            "sparsity": {
+                **{"asked": None, "sparse_calls": None, "overall": 0.0, "per_step": [], "per_layer": []},
+                **{"by_parts": {}, "pairs_by_parts": {}},
+            },
             "calls": {"dense": None, "sparse": 0, "reused": 0},
             "cache": {"name": "none", "computed_steps": list(range(steps)), "reused_steps": []},
             "fallbacks": [],

@@ -189,8 +189,10 @@ def picture_in(layout: Layout | None, tokens: int) -> slice | None:
     """Where the picture is among so many tokens, with or without its text; None where that cannot be told."""
     if layout is None:
         return None
-    count = layout.frames * layout.height * layout.width
-    start = layout.before if layout.before is not None else tokens - count - (layout.after or 0)
+    counts = [part.tokens for part in layout.parts]
+    at = [part.kind for part in layout.parts].index("picture")
+    ahead, count, behind = counts[:at], counts[at], sum(n or 0 for n in counts[at + 1 :])
+    start = tokens - count - behind if None in ahead else sum(ahead)
     return slice(start, start + count) if 0 <= start <= tokens - count else None
 
 

@@ -28,7 +28,7 @@ KEYS = {
     "steps": None,
     "seconds": {"load", "text", "denoise", "decode", "save", "total"},
     "step_seconds": None,
-    "sparsity": {"asked", "sparse_calls", "overall", "per_step", "per_layer"},
+    "sparsity": {"asked", "sparse_calls", "overall", "per_step", "per_layer", "by_parts", "pairs_by_parts"},
     "calls": {"dense", "sparse", "reused"},
     "cache": {"name", "computed_steps", "reused_steps"},
     "fallbacks": None,

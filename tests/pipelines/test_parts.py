@@ -92,4 +92,4 @@ def test_at_real_sizes_little_more_is_kept_of_all_pairs_than_of_the_pictures_own
     assert shares(plan, grid).item() == pytest.approx(0.2, abs=0.02)
     assert shares(plan, grid, "picture", "reference").item() == pytest.approx(0.2, abs=0.06)
     assert plan.density().item() <= 0.27 + 0.05 * (grid.frames == 1)  # of the edit's tokens 512 are text
-    assert plan.mask.keep[..., :110, :110].any(-1).all() and plan.notes == () or method == "clear"
+    assert not any("cannot skip" in note for note in plan.notes)
