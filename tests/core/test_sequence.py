@@ -65,7 +65,8 @@ def test_full_attention_piece_by_piece_is_the_call_with_its_mask(data):
         "none": None,
     }[form]
     q, k, v = torch.randn(3, batch, tokens, 2, 4, generator=torch.Generator().manual_seed(0))
-    found = pieces(layout, tokens, None if mask is None else key_bias(mask, batch, tokens, ahead), CPU)
+    bias = None if mask is None else key_bias(mask, batch, tokens, ahead)
+    found = pieces(layout, tokens, bias, CPU)
 
     out = torch.full_like(q, torch.nan)
     seen = 0
@@ -75,10 +76,9 @@ def test_full_attention_piece_by_piece_is_the_call_with_its_mask(data):
         where = torch.arange(tokens)[piece.tokens]
         assert torch.equal(where[piece.grid.video_slice], torch.arange(ahead, ahead + video))  # in its order
         mine = {(part.shape, int(where[at.start])) for part, at in piece.grid.grids[1:]}
-        row = torch.ones(tokens, dtype=torch.bool)
+        row = torch.ones(tokens, dtype=torch.bool)  # whose keys count as much as the picture's
         if mask is not None:
-            # Chroma's hides nothing: a row of the picture sees all, and favours what is shown.
-            row = shown[0 if piece.samples is None else int(piece.samples[0])]
+            row = bias[0 if piece.samples is None else int(piece.samples[0])] == 0
         sides = [(before, 0), (after, ahead + video)]
         given = [pair for side, start in sides for pair in zip(side, _runs(side, start), strict=True)]
         assert mine == {(part.shape, at.start) for part, at in given if part.shape and row[at].all()}
