@@ -17,7 +17,7 @@ from dittools.caches import Shapes
 from dittools.config import Config
 from dittools.pipelines.attach import attach
 from dittools.pipelines.families import FAMILIES, find_family
-from tests.families_tiny import TINY
+from tests.families_tiny import TINY, transformer
 from tests.pipelines.test_families import Holder, grid_of
 from tests.tiny import draw, tiny_pipeline
 
@@ -569,3 +569,73 @@ def test_on_the_embedded_model_each_cache_saves_what_its_schedule_says(embedded,
     record = fast.record()
     assert len(record["cache"]["reused_steps"]) == saved
     assert record["calls"]["reused"] == saved * 2 * 8  # both branches, all layers
+
+
+# Calls that change within a run
+
+CHANGING = {
+    "taylorseer": THIRD | {"interval": 4, "order": 1, "reuse": "delta"},
+    "easycache": {"threshold": 1e9, "first": 2},
+    "first_block": {"threshold": 1e9},
+    "sea": {"threshold": 1e9},
+    "pab": {"interval": 3, "low": 0, "high": 2000},
+    "fastercache": {"interval": 2, "high": 2000, "branch_high": 2000},
+}
+
+
+@pytest.mark.parametrize("cache", CHANGING)
+def test_a_lane_whose_batch_changes_in_the_middle_of_a_run_is_answered_as_it_asks(shared, cache):
+    """As where a callback ends guidance and halves what both branches shared; and with more text than before."""
+    shared.scheduler.set_timesteps(12)
+    seen, forms = [], [(2, 16)] * 5 + [(1, 16)] * 4 + [(1, 9)] * 3
+    with cached(shared, cache, **CHANGING[cache]) as fast, torch.no_grad():
+        for t, (batch, length) in zip(shared.scheduler.timesteps, forms, strict=True):
+            x, text = torch.randn(batch, 16, 2, 6, 8), torch.randn(batch, length, 32)
+            with shared.transformer.cache_context("cond_uncond"):
+                seen.append(shared.transformer(x, t.expand(batch), text).sample)
+    assert [len(out) for out in seen] == [batch for batch, _ in forms]
+    lane = fast.record()["cache"]["branches"]["cond_uncond"]
+    assert {0, 5, 9} <= set(lane["computed_steps"])
+    assert fast.record()["calls"]["reused"] > 0
+
+
+def sd3():
+    """A tiny `StableDiffusion3Pipeline`, both guidance branches in one batch, without text encoders."""
+    from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, StableDiffusion3Pipeline
+
+    ends = {"down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4}
+    vae = AutoencoderKL(block_out_channels=(8,) * 4, latent_channels=4, norm_num_groups=2, shift_factor=0.1,
+                        use_quant_conv=False, use_post_quant_conv=False, **ends)  # fmt: skip
+    empty = dict.fromkeys(f"{kind}{n}" for kind in ("text_encoder", "tokenizer") for n in ("", "_2", "_3"))
+    model = transformer("sd3", "SD3Transformer2DModel")
+    pipe = StableDiffusion3Pipeline(transformer=model, vae=vae, scheduler=FlowMatchEulerDiscreteScheduler(), **empty)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def test_guidance_that_a_callback_ends_leaves_one_picture():
+    pipe = sd3()
+    width, pooled = pipe.transformer.config.joint_attention_dim, pipe.transformer.config.pooled_projection_dim
+    embeds = {f"{kind}prompt_embeds": torch.randn(1, 7, width) for kind in ("", "negative_")}
+    embeds |= {f"{kind}pooled_prompt_embeds": torch.randn(1, pooled) for kind in ("", "negative_")}
+
+    def end_guidance(pipe, step, t, given):
+        if step == 4:
+            pipe._guidance_scale = 0.0
+            given = {name: value if name == "latents" else value.chunk(2)[-1] for name, value in given.items()}
+        return given
+
+    def draw_latents():
+        return pipe(
+            **embeds, height=64, width=64, num_inference_steps=11, guidance_scale=5.0, output_type="latent",
+            generator=torch.Generator().manual_seed(0), callback_on_step_end=end_guidance,
+            callback_on_step_end_tensor_inputs=["latents", "prompt_embeds", "pooled_prompt_embeds"],
+        ).images  # fmt: skip
+
+    plain = draw_latents()
+    for cache in ("taylorseer:interval=3", "taylorseer:interval=3:reuse=delta", "pab:low=0:high=1001"):
+        with dittools.accelerate(pipe, method="dense", cache=cache) as fast:
+            assert draw_latents().shape == plain.shape
+        assert fast.record()["calls"]["reused"] > 0
+    with dittools.accelerate(pipe, method="dense", cache="taylorseer:first=1.0"):
+        assert torch.equal(draw_latents(), plain)
