@@ -275,6 +275,8 @@ class Drawer:
                 **{"by_parts": {}, "pairs_by_parts": {}},
             },
             "calls": {"dense": None, "sparse": 0, "reused": 0},
+            "kernels": {},
+            "kernel_reasons": {},
             "cache": {"name": "none", "computed_steps": list(range(steps)), "reused_steps": []},
             "fallbacks": [],
             "method": "dense",
