@@ -215,3 +215,12 @@ def test_plain_pytorch_on_a_gpu_is_warned_about_with_the_reason(table, on_hopper
         assert dispatch.choose(q, k, v, random_mask(130, 64, 64)) == "portable"
     with pytest.raises(ValueError, match="'hopper' cannot run this call: it has no backward"):
         dispatch.choose(q, k, v, random_mask(130, 64, 64), implementation="hopper")
+
+
+@pytest.mark.parametrize("triton", ["3.6.0", "3.7.1", "3.9.0"])
+@pytest.mark.parametrize("kernel", checked.SOURCES)
+def test_what_ships_is_proved_as_it_is_with_every_triton_that_it_names(monkeypatch, kernel, triton):
+    monkeypatch.setattr(checked, "triton_version", lambda: triton)
+    entry = checked.find(kernel, "9.0")
+    assert entry["cases"] >= 28 and checked.why_unchecked(kernel, "9.0") is None
+    assert entry["versions"]["triton"] == triton
