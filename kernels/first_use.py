@@ -23,8 +23,8 @@ from dittools.kernels.supervise import Job, supervise
 
 SWITCH = "DITTOOLS_PROVE"
 OFF = ("0", "false", "no", "off")
-SECONDS = 60.0  # a proof that takes longer is stopped; most take less than 20
-PATIENCE = 30.0  # of silence: a kernel that hangs
+SECONDS = 90.0  # a proof that takes longer is stopped; most take less than 20
+PATIENCE = 45.0  # of silence: a kernel that hangs, or one that takes so long to compile
 # What the device ran into says nothing of the kernel: another program may hold its memory, or the card to itself.
 NOT_THE_KERNEL = ("out of memory", "OutOfMemory", "busy", "unavailable", "not permitted")
 

@@ -3,16 +3,23 @@
 They take every path through the kernel on one ragged size, in half of the dtypes, and one shape is timed against
 Triton's kernel. What `dittools bench kernel --check` finds on all of them counts for every card of a type; what this
 finds counts here.
+
+Nearly all of the time goes into compiling, so every case has a process of its own, and so has what is timed: it is run
+there once untimed, and Triton finds what was compiled on disk.
 """
 
 from __future__ import annotations
 
+import multiprocessing
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
 import torch
 
 from dittools.bench import proof, proof_mass
+from dittools.bench.check import Wrong
 from dittools.kernels.supervise import At, serve
 
 TOKENS = {proof.NARROW: 1_000, proof.BLOCKS: 4_111, proof.CLUSTERS: 4_111, proof.MASS: 4_111}
@@ -48,7 +55,6 @@ def _kind(job: dict[str, Any]) -> tuple:
     return (job["head_dim"], job["dtype"], *sizes)
 
 
-@torch.no_grad()
 def handle(asked: dict[str, Any], at: At) -> dict[str, Any]:
     """Prove a kernel: "cases", and "speedup_over_triton" by kind of call.
 
@@ -58,16 +64,40 @@ def handle(asked: dict[str, Any], at: At) -> dict[str, Any]:
     Raises:
         Wrong: when the kernel is.
     """
-    device = torch.device(asked["device"])
+    kernel, why = asked["kernel"], asked.get("without", {})
+    if kernel in why:
+        raise Wrong(f"{kernel}: {why[kernel]}")
+    todo = [{**job, "device": asked["device"]} for job in jobs(kernel)]
+    _all_at_once(kernel, [{**job, "seconds": 0} if "seconds" in job else job for job in todo], at)
+    gains = {}
+    for job in (job for job in todo if "seconds" in job):
+        kind = job.get("call") or proof.kind_of(job["ordered"])
+        gains[kind] = round(_one(job, at)["speedup"], 3)
+    return {"cases": len(todo) - len(gains), "speedup_over_triton": gains}
+
+
+def _all_at_once(kernel: str, todo: list[dict[str, Any]], at: At) -> None:
+    """Do jobs in processes of their own, which begin as copies of this one: it must not have waked the card."""
+    at(kernel)
+    with ProcessPoolExecutor(len(todo), mp_context=multiprocessing.get_context("fork")) as pool:
+        for done in as_completed([pool.submit(_one, job) for job in todo]):
+            try:
+                done.result()
+            except BrokenProcessPool:
+                raise Wrong(f"{kernel}: a process that ran it ended at once") from None
+            at(kernel)
+
+
+def _silent(*_: Any) -> None:
+    """Nobody listens to a process of the pool: the parent sees when none of them ends."""
+
+
+@torch.no_grad()
+def _one(job: dict[str, Any], at: At = _silent) -> dict[str, Any]:
+    device = torch.device(job["device"])
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    todo, gains = jobs(asked["kernel"]), {}
-    for job in todo:
-        found = PROVE[job["kind"]]({**job, "device": asked["device"], "without": asked.get("without", {})}, at)
-        if "seconds" in job:
-            kind = job.get("call") or proof.kind_of(job["ordered"])
-            gains[kind] = round(found["speedup"], 3)
-    return {"cases": len(todo) - len(gains), "speedup_over_triton": gains}
+    return PROVE[job["kind"]](job, at)
 
 
 def main() -> None:

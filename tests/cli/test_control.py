@@ -35,8 +35,9 @@ def test_the_control_is_of_its_own_steps_alone():
 def test_a_withheld_speed_up_is_told_with_its_reason_and_the_times_stay():
     score = Score(30.0, [30.0])
     facts = quality_facts(score, score, 28.0, 10.0, Control("shared", (0, 1, 2), 11.0, 3.4))
-    assert facts["speedup"] is None and "the 3 steps that both runs do dense took 11 s and 3.4 s" in (
-        facts["speedup_withheld"]
+    assert (
+        facts["speedup"] is None
+        and "the 3 steps that both runs do dense took 11 s and 3.4 s" in (facts["speedup_withheld"])
     )
     record = {
         "seconds": {"denoise": 10.0, "total": 11.0},

@@ -2,6 +2,8 @@
 
 import json
 import multiprocessing
+import os
+import signal
 import sys
 from pathlib import Path
 
@@ -11,6 +13,7 @@ from cases import inputs, random_mask
 
 from dittools.bench import first_use as short
 from dittools.bench import proof
+from dittools.bench.check import Wrong
 from dittools.kernels import checked, dispatch, first_use, hopper, naive
 from dittools.kernels.custom_op import block_sparse_attention_op
 
@@ -199,23 +202,42 @@ def test_a_compiled_model_proves_it_when_it_runs(card, monkeypatch):
 
 
 @pytest.mark.parametrize("kernel", proof.KERNELS)
-def test_the_short_proof_is_part_of_the_whole_and_times_every_kind_of_call(kernel, monkeypatch):
+def test_the_short_proof_is_part_of_the_whole_and_times_every_kind_of_call(kernel, monkeypatch, tmp_path):
     jobs, whole = short.jobs(kernel), {job["id"]: job for job in proof.jobs(kernel)}
     cases = [job for job in jobs if "seconds" not in job]
     assert len(cases) == len(short.PICKED[kernel]) and {job["head_dim"] for job in cases} == {64, 128}
     assert {job["dtype"] for job in cases} == {"bfloat16", "float16"}
     assert all({**whole[job["id"]], "seconds": 1} == {**job, "seconds": 1} for job in jobs)
-    asked = []
 
     def done(job, at):
-        asked.append((job["id"], job["device"]))
+        with (tmp_path / "done").open("a") as file:
+            file.write(f"{job['id']} on {job['device']} {job.get('seconds')}\n")
         return {"speedup": 1.5}
 
     monkeypatch.setattr(short, "PROVE", dict.fromkeys(short.PROVE, done))
     found = short.handle({"kernel": kernel, "device": "cpu"}, lambda *_: None)
     kinds = {"two passes", "one pass"} if kernel == proof.MASS else {"raster", "ordered"}
     assert found == {"cases": len(cases), "speedup_over_triton": dict.fromkeys(kinds, 1.5)}
-    assert asked == [(job["id"], "cpu") for job in jobs]
+    said = (tmp_path / "done").read_text().splitlines()
+    timed = [f"{job['id']} on cpu" for job in jobs if "seconds" in job]
+    assert sorted(said[:-2]) == sorted([*(f"{job['id']} on cpu None" for job in cases), *(f"{x} 0" for x in timed)])
+    assert said[-2:] == [f"{x} 1" for x in timed]  # alone on the card
+
+
+@pytest.mark.parametrize(("how", "why"), [("wrong", "not finite"), ("crash", "ended at once")])
+def test_a_short_proof_fails_by_any_of_its_processes(how, why, monkeypatch):
+    def done(job, at):
+        if job["head_dim"] == 64:
+            if how == "crash":
+                os.kill(os.getpid(), signal.SIGKILL)
+            raise Wrong("the output is not finite everywhere")
+        return {"speedup": 1.5}
+
+    monkeypatch.setattr(short, "PROVE", dict.fromkeys(short.PROVE, done))
+    with pytest.raises(Wrong, match=why):
+        short.handle({"kernel": "hopper", "device": "cpu"}, lambda *_: None)
+    with pytest.raises(Wrong, match="hopper: silent"):
+        short.handle({"kernel": "hopper", "device": "cpu", "without": {"hopper": "silent"}}, lambda *_: None)
 
 
 def test_the_child_starts_with_the_modules_of_its_parent(monkeypatch):
