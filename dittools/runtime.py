@@ -264,9 +264,10 @@ class Runtime:
         return out
 
     def _tell(self, layer: int, q, k, v, scale: float | None) -> None:
-        """Let watchers hear of a call."""
+        """Let watchers hear of a call that is in the order of its grid."""
         grid = self.run.grid
-        if self.watchers and q.shape == k.shape and q.shape[1] == grid.tokens:
+        heard = self.watchers and q.shape == k.shape and q.shape[1] == grid.tokens
+        if heard and self._layout.in_order(grid.tokens):
             scale = q.shape[-1] ** -0.5 if scale is None else scale
             for watch in self.watchers:
                 watch(Heard(layer, q, k, v, scale, self._tick, grid))

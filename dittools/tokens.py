@@ -246,6 +246,11 @@ class Layout:
         known = (part if part.tokens is not None else Part(part.kind, rest) for part in parts)
         return [part for part in known if part.tokens]
 
+    def in_order(self, tokens: int) -> bool:
+        """Whether a sequence of this length is in the order of its grid as it stands."""
+        parts = self.parts_of(tokens)
+        return arranged(parts)[1] == list(range(len(parts)))
+
     @property
     def picture(self) -> int:
         """Tokens of the picture."""

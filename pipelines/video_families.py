@@ -110,7 +110,7 @@ VIDEO = (
         transformer="HeliosTransformer3DModel",
         self_attention=("blocks.*.attn1",),
         grid="helios",
-        notes="history tokens stay dense",
+        notes="history has budgets of its own",
     ),
     Family(
         name="hunyuan-video",
@@ -166,7 +166,7 @@ VIDEO = (
         text_position="last",
         text=("encoder_hidden_states",),
         guidance_passes="none",
-        notes="history tokens stay dense",
+        notes="history and the picture it starts from have budgets of their own",
     ),
     Family(
         name="cogvideox",

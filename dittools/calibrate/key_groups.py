@@ -48,13 +48,15 @@ class KeyGroups:
 
     @classmethod
     def of_video(cls, number: torch.Tensor, grid: TokenGrid, device: torch.device | str) -> KeyGroups:
-        """Groups of video tokens by number, int64 ``[video]``; text is cut into groups of its own behind them, none
-        longer than theirs.
+        """Groups of video tokens by number, int64 ``[video]``; text and references are cut into groups of their own
+        behind them, none longer than theirs, which count as text.
         """
         size = number.bincount()
         of_token = torch.empty(grid.tokens, dtype=torch.long)
+        others = torch.ones(grid.tokens, dtype=torch.bool)
+        others[grid.video_slice] = False
         of_token[grid.video_slice] = number
-        of_token[grid.text_slice] = len(size) + torch.arange(grid.text) // int(size.max())
+        of_token[others] = len(size) + torch.arange(grid.tokens - grid.video) // int(size.max())
         groups = cls.of(of_token, device)
         groups.text[len(size) :] = True
         return groups

@@ -105,6 +105,7 @@ def _boxes(
     block = mine // block_size
     sides = (shape[0], shape[1] * shape[2]) if flat else shape
     point = np.stack(np.unravel_index(token[mine] - at.start, sides), axis=1)
+    moves = tuple(shape) != grid.shape
     low = high = point
     # Points to bars, bars to sheets, sheets to boxes: what goes on along one axis and is equal on the others.
     for axis in (1,) if flat else (2, 1, 0):
@@ -115,10 +116,12 @@ def _boxes(
             & (low[1:, others] == low[:-1, others]).all(1)
             & (high[1:, others] == high[:-1, others]).all(1)
         )
+        if flat and moves:  # rows of another grid do not follow one another in the picture
+            goes_on &= low[1:, 1] % shape[2] != 0
         begin = np.flatnonzero(np.concatenate(([True], ~goes_on)))
         end = np.append(begin[1:], len(block)) - 1
         low, high, block = low[begin], high[end], block[begin]
-    if tuple(shape) != grid.shape:
+    if moves:
         low, high = (_moved(grid, shape, side, flat, last) for side, last in ((low, False), (high, True)))
     return low, high, block
 
