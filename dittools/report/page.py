@@ -85,7 +85,7 @@ def _chart(results: Results) -> str:
         return ""
     return (
         f"<figure class='chart'>{charts.speed_and_quality(points, levels)}<figcaption>Up is closer to dense, right is "
-        "faster. Numbers are those of the table; rings and the line mark settings that no other beats in both; the "
+        "faster. Numbers are those of the table; rings and the line mark what no other beats in both; the "
         "diamond is dense with fewer steps; bars are standard deviations.</figcaption></figure>"
     )
 
@@ -94,7 +94,7 @@ def _table(results: Results) -> str:
     columns = words.columns(results)
     head = "".join(f"<th scope='col'><button type='button'>{text(name)}</button></th>" for name in words.heads(columns))
     rows = "".join(_table_row(line, words.cells(line, number, columns)) for number, line in enumerate(results.lines, 1))
-    front = "* no other setting is both faster and closer. " if columns.times else ""
+    front = f"* {text(words.front(results))} " if columns.times else ""
     return (
         f"<div class='scroll' tabindex='0' role='region' aria-label='Settings'><table class='sortable'>"
         f"<thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div><p class='soft'>{front}"

@@ -15,8 +15,10 @@ from dittools.numbers import number, read_number
 from dittools.quality import METRICS, mean_psnr
 from dittools.report import partly
 from dittools.report.folder import Folder, Unreadable
-from dittools.report.plan import DENSE, SWEEP, Decided, Plan, Row, Setting, rows, settings
+from dittools.report.plan import DENSE, STEPS, SWEEP, Decided, Plan, Row, Setting, rows, settings
 
+RIVALS = (SWEEP, STEPS, DENSE)
+"""Kinds of settings that can beat one in both speed and PSNR."""
 WHOLE = ("text", "denoise", "decode")
 """Stages that a user waits for, loading and saving apart."""
 
@@ -242,17 +244,26 @@ def _geometric(values: Iterable[float | None]) -> Spread:
 
 
 def _mark_front(lines: Sequence[Line]) -> None:
-    """Mark the settings under test that no other beats in both speed and PSNR, on the same prompts and seeds."""
-    points = [
-        (line, line.speedup.mean, line.metrics["psnr"].mean)
-        for line in lines
-        if line.setting.kind == SWEEP
-        and line.compared
-        and line.speedup.mean is not None
-        and line.metrics["psnr"].mean is not None
-    ]
-    for line, fast, near in points:
-        line.front = not any(a >= fast and b >= near and (a > fast or b > near) for _, a, b in points)
+    """Mark the settings under test, and dense with fewer steps, that no rival beats on the same prompts and seeds."""
+    for line in lines:
+        if line.setting.kind in (SWEEP, STEPS) and place(line):
+            line.front = not any(beats(other, line) for other in lines if other.setting.kind in RIVALS)
+
+
+def place(line: Line) -> tuple[float, float] | None:
+    """(speed-up, PSNR) of a line that is compared with others; dense has (1, inf). None where one is not known."""
+    if line.setting.kind == DENSE:
+        return 1.0, math.inf
+    speed, near = line.speedup.mean, line.metrics["psnr"].mean
+    return (speed, near) if line.compared and speed is not None and near is not None else None
+
+
+def beats(one: Line, other: Line) -> bool:
+    """Whether a line is at least as fast and as close as another, and better in one of the two."""
+    mine, theirs = place(one), place(other)
+    if mine is None or theirs is None or mine == theirs:
+        return False
+    return mine[0] >= theirs[0] and mine[1] >= theirs[1]
 
 
 def quality_csv(results: Results) -> str:

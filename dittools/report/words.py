@@ -9,7 +9,7 @@ from dittools.naming import with_options
 from dittools.quality import METRICS
 from dittools.quality.suite import by_name, shown
 from dittools.report.plan import DENSE, KERNEL, SEED, STEPS, SWEEP
-from dittools.report.results import Line, Results, Spread
+from dittools.report.results import Line, Results, Spread, beats, place
 
 
 class Columns(NamedTuple):
@@ -74,7 +74,33 @@ def headline(results: Results) -> list[str]:
             speed = "-" if line.speedup.mean is None else f"{line.speedup.mean:.2f}"
             near = _near(line) if kind == STEPS else _near(line).removeprefix(", ").join((" ", ""))
             said.append(text.format(name=f"{line.setting.steps} of {results.plan.steps} steps", speed=speed, near=near))
-    return [*said, *_over(results)]
+    return [*said, *_beaten(results, compared), *_over(results)]
+
+
+def _beaten(results: Results, compared: list[Line]) -> list[str]:
+    """How many settings gain nothing over dense with fewer steps."""
+    fewer = _fewer(results)
+    beaten = [line for line in compared if fewer is not None and beats(fewer, line)]
+    if not beaten:
+        return []
+    many = "every setting" if len(beaten) == len(compared) else f"{len(beaten)} of {_many(len(compared), 'setting')}"
+    return [f"Dense with {fewer.setting.steps} of {results.plan.steps} steps beats {many} in both speed and PSNR."]
+
+
+def front(results: Results) -> str:
+    """What an asterisk says: no more than was compared."""
+    fewer = _fewer(results)
+    if fewer is None or place(fewer) is None:
+        return (
+            "of the settings under test and dense, none is both faster and closer; how dense with fewer steps would do "
+            "is not known."
+        )
+    return f'of the settings under test, dense and "{fewer.setting.name}", none is both faster and closer.'
+
+
+def _fewer(results: Results) -> Line | None:
+    """Dense with fewer steps, where there is such a yardstick."""
+    return next((line for line in results.lines if line.setting.kind == STEPS), None)
 
 
 def _over(results: Results) -> list[str]:
@@ -215,7 +241,7 @@ def explained(results: Results) -> list[str]:
         "and saving are in neither.",
         "Equal time is the fair rival: if dense with fewer steps is as close to dense and as fast, the setting gains "
         "nothing.",
-        "An asterisk marks settings that no other setting beats in both speed and PSNR.",
+        f"An asterisk: {front(results)}",
     ]
     said = [
         *(times if plan.timed else ["Times were left out: the device did other work as well."]),

@@ -80,6 +80,48 @@ def test_figures_are_paired_with_dense_of_the_same_prompt_and_seed(results):
     assert lines["dense, another seed"]["drawn"] == 4
 
 
+def drawn_again(folder, kind, denoise, psnr, known=KNOWN):
+    """The report again, with other seconds and PSNR for the cases of one kind of setting."""
+    for row in rows(PLAN, settings(PLAN, known)):
+        if row.setting.kind == kind:
+            path = folder.case(row.case.id) / "record.json"
+            record = json.loads(path.read_text())
+            path.write_text(json.dumps({**record, "seconds": {**record["seconds"], "denoise": denoise}}))
+            scores = {"psnr": {"mean": psnr, "per_frame": [psnr, psnr]}}
+            folder.write_scores(row.case.id, row.reference.id, {"scores": scores, "left_out": {}})
+    return gather(folder)
+
+
+@pytest.mark.parametrize(
+    ("denoise", "psnr", "front"),
+    [
+        (1.0, 60.0, ["dense, 3 steps"]),  # faster and closer than all
+        (1.0, 20.0, ["svg, sparsity 0.5", "dense, 3 steps"]),  # faster alone
+        (2.0, 20.0, ["svg, sparsity 0.5"]),
+    ],
+)
+def test_dense_with_fewer_steps_takes_part_in_the_front(tmp_path, denoise, psnr, front):
+    folder = Folder(tmp_path / "report")
+    write(folder, PLAN)
+    results = drawn_again(folder, "steps", denoise, psnr)
+    assert [line["setting"] for line in summary(results) if line["pareto"]] == front
+    told = page.page(results, {}) + markdown.page(results)
+    assert ("Dense with 3 of 4 steps beats every setting in both" in told) == (front == ["dense, 3 steps"])
+    assert "of the settings under test, dense and &quot;dense, 3 steps&quot;, none is both faster and closer" in told
+
+
+def test_a_setting_that_is_slower_than_dense_is_on_no_front(tmp_path):
+    folder = Folder(tmp_path / "report")
+    write(folder, PLAN)
+    results = drawn_again(folder, "sweep", 8.0, 30.0)
+    assert not any(line["pareto"] for line in summary(results) if line["kind"] == "sweep")
+
+
+def test_an_asterisk_claims_nothing_of_a_yardstick_that_was_not_drawn(tmp_path):
+    results = write(Folder(tmp_path / "report"), PLAN, KNOWN._replace(fewer_steps=None))
+    assert words.front(results).endswith("how dense with fewer steps would do is not known.")
+
+
 def test_tables_have_a_line_for_each_row_and_setting(results):
     quality = list(csv.DictReader(io.StringIO(quality_csv(results))))
     assert len(quality) == 24 and len({(q["setting"], q["prompt"], q["seed"]) for q in quality}) == 24

@@ -83,7 +83,7 @@ def test_a_setting_that_mostly_failed_is_neither_fastest_nor_on_the_front(folder
     weak = {row.case.id: row for row in rows(PLAN, settings(PLAN, KNOWN)) if row.setting.name == WEAK}
     for case_id, row in weak.items():
         if (row.prompt, row.seed) != A:
-            scores = {"scores": {"psnr": {"mean": 10.0, "per_frame": [10.0]}}, "left_out": {}}
+            scores = {"scores": {"psnr": {"mean": 25.0, "per_frame": [25.0]}}, "left_out": {}}
             folder.write_scores(case_id, row.reference.id, scores)
     results = without(folder, {STRONG: [B, C, D]})
     found = lines_of(results)
