@@ -12,7 +12,7 @@ from dittools.cli.output import Output, to_json
 from dittools.cli.progress import Progress
 from dittools.cli.request import Request, check
 from dittools.cli.stages import Stages
-from dittools.inspect import Choice, View, Viewer
+from dittools.inspect import Choice, View, Viewer, recall_of
 from dittools.inspect.images import map_image, png
 from dittools.inspect.page import Pictures, page
 from dittools.naming import with_options
@@ -56,12 +56,7 @@ def run(
             _save(place, viewer, names, record)
     for note in acceleration["notes"]:
         output.note(note)
-    sparse = [view.recall for view in viewer.views.values() if view.recall is not None]
-    if sparse:
-        mean = f"{len(viewer.views)} heads shown; recall of {len(sparse)} sparse ones {sum(sparse) / len(sparse):.1%}"
-        output.line(f"{mean} on average, {min(sparse):.1%} at least")
-    else:
-        output.line(f"{len(viewer.views)} heads shown, all from dense calls")
+    output.line(record["recall"])
     return record
 
 
@@ -126,6 +121,7 @@ def _record(
         "seed": opened.scene.shot.seed,
         "steps": opened.scene.shot.steps,
         "heads": [_facts(view, names) for view in viewer.views.values()],
+        "recall": recall_of(viewer.views.values()),
         "fallbacks": acceleration["fallbacks"],
         "notes": acceleration["notes"],
         "output": str(place / "index.html"),
@@ -135,7 +131,13 @@ def _record(
 def _facts(view: View, names: list[str]) -> dict[str, Any]:
     shares = {name: round(value, 4) for name, value in view.shares._asdict().items()}
     facts = {"step": view.step, "layer": view.layer, "name": names[view.layer], "head": view.head}
-    facts |= {"branch": view.branch, "class": view.shares.name, "shares": shares, "reordered": view.reordered}
+    facts |= {
+        "branch": view.branch,
+        "class": view.shares.name,
+        "also": list(view.shares.also),
+        "shares": shares,
+        "reordered": view.reordered,
+    }
     rounded = {name: getattr(view, name) for name in ("density", "recall")}
     return facts | {name: None if value is None else round(value, 4) for name, value in rounded.items()}
 

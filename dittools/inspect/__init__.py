@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from dittools.inspect.views import Choice, View, Viewer
+from dittools.inspect.views import Choice, View, Viewer, recall_of
 
-__all__ = ["Choice", "View", "Viewer"]
+__all__ = ["Choice", "View", "Viewer", "recall_of"]

@@ -30,12 +30,23 @@ class Shares(NamedTuple):
     @property
     def name(self) -> str:
         """spatial, temporal, first frame, text, or spread when none holds most."""
+        return (self._most() or ["spread"])[0]
+
+    @property
+    def also(self) -> tuple[str, ...]:
+        """The other classes that hold most as well: bands overlap."""
+        return tuple(self._most()[1:])
+
+    @property
+    def told(self) -> str:
+        """For people: "first frame, also temporal"."""
+        return self.name + (f", also {' and '.join(self.also)}" if self.also else "")
+
+    def _most(self) -> list[str]:
+        """Classes above MOST: text, then the first frame, then the larger of the two bands first."""
         found = self._asdict()
-        for name in ("text", "first_frame"):
-            if found[name] > MOST:
-                return name.replace("_", " ")
-        best = max(("spatial", "temporal"), key=found.__getitem__)
-        return best if found[best] > MOST else "spread"
+        bands = sorted(("spatial", "temporal"), key=found.__getitem__, reverse=True)
+        return [name.replace("_", " ") for name in ("text", "first_frame", *bands) if found[name] > MOST]
 
 
 def head_shares(q: torch.Tensor, k: torch.Tensor, grid: TokenGrid, scale: float, block_size: int) -> list[Shares]:

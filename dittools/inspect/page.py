@@ -8,7 +8,7 @@ from importlib import resources
 from typing import NamedTuple
 
 from dittools.inspect.classes import BAND, MOST
-from dittools.inspect.views import View
+from dittools.inspect.views import View, recall_of
 from dittools.report.page import text
 
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
@@ -52,6 +52,7 @@ def page(
         "<header><h1>Attention in a run</h1>",
         "".join(f"<p class='soft'>{text(name)}: <bdi>{text(value)}</bdi></p>" for name, value in facts.items()),
         "</header><main>",
+        f"<p>{recall_of(views)}.</p>",
         f"<p>{_legend()}</p>",
         "".join(f"<p class='soft'>note: {text(note)}</p>" for note in notes),
         _table(views, names),
@@ -73,7 +74,8 @@ def _legend() -> str:
         "gave the head (svg2: in its clusters): grey was skipped. Recall is the share of the "
         "true mass in what was computed. A head is "
         f"spatial or temporal when the nearest {BAND:.0%} of pairs in its frame or at its place hold more than "
-        f"{MOST:.0%} of its mass; it belongs to the first frame or to text when these do; else it is spread."
+        f"{MOST:.0%} of its mass; it belongs to the first frame or to text when these do; else it is spread. Bands "
+        "overlap, so a head can be of several: text and the first frame are named first, the others after 'also'."
     )
 
 
@@ -81,7 +83,7 @@ def _table(views: Sequence[View], names: Sequence[str]) -> str:
     heads = ("layer", "step", "head", "class", "spatial", "temporal", "first frame", "text", "computed", "recall")
     rows = "".join(
         f"<tr><td>{text(names[view.layer])}</td><td>{view.step}</td><td>{view.head}</td>"
-        f"<td>{text(view.shares.name)}</td>"
+        f"<td>{text(view.shares.told)}</td>"
         + "".join(f"<td>{share:.0%}</td>" for share in view.shares)
         + f"<td>{_share(view.density)}</td><td>{'-' if view.recall is None else _share(view.recall)}</td></tr>"
         for view in views
@@ -106,7 +108,7 @@ def _place(step: int, layer: int, views: Sequence[View], pictures: Mapping, name
 
 
 def _figure(view: View, found: Pictures) -> str:
-    title = f"head {view.head}: {view.shares.name}"
+    title = f"head {view.head}: {view.shares.told}"
     images = f"<div><img src='{_uri(found.map)}' alt='{text(title)}, map'><span>map</span></div>"
     if found.kept is not None:
         what = "computed, in another order" if view.reordered else "computed"

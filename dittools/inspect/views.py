@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -47,6 +48,16 @@ class View:
     recall: float | None = None
     density: float | None = None
     reordered: bool = False
+
+
+def recall_of(views: Iterable[View]) -> str:
+    """For people: how much of the true mass the plans of the sparse views hold."""
+    views = list(views)
+    sparse = [view.recall for view in views if view.recall is not None]
+    if not sparse:
+        return f"{len(views)} heads shown, all from dense calls"
+    mean = f"{len(views)} heads shown; recall of {len(sparse)} sparse ones {sum(sparse) / len(sparse):.1%}"
+    return f"{mean} on average, {min(sparse):.1%} at least"
 
 
 class Viewer:

@@ -21,6 +21,10 @@ from dittools.quality.metrics import Score, pair
 _LPIPS_TRUNK = "alexnet-owt-7be5be79.pth"
 _LPIPS_SIDE = 64
 _VMAF_SIDE = 32
+_BLOCK, _DETAIL = 8, 16.0
+"""A frame has detail where the brightness of some block deviates by so many of 256 levels: below, VMAF's features are
+close to 1 whatever the video shows (noise against black: 97)."""
+_LUMA = (0.2126, 0.7152, 0.0722)
 _VMAF_GRAPH = (
     "split[top][bottom];[top]crop=iw:ih/2:0:0,{yuv}[video];[bottom]crop=iw:ih/2:0:ih/2,{yuv}[reference];"
     "[video][reference]libvmaf=log_fmt=json:log_path={log}:n_threads={threads}"
@@ -64,16 +68,30 @@ def why_not_vmaf(height: int, width: int) -> str | None:
     return reason
 
 
+def why_not_vmaf_of(reference: torch.Tensor) -> str | None:
+    """What a reference `[T, H, W, 3]` in [0, 1] lacks for VMAF to say anything of a video, or None.
+
+    Its features are the shares of the reference's detail that are left, so they call anything good where it has none.
+    """
+    for number, frame in enumerate(reference, 1):
+        light = (frame.float() * 255) @ frame.new_tensor(_LUMA, dtype=torch.float32)
+        blocks = light.unfold(0, _BLOCK, _BLOCK).unfold(1, _BLOCK, _BLOCK).flatten(-2)
+        if blocks.std(-1).max() < _DETAIL:
+            return f"the reference is nearly flat in frame {number}, and it measures how much of its detail is left"
+    return None
+
+
 def vmaf(video: np.ndarray | torch.Tensor, reference: np.ndarray | torch.Tensor, threads: int = 0) -> Score:
     """VMAF by ffmpeg's libvmaf and its built-in model, on brightness alone; up to 100, higher is better.
 
     The model was made for 1080p seen from three screen heights: on smaller frames read it as an order, not as a
-    grade. Identical videos score a little below 100. Shapes as in `psnr`; `threads` 0 takes as many as torch.
+    grade. Identical videos score a little below 100, and what is added where the reference is flat hardly counts.
+    Shapes as in `psnr`; `threads` 0 takes as many as torch.
 
-    Raises ValueError where `why_not_vmaf` gives a reason, RuntimeError for what ffmpeg says no to.
+    Raises ValueError where `why_not_vmaf` or `why_not_vmaf_of` gives a reason, RuntimeError for what ffmpeg says no to.
     """
     a, b = pair(video, reference)
-    _refuse("VMAF", why_not_vmaf(*a.shape[1:3]))
+    _refuse("VMAF", why_not_vmaf(*a.shape[1:3]) or why_not_vmaf_of(b))
     # one stream with the two videos one above the other: no large files, no second pipe
     stacked = (torch.cat((a, b), dim=1).float().clamp(0, 1) * 255).round().to(torch.uint8)
     _, height, width, _ = stacked.shape

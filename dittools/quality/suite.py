@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from dittools.quality.metrics import MS_SSIM_SIDE, SSIM_WINDOW, Score, ms_ssim, pair, psnr, ssim, temporal_psnr
-from dittools.quality.perceptual import lpips, vmaf, why_not_lpips, why_not_vmaf
+from dittools.quality.perceptual import lpips, vmaf, why_not_lpips, why_not_vmaf, why_not_vmaf_of
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,7 @@ class Metric:
         run: (video, reference), float `[T, H, W, 3]` in [0, 1] -> Score.
         why_not: (frames, height, width) -> None, or why it cannot be measured.
         meaning: what it measures, in a few words.
+        why_not_of: the reference -> None, or why nothing can be measured against it.
     """
 
     name: str
@@ -33,6 +34,7 @@ class Metric:
     run: Callable[[Any, Any], Score]
     why_not: Callable[[int, int, int], str | None]
     meaning: str
+    why_not_of: Callable[[torch.Tensor], str | None] = lambda reference: None
 
 
 def _side(least: int) -> Callable[[int, int, int], str | None]:
@@ -77,6 +79,7 @@ METRICS = (
         vmaf,
         lambda frames, *size: why_not_vmaf(*size),
         "a model of viewers' grades of 1080p brightness, up to 100",
+        why_not_vmaf_of,
     ),
 )
 """In the order in which they are shown."""
@@ -101,7 +104,7 @@ def measure(video: np.ndarray, reference: np.ndarray, device: str | None = None)
     pair(a, b)  # raises for what no measure takes
     scores, left_out = {}, {}
     for metric in METRICS:
-        reason = metric.why_not(*a.shape[:3])
+        reason = metric.why_not(*a.shape[:3]) or metric.why_not_of(b)
         if reason is None:
             try:
                 scores[metric.name] = metric.run(a, b)

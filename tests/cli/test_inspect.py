@@ -57,6 +57,8 @@ def test_a_run_becomes_a_page_pictures_and_a_record(inspect, tmp_path):
     assert len(images) == 6 and all(uri.startswith("data:image/png;base64,") for uri in images)
     assert not [tag for tag, _ in page.tags if tag in ("script", "link", "iframe")]
     assert "<script>alert(1)</script> a red circle" in page.words
+    assert record["recall"] in " ".join(page.words) and record["recall"] in result.err
+    assert record["recall"].startswith("4 heads shown; recall of 2 sparse ones")
     assert "default-src 'none'" in html and "prefers-color-scheme: dark" in html
     assert "http" not in html.replace("http-equiv", "").replace("http://www.w3.org/2000/svg", "")
     pictures = sorted(path.name for path in (tmp_path / "maps").glob("*.png"))
@@ -159,6 +161,13 @@ def test_heads_are_classed_by_where_they_attend(grid):
     assert shares[2].first_frame == pytest.approx(grid.frame / grid.tokens, abs=0.01)
     assert shares[2].text == pytest.approx(grid.text / grid.tokens, abs=0.01)
     assert Shares(0.2, 0.2, 0.1, 0.6).name == "text"
+
+
+def test_a_head_of_several_classes_is_told_with_all_of_them():
+    both = Shares(0.2, 0.64, 0.53, 0.1)
+    assert (both.name, both.also, both.told) == ("first frame", ("temporal",), "first frame, also temporal")
+    assert Shares(0.6, 0.7, 0.1, 0.0).told == "temporal, also spatial"
+    assert Shares(0.5, 0.5, 0.5, 0.5).told == "spread" and Shares(0.51, 0.1, 0.1, 0.1).told == "spatial"
 
 
 def test_more_mass_is_lighter_and_skipped_blocks_are_grey():

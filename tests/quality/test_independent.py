@@ -10,7 +10,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 from scipy.ndimage import convolve1d, gaussian_filter
 
 from dittools.pipelines import saving
-from dittools.quality import ms_ssim, psnr, ssim, temporal_psnr, vmaf
+from dittools.quality import measure, ms_ssim, psnr, ssim, temporal_psnr, vmaf
 from dittools.quality.perceptual import why_not_lpips, why_not_vmaf
 
 
@@ -134,5 +134,23 @@ def test_vmaf_of_two_streams_is_ffmpegs_of_two_files(floats, pair, tmp_path):
 
 def test_what_cannot_be_measured_says_why():
     assert "too small" in why_not_vmaf(16, 16)
+
+
+@pytest.mark.skipif(why_not_vmaf(64, 64) is not None, reason=str(why_not_vmaf(64, 64)))
+@pytest.mark.parametrize("size", [64, 192])
+def test_vmaf_says_nothing_where_the_reference_has_no_detail(size):
+    noise = np.random.default_rng(0).random((2, size, size, 3), dtype=np.float32)
+    y, x = np.mgrid[0:size, 0:size].astype(np.float32) / size
+    late = noise.copy()
+    late[1] = 0.5
+    ramp = np.repeat(np.stack([0.1 + 0.2 * x] * 3, -1)[None], 2, 0)
+    for reference, frame in ((np.zeros_like(noise), 1), (late, 2), (ramp, 1)):
+        found = measure(noise, reference)
+        assert "vmaf" not in found.scores and f"nearly flat in frame {frame}" in found.left_out["vmaf"]
+        with pytest.raises(ValueError, match="nearly flat"):
+            vmaf(noise, reference)
+    disc = np.repeat(np.stack([0.3 + 0.6 * ((y - 0.5) ** 2 + (x - 0.5) ** 2 < 0.03)] * 3, -1)[None], 2, 0)
+    disc = disc.astype(np.float32)
+    assert vmaf(noise, disc).mean < 20 and vmaf(disc, disc).mean > 97
     reason = why_not_lpips(256, 256)
     assert reason is None or "torchvision" in reason or "AlexNet" in reason
