@@ -80,8 +80,13 @@ def _kept(target: Path, undo: contextlib.ExitStack) -> Path:
         os.link(target, old)
     except OSError:  # a file system without such links
         shutil.copy2(target, old)
-    undo.callback(os.replace, old, target)
+    undo.callback(_back, old, target)
     return old
+
+
+def _back(old: Path, target: Path) -> None:
+    os.replace(old, target)
+    remove(old)  # renaming does nothing where the two are one file, which was not replaced yet
 
 
 def write_text(path: Path, text: str) -> None:
