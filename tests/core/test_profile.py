@@ -2,14 +2,17 @@
 
 import dataclasses
 import json
+import os
 import weakref
 
 import pytest
 import torch
 
 from dittools import profile as profiles
+from dittools.files import sha256
 from dittools.profile import Made, Model, Profile, choose, fingerprint, harmless, load, misfit
 from dittools.tokens import TokenGrid
+from tests.core.test_files import failing_at
 
 MODEL = Model("WanTransformer3DModel", "0123456789abcdef", 8, 6, 3.0)
 GRID = TokenGrid(9, 16, 16)
@@ -54,6 +57,31 @@ def test_a_large_profile_stays_only_while_it_is_in_use(tmp_path, monkeypatch):
     some().save(tmp_path / "p.json")
     used = weakref.ref(load(tmp_path / "p.json"))
     assert used() is None
+
+
+def test_the_files_of_two_profiles_are_told_apart(saved, tmp_path):
+    other = some(arrays={"paro.axes": torch.zeros(8, 6, dtype=torch.uint8)})
+    other.save(tmp_path / "other.json")
+    (tmp_path / "other.safetensors").replace(saved.with_suffix(".safetensors"))
+    with pytest.raises(ValueError, match=r"p.json and p.safetensors do not belong together, as one of the two is of"):
+        load(saved)
+
+
+def test_a_profile_of_before_there_were_digests_is_read(saved):
+    edited(saved, lambda found: found.pop("arrays_sha256"))
+    assert torch.equal(load(saved).arrays["paro.axes"], some().arrays["paro.axes"])
+
+
+@pytest.mark.parametrize("old", [True, False])
+@pytest.mark.parametrize("number", [1, 2])
+def test_a_profile_that_cannot_be_replaced_stays_whole(tmp_path, monkeypatch, old, number):
+    if old:
+        some().save(tmp_path / "p.json")
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    monkeypatch.setattr(os, "replace", failing_at(os.replace, number))
+    with pytest.raises(OSError):
+        some(arrays={"paro.axes": torch.zeros(8, 6, dtype=torch.uint8)}).save(tmp_path / "p.json")
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
 def test_a_profile_without_tables_is_one_file(tmp_path):
@@ -130,7 +158,11 @@ def edited(path, change):
         (lambda f: f.update(kind="cache"), "no profile of attention"),
         (lambda f: f.pop("dittools_profile"), "no profile of attention"),
         (lambda f: f.pop("grid"), "is damaged"),
-        (lambda f: f["grid"].update(frames=-1), "TokenGrid.frames"),
+        (lambda f: f["grid"].update(frames=-1), r"profile .*p.json is damaged \(TokenGrid.frames"),
+        (lambda f: f["grid"].update(frames="9"), r"profile .*p.json is damaged \(TokenGrid.frames"),
+        (lambda f: f["grid"].update(text_position="left"), r"profile .*p.json is damaged"),
+        (lambda f: f.update(arrays_sha256="0" * 64), "do not belong together"),
+        (lambda f: f.update(arrays_sha256=3), "do not belong together"),
         (lambda f: f["grid"].update(depth=1), "is damaged"),
         (lambda f: f["model"].update(layers="8"), "whole numbers"),
         (lambda f: f["model"].update(layers=True), "whole numbers"),
@@ -147,6 +179,11 @@ def test_a_file_that_says_what_cannot_be_is_one_line(saved, change, says):
     with pytest.raises(ValueError, match=says) as error:
         load(saved)
     assert "\n" not in str(error.value)
+
+
+def test_a_profile_may_begin_with_a_byte_order_mark(saved):
+    saved.write_bytes(b"\xef\xbb\xbf" + saved.read_bytes())
+    assert load(saved).grid == GRID
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe", b"[]", b"3", b"[" * 100_000])
@@ -199,3 +236,4 @@ def test_every_shipped_profile_loads_is_small_and_fits_the_embedded_model_at_its
         assert found.grid == GRID and found.made.steps == embedded.DEFAULTS["steps"]
         assert all(file.stat().st_size < 1_000_000 for file in (path, path.with_suffix(".safetensors")))
         assert not any(part.startswith("/") for part in found.made.command)
+        assert json.loads(path.read_text())["arrays_sha256"] == sha256(path.with_suffix(".safetensors"))

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from dittools.pipelines import reading, saving
 from dittools.pipelines.errors import BadInput
@@ -56,3 +57,63 @@ def test_images_of_different_sizes_are_no_video(tmp_path, frames):
 def test_sizes_are_told_in_words(frames):
     assert reading.Video(frames, 16).size == "5 frames of 48 x 64"
     assert reading.Video(frames[:1], None).size == "1 frame of 48 x 64"
+
+
+@pytest.mark.parametrize("kind", ["gif", "webp", "mp4", "mkv"])
+def test_frames_that_repeat_come_back_at_their_rate(tmp_path, frames, kind):
+    for name, video in (("pauses", frames[[0, 0, 0, 0, 1, 2, 2, 3, 4]]), ("still", frames[[0] * 9])):
+        saving.write(video, tmp_path / f"{name}.{kind}", kind, 16)
+        found = reading.read(tmp_path / f"{name}.{kind}")
+        assert len(found.frames) == 9 and found.fps == pytest.approx(16, rel=0.03)
+
+
+@pytest.mark.parametrize("kind", ["GIF", "WEBP"])
+def test_frames_that_another_program_merged_are_told_by_their_time(tmp_path, frames, kind):
+    images = [Image.fromarray(frames[n]) for n in (0, 0, 0, 1, 2, 2, 3)]
+    images[0].save(tmp_path / "a", format=kind, save_all=True, append_images=images[1:], duration=60, loop=0)
+    path = (tmp_path / "a").rename(tmp_path / f"a.{kind.lower()}")
+    with Image.open(path) as image:
+        assert image.n_frames == 4, "merged"
+    found = reading.read(path)
+    assert len(found.frames) == 7 and found.fps == pytest.approx(1000 / 60)
+    assert [int((a != b).any()) for a, b in zip(found.frames[:-1], found.frames[1:], strict=True)] == [0, 0, 1, 1, 0, 1]
+
+
+def test_an_animation_without_one_rate_is_refused(tmp_path, frames):
+    images = [Image.fromarray(frame) for frame in frames[:3]]
+    times = [10, 10, 60_000]
+    images[0].save(tmp_path / "a.gif", save_all=True, append_images=images[1:], duration=times)
+    with pytest.raises(BadInput, match="10 to 60000 ms each, which is no video of one rate"):
+        reading.read(tmp_path / "a.gif")
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda x: x.__setitem__((2, 0, 0, 0), np.nan), "holds 1 values in frame 3 that are not finite"),
+        (lambda x: x.__setitem__((1, 0), np.inf), "holds 192 values in frame 2 that are not finite"),
+        (lambda x: np.multiply(x, 255, out=x), r"from 0 to 255.*these look like levels 0 to 255, so divide them"),
+        (lambda x: np.subtract(2 * x, 1, out=x), r"floats from -1 to 1, and a video is uint8, or floats in \[0, 1\]$"),
+        (lambda x: np.add(x, 0.5, out=x), r"floats from 0.5 to 1.5, and a video is uint8, or floats in \[0, 1\]$"),
+    ],
+)
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_floats_that_are_no_video_say_what_they_are(tmp_path, frames, change, said, dtype):
+    video = (frames / np.float32(255)).astype(dtype)
+    video[0, 0, 0] = 0
+    video[0, 0, 1] = 1
+    change(video)
+    np.save(tmp_path / "a.npy", video)
+    with pytest.raises(BadInput, match=said):
+        reading.read(tmp_path / "a.npy")
+
+
+def test_floats_may_be_off_by_rounding(tmp_path, frames):
+    video = (frames / 255 * 1.0009 - 0.0005).astype(np.float32)
+    np.save(tmp_path / "a.npy", video)
+    assert np.abs(reading.read(tmp_path / "a.npy").frames.astype(int) - frames).max() <= 1
+
+
+def test_an_empty_name_is_not_the_current_folder():
+    with pytest.raises(BadInput, match="the name of a video is empty"):
+        reading.read("")

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dittools.pipelines import saving
+from dittools.pipelines import animations, saving
 from dittools.pipelines.errors import BadInput, RunFailed
 
 
@@ -38,6 +38,7 @@ def read_animation(path):
     image, frames, milliseconds = Image.open(path), [], []
     for number in range(image.n_frames):
         image.seek(number)
+        image.load()
         frames.append(np.asarray(image.convert("RGB")))
         milliseconds.append(image.info["duration"])
     return np.stack(frames), milliseconds
@@ -78,8 +79,42 @@ def test_animations_keep_count_size_and_total_time(tmp_path, frames, suffix, uni
     back, milliseconds = read_animation(save(frames, tmp_path / f"a.{suffix}", fps).path)
     assert back.shape == frames.shape
     assert psnr(back, frames) > floor
-    if suffix == "gif":  # Pillow reports no time of each WebP frame
-        assert abs(sum(milliseconds) - 5000 / fps) <= unit
+    assert abs(sum(milliseconds) - 5000 / fps) <= unit
+
+
+@pytest.mark.parametrize("suffix", ["gif", "webp"])
+def test_animations_keep_frames_that_repeat(tmp_path, frames, suffix):
+    still = np.repeat(frames[:1], 7, 0)
+    for name, video in (("still", still), ("pauses", frames[[0, 0, 1, 2, 2, 2, 3, 0, 0]])):
+        back, milliseconds = read_animation(save(video, tmp_path / f"{name}.{suffix}").path)
+        assert len(back) == len(video) and set(milliseconds) <= {60, 70, 62, 63}
+        assert psnr(back, video) > 25
+        same = [(video[i] == video[i + 1]).all() for i in range(len(video) - 1)]
+        assert [(back[i] == back[i + 1]).all() for i in range(len(video) - 1)] == same
+
+
+@pytest.mark.parametrize(("count", "fps", "unit"), [(33, 16, 10), (49, 24, 10), (9, 30, 1), (5, 8, 10), (7, 120, 10)])
+def test_times_of_frames_add_up_and_none_is_nothing(count, fps, unit):
+    found = animations.durations(count, fps, unit)
+    assert len(found) == count and min(found) >= unit and all(time % unit == 0 for time in found)
+    if 1000 / fps >= unit:
+        assert abs(sum(found) - 1000 * count / fps) <= unit / 2 and max(found) - min(found) <= unit
+
+
+@pytest.mark.parametrize(
+    ("milliseconds", "counts"),
+    [
+        ([60, 60, 70, 60], [1, 1, 1, 1]),
+        ([500, 60, 60, 70], [8, 1, 1, 1]),  # eight frames of 16 a second that were merged
+        ([60, 1060, 70], [1, 17, 1]),
+        ([100, 100, 350], [2, 2, 7]),
+        ([41, 42, 42], [1, 1, 1]),
+        ([0, 100], None),
+        ([10] * 2 + [60_000], None),
+    ],
+)
+def test_merged_frames_are_counted_by_their_time(milliseconds, counts):
+    assert animations.at_one_rate(milliseconds) == counts
 
 
 @pytest.mark.parametrize("suffix", [".mp4", ".gif", ".webp", ".png", ".npy"])
@@ -105,12 +140,71 @@ def test_suffixes_are_read_in_any_case(tmp_path):
         ("out.png", "--frames is 5: use --frames 1"),
         ("gone/out.mp4", "there is no folder .*gone: make it first"),
         ("", "names no file"),
+        (".mp4", "is an ending without a name: use a name such as out.mp4"),
+        ("a\udcff.npy", "is no text in this system's encoding"),
+        ("x" * 300 + ".npy", r"File name too long.*use another name"),
+        ("x" * 251 + ".npy", "File name too long"),  # 255 bytes, and the record's name has one more
     ],
 )
 def test_bad_names_say_what_would_work(tmp_path, name, said):
-    with pytest.raises(BadInput, match=said):
+    with pytest.raises(BadInput, match=said) as error:
         saving.plan(f"{tmp_path}/{name}" if name else "", 5)
-    assert list(tmp_path.iterdir()) == []
+    assert list(tmp_path.iterdir()) == [] and len(str(error.value)) < 500
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("-", "--output - would be the standard output"),
+        ("/dev/null", "is a device or a pipe"),
+        ("/proc/x.mp4", "/proc cannot be written"),
+        ("/proc/x", "/proc cannot be written"),
+    ],
+)
+def test_places_that_hold_no_files_are_refused(name, said):
+    with pytest.raises(BadInput, match=said):
+        saving.plan(name, 5)
+
+
+def test_a_pipe_and_links_that_lead_nowhere_are_refused(tmp_path):
+    os.mkfifo(tmp_path / "pipe.npy")
+    (tmp_path / "round.npy").symlink_to("round.npy")
+    (tmp_path / "far.npy").symlink_to("gone/far.npy")
+    for name, said in (("pipe", "a device or a pipe"), ("round", "leads nowhere"), ("far", "there is no folder")):
+        with pytest.raises(BadInput, match=said):
+            saving.plan(f"{tmp_path}/{name}.npy", 5)
+
+
+def kept(folder, name, reads=(), overwrite=False):
+    """What is said of writing a video there; None where it may be."""
+    try:
+        saving.plan(f"{folder}/{name}", 5).keep(reads, overwrite)
+    except BadInput as error:
+        return str(error)
+
+
+def test_files_that_dittools_did_not_write_are_kept(tmp_path):
+    (tmp_path / "mine.gif").write_bytes(b"x")
+    (tmp_path / "package.json").write_text('{"name": "x"}')
+    assert "mine.gif, which is not the video that a record beside it (mine.json)" in kept(tmp_path, "mine.gif")
+    assert "package.json, which is not a record of package.npy" in kept(tmp_path, "package.npy")
+    assert "package.json, which is not a record of package" in kept(tmp_path, "package")
+    for name in ("mine.gif", "package.npy", "new.mp4"):
+        assert kept(tmp_path, name, overwrite=True) is None
+    (tmp_path / "link.gif").symlink_to("mine.gif")
+    assert "link.gif, which is not the video" in kept(tmp_path, "link.gif")
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_file_that_is_read_is_never_replaced_whatever_its_name(tmp_path, overwrite):
+    (tmp_path / "a.json").write_text('{"method": "dense"}')
+    (tmp_path / "b.json").symlink_to("a.json")
+    os.link(tmp_path / "a.json", tmp_path / "c.json")
+    for name in ("a.npy", "b.npy", "c.npy", f"../{tmp_path.name}/a.npy"):
+        read = [("--config", tmp_path / "." / "a.json")]
+        assert "which is the file of --config: use another name" in kept(tmp_path, name, read, overwrite)
+    assert kept(tmp_path, "d.npy", [("--config", tmp_path / "a.json")]) is None
+    assert "the file of --prompts" in kept(tmp_path, "new.npy", [("--prompts", tmp_path / "new.json")])
 
 
 def test_a_folder_with_files_is_never_touched(tmp_path, frames):
