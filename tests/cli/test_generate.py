@@ -30,6 +30,8 @@ KEYS = {
     "step_seconds": None,
     "sparsity": {"asked", "sparse_calls", "overall", "per_step", "per_layer", "by_parts", "pairs_by_parts"},
     "calls": {"dense", "sparse", "reused"},
+    "kernels": None,
+    "kernel_reasons": None,
     "cache": {"name", "computed_steps", "reused_steps"},
     "fallbacks": None,
     "quality": {

@@ -106,7 +106,7 @@ def test_times_of_frames_add_up_and_none_is_nothing(count, fps, unit):
     [
         ([60, 60, 70, 60], [1, 1, 1, 1]),
         ([500, 60, 60, 70], [8, 1, 1, 1]),  # eight frames of 16 a second that were merged
-        ([60, 1060, 70], [1, 17, 1]),
+        ([60, 60, 1060, 70, 60], [1, 1, 17, 1, 1]),
         ([100, 100, 350], [2, 2, 7]),
         ([41, 42, 42], [1, 1, 1]),
         ([0, 100], None),
