@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
@@ -14,7 +15,7 @@ from dittools.config import Config
 from dittools.corrections import SparseCall
 from dittools.kernels.clustered import check_clusters
 from dittools.kernels.dispatch import check_call, choose, why_not, why_slower
-from dittools.kernels.first_use import SPENT
+from dittools.kernels.first_use import PASSED_OVER, SPENT
 from dittools.kinds import kept_by_kind
 from dittools.methods.base import AttentionCall, Plan, StayDense, resting
 from dittools.observer import Heard, Observer
@@ -77,7 +78,7 @@ class Sparse:
         for index, piece in enumerate(parts):
             taken = tuple(piece.take(x) for x in (q, k, v))
             call = self._call(tick, layer, scale, piece.grid, (number, index))
-            with self._observer.part("select"):
+            with self._observer.part("select"), self._noting_kernels():
                 planned = self._plan(*taken, call, (number, index))
             if isinstance(planned, StayDense):
                 run.fallbacks[planned.reason] += 1
@@ -154,16 +155,25 @@ class Sparse:
         return self._run.kernels[kind]
 
     def _choose(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, plan: Plan) -> str:
-        proofs = len(SPENT)
-        name = choose(q, k, v, plan.mask, order=plan.order)
-        for kernel, seconds in list(SPENT.items())[proofs:]:
-            self._run.notes[f"{seconds:.0f} s of this run went into the proof of {kernel} at its first use"] = None
+        with self._noting_kernels():
+            name = choose(q, k, v, plan.mask, order=plan.order)
         if name == "portable" and q.device.type == "cuda":
             self._run.notes[f"plain PyTorch kernel on the GPU: {why_not('triton', q, k, v, plan.mask)}"] = None
         if reason := why_slower(name, q, k, v, plan.mask, order=plan.order):
             self._run.kernel_reasons[name] = reason
             self._run.notes[f"kernel {name} in place of hopper, which is faster on this card: {reason}"] = None
         return name
+
+    @contextmanager
+    def _noting_kernels(self) -> Iterator[None]:
+        """Note what choosing kernels cost inside of this, and that block mass was measured by a slower one."""
+        proofs = len(SPENT)
+        PASSED_OVER.clear()
+        yield
+        for kernel, seconds in list(SPENT.items())[proofs:]:
+            self._run.notes[f"{seconds:.0f} s of this run went into the proof of {kernel} at its first use"] = None
+        if reason := PASSED_OVER.get("hopper-mass"):
+            self._run.notes[f"block mass by a kernel that is slower than this card's own: {reason}"] = None
 
     def _call(self, tick: Tick, layer: int, scale: float, grid: TokenGrid, part: tuple[int, int]) -> AttentionCall:
         run = self._run

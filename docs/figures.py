@@ -234,6 +234,16 @@ def in_short(results: list[dict]) -> str:
     return "\n\n".join(told)
 
 
+def tritons(results: list[dict]) -> str:
+    """The same rows of the kernel table with several Tritons, and what first use took with each."""
+    return "\n\n".join((table(*figures_bench.tritons(results)), *(how(one) for one in results)))
+
+
+def first_use(results: list[dict]) -> str:
+    """Two processes of `dittools generate`, one after the other from an empty cache, with each Triton."""
+    return "\n\n".join((table(*figures_bench.first_use(results)), how(results[0]), where(results[0])))
+
+
 def gpu_tests(results: list[dict]) -> str:
     """Runs of the tests that need a GPU, and the memory that methods took in them."""
     head, rows = figures_bench.memory(results)
@@ -277,6 +287,8 @@ RENDER = {
     "report_svg2_times_480p": report,
     "recall": recall,
     "gpu_tests": gpu_tests,
+    "tritons": tritons,
+    "first_use": first_use,
     "in_short": in_short,
     "embedded_model": embedded_model,
     "svg_480p": sweep,
@@ -295,13 +307,13 @@ RENDER = {
 # the names of the files begin with.
 EVERY_CARD = {
     **{name: name for name in ("kernels", "hopper", "mass", "kmeans", "antidiagonals", "model", "report_methods")},
-    **{name: name for name in ("report_caches_480p", "recall", "gpu_tests")},
+    **{name: name for name in ("report_caches_480p", "recall", "gpu_tests", "tritons", "first_use")},
     "method_costs": "model",
     "in_short": "model",
 }  # fmt: skip
 TOGETHER = {
     "report_methods": figures_reports.together,
-    **dict.fromkeys(("report_caches_480p", "recall", "gpu_tests"), all_at_once),
+    **dict.fromkeys(("report_caches_480p", "recall", "gpu_tests", "tritons", "first_use"), all_at_once),
     "in_short": lambda results: all_at_once(by_card(results)),
 }
 

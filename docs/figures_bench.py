@@ -13,6 +13,38 @@ def kernels(result: dict) -> tuple[list[str], list[list]]:
     return head, [_kernel_row(row, card, kernel) for row in result["rows"] for kernel in _shown(row)]
 
 
+def tritons(results: list[dict]) -> tuple[list[str], list[list]]:
+    """Head and rows: r of the Hopper kernel and of Triton's, in bursts, by shape and version of Triton."""
+    head = ["Triton", "heads x tokens", "kept", "hopper, ms", "hopper, r", "triton, ms", "triton, r"]
+    rows = []
+    for result in results:
+        for row in result["rows"]:
+            job, times = row["job"], row["times"]
+            found = [times[name]["burst"] for name in ("hopper", "triton")]
+            rows.append([
+                result["versions"]["triton"], f"{job['heads']} x {job['tokens']:,}", f"{100 * row['kept']:.1f} %",
+                *(cell for each in found for cell in (f"{each['ms']:.3f}", f"{each['r']:.3f}")),
+            ])  # fmt: skip
+    return head, rows
+
+
+def first_use(results: list[dict]) -> tuple[list[str], list[list]]:
+    """Head and rows: which kernels ran in each process, and what it spent before and in denoising. A process that
+    proved no kernel has no note of it.
+    """
+    head = ["Triton", "process", "sparse calls by kernel", "denoise, s", "notes of proofs"]
+    turns = ("first", "second")
+    seen: dict[str, int] = {}
+    rows = []
+    for result in results:
+        triton = result["versions"]["triton"]
+        turn = seen[triton] = seen.get(triton, -1) + 1
+        notes = [note for note in result["notes"] if "proof" in note]
+        kernels = ", ".join(f"{name} {count}" for name, count in result["kernels"].items())
+        rows.append([triton, turns[turn], kernels, f"{result['seconds']['denoise']:.1f}", "; ".join(notes) or "none"])
+    return head, rows
+
+
 def _shown(row: dict) -> list[str | None]:
     """Which of ours get a line: the best, or each where the row is there to compare them."""
     if "error" in row or row["job"]["kind"] not in ("order", "schedule"):

@@ -23,7 +23,7 @@ from dittools.kernels.supervise import Job, supervise
 
 SWITCH = "DITTOOLS_PROVE"
 OFF = ("0", "false", "no", "off")
-SECONDS = 90.0  # a proof that takes longer is stopped; most take less than 20
+SECONDS = 90.0  # a proof that takes longer is stopped; 26 to 37 were measured on an H200 with Triton 3.6
 PATIENCE = 45.0  # of silence: a kernel that hangs, or one that takes so long to compile
 # What the device ran into says nothing of the kernel: another program may hold its memory, or the card to itself.
 NOT_THE_KERNEL = ("out of memory", "OutOfMemory", "busy", "unavailable", "not permitted")
@@ -48,17 +48,25 @@ def why_unproven(
     capability, card = card_of(device)
     entry = checked.find(implementation, capability, card)
     if entry is not None:
-        return checked.why_not_by(entry, ordered, call=call)
+        return _heard(implementation, checked.why_not_by(entry, ordered, call=call))
     unknown = checked.why_unchecked(implementation, capability, card=card)
     if os.environ.get(SWITCH, "").lower() in OFF:
-        return f"{unknown}, or leave out {SWITCH}={os.environ[SWITCH]}, which keeps it from proving itself"
+        off = f"{SWITCH}={os.environ[SWITCH]}"
+        return _heard(implementation, f"{unknown}, or leave out {off}, which keeps it from proving itself")
     if not sys.executable:
-        return f"{unknown}; this Python cannot start another, in which it would prove itself"
+        return _heard(implementation, f"{unknown}; this Python cannot start another, in which it would prove itself")
     if not prove:
         return f"{unknown.partition(': run ')[0]}: it will prove itself at its first use"
     if torch.compiler.is_compiling() or (torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()):
-        return f"{unknown}; nothing proves itself while a graph is captured"
-    return checked.why_not_by(_prove_once(implementation, capability, card, device), ordered, call=call)
+        return _heard(implementation, f"{unknown}; nothing proves itself while a graph is captured")
+    found = _prove_once(implementation, capability, card, device)
+    return _heard(implementation, checked.why_not_by(found, ordered, call=call))
+
+
+def _heard(implementation: str, reason: str | None) -> str | None:
+    if reason is not None and not reason.startswith(checked.SLOWER):
+        PASSED_OVER[implementation] = reason
+    return reason
 
 
 def card_of(device: torch.device) -> tuple[str, str]:
@@ -96,6 +104,8 @@ def _prove_once(implementation: str, capability: str, card: str, device: torch.d
 
 
 SPENT: dict[str, float] = {}  # seconds that this process had kernels prove themselves for
+# Kernels that a call could not have since this was last emptied, and why: for those who call none themselves.
+PASSED_OVER: dict[str, str] = {}
 # What could not be kept, by kernel, card, source and Triton: at least this process asks once.
 _OF_THIS_PROCESS: dict[tuple[str, ...], dict[str, Any]] = {}
 

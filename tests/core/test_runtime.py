@@ -9,9 +9,10 @@ import torch
 import torch.nn.functional as F
 
 import dittools.sparse as home
-from dittools import methods
+from dittools import methods, summary
 from dittools.blocks import BlockMask, Partition
 from dittools.config import Config
+from dittools.kernels import first_use
 from dittools.methods import Method, Plan, StayDense
 from dittools.runtime import Layer, Runtime
 from dittools.tokens import TokenGrid
@@ -191,3 +192,35 @@ def test_a_shared_plan_made_in_a_forward_that_is_run_again_is_made_again(probe, 
         *((i, "cond", 1) for i in (1, 2)),
     ]
     assert all(out.isfinite().all() for out in model.out)
+
+
+def test_a_slower_kernel_and_the_time_of_a_proof_are_noted_with_the_reason(monkeypatch):
+    def choose(*tensors, **call):
+        first_use.SPENT["hopper"] = 21.4
+        return "portable"
+
+    monkeypatch.setattr(first_use, "SPENT", {})
+    monkeypatch.setattr(home, "SPENT", first_use.SPENT)
+    monkeypatch.setattr(home, "choose", choose)
+    monkeypatch.setattr(home, "why_slower", lambda name, *_, **__: f"{name} is what is left: do this")
+    model = Model()
+    model.run()
+    record = summary.record(model.runtime)
+    assert record["kernels"] == {"portable": 24} and record["kernel_reasons"] == {
+        "portable": "portable is what is left: do this"
+    }
+    told = "kernel portable in place of hopper, which is faster on this card: portable is what is left: do this"
+    assert record["notes"] == ["21 s of this run went into the proof of hopper at its first use", told]
+
+
+def test_block_mass_by_a_slower_kernel_is_noted_in_runs_that_measure_it(monkeypatch):
+    def plan(self, q, k, v, call, plan=Probe.plan):
+        first_use.PASSED_OVER["hopper-mass"] = "not yet checked: do this"
+        return plan(self, q, k, v, call)
+
+    monkeypatch.setattr(first_use, "PASSED_OVER", {"hopper-mass": "of another run"})
+    monkeypatch.setattr(home, "PASSED_OVER", first_use.PASSED_OVER)
+    assert Model().run().notes == {}
+    monkeypatch.setattr(Probe, "plan", plan)
+    (note,) = Model().run().notes
+    assert note == "block mass by a kernel that is slower than this card's own: not yet checked: do this"

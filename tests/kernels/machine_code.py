@@ -75,5 +75,18 @@ def compiled_builds(file, cache):
     return {build["name"]: build for build in found}
 
 
+def kept_in_memory(build):
+    """Loads and stores of what the registers did not hold, above what the assembler of this Triton may leave there.
+
+    From Triton 3.9 on (ptxas 13.1) a few numbers that seldom change wait in memory, where older ones keep them.
+    """
+    from dittools.kernels.checked import triton_minor
+
+    old = tuple(int(x) for x in triton_minor().split(".")) < (3, 9)
+    return max(
+        0, len(instructions(build, "LDL") + instructions(build, "STL")) - (0 if old else len(build["sass"]) // 100)
+    )
+
+
 def instructions(build, name):
     return [i for i, line in enumerate(build["sass"]) if re.match(rf"(@!?U?P\d+ )?{name}\b", line)]

@@ -6,7 +6,15 @@ Run as a script it compiles every build and prints a JSON line for each: see `ma
 import re
 
 import pytest
-from machine_code import SHARED_MEMORY, compile_all, compiled_builds, instructions, machine_code, register_limits
+from machine_code import (
+    SHARED_MEMORY,
+    compile_all,
+    compiled_builds,
+    instructions,
+    kept_in_memory,
+    machine_code,
+    register_limits,
+)
 
 from dittools.kernels.hopper import why_no_gluon
 from dittools.kernels.hopper_clusters import Variant
@@ -54,7 +62,7 @@ def test_nothing_spills_and_it_fits(builds, name):
     assert build["warps"] == 12
     assert build["resources"]["REG"] == 168 and build["shared"] <= SHARED_MEMORY
     assert build["resources"]["LOCAL"] == 0
-    assert not instructions(build, "LDL") and not instructions(build, "STL")
+    assert kept_in_memory(build) == 0
     # 232 registers for each consumer and 40 for the producer.
     limits = register_limits(build)
     assert {232, 40} <= limits and 2 * 232 + 40 <= 3 * 168
@@ -69,9 +77,10 @@ def test_products_run_on_the_tensor_cores_and_copies_on_tma(builds, name):
     # Weights come from registers: their A operand is no descriptor.
     assert sum("tnspB" in x and re.search(r"R\d+, R\d+, gdesc", x) is not None for x in products) == 2 * 2 * 8
     assert not instructions(build, "HMMA")
-    # K and V: for each size of piece one copy a panel of 64 columns, in a loop over pieces.
-    sizes = 4 if variant.unit == 8 else 3
-    assert len(instructions(build, "UTMALDG")) == 2 * sizes * (head_dim // 64)
+    # K and V: for each size of piece one copy a panel of 64 columns, in a loop over pieces; Triton 3.8 and newer make
+    # one piece of code of all sizes but the smallest.
+    sizes = {4 if variant.unit == 8 else 3, 2}
+    assert len(instructions(build, "UTMALDG")) in {2 * count * (head_dim // 64) for count in sizes}
 
 
 @pytest.mark.parametrize("name", BUILDS)

@@ -14,6 +14,7 @@ from machine_code import (
     compile_all,
     compiled_builds,
     instructions,
+    kept_in_memory,
     machine_code,
     register_limits,
 )
@@ -111,8 +112,7 @@ def test_nothing_spills_and_it_fits(builds, name):
     assert (build["warps"], build["resources"]["REG"]) == ((12, 168) if rows == 128 else (8, 128))
     assert build["shared"] <= SHARED_MEMORY
     # With a bias two pointers wait in memory while the kernel of 128 rows starts.
-    spills = instructions(build, "LDL") + instructions(build, "STL")
-    assert len(spills) <= (4 if BUILDS[name][5] and rows == 128 else 0)
+    assert kept_in_memory(build) <= (4 if BUILDS[name][5] and rows == 128 else 0)
     # 240 registers for each of two consumers or 232 for one, and 24 for the producer.
     limits = register_limits(build)
     assert {240 if rows == 128 else 232, 24} <= limits
@@ -164,7 +164,7 @@ def test_the_softmax_runs_between_the_two_waits(builds, name):
 )  # fmt: skip
 def test_an_order_costs_the_loop_nothing(builds, name, without):
     for ordered, plain in zip(loops(builds[name]), loops(builds[without]), strict=True):
-        assert len(ordered) <= len(plain) + 8
+        assert len(ordered) <= len(plain) + 12
         assert not [line for line in ordered if re.search(r"\b(LDG|STG|LDS|STS|LDSM)\b", line)]
 
 
