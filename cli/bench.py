@@ -9,6 +9,7 @@ import typer
 
 from dittools.cli.flags import Debug
 from dittools.cli.output import Output
+from dittools.pipelines.errors import BadInput
 
 NAME = "bench"
 HELP = "Measure kernels and denoiser calls on this machine, each checked before it is timed."
@@ -67,7 +68,7 @@ def kernel(
     asked = Asked(
         rows=rows, shape=shape, head_dim=head_dim, density=density, implementation=implementation, dtype=dtype,
         device=device, peers=peers, burst=burst, sustained=sustained, seconds=seconds, limit=limit,
-        path=None if json is None else Path(json).expanduser(), command=ctx.obj["command"],
+        path=_file(json), command=ctx.obj["command"],
     )  # fmt: skip
     out = Output()
     fine = prove(asked, out) if check else measure(asked, out)
@@ -135,10 +136,17 @@ def model(
     asked = Asked(
         model=model, size=size, layers=layers, heads=heads, height=height, width=width, frames=frames, method=method,
         profile=profile, sparsity=sparsity, dense_layers=dense_layers, repeats=repeats, compile=compile_, dtype=dtype,
-        device=device, path=None if json is None else Path(json).expanduser(), command=ctx.obj["command"],
+        device=device, path=_file(json), command=ctx.obj["command"],
     )  # fmt: skip
     if not measure(asked, Output()):
         raise typer.Exit(1)
+
+
+def _file(name: str | None) -> Path | None:
+    """The file of --json. Raises BadInput for an empty name."""
+    if name == "":
+        raise BadInput("--json is empty: give the name of a file, or leave it out")
+    return None if name is None else Path(name).expanduser()
 
 
 def add_to(parent: Any) -> None:
