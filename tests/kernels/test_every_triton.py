@@ -5,6 +5,7 @@ a script it compiles them: see `machine_code`.
 """
 
 import importlib.metadata
+import tempfile
 import warnings
 
 import pytest
@@ -28,14 +29,16 @@ def installed():
 
 @pytest.mark.parametrize("version", [v for v in VERSIONS if v != installed()])
 def test_the_gluon_kernels_compile_and_run_on_tensor_cores_and_tma(version, tmp_path, monkeypatch):
-    try:
-        folder = fetched(version, tmp_path / "triton")
-    except Unfetched as error:
-        # In the summary, which tells of warnings and not of what was skipped.
-        warnings.warn(f"nothing was compiled with Triton {version}, which could not be loaded: {error}", stacklevel=1)
-        pytest.skip(str(error))
-    monkeypatch.setenv("PYTHONPATH", str(folder))
-    builds = compiled_builds(__file__, tmp_path)
+    with tempfile.TemporaryDirectory() as folder:  # not one that pytest keeps: it is large
+        try:
+            fetched(version, folder)
+        except Unfetched as error:
+            # In the summary, which tells of warnings and not of what was skipped.
+            told = f"nothing was compiled with Triton {version}, which could not be loaded: {error}"
+            warnings.warn(told, stacklevel=1)
+            pytest.skip(told)
+        monkeypatch.setenv("PYTHONPATH", folder)
+        builds = compiled_builds(__file__, tmp_path)
     monkeypatch.setattr("dittools.kernels.checked.triton_minor", lambda: version.rpartition(".")[0])
     assert len(builds) == sum(map(len, PICKED.values()))
     for name, build in builds.items():

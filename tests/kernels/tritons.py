@@ -23,7 +23,7 @@ class Unfetched(Exception):
 
 
 def fetched(version, folder):
-    """The folder, with this version in it as it is imported from there. Raises Unfetched."""
+    """Bring this version into a folder, as it is imported from there. Raises Unfetched."""
     command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--only-binary=:all:", "-d", str(folder)]
     try:
         done = subprocess.run(
@@ -46,4 +46,3 @@ def fetched(version, folder):
     for entries in Path(folder).glob("triton-*.dist-info/entry_points.txt"):
         lines = entries.read_text().splitlines()
         entries.write_text("".join(f"{line}\n" for line in lines if not line.startswith("amd")))
-    return folder
