@@ -223,6 +223,10 @@ def test_guard_rails_speak_where_they_should_and_only_there():
     assert "nothing was reused" in notes_of("taylorseer", 30, forced=30, interval=100, start=0)
     assert "no step lies within its window" in notes_of("pab", 30, low=1, high=2)
     assert notes_of("taylorseer", 10, interval=1) == ""
+    rest = {"interval": 100, "start": 0}
+    assert notes_of("taylorseer", 30, forced=11, **rest) == ""  # 18 of 30 reused
+    assert "19 of 30 calls were reused" in notes_of("taylorseer", 30, forced=10, **rest)
+    assert notes_of("taylorseer", 11, forced=5, **rest) == ""
 
 
 def test_a_pipeline_that_names_no_branches_is_noted():
@@ -326,6 +330,28 @@ def test_steps_of_the_schedule_that_never_came_leave_nothing_older_than_its_inte
     assert max(ages) <= 2 and sum(age > 0 for age in ages) == 5
 
 
+def test_a_schedule_that_computes_the_very_next_step_does_not_reuse_over_it():
+    reuse = run_of("taylorseer", 20, options={"interval": 100, "start": 1, "order": 0, "first": 1})
+    assert [call(reuse, step)[0] for step in (0, 2, 3)] == [False, False, True]
+
+
+def test_no_more_steps_than_allowed_are_reused_in_a_row():
+    reuse = run_of("easycache", 20, options={"threshold": 1e9, "first": 2, "max_skips": 3})
+    reused = [call(reuse, step, latents=torch.randn(1, 4, 2, 3, 3))[0] for step in range(9)]
+    assert [step for step, one in enumerate(reused) if not one] == [0, 1, 5]
+
+
+def test_of_packed_latents_the_difference_of_the_branches_is_added_as_it_is():
+    reuse = run_of("fastercache", 12, options={"interval": 1, "branch_interval": 3, "branch_high": 2000})
+    packed, guided = torch.zeros(1, 6, 4), torch.randn(1, 6, 4)
+    for step in range(2):
+        call(reuse, step, "cond", latents=packed, output=guided + step)
+        reused, out = call(reuse, step, "uncond", latents=packed, output=guided + 5.0)
+    assert reused
+    torch.testing.assert_close(out, guided + 1 + 5.0)
+    assert any("packed" in note for note in reuse.guard_rails())
+
+
 def attend(reuse, step, computed, branch="cond", size=(1, 5, 2, 4)):
     """One layer's attention in a call that runs: (reused, what it gives)."""
     reuse.begin(Tick(step == 0, step, reuse.run.steps, branch, False), 0, torch.zeros(1, 4), None)
@@ -350,7 +376,15 @@ def test_fastercache_extrapolates_attention_from_the_two_latest_computed_ones():
 def test_attention_that_is_as_old_as_the_interval_is_not_reused():
     reuse = run_of("pab", 12, options={"low": 0, "high": 2000, "interval": 2})
     assert [attend(reuse, step, step)[0] for step in (0, 1, 3, 4, 5)] == [False, True, False, False, True]
-    assert attend(reuse, 7, 0, size=(2, 5, 2, 4))[0] is False  # another batch
+    assert [attend(reuse, step, step)[0] for step in (6, 7)] == [False, True]
+    reuse = run_of("pab", 12, options={"low": 0, "high": 2000, "interval": 2})
+    assert [attend(reuse, step, step)[0] for step in (1, 3)] == [False, False]  # step 2 is one to compute
+
+
+def test_attention_of_other_queries_is_not_reused():
+    reuse = run_of("pab", 12, options={"low": 0, "high": 2000, "interval": 2})
+    attend(reuse, 0, 0)
+    assert attend(reuse, 1, 0, size=(1, 6, 2, 4))[0] is False
 
 
 def test_fastercache_raises_a_difference_by_the_uses_within_each_window_and_keeps_it():
