@@ -231,7 +231,8 @@ class Runtime:
             return dense()
         self._heard.add(layer)
         reuse = self.run.reuse
-        if reuse is None:
+        # Keys of other tokens are no self-attention: an adapter's pictures, or what a model keeps itself.
+        if reuse is None or q.shape[1] != k.shape[1]:
             return self._attend(layer, q, k, v, dense, scale, mask, why_dense)
         kept = reuse.attention(layer, q)
         if kept is not None:

@@ -17,6 +17,7 @@ from dittools.caches import Shapes
 from dittools.config import Config
 from dittools.pipelines.attach import attach
 from dittools.pipelines.families import FAMILIES, find_family
+from dittools.tokens import TokenGrid
 from tests.families_tiny import TINY, transformer
 from tests.pipelines.test_families import Holder, grid_of
 from tests.tiny import draw, tiny_pipeline
@@ -386,6 +387,25 @@ def test_pab_reuses_attention_alone_and_every_branch_its_own(shared):
     assert record["cache"]["attention_reused_steps"] == [1, 3, 5]
     assert record["cache"]["computed_steps"] == list(range(8))
     assert record["calls"] == {"dense": 30, "sparse": 0, "reused": 18}
+
+
+@pytest.mark.parametrize("adapter", [False, True])
+def test_an_adapters_own_attention_does_not_take_the_place_of_a_layers(adapter):
+    """As FLUX's IP-Adapter: a second call in the same layer, to keys of its own."""
+    grid, timesteps = TokenGrid(1, 4, 4), torch.tensor([800.0, 600.0, 400.0, 200.0])
+    config = Config(method="dense", cache="pab", cache_options={"interval": 2, "low": 0, "high": 1001})
+    runtime, computed = runtime_module.Runtime(config, [runtime_module.Layer("layer", 0)]), []
+    for t in timesteps:
+        runtime.begin_call(grid=grid, timestep=t, timesteps=timesteps, device=torch.device("cpu"), dtype=torch.float32,
+                           branch="cond", latents=torch.zeros(1, 16, 4))  # fmt: skip
+        q, keys = torch.randn(1, 16, 2, 8), torch.randn(1, 4, 2, 8)
+        runtime.attend(0, q, q, q, dense=lambda q=q: computed.append("own") or q)
+        if adapter:
+            runtime.attend(0, q, keys, keys, dense=lambda q=q: computed.append("adapter") or q)
+        runtime.end_call()
+        runtime.run.reuse.carry(torch.zeros(1, 16, 4), [torch.zeros(1, 16, 4)])
+    assert computed.count("own") == 3 and runtime.run.reused_calls == 1  # the last step is computed
+    assert computed.count("adapter") == 4 * adapter
 
 
 def test_fastercache_rebuilds_the_unguided_branch_from_the_guided_one(shared):
