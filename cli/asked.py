@@ -12,7 +12,7 @@ from dittools.naming import name_and_options, unknown
 from dittools.pipelines import loading, places, saving, weights
 from dittools.pipelines.errors import BadInput
 from dittools.pipelines.families import FAMILIES, Family, find_family
-from dittools.pipelines.limits import SizeRule
+from dittools.pipelines.limits import check_memory, check_steps
 from dittools.pipelines.sizes import size_rule
 
 _LARGEST_SEED = 2**63 - 1
@@ -75,15 +75,27 @@ class Asked:
         _texts(self)
         family = find_family(self.model)
         _can_draw(self, family)
-        folder = weights.check_asked(self.weights, family.text_to)
-        rule_of(family, folder).check(self.frames, self.height, self.width)
+        folder = weights_folder(self)
+        size_rule(family, folder).check(self.frames, self.height, self.width)
+        check_steps(self.steps, folder)
+        if None not in (self.frames, self.height, self.width):
+            check_memory(self.frames, self.height, self.width)
+
+    @property
+    def embedded(self) -> bool:
+        """Whether the embedded model was asked for by name."""
+        return self.weights == weights.EMBEDDED
 
 
-def rule_of(family: Family, folder: Path | None) -> SizeRule:
-    """Which sizes the weights take: by a Wan folder's own configs, else by the record."""
-    if family.name == "wan":
-        return SizeRule.from_folder(folder) if folder else SizeRule()
-    return size_rule(family)
+def weights_folder(asked: Asked) -> Path | None:
+    """The folder of weights that flags alone tell, checked; None where the hub's cache has to be asked.
+
+    Raises:
+        BadInput: where it holds no whole pipeline.
+    """
+    if asked.embedded:
+        return weights.embedded().folder
+    return weights.check_asked(asked.weights, find_family(asked.model).text_to)
 
 
 def _can_draw(asked: Asked, family: Family) -> None:
@@ -133,7 +145,6 @@ def _choices(asked: Asked) -> None:
 
 def _numbers(asked: Asked) -> None:
     for flag, value, least in (
-        ("--steps", asked.steps, 1),
         ("--frames", asked.frames, 1),
         ("--height", asked.height, 1),
         ("--width", asked.width, 1),

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from dittools.calibrate import CALIBRATORS, Calibrator, Size
-from dittools.cli import drawing
+from dittools.cli import drawing, fits
 from dittools.cli.asked import Asked
 from dittools.cli.output import Output
 from dittools.cli.progress import Progress
@@ -57,6 +58,9 @@ def run(
     with Progress(output) as progress:
         stages = Stages(progress)
         chosen = drawing.choose(request, output)
+        shot = chosen.scene.shot
+        grid = fits.grid_of(request.family, chosen.folder, shot.frames, shot.height, shot.width)
+        _fitting(methods, grid, Size.block_size)
         prompts = prompts or _builtin(chosen.weights.embedded, count)
         opened = drawing.open_model(request, stages, output, chosen)
         scenes = [
@@ -121,7 +125,7 @@ def _listen(
 
         def hear(heard: Any) -> None:
             if not made:
-                fitting = _fitting(methods, heard.grid, size.block_size, output)
+                fitting = _fitting(methods, heard.grid, size.block_size, output.note)
                 made.update((name, CALIBRATORS[name](size)) for name in fitting)
             for name, calibrator in made.items():
                 if round < calibrator.rounds:
@@ -154,7 +158,9 @@ def _listen(
     return {name: (calibrator, spent[name]) for name, calibrator in made.items()}, model
 
 
-def _fitting(names: list[str], grid: TokenGrid, block_size: int, output: Output) -> list[str]:
+def _fitting(
+    names: list[str], grid: TokenGrid, block_size: int, note: Callable[[str], None] = lambda text: None
+) -> list[str]:
     """Those that can run on this grid by a profile; of all methods the others are left out with a note.
 
     Raises BadInput where the others were asked for by name, or none is left.
@@ -163,7 +169,7 @@ def _fitting(names: list[str], grid: TokenGrid, block_size: int, output: Output)
     if unfit and (len(names) < len(CALIBRATORS) or len(unfit) == len(names)):
         raise BadInput(f"{next(iter(unfit.values()))}: use more frames or a larger size")
     for why in unfit.values():
-        output.note(f"{why}: left out of the profile")
+        note(f"{why}: left out of the profile")
     return [name for name in names if name not in unfit]
 
 

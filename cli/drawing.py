@@ -56,7 +56,7 @@ def choose(request: Request, output: Output) -> Chosen:
         raise BadInput(f"no {family.name} weights at hand, and none were downloaded: give --weights a folder or a repo")
     folder = weights.fetch(chosen, classes=classes, note=output.note)
     dtype = loading.pick_dtype(asked.dtype, device)
-    return Chosen(device, dtype, chosen, folder, complete(request, chosen, folder))
+    return Chosen(device, dtype, chosen, folder, complete(request, chosen, folder, device))
 
 
 def open_model(
@@ -68,9 +68,9 @@ def open_model(
 ) -> Opened:
     """Load what was chosen; without `chosen`, choose first. `check` may refuse the choice before it is loaded."""
     asked = request.asked
+    chosen = chosen or choose(request, output)
+    check(chosen)
     with stages("load"):
-        chosen = chosen or choose(request, output)
-        check(chosen)
         stages.cuda = chosen.device.type == "cuda"
         stages.size = size_of(chosen.scene)
         pipe = loading.load(

@@ -56,12 +56,12 @@ def _facts(family: Any, size: dict[str, int | None], steps: int | None, config: 
     from dittools.methods import auto
     from dittools.pipelines import loading
     from dittools.pipelines.errors import BadInput
+    from dittools.pipelines.limits import check_steps
     from dittools.pipelines.sizes import grid_of
 
     if device not in loading.DEVICES or dtype not in loading.DTYPES:
         raise BadInput(f"--device is one of {', '.join(loading.DEVICES)}, --dtype of {', '.join(loading.DTYPES)}")
-    if steps is not None and steps < 1:
-        raise BadInput(f"--steps must be at least 1, got {steps}")
+    check_steps(steps)
     if family.why_not is not None:
         raise BadInput(f"nothing to plan for {family.name}: {family.why_not}")
     asked = {name: getattr(family, name) if value is None else value for name, value in size.items()}

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from dittools import provenance
-from dittools.cli import drawing, request
+from dittools.cli import drawing, fits, request
 from dittools.cli.output import Output
 from dittools.cli.report_asked import ReportAsked, builtin_prompts
 from dittools.cli.report_join import GROUND, check, join
 from dittools.cli.report_profiles import check_files, check_swept
 from dittools.cli.report_run import Drawer
+from dittools.config import Config
 from dittools.pipelines import saving
 from dittools.pipelines.errors import BadInput, RunFailed, first_line
 from dittools.report import partly
 from dittools.report.folder import MANIFEST, Folder, InUse, Unreadable
-from dittools.report.plan import Plan, swept
+from dittools.report.plan import Plan, Setting, swept
 from dittools.report.results import by_case, gather, summary
 
 CPU_PROMPTS, GPU_PROMPTS, CPU_STEPS = 2, 8, 8
@@ -68,17 +70,24 @@ def run_phases(
 
 def _checked(asked: ReportAsked, folder: Folder) -> tuple[request.Request, list[str]]:
     """The request, and notes on its sweeps, before anything is fetched or written."""
-    made = request.check(asked.asked, None)
-    try:
-        found, notes = swept(made.config.to_dict(), asked.sweep, 1)
-    except (ValueError, TypeError) as error:
-        raise BadInput(first_line(error)) from None
-    if not found:
-        raise BadInput("there is nothing to compare with dense: give a --sweep of another method or sparsity")
-    check_swept(asked.sweep.get("profile", ()), found)
-    if not (folder.path / MANIFEST).exists():  # what is drawn already needs its profiles no more
-        check_files(found)
-    return made, notes
+    notes: list[str] = []
+
+    def check_sweeps(base: Config) -> None:
+        try:
+            found, said = swept(base.to_dict(), asked.sweep, 1)
+        except (ValueError, TypeError) as error:
+            raise BadInput(first_line(error)) from None
+        notes.extend(said)
+        if not found:
+            raise BadInput("there is nothing to compare with dense: give a --sweep of another method or sparsity")
+        check_swept(asked.sweep.get("profile", ()), found)
+        for setting in found:
+            with _named(setting):
+                fits.of_flags(asked.asked, Config.from_dict(setting.config))
+        if not (folder.path / MANIFEST).exists():  # what is drawn already needs its profiles no more
+            check_files(found)
+
+    return request.check(asked.asked, None, also=check_sweeps), notes
 
 
 def _draw(
@@ -86,6 +95,12 @@ def _draw(
 ) -> None:
     chosen = drawing.choose(made, output)
     plan = _plan(made, asked, chosen)
+    shot = dataclasses.replace(chosen.scene.shot, steps=plan.steps)
+    for setting in swept(plan.base, plan.sweep, plan.steps)[0]:
+        with _named(setting):
+            config = Config.from_dict(setting.config)
+            grid = fits.grid_of(made.family, chosen.folder, shot.frames, shot.height, shot.width)
+            fits.check_method(config, grid, fits.block_of(chosen.device))
     manifest = folder.manifest()
     if manifest is not None:
         _same(manifest, plan, chosen.device, folder)
@@ -109,6 +124,15 @@ def _draw(
             folder.write_manifest(_manifest(plan, chosen.device, command, found))
 
     drawer.run(begin)
+
+
+@contextlib.contextmanager
+def _named(setting: Setting) -> Iterator[None]:
+    """Errors of a setting under test with its name."""
+    try:
+        yield
+    except BadInput as error:
+        raise BadInput(f"{setting.name}: {error}") from None
 
 
 def _mine(share: tuple[int, int] | None, plan: Plan) -> range | None:

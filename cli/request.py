@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from dittools import caches, corrections, files, methods, profile
-from dittools.cli.asked import Asked, rule_of
+from dittools.cli import fits
+from dittools.cli.asked import Asked
 from dittools.config import Config
 from dittools.naming import spelt, with_options
 from dittools.pipelines import loading, places, saving, stages, weights
@@ -46,12 +47,18 @@ class Scene:
     max_text: int | None
 
 
-def check(asked: Asked, output: saving.Output | None) -> Request:
-    """What `Asked.check` left: the names and settings that PyTorch is imported to judge. Raises BadInput."""
+def check(asked: Asked, output: saving.Output | None, also: Callable[[Config], None] = lambda config: None) -> Request:
+    """What `Asked.check` left. Raises BadInput.
+
+    Args:
+        also: what else to check of the config before PyTorch, which takes seconds, is asked for the device.
+    """
     family = find_family(asked.model)
     config, notes = _config(asked)
     if output is not None:
         output.keep(_read_by(config), asked.overwrite)
+    fits.of_flags(asked, config)
+    also(config)
     loading.check_offload(asked.offload, loading.pick_device(asked.device))
     return Request(asked, family, config, output, notes)
 
@@ -62,8 +69,8 @@ def _read_by(config: Config) -> list[places.Read]:
     return [(what, Path(name).expanduser()) for what, name in named.items() if name]
 
 
-def complete(request: Request, chosen: weights.Weights, folder: Path) -> Scene:
-    """Fill in the defaults of the weights and check the sizes against their own configs."""
+def complete(request: Request, chosen: weights.Weights, folder: Path, device: Any) -> Scene:
+    """Fill in the defaults of the weights, and check all that their own configs say before they are loaded."""
     asked, family = request.asked, request.family
     defaults = dataclasses.asdict(family) | {
         "prompt": PROMPT,
@@ -87,8 +94,8 @@ def complete(request: Request, chosen: weights.Weights, folder: Path) -> Scene:
         guidance=pick("guidance"),
         seed=asked.seed,
     )
-    rule_of(family, folder).check(shot.frames, shot.height, shot.width)
     _check_files(request.config, shot.steps)
+    fits.check_run(request.config, family, folder, shot, device)
     return Scene(
         prompt=pick("prompt"),
         negative_prompt=pick("negative_prompt"),

@@ -57,6 +57,9 @@ class Family:
         steps, guidance, fps: defaults of a run and of its video.
         strides: (frames, pixels) that one latent stands for, of the default checkpoint.
         patch: (frames, height, width) latents in one token, of the default checkpoint.
+        fills_frames: whether its pipelines fill up the last token along the frames, where one spans several.
+        multiple: of pixels, that its pipelines ask height and width to be, beside what latents and tokens need.
+        positions: most tokens along one axis of the default checkpoint, where its position embedding ends; None: any.
         layers, heads, head_dim: of the default checkpoint; for plans made without weights.
         text_tokens: most text tokens in the sequence, by default.
     """
@@ -91,6 +94,9 @@ class Family:
     fps: int | None = None
     strides: tuple[int, int] | None = None
     patch: tuple[int, int, int] = (1, 2, 2)
+    fills_frames: bool = False
+    multiple: int = 1
+    positions: int | None = None
     layers: int | None = None
     heads: int | None = None
     head_dim: int | None = None

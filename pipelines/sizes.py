@@ -1,21 +1,38 @@
-"""Pixels and frames to tokens, by a family's record: for plans made without a model."""
+"""Pixels and frames to tokens, by a family's record or the configs of a pipeline folder."""
 
 from __future__ import annotations
 
+import dataclasses
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dittools.pipelines import strides
 from dittools.pipelines.errors import BadInput
 from dittools.pipelines.family import Family
 from dittools.pipelines.limits import SizeRule
 
 if TYPE_CHECKING:
-    from dittools.tokens import TokenGrid
+    from dittools.tokens import Layout, TokenGrid
 
 
-def size_rule(family: Family) -> SizeRule:
-    """Which frames and sizes the family's default checkpoint takes; frames are any where it draws images."""
+def size_rule(family: Family, folder: Path | None = None) -> SizeRule:
+    """Which frames and sizes a checkpoint takes: the one in the folder, else the family's default one."""
+    told = strides.told(family.name, folder)
     time, side = family.strides
-    return SizeRule(frames=time, height=side * family.patch[1], width=side * family.patch[2])
+    return SizeRule._of(
+        told.time or time,
+        told.side or side,
+        told.patch or family.patch,
+        positions=told.positions or family.positions,
+        multiple=family.multiple,
+        filled=family.fills_frames,
+    )
+
+
+def with_text(family: Family, layout: Layout) -> TokenGrid:
+    """The grid of a picture with as much text as the family takes, where text shares the sequence."""
+    text = {"first": {"before": family.text_tokens}, "last": {"after": family.text_tokens}}
+    return dataclasses.replace(layout, **text.get(family.text_position, {})).grid()
 
 
 def grid_of(family: Family, *, frames: int | None, height: int | None, width: int | None) -> TokenGrid:
@@ -28,8 +45,6 @@ def grid_of(family: Family, *, frames: int | None, height: int | None, width: in
     Raises:
         BadInput: when the record has no sizes, or the checkpoint cannot draw this one.
     """
-    from dittools.tokens import Layout
-
     if family.strides is None or family.layers is None:
         raise BadInput(f"the record of {family.name} has no sizes of a checkpoint to plan with")
     missing = [name for name, value in (("frames", frames), ("height", height), ("width", width)) if value is None]
@@ -37,8 +52,6 @@ def grid_of(family: Family, *, frames: int | None, height: int | None, width: in
         raise BadInput(f"{family.name} has no default for --{', --'.join(missing)}: give it")
     if family.draws == "image" and frames != 1:
         raise BadInput(f"{family.name} draws images: --frames is 1, got {frames}")
-    size_rule(family).check(frames, height, width)
-    time, side = family.strides
-    deep, high, wide = family.patch
-    text = (family.text_tokens, 0) if family.text_position == "first" else (0, family.text_tokens)
-    return Layout((frames - 1) // time // deep + 1, height // side // high, width // side // wide, *text).grid()
+    rule = size_rule(family)
+    rule.check(frames, height, width)
+    return with_text(family, rule.layout(frames, height, width))

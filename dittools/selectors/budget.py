@@ -70,7 +70,7 @@ def spend(
     return fill_lanes(scores, density=density, across_heads=scope == "layer", **budget)
 
 
-Run = tuple[slice, torch.Tensor]
+Run = "tuple[slice, torch.Tensor]"
 """Blocks side by side, and what `spend` takes as their sizes."""
 
 

@@ -79,7 +79,8 @@ class Size:
         if family.draws == "image" and frames != 1:
             raise BadInput(f"{family.name} draws images: --frames is 1, got {frames}")
         time, side = self.strides
-        SizeRule(frames=time, height=side * self.patch[1], width=side * self.patch[2]).check(frames, height, width)
+        positions = self.config.get("rope_max_seq_len", family.positions)
+        SizeRule._of(time, side, self.patch, positions, multiple=1, filled=True).check(frames, height, width)
         deep = (frames - 1) // time + 1
         # Where a token spans frames, the pipeline fills the last one up.
         return -(-deep // self.patch[0]) * self.patch[0], height // side, width // side

@@ -1,12 +1,19 @@
 """Whatever is asked wrongly: one line with what was asked, what was found and what to do; exit code 2."""
 
+import dataclasses
 import json
 import shutil
+import subprocess
+import sys
 
 import pytest
 
 from dittools.cli.asked import Asked
 from dittools.cli.request import check
+from dittools.pipelines import skeleton
+from dittools.pipelines.families import find_family
+from dittools.profile import Made, Profile
+from dittools.tokens import TokenGrid
 
 
 def one_error(result, code=2):
@@ -134,9 +141,92 @@ def test_what_flags_rule_out_is_known_before_weights_are_looked_for(cli, monkeyp
     one_error(cli(*flags.split(), "--steps", 2))
 
 
-def test_a_method_that_cannot_run_on_the_grid_is_bad_input_when_named(generate, tmp_path):
-    line = one_error(generate("--method", "svg"))
-    assert "svg needs at least 4 blocks" in line and "method 'auto'" in line
+FEW = "--frames 5 --height 48 --width 64 --steps 2"
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        ("generate --method svg", "svg needs at least 4 blocks"),
+        ("generate --method svg --compare-dense", "svg needs at least 4 blocks"),
+        ("generate --method radial --height 512 --width 512 --frames 1", "radial needs a video"),
+        ("inspect --method draft", "draft needs at least 4 blocks"),
+        ("report --sweep sparsity=0.5 --method svg", "svg needs at least 4 blocks"),
+        ("report --sweep method=dense,sparge", "sparge, sparsity 0.8: sparge needs at least 4 blocks"),
+        ("calibrate --method svg", "svg needs at least 4 blocks"),
+    ],
+)
+def test_a_method_that_the_grid_is_too_small_for_is_known_before_anything_is_loaded(
+    cli, unloaded, tiny_weights, tmp_path, flags, said
+):
+    verb, *flags = flags.split()
+    small = FEW.split() if "--frames" not in flags else ["--steps", "2"]
+    result = cli(verb, *small, *flags, "--weights", tiny_weights)
+    line = one_error(result)
+    assert said in line and result.err.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        ({"--frames": 1025}, "up to 1021: use 1021"),
+        ({"--height": 4112}, "up to 4096: use 4096"),
+        ({"--frames": 10**18 + 1, "--width": 10**1000}, "a number of more than 24 digits"),
+        ({"--frames": 1021, "--height": 4096, "--width": 4096}, "as decoded frames alone, and this machine has"),
+        ({"--steps": 10**20}, "--steps must be at most 1000, the noise levels of this model"),
+    ],
+)
+@pytest.mark.parametrize("verb", ["generate", "report", "inspect", "calibrate"])
+def test_a_size_that_no_machine_or_model_can_draw_is_known_before_anything_is_loaded(
+    cli, unloaded, tiny_weights, monkeypatch, verb, flags, said
+):
+    monkeypatch.setattr("dittools.pipelines.limits._memory", lambda: 24 * 10**9)
+    result = cli(verb, *(part for pair in flags.items() for part in pair), "--weights", tiny_weights)
+    assert said in one_error(result) and len(result.err) < 400 and result.err.count("\n") == 1
+
+
+def test_a_profile_of_another_model_or_grid_is_known_before_anything_is_loaded(cli, tiny_weights, unloaded, tmp_path):
+    identity = skeleton.identity_of(tiny_weights, find_family("wan"))
+    other = dataclasses.replace(identity, layers=9)
+    grids = {"right": TokenGrid(5, 8, 8), "larger": TokenGrid(6, 8, 8)}
+    for model, grid, said in ((other, "right", "9 layers"), (identity, "larger", "is for 6 x 8 x 8 tokens")):
+        Profile(model, grids[grid], Made("x", 2), {"svg": {"by_step": False}}).save(tmp_path / "p.json")
+        for verb in ("generate", "inspect"):
+            flags = "--frames 17 --height 128 --width 128 --steps 2 --method svg --profile p.json".split()
+            line = one_error(cli(verb, *flags, "--weights", tiny_weights))
+            assert "p.json" in line and said in line
+
+
+def test_what_a_profile_has_to_fit_is_known_from_the_folder_alone(tiny_weights):
+    import torch
+
+    import dittools
+    from dittools.pipelines import loading
+
+    pipe = loading.load(tiny_weights, device=torch.device("cpu"), dtype=torch.float32)
+    with dittools.accelerate(pipe, method="dense") as fast:
+        assert skeleton.identity_of(tiny_weights, find_family("wan")) == fast.runtime.identity
+
+
+def test_what_flags_rule_out_is_told_without_pytorch(tmp_path):
+    few = "--weights embedded --frames 5 --height 64 --width 64 --steps 1"
+    asked = [
+        "generate --sparsity 2", "generate --method svgg", "generate --cache sea:powr=1", "generate --frames 4",
+        f"generate {few} --method svg", f"inspect {few} --refresh 0", f"report {few} --sweep method=svg --out r",
+        "report --sweep sparsity=0.5,2", "calibrate --steps 0", "plan --sparsity 2", "plan --height 16400",
+        "bench model --method svgg", "bench model --frames 10", "methods svgg", "caches",
+    ]  # fmt: skip
+    script = f"""
+import sys
+from dittools.cli.main import main
+for asked in {asked}:
+    main(asked.split())
+    if "torch._C" in sys.modules:
+        sys.exit(f"PyTorch was loaded for {{asked}}")
+"""
+    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0 and done.stderr.count("error: ") == len(asked) - 1, done.stderr
     assert list(tmp_path.iterdir()) == []
 
 
