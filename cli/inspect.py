@@ -89,11 +89,29 @@ def command(
 
     place = places.new_folder("--out", out, "maps")
 
+    if steps is not None:
+        check_numbers("--at", wanted["--at"] or (), steps)
+
+    from dittools.cli.request import check
+
+    request = check(asked, None)  # before PyTorch is imported, which looking at heads takes
+
     from dittools.cli.inspect_run import run
 
     sink = Output(as_json)
-    record = run(asked, wanted, place, ctx.obj["command"], sink)
+    record = run(request, wanted, place, ctx.obj["command"], sink)
     sink.data(record, lambda: record["output"])
+
+
+COUNTED = {"--at": "steps", "--layers": "layers", "--heads": "heads"}
+
+
+def check_numbers(flag: str, given: tuple[int, ...], count: int) -> None:
+    """Raises BadInput for a number of a step, layer or head that is beyond the last one."""
+    from dittools.pipelines.errors import BadInput
+
+    if given and max(given) >= count:
+        raise BadInput(f"{flag} {max(given)}: there are {count} {COUNTED[flag]}, 0 to {count - 1}")
 
 
 def numbers(flag: str, given: str | None) -> tuple[int, ...] | None:

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from dittools.cli import drawing
-from dittools.cli.asked import Asked
+from dittools.cli.inspect import check_numbers
 from dittools.cli.output import Output, to_json
 from dittools.cli.progress import Progress
-from dittools.cli.request import Request, check
+from dittools.cli.request import Request
 from dittools.cli.stages import Stages
 from dittools.inspect import Choice, View, Viewer, recall_of
 from dittools.inspect.images import map_image, png
@@ -21,20 +21,17 @@ from dittools.pipelines import stages as pipeline
 from dittools.pipelines.errors import BadInput
 from dittools.provenance import device_facts, dittools_version, versions
 
-COUNTED = {"--at": "steps", "--layers": "layers", "--heads": "heads"}
 HEADS = 4  # of them, shown by default
 MOST_VIEWS = 400
 
 
 def run(
-    asked: Asked, wanted: dict[str, tuple[int, ...] | None], place: Path, command: list[str], output: Output
+    request: Request, wanted: dict[str, tuple[int, ...] | None], place: Path, command: list[str], output: Output
 ) -> dict[str, Any]:
     """Write the folder and return its record."""
     import dittools
 
-    request = _without_cache(check(asked, None))
-    if asked.steps is not None:
-        _check_numbers("--at", wanted["--at"] or (), asked.steps)
+    request = _without_cache(request)
     with Progress(output) as progress:
         stages = Stages(progress)
         opened = drawing.open_model(request, stages, output, check=lambda chosen: _check(wanted, request, chosen))
@@ -75,15 +72,10 @@ def _check(wanted: dict[str, tuple[int, ...] | None], request: Request, chosen: 
     """Refuse before the model is loaded what its configs say is not there."""
     from dittools.pipelines.skeleton import layers_and_heads
 
-    _check_numbers("--at", wanted["--at"] or (), chosen.scene.shot.steps)
+    check_numbers("--at", wanted["--at"] or (), chosen.scene.shot.steps)
     size = layers_and_heads(chosen.folder, request.family)
     if size is not None:
         _choice(wanted, chosen.scene.shot.steps, *size)
-
-
-def _check_numbers(flag: str, numbers: tuple[int, ...], count: int) -> None:
-    if numbers and max(numbers) >= count:
-        raise BadInput(f"{flag} {max(numbers)}: there are {count} {COUNTED[flag]}, 0 to {count - 1}")
 
 
 def _choice(wanted: dict[str, tuple[int, ...] | None], steps: int, layers: int, heads: int) -> Choice:
@@ -95,7 +87,7 @@ def _choice(wanted: dict[str, tuple[int, ...] | None], steps: int, layers: int, 
     }
     chosen = {flag: wanted[flag] or default for flag, default in defaults.items()}
     for flag, count in (("--at", steps), ("--layers", layers), ("--heads", heads)):
-        _check_numbers(flag, chosen[flag], count)
+        check_numbers(flag, chosen[flag], count)
     choice = Choice(chosen["--at"], chosen["--layers"], chosen["--heads"])
     views = len(choice.steps) * len(choice.layers) * len(choice.heads)
     if views > MOST_VIEWS:

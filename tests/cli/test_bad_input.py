@@ -193,8 +193,21 @@ def test_a_profile_of_another_model_or_grid_is_known_before_anything_is_loaded(c
     for model, grid, said in ((other, "right", "9 layers"), (identity, "larger", "is for 6 x 8 x 8 tokens")):
         Profile(model, grids[grid], Made("x", 2), {"svg": {"by_step": False}}).save(tmp_path / "p.json")
         for verb in ("generate", "inspect"):
-            flags = "--frames 17 --height 128 --width 128 --steps 2 --method svg --profile p.json".split()
-            line = one_error(cli(verb, *flags, "--weights", tiny_weights))
+            flags = [
+                "--frames",
+                "17",
+                "--height",
+                "128",
+                "--width",
+                "128",
+                "--steps",
+                "2",
+                "--method",
+                "svg",
+                "--profile",
+                "p.json",
+            ]
+            line = one_error(cli(verb, *flags, "--profile", "p.json", "--weights", tiny_weights))
             assert "p.json" in line and said in line
 
 
