@@ -1,35 +1,127 @@
-"""Which step of which run a transformer call belongs to: read from the schedule, not from counting calls."""
+"""Which step of which run a transformer call belongs to: read from the schedule that runs, never from what is nearest."""
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+import math
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
-from dittools.config import whole_steps
+from dittools.numbers import whole_steps
 
 
 @dataclass(frozen=True)
 class Tick:
-    """Where one call stands: whether it starts a run, its step of ``steps``, its branch, dense or not."""
+    """Where one call stands.
+
+    Attributes:
+        new_run: whether it starts a run.
+        step: index in the schedule, of ``steps``.
+        steps: one more than the last step that runs.
+        branch: guidance lane.
+        dense: whether attention stays dense in this step.
+        first: first step that runs: a pipeline may enter its schedule late.
+        known: whether ``step`` is this call's. Where it is not, it is that of the call before.
+        counted: whether no schedule is in sight, so that steps are counted as they come and nobody knows how many
+            will.
+    """
 
     new_run: bool
     step: int
     steps: int
     branch: str
     dense: bool
+    first: int = 0
+    known: bool = True
+    counted: bool = False
+
+
+WITHIN_ONE = 1 - 1e-9  # a timestep cut to an integer
+
+
+class Reading(NamedTuple):
+    """A timestep read from the device, in the units of the schedule.
+
+    value: the largest of one timestep a token (clean tokens have 0). error: how far rounding may have moved it.
+    all: every distinct value.
+    """
+
+    value: float
+    error: float
+    all: tuple[float, ...]
+
+    def steps_of(self, timesteps: torch.Tensor) -> list[int]:
+        """The steps of a schedule whose timestep it may be. Waits for the device."""
+        return self.steps_among(on_host(timesteps))
+
+    def steps_among(self, values: Sequence[float]) -> list[int]:
+        """The same of a schedule on the host."""
+        return [i for i, t in enumerate(values) if abs(t - self.value) <= self.error]
+
+
+def on_host(timesteps: torch.Tensor) -> list[float]:
+    """A schedule; of one timestep a frame, the largest."""
+    return (timesteps if timesteps.ndim == 1 else timesteps.flatten(1).amax(1)).tolist()
+
+
+def read(timestep: torch.Tensor | float, convert: Callable[[float], float] = lambda t: t) -> Reading:
+    """Read a transformer's timestep; ``convert`` leads back to the schedule's units. Waits for the device."""
+    tensor = timestep if isinstance(timestep, torch.Tensor) else torch.tensor(float(timestep), dtype=torch.float32)
+    raw = tensor.flatten().double().unique().tolist()
+    values = tuple(sorted({convert(x) for x in raw}))
+    if not tensor.is_floating_point():
+        return Reading(values[-1], WITHIN_ONE, values)
+    # Twice rounded, as `t.to(dtype) / 1000` is, a value is off by at most the distance of its neighbours.
+    eps, slope = torch.finfo(tensor.dtype).eps, abs(convert(1.0) - convert(0.0))
+    apart = max((eps * 2.0 ** math.floor(math.log2(abs(x))) for x in raw if x), default=0.0)
+    return Reading(values[-1], apart * slope, values)
+
+
+def place_in(part: torch.Tensor | float, whole: torch.Tensor | None) -> int | None:
+    """Index of the entry, or row, of ``whole`` that ``part`` is a view of, however it is expanded; None where it is none.
+
+    `for t in timesteps` gives such views. No digits are compared and nothing is read from the device.
+    """
+    if not isinstance(part, torch.Tensor) or not isinstance(whole, torch.Tensor) or not whole.numel():
+        return None
+    if not shares_memory(part, whole) or part.dtype != whole.dtype or whole.stride(0) < 1:
+        return None
+    row = whole.shape[1:]
+    spread = part.ndim - len(row)
+    if spread < 0 or part.shape[spread:] != row:
+        return None
+    if any(size > 1 and stride for size, stride in zip(part.shape[:spread], part.stride()[:spread], strict=True)):
+        return None
+    index, rest = divmod(part.storage_offset() - whole.storage_offset(), whole.stride(0))
+    return index if not rest and 0 <= index < len(whole) else None
+
+
+def shares_memory(one: torch.Tensor, other: torch.Tensor) -> bool:
+    """Whether two tensors are views of the same memory."""
+    if one is other:
+        return True
+    try:
+        place = one.untyped_storage().data_ptr()
+        return place != 0 and place == other.untyped_storage().data_ptr()
+    except (RuntimeError, NotImplementedError):  # tensors without memory of their own
+        return False
 
 
 class StepClock:
     """Told of every transformer call; knows when a run starts, and the step of each call.
 
-    A run starts with a new schedule tensor (every pipeline call makes one), a step that lies before the last
-    one of the same branch, or a new signature (token grid, dtype, device). The schedule goes to the CPU once
-    per run.
+    A run starts with another schedule (every pipeline call makes one) or with a step that lies before the last one of
+    the same branch. Where there is no schedule, a timestep that goes back or another signature (token grid, dtype,
+    device) starts one. The schedule goes to the CPU at most once a run.
 
     Args:
         dense_steps, dense_last_steps: as in `dittools.Config`.
+
+    Attributes:
+        schedule: of the present run; None where there is none.
+        strange: the latest timestep that is in no step of it.
     """
 
     def __init__(self, dense_steps: float | int = 0, dense_last_steps: float | int = 0):
@@ -39,91 +131,179 @@ class StepClock:
 
     def reset(self) -> None:
         """Forget the run: the next call starts one."""
-        self._timesteps: torch.Tensor | None = None
+        self.schedule: torch.Tensor | None = None
+        self.strange = 0.0
+        self._host: tuple[torch.Tensor, list[float]] | None = None
         self._signature: Hashable = None
-        self._start()
+        self._start(None)
+        self._running = False
+
+    @property
+    def over(self) -> bool:
+        """Whether the last step of the present run has been called, or none is under way."""
+        return not self._running or (not self._counted and self._step >= self._total - 1)
+
+    def runs_on(self, timesteps: torch.Tensor | None) -> bool:
+        """Whether this is the schedule of the present run."""
+        if timesteps is None or self.schedule is None:
+            return self._running and timesteps is self.schedule
+        return self._running and shares_memory(self.schedule, timesteps)
 
     def tell(
         self,
-        timestep: torch.Tensor | float,
+        timestep: torch.Tensor | float | Callable[[], Reading],
         timesteps: torch.Tensor | None,
         *,
         branch: str | None = None,
         signature: Hashable = None,
         step_index: int | None = None,
         steps: int | None = None,
+        first: int | None = None,
     ) -> Tick:
         """Note one transformer call.
 
         Args:
-            timestep: what the transformer is given; of one timestep a token, the largest counts (clean tokens
-                have 0). Read from the device only when ``step_index`` is not known.
-            timesteps: the scheduler's schedule ``[steps]``, the very tensor. None when there is no scheduler.
+            timestep: what the transformer is given, or what reads it in the schedule's units. Read only when its place
+                in the schedule is not known otherwise.
+            timesteps: the schedule ``[steps]``, the very tensor, or ``[steps, frames]`` with one timestep a frame.
+                None when there is none.
             branch: name of the guidance lane. None: calls within a step are told apart by their order.
-            signature: anything that cannot change within a run.
-            step_index: index of the step where the pipeline says it, on the host.
-            steps: number of steps where the pipeline says it; the schedule's length by default.
+            signature: what a run without a schedule is known by.
+            step_index: index in the schedule where the caller knows it.
+            steps: one more than the last step that runs; the schedule's length by default.
+            first: first step that runs, where the caller knows it; that of the run's first call by default.
         """
-        fresh = self._timesteps is not timesteps or self._signature != signature or self._schedule is None
-        if fresh:
-            self._timesteps, self._signature = timesteps, signature
-            self._start()
-        if self._schedule is None:
-            self._schedule = [_value(timestep)] if timesteps is None else timesteps.flatten().tolist()
-        known = step_index is not None
-        step = step_index if known else self._find(_value(timestep), branch)
-        if self._goes_back(step, branch) and not fresh:
-            fresh, schedule = True, self._schedule
-            self._start()
-            self._schedule = schedule
-            step = step_index if known else self._find(_value(timestep), branch)
+        index, reading = step_index, None
+        if index is None and not callable(timestep):
+            index = place_in(timestep, timesteps)
+        if index is None:
+            reading = timestep() if callable(timestep) else read(timestep)
+            if timesteps is not None and not self._matches(reading, timesteps):
+                if self.runs_on(timesteps) and not self.over:
+                    return self._beside(reading, branch)
+                timesteps = None
+        new = not self.runs_on(timesteps)
+        changed = not new and signature != self._signature
+        if reading is not None and timesteps is None:
+            return self._count(reading, branch, signature, new, changed)
+        if new:
+            self._start(timesteps)
+        if index is None:
+            index = self._find(reading, branch)
+        if index is None:
+            return self._beside(reading, branch)
+        again = changed and index == self._step and (branch is None or branch in self._seen)
+        if not new and (self._goes_back(index, branch) or again):
+            new = True
+            self._start(timesteps)
+            index = index if reading is None else self._find(reading, branch)
+        if new:
+            self._first = index if first is None else min(first, index)
+        self._signature = signature
+        length = len(timesteps) if timesteps is not None else index + 1
+        self._total = max(steps or length, index + 1)
+        self._counted = timesteps is None and steps is None
+        name = self._note(index, branch, reading)
+        dense = self._dense_counted(index) if self._counted else self.dense(index, self._total, self._first)
+        return Tick(new, index, self._total, name, dense, self._first, counted=self._counted)
 
-        if step != self._step:
-            self._calls_a_step = max(self._calls_a_step, self._calls)
-            self._step, self._calls, self._seen = step, 0, set()
-        name = f"call{self._calls}" if branch is None else branch
-        self._calls += 1
-        self._seen.add(name)
-        self._last[name] = step
-        total = max(steps or len(self._schedule), step + 1)
-        return Tick(fresh, step, total, name, self.dense(step, total))
+    def dense(self, step: int, steps: int, first: int = 0) -> bool:
+        """Whether this step is one of the dense ones of a run from ``first`` to before ``steps``."""
+        runs = steps - first
+        return not first + whole_steps(self.dense_steps, runs) <= step < steps - whole_steps(self.dense_last_steps, runs)
 
-    def dense(self, step: int, steps: int) -> bool:
-        """Whether this step of so many is one of the dense ones."""
-        last_sparse = steps - whole_steps(self.dense_last_steps, steps)
-        return not whole_steps(self.dense_steps, steps) <= step < last_sparse
+    def needs_all_steps(self) -> bool:
+        """Whether the dense steps asked for cannot be told in a run of which nobody knows how many steps it has."""
+        return self.dense_last_steps > 0 or (not isinstance(self.dense_steps, int) and self.dense_steps > 0)
 
     def timesteps(self, steps: int) -> tuple[float, ...]:
-        """The timesteps of the present run of so many steps; empty where they are not known.
+        """The timesteps of the first ``steps`` steps of the schedule; empty where they are not known.
 
-        A pipeline that enters its schedule late, as image to image does, runs the last ones.
+        Of one timestep a frame the largest counts.
         """
-        known = self._schedule or []
-        return tuple(known[-steps:]) if len(known) >= steps and self._timesteps is not None else ()
+        known = self._values(self.schedule)
+        return tuple(known[:steps]) if len(known) >= steps else ()
 
-    def _start(self) -> None:
-        self._schedule: list[float] | None = None
+    def _dense_counted(self, step: int) -> bool:
+        return self.needs_all_steps() or step < self.dense_steps
+
+    def _start(self, timesteps: torch.Tensor | None) -> None:
+        self.schedule = timesteps
+        self._running = True
         self._step = -1
+        self._first = self._total = 0
+        self._counted = timesteps is None
+        self._reading: Reading | None = None  # of the present step
+        self._before: list[Reading] = []  # of earlier steps, where no schedule tells them
         self._calls = 0  # so far in this step
         self._calls_a_step = 0  # most that an earlier step had
         self._seen: set[str] = set()  # branches called in this step
         self._last: dict[str, int] = {}  # last step of each branch
 
+    def _values(self, timesteps: torch.Tensor | None) -> list[float]:
+        """A schedule on the host; that of the latest one that was asked for is kept."""
+        if timesteps is None:
+            return []
+        if self._host is None or self._host[0] is not timesteps:
+            self._host = timesteps, on_host(timesteps)
+        return self._host[1]
+
+    def _matches(self, reading: Reading, timesteps: torch.Tensor | None) -> list[int]:
+        """The steps of a schedule whose timestep may be the one that was read."""
+        return reading.steps_among(self._values(timesteps))
+
+    def _beside(self, reading: Reading, branch: str | None) -> Tick:
+        """A call in the middle of a run whose step cannot be told."""
+        self.strange = reading.value
+        return Tick(False, self._step, self._total, branch or "", True, self._first, known=False)
+
+    def _note(self, step: int, branch: str | None, reading: Reading | None) -> str:
+        if step != self._step:
+            self._calls_a_step = max(self._calls_a_step, self._calls)
+            self._step, self._calls, self._seen = step, 0, set()
+        self._reading = reading
+        name = f"call{self._calls}" if branch is None else branch
+        self._calls += 1
+        self._seen.add(name)
+        self._last[name] = step
+        return name
+
     def _goes_back(self, step: int, branch: str | None) -> bool:
         return step < (self._step if branch is None else self._last.get(branch, step))
 
-    def _find(self, value: float, branch: str | None) -> int:
-        """Index of a timestep in the schedule; among equal ones, the one whose turn it is."""
-        nearest = min(self._schedule, key=lambda t: abs(t - value))
-        indices = [i for i, t in enumerate(self._schedule) if t == nearest]
-        if self._step in indices:
-            later = [i for i in indices if i > self._step]
-            # Second-order schedulers list a timestep twice: the step is over once its branches have all been
-            # called.
+    def _find(self, reading: Reading, branch: str | None) -> int | None:
+        """Index of a timestep in the schedule; among those that round to it, the one whose turn it is."""
+        indices = self._matches(reading, self.schedule)
+        later = [i for i in indices if i > self._step]
+        before = self._reading
+        if before is not None and before.value == reading.value and self._step in indices:
+            # Of one timestep a token, others moved: the largest does not tell the step.
+            if before.all != reading.all and branch in self._seen:
+                return None
+            # Second-order schedulers list a timestep twice, and rounding makes neighbours alike: the step is over once
+            # its branches have all been called.
             over = branch in self._seen if branch is not None else 0 < self._calls_a_step <= self._calls
             return later[0] if later and over else self._step
-        return next((i for i in indices if i > self._step), indices[0])
+        if self._step in indices and before is None:
+            return self._step  # it was told, and this call is of the same timestep
+        return later[0] if later else (indices[0] if indices else None)
 
-
-def _value(timestep: torch.Tensor | float) -> float:
-    return float(timestep.max()) if isinstance(timestep, torch.Tensor) else float(timestep)
+    def _count(
+        self, reading: Reading, branch: str | None, signature: Hashable, new: bool, changed: bool
+    ) -> Tick:
+        """The step of a call without a schedule: a timestep that differs is the next step."""
+        seen = [*self._before, *([self._reading] if self._reading is not None else [])]
+        moved = self._reading is not None and reading.all != self._reading.all
+        back = moved and any(reading.all == one.all for one in seen)
+        if moved and len(seen) > 1:
+            back = back or (seen[0].value < seen[-1].value) != (seen[-1].value < reading.value)
+        if back or changed:
+            new = True
+            self._start(None)
+        elif moved:
+            self._before.append(self._reading)
+        self._signature = signature
+        step = self._step + 1 if moved or new else max(self._step, 0)
+        self._total, self._counted = step + 1, True
+        name = self._note(step, branch, reading)
+        return Tick(new, step, self._total, name, self._dense_counted(step), counted=True)

@@ -60,6 +60,8 @@ class Reuse:
         self._verdict: tuple[int, bool] | None = None  # (step, compute) of the leader
         self._latest = -1  # step before this one that the leader computed
         self._seen: tuple[int, Counter[tuple[int, str]]] = (-1, Counter())
+        self._keys: set[tuple[int, str]] = set()  # lanes called in this step
+        self._before: set[tuple[int, str]] = set()  # and in the one before
         self._now: tuple[tuple[int, str], StepCall, Tick] | None = None
         self._tokens: slice | None = None  # of the picture, in the latents of this call
         self._attention: dict[tuple[int, tuple[int, str]], list[tuple[int, torch.Tensor]]] = {}  # by layer and lane
@@ -104,10 +106,12 @@ class Reuse:
             self._leader = None
             if self._verdict is not None and self._verdict[1]:
                 self._latest = self._verdict[0]
+            self._before, self._keys = self._keys, set()
         seen[part, tick.branch] += 1
         again = seen[part, tick.branch]
         # A branch called twice in one step, as some samplers do: each call has a history of its own.
         key = part, tick.branch if again == 1 else f"{tick.branch}#{again}"
+        self._keys.add(key)
         timestep = self.run.timesteps[tick.step] if tick.step < len(self.run.timesteps) else None
         self._now = key, StepCall(tick.step, timestep, key[1], noise), tick
         self._tokens = tokens
@@ -128,6 +132,11 @@ class Reuse:
             return self._judge(lane, self._picture(lane, latents[0]), why)
         self._why = why
         return None
+
+    def pass_by(self, tick: Tick, part: int, why: str) -> None:
+        """A call that is computed, of which nothing is kept: nobody knows its step."""
+        self._now, self._reuse_attention = None, False
+        self.log.append(Entry(tick.step, tick.branch, part, False, why, None, 0.0))
 
     def watch(self, seen: torch.Tensor | None) -> bool:
         """The first block was reached, after `begin` gave None. True computes on; False reuses.
@@ -158,6 +167,8 @@ class Reuse:
 
     def carry(self, latents: Latents, output: Sequence[torch.Tensor]) -> None:
         """Keep what later calls need of a computed one. ``output`` as in `OutputCache.carry`."""
+        if self._now is None:
+            return
         key, call, tick = self._now
         lane, latents = self._lanes[key], _listed(latents)
         if isinstance(self.cache, OutputCache):
@@ -253,10 +264,16 @@ class Reuse:
 
     def _let_go(self, key: tuple[int, str]) -> None:
         """After its last step a branch needs nothing: the frames are decoded next, which takes memory too."""
-        if self._now[1].step < self.run.steps - 1:
+        step = self._now[1].step
+        if step < self.run.steps - 1:
             return
-        self._forget(key)
-        if _unguided(key[1]):
+        if self.run.forced[step]:  # nothing is reused in it, by whichever branch is still to come
+            self.release()
+            return
+        for over in [key, *(lane for lane in self._lanes if lane not in self._before)]:
+            self._forget(over)
+        rebuilds = self._branch_mask is not None and not self._branch_mask[step]
+        if not rebuilds or not any(_unguided(branch) for _, branch in self._lanes):
             self._guided = None
 
     # Attention caches

@@ -14,6 +14,7 @@ from dittools.kinds import kinds_of
 from dittools.methods.base import Method, Plan
 from dittools.profile import Profile
 from dittools.stopwatch import Stopwatch
+from dittools.tally import Tally
 from dittools.tokens import TokenGrid
 
 if TYPE_CHECKING:
@@ -61,8 +62,8 @@ class Run:
     """One run. A new one replaces it, so nothing of an old run can leak into the next.
 
     Args:
-        grid: token layout of every call in the run; None for a run that never was.
-        steps: number of denoising steps.
+        grid: token layout of the latest call; None for a run that never was.
+        steps: number of denoising steps in the schedule.
         layers: number of self-attention layers.
         method: what decides the pairs, or None when the whole run is dense.
         why_dense: with no method, the reason; None when dense is what was asked for.
@@ -88,7 +89,10 @@ class Run:
         self.sparse_layers: dict[int, tuple[int, ...]] = {}  # by layer, those of its transformer that may run sparse
         self.correction: Correction | None = None
         self.branches: set[str] = set()  # seen so far
-        self.first_step: int | None = None
+        self.first_step: int | None = None  # of the first call
+        self.first = 0  # first step that runs
+        self.tally = Tally([])
+        self.over = False  # nothing more can come: its caller has returned
         self.plans: dict[tuple, Kept] = {}  # (layer, branch, which part of which call); branch "" is for all
         self.memo: dict[Any, Any] = {}
         self.states: dict[tuple, dict[Any, Any]] = defaultdict(dict)  # of a method, by the same key as plans
@@ -121,6 +125,20 @@ class Run:
             for key in [key for key in kept if key[0] in layers and branch in (key[1], _branch_of(kept[key]))]:
                 del kept[key]
         del self.calls[calls:], self.facts[facts:]
+
+    def let_go(self) -> None:
+        """Let go of all tensors that calls to come would need; what was counted stays."""
+        self.plans.clear()
+        self.states.clear()
+        self.memo.clear()
+        if self.reuse is not None:
+            self.reuse.release()
+
+    def let_go_of(self, branch: str) -> None:
+        """Let go of the plans of one branch, which has had its last call."""
+        for kept in (self.plans, self.states):
+            for key in [key for key in kept if key[1] == branch]:
+                del kept[key]
 
     def flag_non_finite(self, layer: int, out: torch.Tensor) -> None:
         """Remember on the device whether ``out`` holds a NaN or inf."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import weakref
 from collections.abc import Callable, Hashable, Sequence
 from typing import NamedTuple
 
@@ -10,7 +11,7 @@ import torch
 
 from dittools import caches, corrections, methods, profile
 from dittools.caches.base import Model, Trajectory
-from dittools.clock import StepClock, Tick
+from dittools.clock import Reading, StepClock, Tick
 from dittools.config import Config
 from dittools.kernels.dispatch import implementations
 from dittools.masks import key_bias
@@ -23,6 +24,7 @@ from dittools.run import Call, Run
 from dittools.sequence import Piece, pieces
 from dittools.sparse import Sparse
 from dittools.stopwatch import Stopwatch
+from dittools.tally import Tally
 from dittools.tokens import Layout, Part, TokenGrid
 
 
@@ -31,6 +33,16 @@ class Layer(NamedTuple):
 
     name: str
     depth: int
+
+
+class UnderWay(NamedTuple):
+    """A run that is not over: what belongs to it beside itself."""
+
+    clock: StepClock
+    run: Run
+    reports: StepReports
+    life: weakref.ref | None
+    source: int | None
 
 
 class Runtime:
@@ -84,11 +96,14 @@ class Runtime:
         self.run: Run | None = None
         self.latest: Tick | None = None
         self._clock = StepClock(config.dense_steps, config.dense_last_steps)
+        self._aside: UnderWay | None = None  # a run whose loop goes on while another makes calls
+        self._life: weakref.ref | None = None  # of the loop of the present run
+        self._source: int | None = None  # of its schedule
+        self._transformers = _by_transformer(self.layers)
         self._reports: StepReports | None = None
         self._tick: Tick | None = None  # set between begin_call and end_call
         self._layout: Layout | None = None  # None: every call has exactly the tokens of the grid
         self._calls: dict[int, int] = {}  # attention calls of each layer in this forward
-        self._heard: set[int] = set()  # layers that called in this forward
         self._cut: tuple | None = None  # the latest mask and shape, and the pieces of such a call
         self._mark = None
         self._reruns = 0
@@ -104,13 +119,14 @@ class Runtime:
         self,
         *,
         grid: TokenGrid,
-        timestep: torch.Tensor | float,
+        timestep: torch.Tensor | float | Callable[[], Reading],
         timesteps: torch.Tensor | None,
         device: torch.device,
         dtype: torch.dtype,
         branch: str | None = None,
         step_index: int | None = None,
         steps: int | None = None,
+        first: int | None = None,
         part: int = 0,
         latents: Latents | None = None,
         noise: Callable[[int, int], float | None] | None = None,
@@ -118,6 +134,9 @@ class Runtime:
         form: Hashable = None,
         tokens: slice | None = None,
         layout: Layout | None = None,
+        boundary: float | None = None,
+        life: weakref.ref | None = None,
+        source: int | None = None,
     ) -> bool | None:
         """A transformer forward starts. True: compute it. False: reuse. None: `Reuse.watch` decides on the way.
 
@@ -128,52 +147,104 @@ class Runtime:
             grid: its token layout.
             layout: where the picture is in the sequence of each call, when that may hold other tokens than
                 the grid.
-            device, dtype: of the latents; a change starts a new run.
-            timestep, timesteps, branch, step_index, steps: as `StepClock.tell`.
+            device, dtype: of the latents.
+            timestep, timesteps, branch, step_index, steps, first: as `StepClock.tell`.
             part: which transformer, 0 but for a second expert.
             latents: what it is given; None where its calls cannot be reused.
             noise: (step, steps) -> share of noise in them, where it is known.
             why_compute: a reason the caller knows for which this call cannot be reused.
             form, tokens: as `Reuse.begin`.
+            boundary: timestep below which the second transformer runs, where there are two.
+            life: dies when the caller that has the loop returns or raises; what the run holds goes with it.
+            source: identity of the scheduler: with other timesteps it has left its earlier run.
 
         Raises:
             ValueError: when a method was asked for by name that cannot run on this grid.
         """
-        told = {"branch": branch, "step_index": step_index, "steps": steps}
+        told = {"branch": branch, "step_index": step_index, "steps": steps, "first": first}
+        self._turn_to(timesteps, source)
         # Two prompts of one run may differ in length, so the text is no part of what a run is known by.
         tick = self._clock.tell(timestep, timesteps, signature=(grid.shape, device, dtype), **told)
         if tick.new_run or self.run is None:
             # Two steps, so that no old run stays behind when the new one cannot start.
             self.run = self._tick = None
-            self.run = self._new_run(grid, tick, device)
+            self.run = self._new_run(grid, tick, device, boundary)
             self.run.notes.update(dict.fromkeys(layout.notes if layout else ()))
             self._reports = StepReports(self.run, self.listeners)
-        self._tick = self.latest = tick
-        if not self.run.branches:
-            self.run.first_step = tick.step
-        self.run.branches.add(tick.branch)
+            self._life = None if life is None else weakref.ref(life(), _ender(self.run))
+            self._source = source
+        elif grid.shape != self.run.grid.shape:
+            self._change_grid(self.run, grid, tick, device)
+        run, self._tick, self.latest = self.run, tick, tick
+        run.steps = max(run.steps, tick.steps)
+        if not run.branches:
+            run.first_step = tick.step
+        if tick.known:
+            run.branches.add(tick.branch)
+        run.tally.begin(tick.step, part, tick.known)
         self._layout = layout or _layout(grid)
         self._calls, self._cut = {}, None
-        self._heard.clear()
         self._mark, self._reruns, self._sparse_in_call = self.run.mark(), 0, False
         self._reports.begin_call(tick.step)
         self.run.forwards.append((tick.step, Stopwatch(device)))
-        if self.run.reuse is None or latents is None:
+        if not tick.known:
+            run.tally.note_unknown(self._clock.strange)
+        if run.reuse is None:
+            return True
+        if not tick.known or tick.counted:
+            run.reuse.pass_by(tick, part, "its step is not known" if not tick.known else "no schedule is known")
+            return True
+        if latents is None:
             return True
         known = noise(tick.step, tick.steps) if noise is not None and self.cache.needs_noise else None
         return self.run.reuse.begin(tick, part, latents, known, why_compute, form=form, tokens=tokens)
 
-    def end_reused(self, layers: int) -> None:
-        """The forward is over: its output was reused, so that of its ``layers`` self-attention calls none ran,
-        or only those before the decision.
+    def end_reused(self) -> None:
+        """The forward is over: its output was reused, so that none of its self-attention calls ran, or only those
+        before the decision.
         """
-        self.run.reused_calls += layers - (len(self.run.calls) - self._mark[0])
+        self.run.reused_calls += self.run.tally.end_reused()
         self._end()
 
+    def fail(self) -> None:
+        """The forward ended in an error. Nothing that was to be kept of it, or for it, is."""
+        if self._tick is not None:
+            self._tick = self._cut = None
+            self.run.tally.fail()
+            self.run.let_go()
+
     def close(self) -> None:
-        """Let go of what the cache holds; the counters stay."""
-        if self.run is not None and self.run.reuse is not None:
-            self.run.reuse.release()
+        """Let go of what runs hold; the counters stay."""
+        for run in (self.run, self._aside.run if self._aside else None):
+            if run is not None:
+                run.let_go()
+        self._aside = None
+
+    def _turn_to(self, timesteps: torch.Tensor | None, source: int | None) -> None:
+        """Let the run with this schedule be the present one; one whose loop goes on meanwhile is set aside."""
+        present = self._under_way(source) if not self._clock.runs_on(timesteps) else None
+        other = self._aside
+        if other is not None and (other.clock.over or not _lives(other.life)):
+            other.run.let_go()
+            self._aside = other = None
+        if self._clock.runs_on(timesteps):
+            return
+        if other is not None and other.clock.runs_on(timesteps):
+            self._clock, self.run, self._reports, self._life, self._source = other
+            self._aside = present
+        elif present is not None:
+            if other is not None:
+                other.run.let_go()
+            self._aside = present
+            self._clock, self.run = StepClock(self.config.dense_steps, self.config.dense_last_steps), None
+
+    def _under_way(self, source: int | None) -> UnderWay | None:
+        """The present run, where it may go on after a call from elsewhere."""
+        if self.run is None or self._clock.schedule is None or self._clock.over or not _lives(self._life):
+            return None
+        if source is not None and source == self._source:
+            return None
+        return UnderWay(self._clock, self.run, self._reports, self._life, self._source)
 
     def end_call(self) -> bool:
         """The forward is over. True: a sparse result was not finite, so the same forward has to run again.
@@ -187,16 +258,21 @@ class Runtime:
             # first.
             self._force_dense(bad[:1] if self._reruns == 0 else bad)
             self.run.rewind(self._mark, self._tick.branch)
+            self.run.tally.again()
             self._calls = {}
             self._reruns, self._sparse_in_call = self._reruns + 1, False
             return True
+        self.run.tally.end()
         self._end()
         return False
 
     def _end(self) -> None:
-        self.run.forwards[-1][1].stop()
+        run, tick = self.run, self._tick
+        run.forwards[-1][1].stop()
         self._tick = self._cut = None
         self._reports.end_call()
+        if tick.known and not tick.counted and tick.step == tick.steps - 1:
+            run.let_go_of(tick.branch)
 
     def attend(
         self,
@@ -229,7 +305,10 @@ class Runtime:
         """
         if self._tick is None:
             return dense()
-        self._heard.add(layer)
+        tally = self.run.tally
+        if tally.came(layer) and q.shape[1] != k.shape[1]:
+            return dense()  # an adapter's own attention, beside the layer's
+        tally.call(layer)
         reuse = self.run.reuse
         # Keys of other tokens are no self-attention: an adapter's pictures, or what a model keeps itself.
         if reuse is None or q.shape[1] != k.shape[1]:
@@ -276,13 +355,13 @@ class Runtime:
     def skip(self, layer: int, reason: str) -> None:
         """Count a call that ran as if nothing were attached, for this reason."""
         if self._tick is not None:
-            self._heard.add(layer)
+            self.run.tally.call(layer)
             self.run.fallbacks[reason] += 1
             self.run.calls.append(Call(self._tick.step, layer, float(self.run.grid.tokens) ** 2, None))
 
     def heard(self, layer: int) -> bool:
         """Whether this layer has had a call in the present forward, sparse or not."""
-        return layer in self._heard
+        return self._tick is not None and self.run.tally.came(layer) > 0
 
     def _scheduled_dense(self, layer: int) -> bool:
         asked = self.config.method == "dense" or self.layers[layer].depth < self.config.dense_layers
@@ -339,57 +418,100 @@ class Runtime:
         name = "triton" if q.device.type == "cuda" and self.config.method == "auto" else "portable"
         return f"no sparse kernel: {able[name]}" if able[name] else None
 
-    def _new_run(self, grid: TokenGrid, tick: Tick, device: torch.device) -> Run:
-        config, steps = self.config, tick.steps
-        size = config.block_size if config.block_size != "auto" else 128 if device.type == "cuda" else 64
-        if config.method == "auto":
-            method = auto.pick(steps, grid.frames, device.type)
-            why = auto.why_dense(grid, config.sparsity, size, device, steps)
-        else:
-            method, why = methods.create(config.method, config.options), None
-            if problem := method.why_not(grid, size):
-                raise ValueError(f"{problem}; use more frames, a larger size or method 'auto'")
-        run = Run(grid, steps, len(self.layers), None if why else method, why, size)
-        if why is None and method.profile_use != "none":
-            needed = method.profile_use == "needed"
-            run.profile, notes = profile.choose(config.profile, method.name, needed, self.identity, grid, steps)
-            self._profile = run.profile
-            run.notes.update(dict.fromkeys(notes))
-            run.sparse_layers = self._sparse_layers()
-        if why is None and config.method != "dense":
-            run.correction = corrections.create(config.correction_of(method), config.correction_options)
-        elif config.correction != "none":
+    def _new_run(self, grid: TokenGrid, tick: Tick, device: torch.device, boundary: float | None = None) -> Run:
+        config = self.config
+        run = Run(grid, tick.steps, len(self.layers), None, None, self._block_size(device))
+        run.first, run.tally = tick.first, Tally(self._transformers)
+        self._choose(run, tick, device)
+        self._note_dense(run, tick)
+        if run.correction is None and config.correction != "none":
             run.notes[f"a dense run skips nothing that correction {config.correction} could make up for"] = None
         if config.method != "dense" and config.dense_layers > max(layer.depth for layer in self.layers):
             run.notes[f"dense_layers {config.dense_layers} leaves no layer to run sparse"] = None
         if self.cache is not None:
-            run.reuse = self._new_reuse(run, tick)
+            run.reuse = self._new_reuse(run, tick, boundary)
         return run
+
+    def _block_size(self, device: torch.device) -> int:
+        asked = self.config.block_size
+        return asked if asked != "auto" else 128 if device.type == "cuda" else 64
+
+    def _choose(self, run: Run, tick: Tick, device: torch.device) -> None:
+        """What decides the pairs of a run on its present grid."""
+        config, grid, size = self.config, run.grid, run.block_size
+        if config.method == "auto":
+            runs = tick.steps - tick.first
+            method = auto.pick(runs, grid.frames, device.type)
+            why = auto.why_dense(grid, config.sparsity, size, device, runs)
+        else:
+            method, why = methods.create(config.method, config.options), None
+            if problem := method.why_not(grid, size):
+                raise ValueError(f"{problem}; use more frames, a larger size or method 'auto'")
+        run.method, run.why_dense = (None if why else method), why
+        if why is not None:
+            return
+        if method.profile_use != "none":
+            needed = method.profile_use == "needed"
+            run.profile, notes = profile.choose(
+                config.profile, method.name, needed, self.identity, grid, tick.steps
+            )
+            self._profile = run.profile
+            run.notes.update(dict.fromkeys(notes))
+            run.sparse_layers = self._sparse_layers()
+        if config.method != "dense":
+            run.correction = corrections.create(config.correction_of(method), config.correction_options)
+
+    def _change_grid(self, run: Run, grid: TokenGrid, tick: Tick, device: torch.device) -> None:
+        """The tokens of a run changed on its way: what was planned for the others is of no use."""
+        run.plans.clear()
+        run.states.clear()
+        run.grid = grid
+        self._choose(run, tick, device)
+
+    def _note_dense(self, run: Run, tick: Tick) -> None:
+        """Say at once where no step of a run can be sparse."""
+        config = self.config
+        if config.method == "dense" or run.why_dense is not None:
+            return
+        asked = f"dense_steps {config.dense_steps:g}"
+        if config.dense_last_steps:
+            asked += f" and dense_last_steps {config.dense_last_steps:g}"
+        runs = tick.steps - tick.first
+        if tick.counted:
+            if self._clock.needs_all_steps():
+                run.notes[
+                    f"every call is dense: no schedule is known, so {asked} cannot be told: "
+                    "give dense_steps as a number of steps"
+                ] = None
+        elif all(self._clock.dense(step, tick.steps, tick.first) for step in range(tick.first, tick.steps)):
+            run.notes[f"every step is dense: {asked} takes all {runs} of this run"] = None
 
     def _sparse_layers(self) -> dict[int, tuple[int, ...]]:
         """For each layer, the layers of the same transformer that are not asked to stay dense."""
-        transformers: list[list[int]] = []
-        for index, layer in enumerate(self.layers):
-            if layer.depth == 0 or not transformers:
-                transformers.append([])
-            transformers[-1].append(index)
         shared = {}
-        for inside in transformers:
+        for inside in self._transformers:
             sparse = tuple(i for i in inside if self.layers[i].depth >= self.config.dense_layers)
             shared.update(dict.fromkeys(inside, sparse))
         return shared
 
-    def _new_reuse(self, run: Run, tick: Tick) -> Reuse:
+    def _new_reuse(self, run: Run, tick: Tick, boundary: float | None) -> Reuse:
         """The cache for a run. Steps that attention keeps dense are computed, so that both share one warm-up."""
         model = dataclasses.replace(self.model, frame_tokens=run.grid.frame)
         cache = self.cache.bind(model)
-        steps, sparse = run.steps, run.method is not None and self.config.method != "dense"
+        first, steps = tick.first, run.steps
+        sparse = run.method is not None and self.config.method != "dense"
         timesteps = self._clock.timesteps(steps)
         taken = model.takes_over(timesteps)
-        kept = cache.kept(steps, (tick.step,) if taken is None else (tick.step, taken))
-        dense = [sparse and self._clock.dense(step, steps) for step in range(steps)]
-        forced = [kept[step] or dense[step] or (step > 0 and dense[step] != dense[step - 1]) for step in range(steps)]
-        return Reuse(cache, Trajectory(steps, timesteps, tuple(forced), model, sparse))
+        if boundary is not None and timesteps:
+            taken = next((step for step, t in enumerate(timesteps) if t < boundary), steps)
+        kept = cache.kept(steps, (first,) if taken is None else (first, taken))
+        dense = [sparse and self._clock.dense(step, steps, first) for step in range(steps)]
+        forced = tuple(
+            kept[step] or dense[step] or (step > first and dense[step] != dense[step - 1]) for step in range(steps)
+        )
+        if tick.counted:
+            run.notes[f"{cache.name}: no schedule is known, so every call is computed"] = None
+        return Reuse(cache, Trajectory(steps, timesteps, forced, model, sparse, first))
 
     def _count(self, layer: int, q: torch.Tensor, k: torch.Tensor) -> None:
         """Count a dense call."""
@@ -413,6 +535,32 @@ def _same_mask(one: torch.Tensor | None, other: torch.Tensor | None) -> bool:
     if one is None or other is None:
         return one is other
     return one is other or (one.shape == other.shape and one.dtype == other.dtype and torch.equal(one, other))
+def _by_transformer(layers: Sequence[Layer]) -> list[tuple[int, ...]]:
+    """The layers of each transformer, by number."""
+    transformers: list[list[int]] = []
+    for index, layer in enumerate(layers):
+        if layer.depth == 0 or not transformers:
+            transformers.append([])
+        transformers[-1].append(index)
+    return [tuple(inside) for inside in transformers]
+
+
+def _lives(life: weakref.ref | None) -> bool:
+    """Whether a loop goes on; one of which that is not known may."""
+    return life is None or life() is not None
+
+
+def _ender(run: Run) -> Callable[[object], None]:
+    """What ends a run when the caller that has its loop is gone."""
+    reference = weakref.ref(run)
+
+    def end(_: object) -> None:
+        ended = reference()
+        if ended is not None:
+            ended.over = True
+            ended.let_go()
+
+    return end
 
 
 def _layout(grid: TokenGrid) -> Layout:

@@ -40,14 +40,23 @@ def record(runtime: Runtime) -> dict[str, Any]:
             "by_parts": {name: kept for name, (kept, _) in kinds.items()},
             "pairs_by_parts": {name: share for name, (_, share) in kinds.items()},
         },
-        "calls": {"dense": len(run.calls) - len(sparse), "sparse": len(sparse), "reused": run.reused_calls},
+        "calls": {
+            "dense": len(run.calls) - len(sparse),
+            "sparse": len(sparse),
+            "reused": run.reused_calls,
+            "expected": run.tally.expected(run.first, run.steps),
+        },
         "kernels": dict(Counter(call.kernel for call in sparse if call.kernel)),
         "kernel_reasons": dict(run.kernel_reasons),
         "cache": cache_facts(runtime, run),
         "fallbacks": [{"reason": r, "count": n} for r, n in run.fallbacks.most_common()],
         "heads": run.fact_counts(),
         "step_seconds": run.step_seconds(),
-        "notes": [*run.notes, *(run.reuse.guard_rails() if run.reuse else ())],
+        "notes": [
+            *run.notes,
+            *run.tally.notes([layer.name for layer in runtime.layers], run.first, run.steps, run.over),
+            *(run.reuse.guard_rails() if run.reuse else ()),
+        ],
     }
 
 
@@ -111,7 +120,8 @@ def summary(runtime: Runtime, replaced: bool = False) -> str:
         f"grid      {grid['frames']} x {grid['height']} x {grid['width']}{text} = {grid['tokens']} tokens",
         f"sparsity  asked {sparsity['asked']:.3f}, sparse calls {_share(sparsity['sparse_calls'])}, "
         f"all calls {_share(sparsity['overall'])}",
-        f"calls     {calls['dense']} dense, {calls['sparse']} sparse, {calls['reused']} reused"
+        f"calls     {calls['dense']} dense, {calls['sparse']} sparse, {calls['reused']} reused, "
+        f"{calls['expected']} expected"
         + (f"; {runtime.run.plans_reused} plans used again" if runtime.run.plans_reused else "")
         + (f"; {runtime.run.plans_shared} plans shared by branches" if runtime.run.plans_shared else ""),
         f"kernels   {', '.join(f'{name} {count}' for name, count in values['kernels'].items()) or '-'}",

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from typing import Any
 
 import torch
 
-from dittools.pipelines import signals
 from dittools.pipelines.backend import Socket
 from dittools.pipelines.family import Family
 from dittools.pipelines.layers import Layers
@@ -43,7 +42,7 @@ class Attachment:
         self._models, self._modules = models, modules
         self._hooks = []
         for part, (_, model) in enumerate(models):
-            hook = RootHook(model, family, runtime, weakref.ref(pipe), part, _noise_of(pipe))
+            hook = RootHook(model, family, runtime, weakref.ref(pipe), part)
             if runtime.cache is not None:
                 hook.reuse = StepReuse(model, family, hook, runtime)
             self._hooks.append(hook)
@@ -149,7 +148,3 @@ def _in_block(ones: Iterable[Attachment]) -> Iterator[Attachment]:
             yield from _in_block(one._before)
 
 
-def _noise_of(pipe: Any) -> Callable[[int, int], float | None]:
-    """Reads the noise level of a step from the pipeline's present scheduler."""
-    reference = weakref.ref(pipe)
-    return lambda step, steps: signals.noise_share(getattr(reference(), "scheduler", None), step, steps)

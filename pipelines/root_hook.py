@@ -7,13 +7,18 @@ casting, diffusers' caches), and go away without a trace. The branch comes from 
 
 from __future__ import annotations
 
+import functools
 import inspect
+import weakref
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple
 
 import torch
 
+from dittools.clock import Reading, read
+from dittools.pipelines import signals
+from dittools.pipelines.caller import Loop, find_loop
 from dittools.pipelines.copies import Listening, Unshared
 from dittools.pipelines.families import Family
 from dittools.pipelines.layers import Layers
@@ -37,9 +42,8 @@ class RootHook:
         model: the transformer.
         family: how its arguments are named.
         runtime: told of each call.
-        pipe: a weak reference to the pipeline, whose scheduler has the schedule of the run under way.
+        pipe: a weak reference to the pipeline, whose scheduler is asked where the caller has none.
         part: which transformer of the pipeline.
-        noise: (step, steps) -> share of noise in the latents; None where nobody asks.
 
     Attributes:
         told: whether the present call was told of before it reached the module, by `StepReuse`.
@@ -55,12 +59,11 @@ class RootHook:
         runtime: Runtime,
         pipe: Callable[[], Any],
         part: int = 0,
-        noise: Callable[[int, int], float | None] | None = None,
     ):
         self._family, self._config = family, model.config
         self._runtime = runtime
         self._pipe = pipe
-        self._part, self._noise = part, noise
+        self._part, self._model = part, weakref.ref(model)
         self._context = Context()
         self.told = self.again = False
         self.reuse: StepReuse | None = None
@@ -106,22 +109,30 @@ class RootHook:
 
         family, given = self._family, self.latents(args, kwargs)
         layout = self.layout = family.layout(self._config, argument)
+        timestep = argument(family.timestep)
+        loop = find_loop(self._model(), timestep, self._pipe())
+        read_it = self._reader(timestep, loop)
+        place = _place(loop, self._context, read_it)
         return self._runtime.begin_call(
             grid=family.token_grid(layout, argument),
             layout=layout,
-            timestep=self._timestep(argument),
-            timesteps=getattr(getattr(self._pipe(), "scheduler", None), "timesteps", None),
+            timestep=read_it,
+            timesteps=place.timesteps,
             device=given.device,
             dtype=given.dtype,
             branch=self._context.branch,
-            step_index=self._context.step_index,
-            steps=self._context.steps,
+            step_index=place.step,
+            steps=place.steps,
+            first=place.first,
             part=self._part,
             latents=None if self.reuse is None else [given] if latents is None else latents,
-            noise=self._noise,
+            noise=_noise(loop, place.timesteps),
             why_compute=why_compute,
             form=form,
             tokens=picture_in(layout, given.shape[1]) if given.ndim == 3 else None,
+            boundary=_boundary(loop),
+            life=loop.life,
+            source=None if loop.scheduler is None else id(loop.scheduler),
         )
 
     def latents(self, args: tuple, kwargs: dict[str, Any]) -> torch.Tensor:
@@ -152,13 +163,14 @@ class RootHook:
                 self.again = False
         return output
 
-    def _timestep(self, argument: Callable[[str], Any]) -> Any:
-        """The scheduler's timestep of this call."""
+    def _reader(self, timestep: Any, loop: Loop) -> Callable[[], Reading]:
+        """What reads the timestep of this call in the schedule's units, at most once."""
+        convert = self._family.scheduled
         if self._family.clock == "pipeline":
-            current = getattr(self._pipe(), "_current_timestep", None)
-            if current is not None:
-                return current
-        return self._family.scheduled(argument(self._family.timestep))
+            current = getattr(loop.owner, "_current_timestep", None)
+            timestep = timestep if current is None else current
+        known = isinstance(timestep, (torch.Tensor, int, float))
+        return functools.cache(lambda: read(timestep if known else 0.0, convert))
 
     def _argument(self, name: str, args: tuple, kwargs: dict[str, Any]) -> Any:
         if name in kwargs:
@@ -182,3 +194,43 @@ def _context(name: Any, details: dict[str, Any]) -> Context:
     # Some guiders pass an object with the name in it.
     branch = name if isinstance(name, str) else getattr(name, "name", str(name))
     return Context(branch, None if index is None else int(index), None if steps is None else int(steps))
+
+
+class Place(NamedTuple):
+    """Where a call stands, as far as it is known without reading its timestep; see `StepClock.tell`."""
+
+    timesteps: torch.Tensor | None
+    step: int | None = None
+    steps: int | None = None
+    first: int | None = None
+
+
+def _place(loop: Loop, context: Context, timestep: Callable[[], Reading]) -> Place:
+    if loop.step is not None:
+        return Place(loop.schedules[0], loop.step, loop.steps, loop.first)
+    if context.step_index is not None:
+        least = context.steps or context.step_index + 1
+        known = next((one for one in loop.schedules if len(one) >= least), None)
+        # The pipeline counts from where it enters its schedule.
+        late = len(known) - context.steps if known is not None and context.steps else 0
+        steps = None if context.steps is None else context.steps + late
+        return Place(known, context.step_index + late, steps, late)
+    if len(loop.schedules) < 2:
+        return Place(loop.schedules[0] if loop.schedules else None)
+    return Place(next((one for one in loop.schedules if timestep().steps_of(one)), loop.schedules[0]))
+
+
+def _noise(loop: Loop, timesteps: torch.Tensor | None) -> Callable[[int, int], float | None] | None:
+    """Gives the share of noise in a step; None where the schedule is no scheduler's."""
+    scheduler = loop.scheduler
+    if scheduler is None or timesteps is None or timesteps.ndim > 1 or len(timesteps) != len(scheduler.timesteps):
+        return None
+    return lambda step, _: signals.noise_share(scheduler, step, len(timesteps))
+
+
+def _boundary(loop: Loop) -> float | None:
+    """The timestep below which a second expert runs, where the pipeline has one."""
+    config = getattr(loop.owner, "config", None)
+    ratio = config.get("boundary_ratio") if isinstance(config, dict) else None
+    trained = getattr(getattr(loop.scheduler, "config", None), "num_train_timesteps", None)
+    return None if ratio is None or trained is None else ratio * trained

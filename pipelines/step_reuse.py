@@ -111,6 +111,9 @@ class StepReuse:
         except _Reused:
             hook.told = False
             return self._reused(inner, args, kwargs, latents, shape)
+        except BaseException:
+            runtime.fail()
+            raise
         finally:
             hook.told = self._asks = False
         tensors, self._forms[shape] = taken_apart(output, latents)
@@ -130,7 +133,7 @@ class StepReuse:
             finally:
                 self._added, self._bypass, self._hook.again = None, False, False
         self._into = None
-        self._runtime.end_reused(self._layers)
+        self._runtime.end_reused()
         return output
 
     def _latents(self, args: tuple, kwargs: dict[str, Any]) -> list[torch.Tensor]:

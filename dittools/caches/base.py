@@ -61,12 +61,13 @@ class Trajectory:
     """What is known before the first call of a run.
 
     Args:
-        steps: how many.
+        steps: how many the schedule has.
         timesteps: of each step, as the scheduler gives them; empty where there is no scheduler.
         forced: which steps are computed whatever the cache says: the first and last ones, those the attention
             keeps dense, and those at a switch between dense and sparse.
         model: see `Model`.
         sparse: whether the attention of this run is sparse in some steps.
+        first: first step that runs: a pipeline may enter its schedule late.
     """
 
     steps: int
@@ -74,6 +75,7 @@ class Trajectory:
     forced: tuple[bool, ...]
     model: Model = field(default_factory=Model)
     sparse: bool = False
+    first: int = 0
 
 
 @dataclass(frozen=True)
