@@ -73,10 +73,11 @@ def read(timestep: torch.Tensor | float, convert: Callable[[float], float] = lam
     values = tuple(sorted({convert(x) for x in raw}))
     if not tensor.is_floating_point():
         return Reading(values[-1], WITHIN_ONE, values)
-    # Twice rounded, as `t.to(dtype) / 1000` is, a value is off by at most the distance of its neighbours.
-    eps, slope = torch.finfo(tensor.dtype).eps, abs(convert(1.0) - convert(0.0))
-    apart = max((eps * 2.0 ** math.floor(math.log2(abs(x))) for x in raw if x), default=0.0)
-    return Reading(values[-1], apart * slope, values)
+    # Twice rounded, as `1 - t.to(dtype) / 1000` is, a value is off by at most the distance of its neighbours there.
+    slope = abs(convert(1.0) - convert(0.0))
+    sizes = [(abs(x), slope) for x in raw] + [(abs(x), 1.0) for x in values]
+    apart = max((scale * 2.0 ** math.floor(math.log2(size)) for size, scale in sizes if size), default=0.0)
+    return Reading(values[-1], torch.finfo(tensor.dtype).eps * apart, values)
 
 
 def place_in(part: torch.Tensor | float, whole: torch.Tensor | None) -> int | None:
@@ -210,7 +211,9 @@ class StepClock:
     def dense(self, step: int, steps: int, first: int = 0) -> bool:
         """Whether this step is one of the dense ones of a run from ``first`` to before ``steps``."""
         runs = steps - first
-        return not first + whole_steps(self.dense_steps, runs) <= step < steps - whole_steps(self.dense_last_steps, runs)
+        return (
+            not first + whole_steps(self.dense_steps, runs) <= step < steps - whole_steps(self.dense_last_steps, runs)
+        )
 
     def needs_all_steps(self) -> bool:
         """Whether the dense steps asked for cannot be told in a run of which nobody knows how many steps it has."""
@@ -288,17 +291,16 @@ class StepClock:
             return self._step  # it was told, and this call is of the same timestep
         return later[0] if later else (indices[0] if indices else None)
 
-    def _count(
-        self, reading: Reading, branch: str | None, signature: Hashable, new: bool, changed: bool
-    ) -> Tick:
+    def _count(self, reading: Reading, branch: str | None, signature: Hashable, new: bool, changed: bool) -> Tick:
         """The step of a call without a schedule: a timestep that differs is the next step."""
-        seen = [*self._before, *([self._reading] if self._reading is not None else [])]
-        moved = self._reading is not None and reading.all != self._reading.all
-        back = moved and any(reading.all == one.all for one in seen)
-        if moved and len(seen) > 1:
-            back = back or (seen[0].value < seen[-1].value) != (seen[-1].value < reading.value)
-        if back or changed:
-            new = True
+        moved = not new and self._reading is not None and reading.all != self._reading.all
+        if moved:
+            earlier = [*self._before, self._reading]
+            turns = len(earlier) > 1 and (earlier[-2].value < earlier[-1].value) != (earlier[-1].value < reading.value)
+            back = turns or any(reading.all == one.all for one in self._before)
+            new, moved = back, not back
+        if new or changed:
+            new, moved = True, False
             self._start(None)
         elif moved:
             self._before.append(self._reading)

@@ -452,9 +452,7 @@ class Runtime:
             return
         if method.profile_use != "none":
             needed = method.profile_use == "needed"
-            run.profile, notes = profile.choose(
-                config.profile, method.name, needed, self.identity, grid, tick.steps
-            )
+            run.profile, notes = profile.choose(config.profile, method.name, needed, self.identity, grid, tick.steps)
             self._profile = run.profile
             run.notes.update(dict.fromkeys(notes))
             run.sparse_layers = self._sparse_layers()

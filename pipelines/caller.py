@@ -20,6 +20,7 @@ import torch
 from dittools.clock import place_in, shares_memory
 
 DEPTH = 60
+FEW = 8
 _NAMES = ("t", "timesteps", "scheduler")
 _INNER = ("torch.", "dittools.", "accelerate.")
 _MARK = "dittools follows this loop"
@@ -83,7 +84,8 @@ def find_loop(model: torch.nn.Module, timestep: Any, pipe: Any) -> Loop:
         found = _in_schedule(given, known, pipe)
         if found is not None:
             return found
-        possible.append(known.timesteps)
+        if not any(map(_is_entry, given)):  # then the loop walks along something else
+            possible.append(known.timesteps)
         scheduler, owner = (scheduler, owner) if scheduler is not None else (known, pipe)
     return Loop(tuple(_each_once(possible)), scheduler=scheduler, owner=owner, life=life)
 
@@ -105,7 +107,7 @@ def _tells(code: CodeType) -> bool:
 
 def _holders(values: Any) -> Iterator[tuple[Any, Any]]:
     """Schedulers among these, with what holds them."""
-    for value in list(values):
+    for value in _spread(values):
         own = getattr(value, "__dict__", None)
         if not isinstance(own, dict):
             continue
@@ -114,6 +116,14 @@ def _holders(values: Any) -> Iterator[tuple[Any, Any]]:
             yield held, value
         elif _prepared(value) is not None:
             yield value, None
+
+
+def _spread(values: Any) -> Iterator[Any]:
+    """These, and what short lists among them hold."""
+    for value in list(values):
+        yield value
+        if type(value) in (list, tuple) and len(value) <= FEW:
+            yield from value
 
 
 def _prepared(scheduler: Any) -> Any:
@@ -157,6 +167,11 @@ def _in_schedule(given: Sequence[Any], scheduler: Any, owner: Any) -> Loop | Non
         if place is not None:
             return Loop((scheduler.timesteps,), place, scheduler=scheduler, owner=owner)
     return None
+
+
+def _is_entry(t: Any) -> bool:
+    """Whether a timestep is one entry of some longer tensor."""
+    return isinstance(t, torch.Tensor) and t.ndim == 0 and t.untyped_storage().nbytes() > t.element_size()
 
 
 def _holds(owner: Any, model: torch.nn.Module) -> bool:

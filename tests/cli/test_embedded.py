@@ -31,7 +31,7 @@ def test_four_fifths_are_skipped_where_it_runs_sparse(made):
     record = made[0]
     assert record["method"] == "svg" and record["fallbacks"] == []
     assert abs(record["sparsity"]["sparse_calls"] - 0.8) <= 0.02
-    assert record["calls"] == {"dense": 8 * 2 * 8 - 6 * 2 * 7, "sparse": 6 * 2 * 7, "reused": 0}
+    assert record["calls"] == {"dense": 8 * 2 * 8 - 6 * 2 * 7, "sparse": 6 * 2 * 7, "reused": 0, "expected": 128}
     # Six heads choose in six steps; the second branch uses the plan of the first.
     assert all(sum(heads.values()) == 6 * 6 for heads in record["heads"][1:])
 

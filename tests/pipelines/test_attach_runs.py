@@ -18,7 +18,7 @@ def test_a_full_budget_gives_the_dense_result(shared):
     dense = draw(shared)
     with svg(shared, sparsity=0.0, dense_steps=0, dense_layers=0) as fast:
         out = draw(shared)
-    assert fast.record()["calls"] == {"dense": 0, "sparse": 24, "reused": 0}
+    assert fast.record()["calls"] == {"dense": 0, "sparse": 24, "reused": 0, "expected": 24}
     assert fast.record()["sparsity"]["sparse_calls"] == 0
     torch.testing.assert_close(out, dense, rtol=1e-3, atol=1e-4)
 
@@ -28,7 +28,7 @@ def test_method_dense_is_bit_identical_and_timed(shared):
     with dittools.accelerate(shared, method="dense") as fast:
         assert torch.equal(draw(shared), dense)
     record = fast.record()
-    assert record["calls"] == {"dense": 24, "sparse": 0, "reused": 0}
+    assert record["calls"] == {"dense": 24, "sparse": 0, "reused": 0, "expected": 24}
     assert record["fallbacks"] == [] and len(record["step_seconds"]) == 4
 
 
@@ -60,7 +60,7 @@ def test_dense_steps_and_layers_are_those_asked_for(shared):
     sparsity = fast.record()["sparsity"]
     assert [s > 0 for s in sparsity["per_step"]] == [False, False, True, True, False]
     assert [s > 0 for s in sparsity["per_layer"]] == [False, False, True]
-    assert fast.record()["calls"] == {"dense": 30 - 4, "sparse": 4, "reused": 0}
+    assert fast.record()["calls"] == {"dense": 30 - 4, "sparse": 4, "reused": 0, "expected": 30}
 
 
 def test_the_record_has_the_keys_it_promises(shared):
@@ -146,7 +146,7 @@ def test_a_batch_gives_each_video_what_it_gets_alone(shared):
     with svg(shared) as fast:
         alone = [draw(shared, latents=x.clone(), prompt=p) for x, p in zip((one, two), prompts, strict=True)]
         both = draw(shared, latents=torch.cat((one, two)), prompt=prompts)
-        assert fast.record()["calls"] == {"dense": 12, "sparse": 12, "reused": 0}
+        assert fast.record()["calls"] == {"dense": 12, "sparse": 12, "reused": 0, "expected": 24}
     torch.testing.assert_close(both, torch.cat(alone), rtol=1e-3, atol=1e-4)
     assert not torch.allclose(alone[0], alone[1], atol=0.1)
 
@@ -154,7 +154,7 @@ def test_a_batch_gives_each_video_what_it_gets_alone(shared):
 def test_without_guidance_there_is_one_branch(shared):
     with svg(shared) as fast:
         draw(shared, guidance_scale=1.0)
-    assert fast.record()["calls"] == {"dense": 6, "sparse": 6, "reused": 0}
+    assert fast.record()["calls"] == {"dense": 6, "sparse": 6, "reused": 0, "expected": 12}
 
 
 def test_each_branch_has_plans_of_its_own_and_refresh_says_for_how_long(shared, monkeypatch):
@@ -232,7 +232,7 @@ def test_a_transformer_called_by_hand_without_a_context_still_has_steps_and_bran
         for t in shared.scheduler.timesteps:
             for _ in range(2):
                 shared.transformer(latents, t.expand(1), text)
-        assert fast.record()["calls"] == {"dense": 12, "sparse": 12, "reused": 0}
+        assert fast.record()["calls"] == {"dense": 12, "sparse": 12, "reused": 0, "expected": 24}
         assert fast.record()["cache"]["computed_steps"] == [0, 1, 2, 3]
 
 
@@ -244,9 +244,8 @@ def test_branches_are_named_by_a_context_that_gives_no_step_index_as_in_older_di
             for branch in ("cond", "uncond"):
                 with model.cache_context(branch):
                     model(latents, t.expand(1), text)
-        assert {key[:2] for key in fast.runtime.run.plans} == {
-            (layer, b) for layer in (1, 2) for b in ("cond", "uncond")
-        }
+        run = fast.runtime.run
+        assert run.branches == {"cond", "uncond"} and [layer for layer, _ in run.facts] == [1, 2, 1, 2]
         assert fast.record()["cache"]["computed_steps"] == [0, 1, 2, 3]
 
 

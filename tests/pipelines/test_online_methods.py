@@ -25,7 +25,7 @@ def dense(shared):
 def test_a_full_budget_gives_the_dense_result(shared, dense, name):
     with dittools.accelerate(shared, method=name, sparsity=0.0, dense_steps=0, dense_layers=0) as fast:
         out = draw(shared, steps=2)
-    assert fast.record()["calls"] == {"dense": 0, "sparse": 12, "reused": 0}
+    assert fast.record()["calls"] == {"dense": 0, "sparse": 12, "reused": 0, "expected": 12}
     torch.testing.assert_close(out, dense, rtol=1e-3, atol=1e-4)
 
 
@@ -48,7 +48,7 @@ def test_a_batch_without_guidance_gives_each_video_what_it_gets_alone(shared, na
     with dittools.accelerate(shared, method=name, sparsity=0.7, dense_steps=1) as fast:
         alone = [draw(shared, latents=x[None].clone(), **asked) for x in latents]
         both = draw(shared, latents=latents.clone(), prompt=["a red circle moves left"] * 2, **asked)
-    assert fast.record()["calls"] == {"dense": 4, "sparse": 2, "reused": 0}
+    assert fast.record()["calls"] == {"dense": 4, "sparse": 2, "reused": 0, "expected": 6}
     torch.testing.assert_close(both, torch.cat(alone), rtol=1e-3, atol=1e-4)
 
 
