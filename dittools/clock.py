@@ -1,4 +1,4 @@
-"""Which step of which run a transformer call belongs to: read from the schedule that runs, never from what is nearest."""
+"""Which step of which run a call belongs to: read from the schedule that runs, never from what is nearest."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def read(timestep: torch.Tensor | float, convert: Callable[[float], float] = lam
 
 
 def place_in(part: torch.Tensor | float, whole: torch.Tensor | None) -> int | None:
-    """Index of the entry, or row, of ``whole`` that ``part`` is a view of, however it is expanded; None where it is none.
+    """Index of the entry, or row, of ``whole`` that ``part`` is a view of, however expanded; None where it is none.
 
     `for t in timesteps` gives such views. No digits are compared and nothing is read from the device.
     """
