@@ -130,7 +130,7 @@ class Runtime:
         part: int = 0,
         latents: Latents | None = None,
         noise: Callable[[int, int], float | None] | None = None,
-        why_compute: str | None = None,
+        why_compute: str | Callable[[Run], str | None] | None = None,
         form: Hashable = None,
         tokens: slice | None = None,
         layout: Layout | None = None,
@@ -152,7 +152,7 @@ class Runtime:
             part: which transformer, 0 but for a second expert.
             latents: what it is given; None where its calls cannot be reused.
             noise: (step, steps) -> share of noise in them, where it is known.
-            why_compute: a reason the caller knows for which this call cannot be reused.
+            why_compute: a reason the caller knows for which this call cannot be reused, or what tells it for a run.
             form, tokens: as `Reuse.begin`.
             boundary: timestep below which the second transformer runs, where there are two.
             life: dies when the caller that has the loop returns or raises; what the run holds goes with it.
@@ -197,7 +197,8 @@ class Runtime:
         if latents is None:
             return True
         known = noise(tick.step, tick.steps) if noise is not None and self.cache.needs_noise else None
-        return self.run.reuse.begin(tick, part, latents, known, why_compute, form=form, tokens=tokens)
+        why = why_compute(run) if callable(why_compute) else why_compute
+        return run.reuse.begin(tick, part, latents, known, why, form=form, tokens=tokens)
 
     def end_reused(self) -> None:
         """The forward is over: its output was reused, so that none of its self-attention calls ran, or only those
@@ -533,6 +534,8 @@ def _same_mask(one: torch.Tensor | None, other: torch.Tensor | None) -> bool:
     if one is None or other is None:
         return one is other
     return one is other or (one.shape == other.shape and one.dtype == other.dtype and torch.equal(one, other))
+
+
 def _by_transformer(layers: Sequence[Layer]) -> list[tuple[int, ...]]:
     """The layers of each transformer, by number."""
     transformers: list[list[int]] = []

@@ -146,5 +146,3 @@ def _in_block(ones: Iterable[Attachment]) -> Iterator[Attachment]:
             yield one
         else:
             yield from _in_block(one._before)
-
-

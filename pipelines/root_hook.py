@@ -23,6 +23,7 @@ from dittools.pipelines.copies import Listening, Unshared
 from dittools.pipelines.families import Family
 from dittools.pipelines.layers import Layers
 from dittools.pipelines.step_reuse import StepReuse, picture_in
+from dittools.run import Run
 from dittools.runtime import Runtime
 from dittools.tokens import Layout
 
@@ -95,7 +96,7 @@ class RootHook:
         self,
         args: tuple,
         kwargs: dict[str, Any],
-        why_compute: str | None = None,
+        why_compute: str | Callable[[Run], str | None] | None = None,
         latents: Sequence[torch.Tensor] | None = None,
         form: Hashable = None,
     ) -> bool | None:

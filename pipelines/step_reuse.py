@@ -7,6 +7,7 @@ first one, or carries over what all of them add.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Hashable, Sequence
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,7 @@ from dittools.pipelines.around import Around
 from dittools.pipelines.errors import BadInput
 from dittools.pipelines.family import Family
 from dittools.pipelines.other_caches import other_cache
+from dittools.run import Run
 from dittools.runtime import Runtime
 
 if TYPE_CHECKING:
@@ -56,8 +58,9 @@ class StepReuse:
         self._runtime, self._layers = runtime, len(paths)
         self._root = Around(model, self._call)
         self._asks = self._bypass = False
-        self._forms: dict[Hashable, Callable[[list[torch.Tensor]], Any]] = {}  # of the present run
-        self._run = None
+        # What makes an output of tensors, by run and by the form of the call.
+        self._forms: weakref.WeakKeyDictionary[Run, dict[Hashable, Callable[[list[torch.Tensor]], Any]]]
+        self._forms = weakref.WeakKeyDictionary()
         self._into: torch.Tensor | None = None  # of the first block
         self._added: torch.Tensor | None = None  # by all blocks
         self._stack = getattr(runtime.cache, "reuse", "") == "stack"
@@ -88,20 +91,19 @@ class StepReuse:
         self.ensure()
         latents, form = self._latents(args, kwargs), call_form(hook.named(args, kwargs))
         shape = bool(hook.optional("return_dict", args, kwargs, True)), form
-        why = None
-        if runtime.run is not self._run or shape not in self._forms:
-            why = "an output of this form was not seen yet"
-        if torch.is_grad_enabled():
-            why = "gradients are enabled"
         other = other_cache(self._model, self._inside)
-        verdict = hook.begin(args, kwargs, "diffusers' own cache is on" if other else why, latents, form)
+
+        def why(run: Run) -> str | None:
+            if other or torch.is_grad_enabled():
+                return "diffusers' own cache is on" if other else "gradients are enabled"
+            return None if shape in self._forms.get(run, ()) else "an output of this form was not seen yet"
+
+        verdict = hook.begin(args, kwargs, why, latents, form)
         if other:
             runtime.run.notes[
                 f"diffusers' own cache is on ({other}): {runtime.cache.name} reuses nothing beside it; "
                 "disable_cache() first"
             ] = None
-        if runtime.run is not self._run:
-            self._run, self._forms = runtime.run, {}
         self._asks = verdict is None
         hook.told = True
         try:
@@ -116,7 +118,8 @@ class StepReuse:
             raise
         finally:
             hook.told = self._asks = False
-        tensors, self._forms[shape] = taken_apart(output, latents)
+        tensors, again = taken_apart(output, latents)
+        self._forms.setdefault(runtime.run, {})[shape] = again
         if not torch.is_grad_enabled():
             runtime.run.reuse.carry(latents, [self._added] if self._stack else tensors)
         self._into = self._added = None
@@ -125,7 +128,7 @@ class StepReuse:
     def _reused(self, inner: Callable[..., Any], args: tuple, kwargs: dict[str, Any], latents: Any, shape: Any) -> Any:
         found = self._runtime.run.reuse.stand_in(latents)
         if not self._stack:
-            output = self._forms[shape](found)
+            output = self._forms[self._runtime.run][shape](found)
         else:
             self._added, self._bypass, self._hook.again = found[0], True, True
             try:

@@ -8,8 +8,9 @@ import torch
 from PIL import Image
 
 import dittools
+from dittools import caches
 from tests import pipelines_tiny
-from tests.pipelines.test_caches import SMALL, cached
+from tests.pipelines.test_caches import SMALL
 from tests.tiny import draw, tiny_pipeline
 
 EVERY = {"method": "dense", "cache": "taylorseer", "cache_options": {"interval": 3, "start": 0, "order": 0, "first": 1}}
@@ -286,15 +287,18 @@ def test_nothing_is_held_after_the_last_step_whichever_branches_there_were(share
         assert fast.runtime.run.reuse.tensors() == [] and not fast.runtime.run.plans
 
 
-def test_each_expert_has_a_warm_up_of_its_own():
+def test_where_the_second_expert_takes_over_is_read_from_the_pipeline_that_runs(monkeypatch):
+    begins, kept = [], caches.base.Cache.kept
+    monkeypatch.setattr(caches.base.Cache, "kept", lambda *given: begins.append(given[2]) or kept(*given))
     pipe = tiny_pipeline(experts=2)
-    with cached(pipe, "taylorseer", interval=4, start=0, order=0, first=0.25) as fast:
-        draw(pipe, steps=16, **SMALL)
-        run = fast.runtime.run.reuse.run
-        switch = run.experts.index(1)
-        assert {(e.step >= switch) for e in fast.runtime.run.reuse.log if e.part} == {True}
-        computed = fast.record()["cache"]["computed_steps"]
-    for start, end in ((0, switch), (switch, 16)):
-        first = max(1, int(0.25 * (end - start) + 0.5))
-        assert set(range(start, start + first)) <= set(computed)
-        assert not set(range(start, min(start + first + 2, end - 1))) <= set(computed)
+    with dittools.accelerate(pipe, **EVERY) as fast:
+        other = type(pipe)(**pipe.components, boundary_ratio=0.6)
+        other.set_progress_bar_config(disable=True)
+        del pipe
+        gc.collect()
+        draw(other, steps=8, **SMALL)
+        switch = next(i for i, t in enumerate(other.scheduler.timesteps) if t < 600)
+        assert begins == [(0, switch)]
+        assert [entry.part for entry in fast.runtime.run.reuse.log] == [
+            int(step >= switch) for step in range(8) for _ in "ab"
+        ]
