@@ -115,7 +115,8 @@ def test_chroma_draws_sparsely_from_prompts_of_other_lengths():
     for sparsity in (0.0, 0.3):
         with dittools.accelerate(pipe, sparsity=sparsity, **asked) as fast:
             out = draw()
-        assert fast.record()["calls"] == {"dense": 0, "sparse": 8, "reused": 0} and not fast.record()["fallbacks"]
+        calls = fast.record()["calls"]
+        assert calls == {"dense": 0, "sparse": 8, "reused": 0, "expected": 8} and not fast.record()["fallbacks"]
         assert torch.allclose(out, dense, rtol=1e-3, atol=1e-4) == (sparsity == 0)
 
 
@@ -131,6 +132,7 @@ def test_padding_as_numbers_made_anew_in_each_layer_is_read_once(monkeypatch):
     dense = holder.draw(arguments)
     out, record = holder.sparse("all", arguments)
     torch.testing.assert_close(out, dense, rtol=1e-4, atol=1e-5)
+    del record["calls"]["expected"]  # of steps that have not run as well
     assert record["calls"] == {"dense": 0, "sparse": 2, "reused": 0} and len(read) == 1
 
 

@@ -46,7 +46,8 @@ def modules(holder):
 
 
 def calls(fast):
-    return fast.record()["calls"]
+    """Calls counted, without those of steps that have not run."""
+    return {kind: count for kind, count in fast.record()["calls"].items() if kind != "expected"}
 
 
 def test_a_led_processor_is_the_same_object_of_the_same_class_with_the_same_attributes(wan):
