@@ -39,6 +39,7 @@ class Tick:
 
 
 WITHIN_ONE = 1 - 1e-9  # a timestep cut to an integer
+FINE = 1e-6  # machine epsilon below which a few more roundings cannot lead to a neighbour
 
 
 class Reading(NamedTuple):
@@ -77,7 +78,8 @@ def read(timestep: torch.Tensor | float, convert: Callable[[float], float] = lam
     slope = abs(convert(1.0) - convert(0.0))
     sizes = [(abs(x), slope) for x in raw] + [(abs(x), 1.0) for x in values]
     apart = max((scale * 2.0 ** math.floor(math.log2(size)) for size, scale in sizes if size), default=0.0)
-    return Reading(values[-1], torch.finfo(tensor.dtype).eps * apart, values)
+    eps = torch.finfo(tensor.dtype).eps
+    return Reading(values[-1], (eps if eps > FINE else 8 * eps) * apart, values)
 
 
 def place_in(part: torch.Tensor | float, whole: torch.Tensor | None) -> int | None:
