@@ -295,6 +295,7 @@ RENDER = {
     "svg_cpu": sweep,
     "report_svg_480p": report,
     "report_caches_cpu": caches,
+    "report_taylorseer_cpu": caches,
     "kernels": bench(figures_bench.kernels),
     "hopper": benches(figures_bench.variants),
     "mass": bench(figures_bench.mass),

@@ -228,8 +228,7 @@ class OutputCache(Cache):
         if self.reuse == "delta":
             for now, kept in zip(latents, value, strict=False):
                 add_latents(kept, now, -1)
-        gap = call.step - lane.computed if lane.computed >= 0 else 0
-        lane.factors = differences(value, lane.factors, gap, self.order)
+        lane.factors = differences(value, lane.factors, call.step - lane.computed, self.order)
 
     def stand_in(self, lane: Lane, latents: Sequence[torch.Tensor], call: StepCall) -> list[torch.Tensor]:
         """What the computed call would have given, about."""

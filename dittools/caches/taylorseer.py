@@ -19,8 +19,8 @@ from dittools.numbers import whole_steps
 class TaylorSeer(OutputCache):
     """Fixed schedule: warm-up, then one computed step in ``interval``; a Taylor series for the others.
 
-    Published, its order is 1. Here it is 0 unless asked for: what is extrapolated is the output alone, over up to four
-    steps, and on the same computed steps that was further from dense in every run that was measured.
+    Published, its order is 1. Here it is 0 unless asked for: what is extrapolated is the output alone, and on the
+    computed steps of the default interval that was further from dense where it was measured (docs/performance.md).
     """
 
     name: ClassVar[str] = "taylorseer"

@@ -79,6 +79,34 @@ def test_frequencies_with_equal_factors_are_a_plain_factor_and_a_constant_is_all
     torch.testing.assert_close(reweighted(stripes, 2.0, 7.0), 7 * stripes)
 
 
+def test_frequencies_up_to_a_fifth_of_the_shorter_side_are_low():
+    def wave(cycles, height=10, width=30):
+        return torch.cos(2 * torch.pi * cycles * torch.arange(width) / width).expand(1, 1, height, width).contiguous()
+
+    for cycles, gain in ((0, 2.0), (2, 2.0), (3, 7.0), (5, 7.0)):
+        torch.testing.assert_close(reweighted(wave(cycles), 2.0, 7.0), gain * wave(cycles))
+
+
+@pytest.mark.parametrize(
+    "timesteps, low, high",
+    [
+        ((420, 360, 290, 230), 4, 2),
+        ((200, 140, 80, 30), 2, 4),
+        ((930, 910, 880, 850), 2, 0),
+        ((901, 900, 100, 99), 2, 2),
+        ((302, 301, 300, 0), 3, 2),
+    ],
+)
+def test_gains_count_the_uses_within_their_windows_and_stay(timesteps, low, high):
+    cache = caches.create("fastercache", {"low_gain": 1.5, "high_gain": 2.0}).bind(caches.Model())
+    for _ in range(2):  # the first use after a computed branch starts anew
+        found = [cache.gains(n, caches.StepCall(n, t, "uncond")) for n, t in enumerate(timesteps, 1)]
+        assert found[-1] == pytest.approx((1.5**low, 2.0**high))
+    cache.gains(1, caches.StepCall(9, 500, "another"))
+    assert cache.gains(5, caches.StepCall(9, 950, "uncond")) == pytest.approx(found[-1])
+    assert cache.bind(caches.Model()).gains(2, caches.StepCall(9, 950, "uncond")) == (1.0, 1.0)
+
+
 # Wan 14B at 720p, 81 frames: 21 x 45 x 80 tokens of 5,120, latents 16 x 21 x 90 x 160, both guidance branches.
 WAN_720P = Shapes(latents=16 * 21 * 90 * 160, tokens=21 * 45 * 80, width=5120, lanes=2, layers=40)
 MAP = WAN_720P.tokens * WAN_720P.width * WAN_720P.bytes
