@@ -43,7 +43,10 @@ def attend(
     else:
         call |= {"key_order": plan.key_order, "implementation": implementation}
         result = block_sparse_attention(q, k, v, plan.mask, **call)
-    return result if return_lse else (result, None)
+    out, lse = result if return_lse else (result, None)
+    if plan.rows is not None:
+        plan.rows.put(q, k, v, out, lse, scale, implementation)
+    return out, lse
 
 
 def _attend_to_fewer(
@@ -52,7 +55,7 @@ def _attend_to_fewer(
     """`attend` for a plan with keys of its own: the queries they are for, then the others over every key."""
     keys = plan.keys
     how = {"scale": scale, "return_lse": True, "implementation": implementation}
-    few_k, few_v = (x.index_select(1, keys.tokens) for x in (k, v))
+    few_k, few_v = keys.take(k, v)
     parts = {
         keys.queries.start: block_sparse_attention(
             q[:, keys.queries], few_k, few_v, plan.mask, key_bias=keys.bias, **how

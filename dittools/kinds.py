@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
 import torch
 
 from dittools.blocks import BlockMask, Partition
-from dittools.methods.base import Plan
 from dittools.tokens import TokenGrid
 from dittools.upload import upload
+
+if TYPE_CHECKING:
+    from dittools.methods.base import Plan
 
 
 def kinds_of(grid: TokenGrid) -> dict[str, int]:
@@ -38,10 +41,19 @@ def _kept(plan: Plan, grid: TokenGrid) -> torch.Tensor:
     if isinstance(plan.mask, BlockMask):
         mean = plan.mask.mean_keep()
         query, key = (_held(grid, partition, mean.device) for partition in (plan.mask.query, plan.mask.key))
-        return query @ mean @ key.T
+        kept = query @ mean @ key.T
+        return kept if plan.rows is None else kept + _of_rows(plan, grid)
     places = _places(grid, plan.mask.keep.device)
     query, key = (_overlap(side.offsets(), *places) for side in (plan.mask.query, plan.mask.key))
     return (query @ plan.mask.keep.float() @ key.transpose(-1, -2)).mean((0, 1))
+
+
+def _of_rows(plan: Plan, grid: TokenGrid) -> torch.Tensor:
+    """What queries beside the mask add, by their kind: fp32 ``[kinds, 1]``."""
+    rows = plan.rows.queries
+    start, stop, counts = _places(grid, rows.device)
+    inside = ((rows >= start[:, :, None]) & (rows < stop[:, :, None])).sum((1, 2))  # [kinds]
+    return (inside / counts * (len(plan.rows.heads) / plan.mask.keep.shape[1]))[:, None]
 
 
 def _of_fewer_keys(plan: Plan, grid: TokenGrid) -> torch.Tensor:

@@ -141,6 +141,8 @@ class Sparse:
             # A key no method uses: what the run forgets of a layer, it forgets of both.
             state = call.state.setdefault(correction, {})
             done = correction.correct(SparseCall(*taken, plan, fresh, out, lse, call, state))
+        if plan.rows is not None:  # of which nothing was skipped
+            plan.rows.put(*taken, done.out, None, call.scale, kernel)
         self._run.notes.update(dict.fromkeys(done.notes))
         return done.out, lse, 1.0 if done.dense else density, None if done.dense else kernel
 

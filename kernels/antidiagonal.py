@@ -58,13 +58,17 @@ def measure_antidiagonals(
         return triton_antidiagonals(q, k, blocks, stride, scale / stride, order)
     tiles = _tiles(blocks, stride)
     heads = q.shape[2]
-    copies = 2 + 2 * (order is not None)
+    # A score of large fp16 vectors is larger than fp16 goes, and is scaled only after it is summed.
+    wide = q.dtype == torch.float16
+    copies = 2 + 2 * (order is not None) + 4 * wide  # of the size of q, widened ones counted twice
     step = max(1, min(heads, CHUNK_BYTES // (copies * q.numel() * q.element_size() // heads)))
     mass = torch.empty(q.shape[0], heads, tiles.count, tiles.count, device=q.device)
     for first in range(0, heads, step):
         pair = [x[:, :, first : first + step] for x in (q, k)]
         if order is not None:
             pair = gather_tokens(pair, order)
+        if wide:
+            pair = [x.float() for x in pair]
         folded = fold(pair[0], stride, backwards=True), fold(pair[1], stride)
         mass[:, first : first + step] = _mass(*folded, tiles, scale / stride)
     return mass.div_(tiles.sizes(q.device)[:, None])
@@ -97,7 +101,7 @@ def _mass(q: torch.Tensor, k: torch.Tensor, tiles, scale: float) -> torch.Tensor
     step = max(1, CHUNK_BYTES // (row * tiles.size)) * tiles.size
     parts = []
     for first in range(0, tiles.length, step):
-        # Products in the dtype of q, summed in fp32 inside: a choice of blocks needs no more.
+        # Products of bf16 are rounded to it, though summed in fp32 inside: a choice of blocks needs no more.
         logits = (q[:, :, first : first + step] @ k).float()
         shares = reduce_blocks(logits.mul_(scale).softmax(-1), tiles, 3, torch.sum)
         parts.append(reduce_blocks(shares, type(tiles)(shares.shape[2], tiles.size), 2, torch.sum))

@@ -1,7 +1,7 @@
 """The best blocks of rows, or of whole heads, while their pairs fit into a share: a mask without a sort.
 
-Best first: forced blocks, then by score, and of equal scores the lower index. A row of which nothing is forced keeps
-its best block in any case.
+Best first: forced blocks, then by score, and of equal scores the lower index. A row of which nothing that holds keys is
+forced keeps its best block that holds keys in any case.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def fill_rows(
         from dittools.kernels.fill_triton import triton_fill_rows
 
         return triton_fill_rows(scores, queries, keys, density, force, rounding(scores.shape[-2], scores.device))
-    must = must_keep(scores, force)
+    must = must_keep(scores, force, keys)
     queries, keys = queries.double(), keys.double()
     pairs = density * queries.sum(-1) * keys.sum(-1)  # [B, H]
     forced = (must * keys[:, :, None]).sum(-1)  # [B, H, Mq], keys
@@ -82,7 +82,7 @@ def fill_lanes(
         from dittools.kernels.fill_triton import triton_fill_lanes
 
         return triton_fill_lanes(scores, queries, keys, density, across_heads, force)
-    must = must_keep(scores, force)
+    must = must_keep(scores, force, keys)
     lanes = 1 if across_heads else 2
     weight = (queries.double()[..., None] * keys.double()[:, :, None]).flatten(lanes)
     order = scores.masked_fill(must, torch.inf).flatten(lanes).argsort(dim=-1, descending=True, stable=True)
@@ -94,14 +94,25 @@ def fill_lanes(
     return torch.zeros_like(must).flatten(lanes).scatter_(-1, order, keep).view_as(must) | must
 
 
-def must_keep(scores: torch.Tensor, force: torch.Tensor | None) -> torch.Tensor:
-    """What is kept whatever the share: forced blocks, and the best of each row without one: bool, as the scores."""
+def must_keep(scores: torch.Tensor, force: torch.Tensor | None, key_sizes: torch.Tensor) -> torch.Tensor:
+    """What is kept whatever the share: forced blocks, and the best of each row in which none of these holds a key.
+
+    Args:
+        scores: ``[B, H, Mq, Nk]``. force: broadcastable to them. key_sizes: broadcastable to ``[B, H, Nk]``.
+
+    Returns:
+        bool, as the scores. The best of a row is the first of equal ones among blocks that hold keys: an empty one
+        would leave the row nothing to see.
+    """
     must = torch.zeros_like(scores, dtype=torch.bool)
-    best = scores.argmax(-1, keepdim=True)  # [B, H, Mq, 1], the first of equal ones
+    held = (key_sizes > 0).to(scores.device)[..., None, :]
+    # A score of -inf beside no other still stands above an empty block.
+    lowest = torch.finfo(scores.dtype).min
+    best = scores.clamp_min(lowest).masked_fill(~held, -torch.inf).argmax(-1, keepdim=True)  # [B, H, Mq, 1]
     if force is None:
         return must.scatter_(-1, best, True)
     force = force.expand(scores.shape)
-    return must.scatter_(-1, best, ~force.any(-1, keepdim=True)) | force
+    return must.scatter_(-1, best, ~(force & held).any(-1, keepdim=True)) | force
 
 
 @lru_cache(maxsize=16)

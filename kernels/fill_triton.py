@@ -14,6 +14,7 @@ from dittools.kernels.fill import HALVINGS
 
 PASSES = 8  # digits of four bits
 TILE = 4  # rows of a program
+LOWEST = tl.constexpr(torch.finfo(torch.float32).min)
 
 
 @triton.jit
@@ -32,22 +33,25 @@ def _best_blocks(
     stride_fb, stride_fh, stride_fm, stride_fn, stride_kb, stride_kh, stride_kn,
     BN: tl.constexpr, HAS_FORCE: tl.constexpr,
 ):  # fmt: skip
-    """Grid: (rows). The best block of a row in which none is forced, else -1; and the keys that a row must keep."""
+    """Grid: (rows). The best block that holds keys of a row in which none of these is forced, else -1; and the keys
+    that a row must keep.
+    """
     i_row = tl.program_id(0).to(tl.int64)
     i_h, i_b = i_row // rows % heads, i_row // rows // heads
     o_n = tl.arange(0, BN)
     live = o_n < blocks
     p_keys += i_b * stride_kb + i_h * stride_kh
+    b_key = tl.load(p_keys + o_n * stride_kn, mask=live, other=0).to(tl.int32)  # [BN]
     forced = 0
-    best = 0
+    best = -1
     if HAS_FORCE:
         p_force += i_b * stride_fb + i_h * stride_fh + i_row % rows * stride_fm
         b_force = tl.load(p_force + o_n * stride_fn, mask=live, other=0) != 0  # [BN]
-        b_key = tl.load(p_keys + o_n * stride_kn, mask=live, other=0).to(tl.int32)  # [BN]
         forced = tl.sum(tl.where(b_force, b_key, 0), 0)
-        best = -tl.max(b_force.to(tl.int32), 0)
-    if best == 0:
+    if forced == 0:
         b_score = tl.load(p_scores + i_row * blocks + o_n, mask=live, other=float("-inf"))  # [BN]
+        # A score of -inf beside no other still stands above an empty block.
+        b_score = tl.where(b_key > 0, tl.maximum(b_score, LOWEST), float("-inf"))
         best = tl.argmax(b_score, 0).to(tl.int32)
         forced = tl.load(p_keys + best * stride_kn).to(tl.int32)
     tl.store(p_best + i_row, best)

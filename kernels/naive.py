@@ -33,15 +33,16 @@ def naive_block_sparse_attention(
             tokens = raster if order is None else order.expand(batches, heads, -1)[b, h].long()  # [S]
             for m in range(mask.query.count):
                 rows = tokens[:queries][m * mask.query.size : (m + 1) * mask.query.size]  # [bq]
-                kept = keep[b, h, m][key_block]  # [Sk]
+                bias = None if key_bias is None else key_bias.expand(batches, heads, -1)[b, h]  # [Nk]
+                seen = keep[b, h, m] if bias is None else keep[b, h, m] & ~bias.isneginf()
+                kept = seen[key_block]  # [Sk]
                 columns = tokens[: mask.key.length][kept]  # [n]
                 if len(columns) == 0:
                     continue
                 logits = q[b, rows, h].float() @ k[b, columns, h].float().T * scale  # [bq, n]
-                if key_bias is not None:
-                    logits += key_bias.expand(batches, heads, -1)[b, h][key_block][kept]
+                if bias is not None:
+                    logits += bias[key_block][kept]
                 total = logits.logsumexp(-1, keepdim=True)  # [bq, 1]
-                weights = torch.where(total.isneginf(), 0.0, (logits - total).exp())
-                out[b, rows, h] = weights @ v[b, columns, h].float()  # [bq, D]
+                out[b, rows, h] = (logits - total).exp() @ v[b, columns, h].float()  # [bq, D]
                 lse[b, h, rows] = total[:, 0]
     return out.to(q.dtype), lse

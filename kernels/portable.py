@@ -184,6 +184,12 @@ def _attend(
     """Dense attention of ``[g, n, D]`` tensors: out like q, lse ``[g, queries]`` where it is asked for."""
     if bias is None and not return_lse:
         return torch.nn.functional.scaled_dot_product_attention(q[None], k[None], v[None], scale=scale)[0], None
+    dead = None
+    if bias is not None:
+        # Blocks biased to -inf count as skipped: a row with nothing else is an empty row. It is attended without its
+        # bias and masked after that: -inf less -inf would be NaN in the gradients of everything it touches.
+        dead = bias.isneginf().all(-1)  # [g, 1]
+        bias = bias.masked_fill(dead[..., None], 0.0)
     if q.device.type == "cpu" and (bias is None or q.dtype == torch.float32):
         full_bias = None if bias is None else bias[None].expand(-1, -1, q.shape[1], -1)
         # The operator behind scaled_dot_product_attention, called by name because only it returns the LSE.
@@ -196,9 +202,7 @@ def _attend(
             logits = logits + bias
         lse = logits.logsumexp(-1)
         out = ((logits - lse[..., None]).exp() @ v.float()).to(q.dtype)
-    if bias is not None:
-        # Blocks biased to -inf count as skipped: a row with nothing else is an empty row.
-        dead = bias.isneginf().all(-1)  # [g, 1]
+    if dead is not None:
         out = out.masked_fill(dead[..., None], 0.0)
         lse = lse.masked_fill(dead, -torch.inf)
     return out, lse

@@ -18,7 +18,7 @@ import torch
 from dittools.kernels.counting_sort import sort_by_label
 from dittools.kernels.kmeans import cluster_runs, nearest_centroids, stratified_start
 from dittools.kernels.time_cases import here, in_lines, keep_cases, parser_of, passing, timed
-from dittools.orders.clusters import cluster_order
+from dittools.orders.clusters import Start, cluster_order
 from dittools.tokens import TokenGrid
 
 
@@ -102,7 +102,9 @@ def case(heads: int, tokens: int, dim: int, clusters: int, iterations: int, repe
     points, grid = x.transpose(1, 2), TokenGrid(1, 1, tokens)
     start = stratified_start(points, clusters)
     call = {"centroids": start, "iterations": iterations}
-    found = cluster_order(x, grid, [clusters], [start], iterations)
+    centre = points.mean(2, dtype=torch.float32).flatten(0, 1)[:, None]
+    before = [Start(start, centre, start.new_ones(len(start), 1, 1))]
+    found = cluster_order(x, grid, [clusters], before, iterations)
     mean_error = check_runs(points, found.order, found.means, found.partition.run_sizes)
     labels = nearest_centroids(points, start)
     calls, worst, left_out = {}, 0.0, {}
@@ -115,7 +117,7 @@ def case(heads: int, tokens: int, dim: int, clusters: int, iterations: int, repe
         calls, left_out, worst = calls | right, left_out | wrong, max(worst, error)
     alone = points.flatten(0, 1).contiguous()
     calls["k-means"] = lambda: cluster_runs(alone, **call)
-    calls["order"] = lambda: cluster_order(x, grid, [clusters], [start], iterations)
+    calls["order"] = lambda: cluster_order(x, grid, [clusters], before, iterations)
     times = timed(calls, device, repeats)
     shape = {"heads": heads, "tokens": tokens, "dim": dim, "clusters": clusters, "iterations": iterations}
     return {**shape, "error": worst, "mean_error": mean_error, "milliseconds": times, "left_out": left_out}

@@ -102,10 +102,14 @@ class Bands:
         order = habit_order(grid, HABITS[self.habits[0]]).long()
         block[order] = torch.arange(partition.length) // partition.size
         self.blocks = KeyGroups.of(block, device)
+        # Text of a skipped head sees all, also beside video in a block.
+        skip = torch.tensor([HABITS[n].mode == "skip" for n in self.habits])
+        self._dense = (skip[:, None] & grid.stays_dense()).to(device) if skip.any() else None  # [C, S]
 
     def kept(self, rows: torch.Tensor) -> torch.Tensor:
         """Blocks that these query tokens see: bool ``[C, n, M]``."""
-        return self._keep[:, self.blocks.of_token[rows]]
+        keep = self._keep[:, self.blocks.of_token[rows]]
+        return keep if self._dense is None else keep | self._dense[:, rows, None]
 
 
 class Stripes:

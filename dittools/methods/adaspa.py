@@ -3,7 +3,9 @@
 Source: Xia et al., "AdaSpa", arXiv 2502.21079. A search sums softmax weights over blocks, exactly; the mask is a top-k
 of every row, with more blocks for heads that need more. Searches after the first use the log-sum-exp cached then,
 which halves their cost (4 bytes a token, head, layer and branch). Searches come at 0.2 and 0.6 of the run, the first
-at the latest in the first sparse step. Departures: that first search is no part of a dense pass, so its step runs
+at the latest in the first sparse step. A cached log-sum-exp that the logits have outgrown is measured again, in the
+search that finds it so: masses from it would overflow, or weigh rows of a block by how much they grew. Departures:
+that first search is no part of a dense pass, so its step runs
 sparse like the others.
 """
 
@@ -20,7 +22,7 @@ from dittools.methods.base import AttentionCall, Method, Plan, block_plan
 from dittools.methods.checks import flag, one_of, whole
 from dittools.orders.named import ORDERS
 from dittools.selectors.budget import SCOPES
-from dittools.selectors.measured import block_mass, row_lse
+from dittools.selectors.measured import block_mass, row_lse, sums_to_one
 from dittools.selectors.ordered_blocks import ordered_blocks
 from dittools.selectors.packed import pack_bits, unpack_bits
 
@@ -51,11 +53,11 @@ class AdaSpa(Method):
     def plan(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, call: AttentionCall) -> Plan:
         blocks = ordered_blocks(call, q.device, self.order)
         if self.searches(call, q.shape):
-            mass = block_mass(q, k, blocks, call.scale, lse=self.lse(q, k, blocks, call), rows=self.rows)
+            mass = self.mass(q, k, blocks, call)
             keep = blocks.spend(mass, call.density, scope=self.scope, force=blocks.force_text)
             call.state.update(keep=pack_bits(keep), searched=call.step, shape=q.shape)
         keep = unpack_bits(call.state["keep"], blocks.partition.count)
-        return block_plan(blocks, keep, *blocks.why_over(call.sparsity, diagonal=False))
+        return block_plan(blocks, keep)
 
     def searches(self, call: AttentionCall, shape: torch.Size) -> bool:
         """Whether this call searches: nothing was found yet, or a search step came since."""
@@ -63,13 +65,18 @@ class AdaSpa(Method):
             return True
         return any(call.state["searched"] < int(t * call.steps + 0.5) <= call.step for t in self.search_at)
 
-    def lse(self, q, k, blocks, call: AttentionCall) -> torch.Tensor | None:
-        """The log-sum-exp of the first search, measured now if this is it."""
+    def mass(self, q, k, blocks, call: AttentionCall) -> torch.Tensor:
+        """What a search finds, from the log-sum-exp of an earlier one where that still fits."""
         if not self.reuse_lse or self.rows:
-            return None
-        if "lse" not in call.state or call.state.get("shape") != q.shape:
-            call.state["lse"] = row_lse(q, k, blocks, call.scale)
-        return call.state["lse"]
+            return block_mass(q, k, blocks, call.scale, rows=self.rows)
+        lse = call.state.get("lse") if call.state.get("shape") == q.shape else None
+        if lse is not None:
+            mass = block_mass(q, k, blocks, call.scale, lse=lse)
+            # Waits for the device, once a layer and later search: runs have one of these.
+            if sums_to_one(mass):
+                return mass
+        call.state["lse"] = row_lse(q, k, blocks, call.scale)
+        return block_mass(q, k, blocks, call.scale, lse=call.state["lse"])
 
 
 def _is_share(value: object) -> bool:

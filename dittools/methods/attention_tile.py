@@ -36,6 +36,7 @@ class AttentionTile(StaticVideo):
     name: ClassVar[str] = "attention_tile"
     profile_use: ClassVar[str] = "given"
     summary: ClassVar[str] = "its own frame and k frames that everyone sees (Efficient-vDiT)"
+    decides: ClassVar[tuple[str, ...]] = ("references",)
 
     references: int | str = field(
         default=AUTO, metadata={"help": "frames that see and are seen by all; auto: what the sparsity allows"}
@@ -54,14 +55,21 @@ class AttentionTile(StaticVideo):
                 f"attention_tile was asked for {self.references} references and given {call.profile.name}, which "
                 "decides them: use one of the two"
             )
-        layers = call.sparse_layers or tuple(range(call.layers))
-        found = call.keep((self, layers, call.sparsity), lambda: self._search(call, layers))
-        count, share = found[call.layer]
+        count, share, _ = self._found(call)
         pattern = call.keep((self, count, share), lambda: _counted(call, count, share))  # equal layers share it
         return call.remember((self, count, share, q.device), lambda: self.plan_of(pattern, call.grid, q.device))
 
-    def _search(self, call: AttentionCall, layers: tuple[int, ...]) -> dict[int, tuple[int, float | None]]:
-        """For each layer its references, and the share it keeps where that is not theirs."""
+    def asked(self, call: AttentionCall) -> float | None:
+        if call.profile is None:
+            return super().asked(call)
+        return 1 - self._found(call)[2]  # of this layer: layers share a budget
+
+    def _found(self, call: AttentionCall) -> tuple[int, float | None, float]:
+        layers = call.sparse_layers or tuple(range(call.layers))
+        return call.keep((self, layers, call.sparsity), lambda: self._search(call, layers))[call.layer]
+
+    def _search(self, call: AttentionCall, layers: tuple[int, ...]) -> dict[int, tuple[int, float | None, float]]:
+        """For each layer its references, the share it is moved to where that is not theirs, and what it is to keep."""
         order, level = _levels(call.grid, call.block_size)
         shares = [
             _share(up_to(call.grid, order, level(k), 1, call.block_size), call.grid, call.block_size)
@@ -69,7 +77,8 @@ class AttentionTile(StaticVideo):
         ]
         counts = reference_counts(call.profile, layers, call.density, shares)
         kept = to_budget([shares[k] for k in counts], call.density)
-        return dict(zip(layers, zip(counts, kept, strict=True), strict=True))
+        aims = [shares[k] if share is None else share for k, share in zip(counts, kept, strict=True)]
+        return dict(zip(layers, zip(counts, kept, aims, strict=True), strict=True))
 
     def pattern(self, grid, sparsity: float, block_size: int) -> Pattern:
         order, level = _levels(grid, block_size)

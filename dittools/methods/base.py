@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass, field, fields
-from functools import cached_property
+from dataclasses import dataclass, field, fields, replace
+from functools import cached_property, wraps
 from typing import Any, ClassVar
 
 import torch
 
 from dittools.blocks import BlockMask, Partition
 from dittools.clusters import ClusterMask
+from dittools.dense_rows import DenseRows
 from dittools.keys import KeySubset
+from dittools.methods.missed import Missed, Reading
 from dittools.profile import Profile
 from dittools.selectors.ordered_blocks import OrderedBlocks
 from dittools.selectors.packed import pack_bits, unpack_bits
@@ -30,7 +32,9 @@ class Plan:
         fold: gives what makes this plan again from little; a large plan that is kept is kept in that form.
         keys: fewer keys in place of all, without an order; ``mask`` is then over their queries and these keys.
         key_order: with clusters, the order of the keys; None: that of the queries.
+        rows: queries of some heads that see every key beside what the mask keeps.
         by_kind: what `dittools.kinds.kept_by_kind` found of it, by grid.
+        readings: what it keeps of the picture's pairs on the way to the host, by grid.
     """
 
     order: torch.Tensor | None
@@ -40,17 +44,32 @@ class Plan:
     fold: Callable[[], Callable[[], Plan]] | None = None
     keys: KeySubset | None = None
     key_order: torch.Tensor | None = None
+    rows: DenseRows | None = None
     by_kind: dict[TokenGrid, torch.Tensor] = field(default_factory=dict, init=False, repr=False)
+    readings: dict[TokenGrid, Reading] = field(default_factory=dict, init=False, repr=False)
 
     def density(self) -> torch.Tensor:
         """Share of all query-key pairs that is computed: fp32 ``[B or 1, H or 1]``."""
         kept = self.mask.density()
+        kept = kept if self.rows is None else self.rows.density(kept)
         return kept if self.keys is None else self.keys.density(kept)
 
     @cached_property
     def share(self) -> torch.Tensor:
         """The mean `density` of all heads, a scalar tensor; one for all calls of a plan that many use."""
         return self.density().mean()
+
+    def noting(self, *notes: str) -> Plan:
+        """The same plan with these notes too."""
+        new = [note for note in notes if note not in self.notes]
+        if not new:
+            return self
+        plan = replace(self, notes=(*self.notes, *new))
+        plan.by_kind.update(self.by_kind)
+        plan.readings.update(self.readings)
+        if "share" in vars(self):
+            vars(plan)["share"] = self.share
+        return plan
 
 
 # Kept plans of all layers may take this much as they are; larger ones are folded.
@@ -139,6 +158,9 @@ class Method:
     They hold settings and no state: what belongs to a run lives in `AttentionCall.memo` and in the runtime.
 
     `profile_use`: "none" takes no profile; "given" uses one that the user names; "needed" cannot run without one.
+    `decides`: options that decide what is kept in place of the sparsity, where they are neither None nor "auto".
+
+    Every plan is held against what was asked of it (`asked`): a miss is told in its notes.
     """
 
     name: ClassVar[str]
@@ -146,6 +168,12 @@ class Method:
     correction: ClassVar[str] = "none"  # what the recipe brings along where no correction is asked for
     takes_corrections: ClassVar[bool] = True  # not where it takes fewer keys in place of skipping blocks
     profile_use: ClassVar[str] = "none"
+    decides: ClassVar[tuple[str, ...]] = ()
+
+    def __init_subclass__(cls, **options: Any):
+        super().__init_subclass__(**options)
+        if "plan" in vars(cls):
+            cls.plan = _telling(cls.plan)
 
     def plan(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, call: AttentionCall) -> Plan | StayDense:
         """Choose the pairs of one call, or say why it stays dense.
@@ -155,6 +183,10 @@ class Method:
             call: everything else there is to know.
         """
         raise NotImplementedError
+
+    def asked(self, call: AttentionCall) -> float | None:
+        """Share of the picture's pairs to skip in this call; None where an option decides in place of the sparsity."""
+        return None if any(getattr(self, name) not in (None, "auto") for name in self.decides) else call.sparsity
 
     def why_not(self, grid: TokenGrid, block_size: int) -> str | None:
         """None when this method can run on ``grid``, else why it cannot."""
@@ -172,6 +204,20 @@ class Method:
         default = type(self)()  # not the fields' own defaults: a method may turn 1 into (1, 1, 1)
         values = {f.name: getattr(self, f.name) for f in fields(self)}
         return {name: value for name, value in values.items() if value != getattr(default, name)}
+
+
+def _telling(plan: Callable[..., Plan | StayDense]) -> Callable[..., Plan | StayDense]:
+    """`Method.plan` whose plans note a missed sparsity."""
+
+    @wraps(plan)
+    def told(self: Method, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, call: AttentionCall) -> Plan | StayDense:
+        made = plan(self, q, k, v, call)
+        asked = None if isinstance(made, StayDense) else self.asked(call)
+        if asked is None:
+            return made
+        return made.noting(*call.remember(Missed, Missed).of(made, self.name, asked, call))
+
+    return told
 
 
 def block_plan(blocks: OrderedBlocks, keep: torch.Tensor, *notes: str) -> Plan:

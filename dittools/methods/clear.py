@@ -26,6 +26,7 @@ class Clear(Static):
 
     name: ClassVar[str] = "clear"
     summary: ClassVar[str] = "a circle around every token of an image, of every frame in a video (CLEAR)"
+    decides: ClassVar[tuple[str, ...]] = ("radius",)
 
     radius: float | str = field(
         default=AUTO, metadata={"help": "tokens; pairs less far apart are kept; auto: what the sparsity allows"}

@@ -39,4 +39,4 @@ class Draft(Method):
         blocks = ordered_blocks(call, q.device, self.order)
         draft = block_softmax(pooled_logits(q, k, blocks, call.scale), blocks)
         keep = blocks.spend(draft, call.density, scope=self.scope, force=blocks.force)
-        return block_plan(blocks, keep, *blocks.why_over(call.sparsity))
+        return block_plan(blocks, keep)

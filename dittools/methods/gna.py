@@ -25,6 +25,7 @@ class GNA(Static):
 
     name: ClassVar[str] = "gna"
     summary: ClassVar[str] = "a window around every query, by stride and dilation (NATTEN)"
+    decides: ClassVar[tuple[str, ...]] = ("window",)
 
     window: int | tuple[int, int, int] | str = field(
         default=AUTO, metadata={"help": "frames, rows, columns a query sees; auto: what the sparsity allows"}

@@ -30,6 +30,7 @@ class Jenga(Method):
 
     name: ClassVar[str] = "jenga"
     summary: ClassVar[str] = "neighbours and best pooled blocks along a space-filling curve (Jenga)"
+    decides: ClassVar[tuple[str, ...]] = ("top_p",)
 
     scope: str = field(default="row", metadata={"help": f"who shares a budget: {', '.join(SCOPES)}"})
     top_p: float | None = field(
@@ -56,7 +57,7 @@ class Jenga(Method):
             keep = keep_mass(scores, self.top_p, min_share=call.density) | near
             return block_plan(blocks, keep, f"top_p {self.top_p:g} and neighbours add to what sparsity would keep")
         keep = blocks.spend(scores, call.density, scope=self.scope, force=near)
-        return block_plan(blocks, keep, *notes, *blocks.why_over(call.sparsity))
+        return block_plan(blocks, keep, *notes)
 
     def nearness(self, call: AttentionCall, blocks: OrderedBlocks) -> torch.Tensor:
         """How much blocks touch; those of the first frame a little, where asked."""

@@ -30,6 +30,7 @@ class Nabla(Method):
 
     name: ClassVar[str] = "nabla"
     summary: ClassVar[str] = "nucleus of a pooled attention map, and a window of tiles (NABLA)"
+    decides: ClassVar[tuple[str, ...]] = ("top_p",)
 
     scope: str = field(default="layer", metadata={"help": f"who shares a budget: {', '.join(SCOPES)}"})
     top_p: float | None = field(
@@ -57,7 +58,7 @@ class Nabla(Method):
             keep = keep_mass(scores, self.top_p) | near
             return block_plan(blocks, keep, f"top_p {self.top_p:g} decides what is kept, in place of sparsity")
         keep = blocks.spend(scores, call.density, scope=self.scope, ranking="cumulative", force=near)
-        return block_plan(blocks, keep, *notes, *blocks.why_over(call.sparsity))
+        return block_plan(blocks, keep, *notes)
 
     def near(self, blocks, call: AttentionCall, budget: float) -> tuple[torch.Tensor, tuple[str, ...]]:
         """The window, as much of it as the budget pays."""

@@ -37,4 +37,4 @@ class Oracle(Method):
         blocks = ordered_blocks(call, q.device, self.order)
         mass = block_mass(q, k, blocks, call.scale)
         keep = blocks.spend(mass, call.density, scope=self.scope, force=blocks.force_text)
-        return block_plan(blocks, keep, *blocks.why_over(call.sparsity, diagonal=False))
+        return block_plan(blocks, keep)

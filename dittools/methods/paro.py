@@ -17,9 +17,7 @@ from dittools.blocks import Partition
 from dittools.methods.base import AttentionCall, Method, Plan, mask_plan, resting
 from dittools.orders.axes import AXES, axis_order
 from dittools.selectors.budget import SCOPES
-from dittools.selectors.geometric import TOLERANCE, picture_share
 from dittools.selectors.paro_tables import Tables
-from dittools.selectors.profiled import always_kept
 from dittools.tokens import TokenGrid
 from dittools.upload import upload
 
@@ -55,25 +53,12 @@ class PARO(Method):
         axes, partition = tables.axes[call.layer], Partition(call.grid.tokens, call.block_size)
         orders = call.remember(("axis orders", device), lambda: _orders(call.grid, device))
         own = call.remember(("paro order", call.layer, device), lambda: orders[upload(axes.long(), device)][None])
-        notes = call.remember("paro notes", lambda: _notes(call, partition))
         keep = tables.keep(group, call.layer, call.sparsity, call.block_size, self.scope, device)
-        return mask_plan(keep, own, partition, {"not in raster": order_count(axes.tolist())}, notes)
+        return mask_plan(keep, own, partition, {"not in raster": order_count(axes.tolist())}, ())
 
 
 def order_count(axes: list[int]) -> torch.Tensor:
     return torch.tensor(sum(number != 0 for number in axes))
-
-
-def _notes(call: AttentionCall, partition: Partition) -> tuple[str, ...]:
-    """Known without waiting for the device: blocks that hold text too may be more than the budget."""
-    held = always_kept(call.grid, partition, call.density).numpy()
-    skipped = 1 - picture_share(held, call.grid, call.block_size)
-    if skipped >= call.sparsity - TOLERANCE:
-        return ()
-    return (
-        f"paro keeps blocks dense that hold text too: at most {skipped:.2f} of the pairs can be skipped, "
-        f"{call.sparsity:g} was asked",
-    )
 
 
 def _orders(grid: TokenGrid, device: torch.device) -> torch.Tensor:

@@ -31,4 +31,4 @@ class RandomBlocks(Method):
         shape = 1, q.shape[2], blocks.partition.count, blocks.partition.count  # a batch shares it
         scores = upload(torch.rand(shape, generator=call.generator), q.device)
         keep = blocks.spend(scores, call.density, force=blocks.force)
-        return block_plan(blocks, keep, *blocks.why_over(call.sparsity))
+        return block_plan(blocks, keep)

@@ -15,12 +15,12 @@ from typing import ClassVar
 import torch
 
 from dittools.blocks import BlockMask, Partition
+from dittools.dense_rows import DenseRows
 from dittools.methods.base import AttentionCall, Method, Plan
 from dittools.orders.raster import raster
 from dittools.orders.token_major import token_major
 from dittools.selectors.areas import areas_of, chosen_share
-from dittools.selectors.geometric import TOLERANCE
-from dittools.selectors.habits import Habit, from_section, habit_mask, head_costs
+from dittools.selectors.habits import Habit, from_section, habit_mask, head_costs, text_among_video
 from dittools.selectors.modes import choose_modes
 from dittools.selectors.packed import pack_bits, unpack_bits
 from dittools.selectors.profiled import pool_columns
@@ -52,17 +52,19 @@ class SparseVDiT(Method):
     def plan_layer(self, call: AttentionCall, device: torch.device) -> Plan:
         """The plan of one layer, the same in every step and branch."""
         partition = Partition(call.grid.tokens, call.block_size)
-        chosen, bits, notes = call.keep((self, call.layer, call.sparsity), lambda: self._choose(call, partition))
+        chosen, bits = call.keep((self, call.layer, call.sparsity), lambda: self._choose(call, partition))
         keep = unpack_bits(upload(bits, device), partition.count)[None]
         order, ordered = None, torch.tensor([habit.mode == "multi_diagonal" for habit in chosen])
         if ordered.any():
             orders = call.remember(("habit orders", device), lambda: _orders(call.grid, device))
             order = orders[upload(ordered.long(), device)][None]
         facts = {mode: torch.tensor(sum(h.mode == mode for h in chosen)) for mode in {h.mode: None for h in chosen}}
-        return Plan(order, BlockMask(keep, partition, partition), facts, notes)
+        return Plan(
+            order, BlockMask(keep, partition, partition), facts, rows=_rows(call.grid, partition, chosen, device)
+        )
 
-    def _choose(self, call: AttentionCall, partition: Partition) -> tuple[list[Habit], torch.Tensor, tuple[str, ...]]:
-        """The habit of every head of a layer, their masks in bits ``[H, M, M / 8]``, and notes."""
+    def _choose(self, call: AttentionCall, partition: Partition) -> tuple[list[Habit], torch.Tensor]:
+        """The habit of every head of a layer, and their masks in bits ``[H, M, M / 8]``."""
         profile = call.profile
         habits, size = from_section(profile, "sparse_vdit")
         lanes = profile.model.layers, profile.model.heads
@@ -87,17 +89,18 @@ class SparseVDiT(Method):
         chosen = [habits[c] for c in choose_modes(loss.numpy(), density.numpy(), call.density)]
 
         keep = torch.stack([mask(head, habit) for head, habit in enumerate(chosen)])
-        return chosen, pack_bits(keep), _notes(keep, call)
+        return chosen, pack_bits(keep)
+
+
+def _rows(grid: TokenGrid, partition: Partition, chosen: list[Habit], device: torch.device) -> DenseRows | None:
+    """Text of skipped heads that shares a block with video."""
+    skipped = torch.tensor([head for head, habit in enumerate(chosen) if habit.mode == "skip"], dtype=torch.long)
+    among = text_among_video(grid, partition)
+    if not len(skipped) or not len(among):
+        return None
+    return DenseRows(upload(among, device), upload(skipped, device), grid.tokens, partition.size)
 
 
 def _orders(grid: TokenGrid, device: torch.device) -> torch.Tensor:
     """Raster and token-major: int32 ``[2, S]``."""
     return upload(torch.stack((raster(grid), token_major(grid))), device)
-
-
-def _notes(keep: torch.Tensor, call: AttentionCall) -> tuple[str, ...]:
-    areas = areas_of(call.grid, call.block_size)
-    skipped = 1 - sum(chosen_share(head, areas) for head in keep.numpy()) / len(keep)
-    if abs(skipped - call.sparsity) <= TOLERANCE:
-        return ()
-    return (f"sparse_vdit cannot skip {call.sparsity:g} with {len(keep)} heads: it skips {skipped:.2f}",)

@@ -44,4 +44,4 @@ class SparseD(Method):
             keep = blocks.spend(mass, call.density, scope=self.scope, force=blocks.force_text)
             call.state.update(keep=pack_bits(keep), shape=q.shape)
         keep = unpack_bits(call.state["keep"], blocks.partition.count)
-        return block_plan(blocks, keep, *blocks.why_over(call.sparsity, diagonal=False))
+        return block_plan(blocks, keep)

@@ -41,6 +41,7 @@ class STA(Static):
     name: ClassVar[str] = "sta"
     profile_use: ClassVar[str] = "given"
     summary: ClassVar[str] = "a window of whole tiles around every tile (Sliding Tile Attention)"
+    decides: ClassVar[tuple[str, ...]] = ("window",)
 
     window: int | tuple[int, int, int] | str = field(
         default=AUTO,

@@ -34,6 +34,7 @@ class SVG2(Method):
 
     name: ClassVar[str] = "svg2"
     summary: ClassVar[str] = "clusters of alike queries attend to clusters of alike keys (Sparse VideoGen2)"
+    decides: ClassVar[tuple[str, ...]] = ("top_p",)
 
     query_clusters: int | str = field(default="auto", metadata={"help": "per head; auto: up to 300, by tokens"})
     key_clusters: int | str = field(default="auto", metadata={"help": "per head; auto: up to 1000, by tokens"})
@@ -71,7 +72,7 @@ class SVG2(Method):
             tokens = [at.stop - at.start for _, at in runs_of(call.grid)]
             counts = [self.count(side, call, each) for each in tokens]
             made = cluster_order(x, call.grid, counts, before, iterations, call.generator)
-        call.state[side] = made.centroids
+        call.state[side] = made.starts
         return made
 
     def count(self, side: str, call: AttentionCall, tokens: int) -> int:

@@ -37,6 +37,7 @@ class VMoBA(Method):
 
     name: ClassVar[str] = "vmoba"
     summary: ClassVar[str] = "means of key chunks, in 1-D, 2-D and 3-D chunks by turns of layers (VMoBA)"
+    decides: ClassVar[tuple[str, ...]] = ("tau",)
 
     scope: str = field(default="row", metadata={"help": f"who shares a budget: {', '.join(SCOPES)}"})
     tau: float | None = field(
@@ -54,4 +55,4 @@ class VMoBA(Method):
             keep = min_max_nucleus(gate, self.tau, self.scope, blocks.force)
             return block_plan(blocks, keep, f"tau {self.tau:g} decides what is kept, in place of sparsity")
         keep = blocks.spend(gate, call.density, scope=self.scope, force=blocks.force)
-        return block_plan(blocks, keep, *blocks.why_over(call.sparsity))
+        return block_plan(blocks, keep)

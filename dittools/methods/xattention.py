@@ -32,6 +32,7 @@ class XAttention(Method):
 
     name: ClassVar[str] = "xattention"
     summary: ClassVar[str] = "blocks with most mass on a sample of antidiagonals (XAttention)"
+    decides: ClassVar[tuple[str, ...]] = ("tau",)
 
     stride: int = field(default=8, metadata={"help": "tokens between antidiagonals: 4, 8 or 16; costs 1 / stride"})
     scope: str = field(default="layer", metadata={"help": f"who shares a budget: {', '.join(SCOPES)}"})
@@ -52,4 +53,4 @@ class XAttention(Method):
             keep = keep_mass(mass, self.tau) | blocks.force_text
             return block_plan(blocks, keep, f"tau {self.tau:g} decides what is kept, in place of sparsity")
         keep = blocks.spend(mass, call.density, scope=self.scope, ranking="cumulative", force=blocks.force_text)
-        return block_plan(blocks, keep, *blocks.why_over(call.sparsity, diagonal=False))
+        return block_plan(blocks, keep)

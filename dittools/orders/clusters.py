@@ -12,6 +12,35 @@ from dittools.kernels.kmeans import cluster_runs
 from dittools.selectors.areas import runs_of
 from dittools.tokens import TokenGrid
 
+# Clusters move along where the mean of all tokens moved by more than this share of the mean squared distance of
+# clusters from it. Less than that leaves tokens with the clusters that they were with; more of it, and the clusters
+# that lie behind lose all their tokens to those in front.
+FAR = 0.5
+
+
+class Start(NamedTuple):
+    """Where the clusters of one step stood, for the next to start from."""
+
+    centroids: torch.Tensor  # fp32 [B * H, C, D]
+    centre: torch.Tensor  # fp32 [B * H, 1, D], mean of all tokens
+    spread: torch.Tensor  # fp32 [B * H, 1, 1], mean squared distance of clusters from it, by their tokens
+
+    @classmethod
+    def of(cls, centroids: torch.Tensor, sizes: torch.Tensor, tokens: int) -> Start:
+        """From the clusters of all tokens; sizes int32 ``[B * H, C]``."""
+        share = sizes[:, None].float() / tokens  # [B * H, 1, C]
+        centre = share @ centroids
+        return cls(centroids, centre, share @ (centroids - centre).square().sum(-1, keepdim=True))
+
+    def at(self, points: torch.Tensor) -> torch.Tensor:
+        """The centroids, moved along with the mean of points ``[B, H, tokens, D]`` where that went far.
+
+        A vector added to all keys changes no attention: it may not change which of them are together either.
+        """
+        moved = points.mean(2, dtype=torch.float32).flatten(0, 1)[:, None] - self.centre  # [B * H, 1, D]
+        far = moved.square().sum(-1, keepdim=True)  # [B * H, 1, 1]
+        return torch.where((far > FAR * self.spread) & far.isfinite(), self.centroids + moved, self.centroids)
+
 
 class Clustered(NamedTuple):
     """One side of attention in clusters. Each area of a sequence is clustered by itself and keeps its place; text,
@@ -23,14 +52,14 @@ class Clustered(NamedTuple):
     means: torch.Tensor  # fp32 [B, H, M, D]; of an empty cluster, what it was when it last had tokens
     text: torch.Tensor | None  # bool [M], which cluster is text; None without any
     areas: tuple[slice, ...]  # clusters of the picture, then of each other area
-    centroids: tuple[torch.Tensor, ...]  # of each area, fp32 [B * H, C, D], to start from in the next step
+    starts: tuple[Start, ...]  # of each area in the next step
 
 
 def cluster_order(
     x: torch.Tensor,
     grid: TokenGrid,
     counts: Sequence[int],
-    centroids: Sequence[torch.Tensor] | None,
+    before: Sequence[Start] | None,
     iterations: int,
     generator: torch.Generator | None = None,
 ) -> Clustered:
@@ -40,7 +69,7 @@ def cluster_order(
         x: queries or keys, ``[B, S, H, D]``.
         grid: layout of the S tokens.
         counts: clusters of each area (`dittools.selectors.areas.runs_of`), at most as many as it has tokens.
-        centroids: those of the step before; None starts from tokens spread over the area.
+        before: where the clusters of each area stood in the step before; None starts from tokens spread over the area.
         iterations: of k-means.
         generator: draws the fresh start.
     """
@@ -56,9 +85,9 @@ def cluster_order(
         else:
             points = x[:, at].transpose(1, 2)  # [B, H, tokens, D], no copy
             fresh = {"clusters": counts[number], "generator": generator}
-            start = fresh if centroids is None else {"centroids": centroids[number]}
+            start = fresh if before is None else {"centroids": before[number].at(points)}
             order, mean, size = cluster_runs(points, iterations=iterations, **start)
-            found.append(mean)
+            found.append(Start.of(mean, size, at.stop - at.start))
             areas.append(slice(first, first + mean.shape[-2]))
             order = order + at.start if at.start else order
             for parts, part in ((orders, order), (means, mean), (sizes, size)):

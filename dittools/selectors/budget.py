@@ -66,7 +66,7 @@ def spend(
         held = (weight * keep).sum((-1, -2)) / weight.sum((-1, -2)).clamp_min(torch.finfo(torch.float32).tiny)
         return fill_rows(scores, density=head_levels(held, density), **budget)
     if ranking == "cumulative":
-        scores = -_held_before(scores, must_keep(scores, force))
+        scores = -_held_before(scores, must_keep(scores, force, key_sizes))
     return fill_lanes(scores, density=density, across_heads=scope == "layer", **budget)
 
 

@@ -96,7 +96,6 @@ def band_pattern(
             )
         keep[picture.place] |= nearest(sinks, patch_gap, weight, allowed)
     keep = Band(grid, order, coordinate, block_size, keep).keep(1 - sparsity)
-    notes += missed(keep, grid, sparsity, block_size)
     return pattern_of(grid, order, keep, block_size, notes)
 
 
@@ -121,15 +120,6 @@ def picture_share(keep: np.ndarray, grid: TokenGrid, block_size: int) -> float:
     """Share of the picture's pairs with itself that a mask ``[M, M]`` keeps."""
     pair = AreaPair(*areas_of(grid, block_size)[:1] * 2)
     return float(pair.weight[keep[pair.place]].sum() / pair.weight.sum())
-
-
-def missed(keep: np.ndarray, grid: TokenGrid, sparsity: float, block_size: int) -> list[str]:
-    """A note when a mask does not skip what was asked: blocks are too few, or the diagonal too much."""
-    skipped = 1 - picture_share(keep, grid, block_size)
-    if abs(skipped - sparsity) <= TOLERANCE:
-        return []
-    tokens = areas_of(grid, block_size)[0].tokens.sum()
-    return [f"blocks of {block_size} on {tokens} tokens cannot skip {sparsity:g} of the pairs: they skip {skipped:.2f}"]
 
 
 def pattern_of(

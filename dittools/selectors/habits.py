@@ -49,19 +49,32 @@ def _band(grid: TokenGrid, mode: str, block_size: int) -> Band:
 def habit_mask(grid: TokenGrid, partition: Partition, habit: Habit, columns: torch.Tensor) -> torch.Tensor:
     """Kept blocks in the habit's order: bool ``[M, M]`` on the CPU.
 
-    Text attends to everything and is attended to by all, except that a skipped head's video rows stay empty: its
-    output there is zero. ``columns``: what each key block is worth to this head, ``[M]``.
+    Text attends to everything and is attended to by all, except that a skipped head keeps nothing but blocks of text
+    alone: its output is zero for all of the video, and what text shares a block with it is computed beside the mask
+    (`text_among_video`). ``columns``: what each key block is worth to this head, ``[M]``.
     """
     if habit.mode == "full":
         return torch.ones(partition.count, partition.count, dtype=torch.bool)
     if habit.mode == "skip":
-        blocks = torch.arange(grid.tokens)[grid.stays_dense()] // partition.size
-        keep = torch.zeros(partition.count, partition.count, dtype=torch.bool)
-        keep[blocks] = True
+        keep = torch.ones(partition.count, partition.count, dtype=torch.bool)
+        keep[_holds_video(grid, partition)] = False
         return keep
     if habit.mode == "stripe":
         return stripes(grid, partition, columns, habit.width)
     return torch.from_numpy(_band(grid, habit.mode, partition.size).keep(habit.width))
+
+
+def text_among_video(grid: TokenGrid, partition: Partition) -> torch.Tensor:
+    """Tokens that stay dense in blocks of the raster order that hold others too: int64 ``[r]`` on the CPU."""
+    shared = torch.zeros(partition.count, dtype=torch.bool)
+    shared[_holds_video(grid, partition)] = True
+    token = torch.arange(grid.tokens)
+    return token[grid.stays_dense() & shared[token // partition.size]]
+
+
+def _holds_video(grid: TokenGrid, partition: Partition) -> torch.Tensor:
+    """Blocks of the raster order with tokens that do not stay dense: int64 ``[n]``."""
+    return (torch.arange(grid.tokens)[~grid.stays_dense()] // partition.size).unique()
 
 
 def from_section(profile: Profile, method: str) -> tuple[list[Habit], int]:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from dittools.selectors.areas import area_pairs, areas_of
-from dittools.selectors.geometric import TOLERANCE, Pattern, forced, missed, nearest, pattern_of, video_tokens
+from dittools.selectors.geometric import TOLERANCE, Pattern, forced, nearest, pattern_of, video_tokens
 from dittools.tokens import TokenGrid
 
 
@@ -65,8 +65,7 @@ def grow(grid: TokenGrid, order: torch.Tensor, level: np.ndarray, sparsity: floa
             keep[pair.place], level[pair.place], apart[pair.place], pair.weight, density
         )
         said.append(reached)
-    notes = missed(keep, grid, sparsity, block_size)
-    return Grown(pattern_of(grid, order, keep, block_size, notes), *said[0])
+    return Grown(pattern_of(grid, order, keep, block_size), *said[0])
 
 
 def _grown(

@@ -9,6 +9,10 @@ from dittools.kernels.block_mass import measure_block_mass, measure_lse
 from dittools.selectors.in_order import over_heads
 from dittools.selectors.ordered_blocks import OrderedBlocks
 
+# Rows of blocks whose masses say so much more or less than they did no longer tell how heads compare. From one search
+# to the next of an ordinary run single ones grow by up to some hundreds, which leaves the order within a row as it is.
+OUTGROWN = 1000.0
+
 
 def block_mass(
     q: torch.Tensor,
@@ -30,8 +34,8 @@ def block_mass(
         rows: queries looked at in each block, evenly spaced; 0 looks at all. 16 and up have a kernel on a GPU.
 
     Returns:
-        fp32 ``[B, H, M, M]``. Rows sum to 1 (with an old ``lse`` nearly so). Nothing of size S x S is held; in an
-        order, `in_order.CHUNK_BYTES` bounds the copies.
+        fp32 ``[B, H, M, M]``. Rows sum to 1; with an old ``lse`` to what logits have grown by (`sums_to_one`), which
+        may overflow. Nothing of size S x S is held; in an order, `in_order.CHUNK_BYTES` bounds the copies.
     """
     partition = blocks.partition
     if not rows:
@@ -51,6 +55,15 @@ def block_mass(
         return measure_block_mass(sample[:, :, heads], keys, sampled, partition, scale=scale)
 
     return over_heads(measure_sample, [k], blocks.order) / rows
+
+
+def sums_to_one(mass: torch.Tensor) -> bool:
+    """Whether the rows of `block_mass` from an old log-sum-exp still sum to one, within a factor of `OUTGROWN`.
+
+    Waits for the device.
+    """
+    total = mass.sum(-1)
+    return ((total > 1 / OUTGROWN) & (total < OUTGROWN)).all().item()
 
 
 def row_lse(q: torch.Tensor, k: torch.Tensor, blocks: OrderedBlocks, scale: float) -> torch.Tensor:

@@ -5,14 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 
-import numpy as np
 import torch
 
 from dittools.blocks import Partition
 from dittools.orders.named import named_order
-from dittools.selectors.areas import Area, AreaPair, alone, areas_of
+from dittools.selectors.areas import Area, alone, areas_of
 from dittools.selectors.budget import spend_areas
-from dittools.selectors.geometric import TOLERANCE
 from dittools.tokens import TokenGrid
 
 
@@ -69,25 +67,6 @@ class OrderedBlocks:
     ) -> torch.Tensor:
         """`dittools.selectors.budget.spend_areas` of these blocks; ``force`` holds `force_text` where there is text."""
         return spend_areas(scores, self.sizes, self.areas, density, scope=scope, ranking=ranking, force=force)
-
-    def why_over(self, sparsity: float, diagonal: bool = True) -> tuple[str, ...]:
-        """A note when what is always kept of picture with picture is more than ``1 - sparsity`` of it, else nothing.
-
-        Args:
-            diagonal: whether the diagonal is always kept; else every row keeps one block of its choice.
-        """
-        pair, asked = AreaPair(self.areas[0], self.areas[0]), 1 - sparsity
-        held = pair.query.mixed[:, None] | pair.key.mixed | np.eye(len(pair.key.tokens), dtype=bool)
-        share = max(pair.density(asked), pair.weight[held].sum() / pair.weight.sum())
-        if share <= asked + TOLERANCE:
-            return ()
-        what = "the diagonal" if diagonal or not alone(self.areas, self.partition.count) else "one block a row"
-        if pair.mixed:
-            what += " and blocks that hold text too"
-        return (
-            f"blocks of {self.partition.size} on {pair.key.tokens.sum()} tokens cannot skip {sparsity:g} of the pairs: "
-            f"{what} leave {1 - share:.2f}",
-        )
 
 
 def ordered_blocks(call, device: torch.device, order: str) -> OrderedBlocks:

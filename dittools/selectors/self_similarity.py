@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 
 from dittools.kernels.likeness import run_likeness
+from dittools.selectors.in_order import over_heads
 from dittools.selectors.ordered_blocks import OrderedBlocks
 
 
@@ -19,6 +20,21 @@ def self_similarity(x: torch.Tensor, blocks: OrderedBlocks) -> torch.Tensor:
     return run_likeness(x, blocks.order, blocks.offsets)[1]
 
 
-def means_and_similarity(x: torch.Tensor, blocks: OrderedBlocks) -> tuple[torch.Tensor, torch.Tensor]:
-    """`dittools.selectors.pooled.pool` and `self_similarity` in one pass: fp32 ``[B, H, M, D]`` and ``[B, H, M]``."""
-    return run_likeness(x, blocks.order, blocks.offsets)
+def means_and_similarity(
+    x: torch.Tensor, blocks: OrderedBlocks, *, centre: bool = False
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """`dittools.selectors.pooled.pool` and `self_similarity` in one pass: fp32 ``[B, H, M, D]`` and ``[B, H, M]``.
+
+    ``centre``: of x less the mean of all its tokens. Of that a copy is made, in fp32, a few heads at a time
+    (`in_order.CHUNK_BYTES`).
+    """
+    if not centre:
+        return run_likeness(x, blocks.order, blocks.offsets)
+
+    def one(_, part: torch.Tensor) -> torch.Tensor:
+        part = part - part.mean(1, keepdim=True, dtype=torch.float32)
+        means, similarity = run_likeness(part, blocks.order, blocks.offsets)
+        return torch.cat((means, similarity[..., None]), -1)
+
+    found = over_heads(one, [x], None, copies=4 // x.element_size())
+    return found[..., :-1], found[..., -1]

@@ -1,17 +1,20 @@
-"""Keys picked evenly along each axis of the picture, each standing for the tokens around it."""
+"""Fewer keys, evenly along each axis of the picture, each standing for the tokens around it."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import prod
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
 from dittools.blocks import BlockMask, Partition
-from dittools.keys import KeySubset
+from dittools.keys import KeyRuns, KeySubset
 from dittools.tokens import TokenGrid
 
 Sizes = tuple[int, int, int]
+PICKS = ("mean", "random", "middle")
 # How near to the asked density is near enough to look at the shape instead.
 NEAR = 0.01
 
@@ -31,53 +34,101 @@ def fit_sizes(grid: TokenGrid, density: float) -> Sizes:
 
 
 def picked_keys(
-    grid: TokenGrid, sizes: Sequence[Sizes], block_size: int, *, bias: bool = True
+    grid: TokenGrid,
+    sizes: Sequence[Sizes],
+    block_size: int,
+    *,
+    pick: str = "middle",
+    bias: bool = True,
+    generator: torch.Generator | None = None,
 ) -> tuple[KeySubset, BlockMask]:
-    """The picked keys and all text keys, and the mask in which every query that is no text sees all of them.
+    """One key for each cell of a grid and all text keys, and the mask in which every query that is no text sees them.
 
-    Along an axis of x tokens of which n are picked, pick i is the middle of stretch i of n (nearest-exact resizing),
-    and stands for the tokens of its stretch. Keys that stand for equally many are put side by side, text last, because
-    a bias belongs to a block; a block that mixes them takes the log of its mean, and one that holds text takes none.
+    Along an axis of x tokens of which n are picked, cells are n stretches, and a key stands for the tokens of its cell.
+    Keys that stand for equally many are put side by side, text last, because a bias belongs to a block; a block that
+    mixes them takes the log of its mean, and one that holds text takes none.
 
     Args:
         sizes: frames, rows and columns to pick of the picture and of every other grid of the sequence.
         block_size: positions in a block.
+        pick: what stands for a cell, one of `PICKS`: the token in its middle (nearest-exact resizing), a random one,
+            or the means of its keys and of its values.
         bias: without it no key counts for others.
+        generator: on the CPU; draws random ones.
 
     Returns:
         On the CPU. Text queries see every key of the sequence, picked or not.
     """
-    found = [_picked(part.shape, few, at.start) for (part, at), few in zip(grid.grids, sizes, strict=True)]
-    token, stands_for = (np.concatenate(parts) for parts in zip(*found, strict=True))
-    by_count = np.argsort(-stands_for, kind="stable")
+    cells = _Cells.joined(
+        [_Cells.of(part.shape, few, at.start) for (part, at), few in zip(grid.grids, sizes, strict=True)]
+    )
+    by_count = np.argsort(-cells.counts, kind="stable")
     text = grid.stays_dense().numpy().nonzero()[0]
+    token = cells.drawn(generator) if pick == "random" else cells.middle
     tokens = np.concatenate((token[by_count], text))
+    each = np.concatenate((cells.counts[by_count], np.ones(len(text), dtype=np.int64)))
     key = Partition(len(tokens), block_size)
 
     starts = np.arange(0, len(tokens), block_size)
-    each = np.concatenate((stands_for[by_count], np.ones(len(text))))
     log_mean = np.log(np.add.reduceat(each, starts) / key.sizes().numpy())
     log_mean[starts + key.sizes().numpy() > len(token)] = 0.0  # holds text
     # The same for every key it changes nothing.
     useful = bias and np.ptp(log_mean) > 0
+    runs = None
+    if pick == "mean":
+        order = np.concatenate((cells.members(by_count), text))
+        offsets = np.concatenate(([0], each.cumsum()))
+        runs = KeyRuns(*(torch.from_numpy(x).int()[None, None] for x in (order, offsets)))
     queries = slice(grid.video_start, grid.grids[-1].at.stop)
     subset = KeySubset(
         torch.from_numpy(tokens),
         torch.from_numpy(log_mean).float()[None, None] if useful else None,
         queries,
         grid.tokens,
+        runs,
     )
     return subset, BlockMask.full(Partition(queries.stop - queries.start, block_size), key)
 
 
-def _picked(shape: Sizes, sizes: Sizes, start: int) -> tuple[np.ndarray, np.ndarray]:
-    """The picked tokens of a grid that begins at ``start``, and for how many each stands: int64 ``[n]`` both."""
-    picks, counts = zip(*(_picks(x, n) for x, n in zip(shape, sizes, strict=True)), strict=True)
-    token = np.ravel_multi_index(np.meshgrid(*picks, indexing="ij"), shape).ravel() + start
-    return token, np.einsum("i,j,k->ijk", *counts).ravel()
+class _Cells(NamedTuple):
+    """Cells of grids, n of them, that hold S tokens.
 
+    Args:
+        middle: int64 ``[n]``, the token in the middle of each. counts: int64 ``[n]``, tokens of each.
+        tokens, cell: int64 ``[S]``, tokens and the cell of each.
+    """
 
-def _picks(length: int, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Which positions of an axis are picked, and for how many each stands: int64 ``[count]`` both."""
-    middle = (2 * np.arange(count) + 1) * length // (2 * count)
-    return middle, np.bincount(np.arange(length) * count // length, minlength=count)
+    middle: np.ndarray
+    counts: np.ndarray
+    tokens: np.ndarray
+    cell: np.ndarray
+
+    @classmethod
+    def of(cls, shape: Sizes, sizes: Sizes, start: int) -> _Cells:
+        """Of a grid that begins at token ``start``, so many along each axis."""
+        axes = list(zip(shape, sizes, strict=True))
+        middle = np.meshgrid(*((2 * np.arange(n) + 1) * x // (2 * n) for x, n in axes), indexing="ij")
+        of = np.ravel_multi_index(np.meshgrid(*(np.arange(x) * n // x for x, n in axes), indexing="ij"), sizes).ravel()
+        tokens = start + np.arange(len(of))
+        return cls(
+            np.ravel_multi_index(middle, shape).ravel() + start, np.bincount(of, minlength=prod(sizes)), tokens, of
+        )
+
+    @classmethod
+    def joined(cls, parts: Sequence[_Cells]) -> _Cells:
+        """Of several grids, their cells numbered on."""
+        first = np.cumsum([0, *(len(part.counts) for part in parts)])
+        numbered = [part._replace(cell=part.cell + n) for part, n in zip(parts, first, strict=False)]
+        return cls(*(np.concatenate(x) for x in zip(*numbered, strict=True)))
+
+    def members(self, order: np.ndarray) -> np.ndarray:
+        """Tokens cell by cell, the cells in this order: int64 ``[S]``."""
+        rank = np.empty(len(order), dtype=np.int64)
+        rank[order] = np.arange(len(order))
+        return self.tokens[np.argsort(rank[self.cell], kind="stable")]
+
+    def drawn(self, generator: torch.Generator) -> np.ndarray:
+        """A random token of each cell: int64 ``[n]``."""
+        share = torch.rand(len(self.counts), generator=generator, dtype=torch.float64).numpy()
+        within = (share * self.counts).astype(np.int64)
+        return self.members(np.arange(len(self.counts)))[self.counts.cumsum() - self.counts + within]

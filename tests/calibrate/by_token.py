@@ -132,6 +132,7 @@ def sparse_vdit(calls, calibrator, size):
         found = torch.zeros(size.heads, 1 + len(HABITS), dtype=torch.float64)
         for h in range(size.heads):
             masks = [pattern(habit, columns[heard.layer, h]).rows(rows) for habit in HABITS]
+            masks[1] = masks[1] | grid.stays_dense()[rows][:, None]  # text of a skipped head
             one = heard._replace(**{x: getattr(heard, x)[:, :, h : h + 1] for x in "qkv"})
             found[h] = errors(one, rows, [torch.zeros_like(masks[0]), *masks])[:, 0]
         return found

@@ -12,8 +12,8 @@ def case(blocks, lanes=(2, 3), seed=0, kinds=5, device="cpu"):
     rows, columns = blocks
     scores = torch.randint(kinds, (*lanes, rows, columns), generator=made).float() / 7 - 0.2
     queries = torch.randint(1, 9, (*lanes, rows), generator=made, dtype=torch.int32)
-    keys = torch.randint(0, 40, (1, lanes[1], columns), generator=made)
-    keys[..., 0] += 1
+    keys = torch.randint(1, 40, (1, lanes[1], columns), generator=made)
+    keys[..., 1::3] = 0  # empty blocks, that some rows score highest
     force = torch.rand(1, 1, rows, columns, generator=made) < 0.05
     return [x.to(device) for x in (scores, queries, keys, force)]
 
@@ -31,11 +31,11 @@ def oracle(scores, queries, keys, budget, share, must):
     return keep
 
 
-def forced_or_best(scores, force):
+def forced_or_best(scores, force, keys):
     must = force.expand(scores.shape).clone()
-    for row, kept in zip(scores, must, strict=True):
-        if not kept.any():
-            kept[row.argmax()] = True
+    for row, kept in zip(scores.tolist(), must, strict=True):
+        if not keys[kept].any():
+            kept[max((n for n, held in enumerate(keys.tolist()) if held), key=row.__getitem__)] = True
     return must
 
 
@@ -68,7 +68,7 @@ def test_a_lane_keeps_the_best_that_fit_into_its_share(place, blocks, forced, de
             heads = range(3) if across else [h]
             share = density[b, h].double().item() if isinstance(density, torch.Tensor) else density
             # A lane of several heads is one long head whose rows have sizes of their own.
-            must = torch.cat([forced_or_best(scores[b, i], force[0, 0]) for i in heads])
+            must = torch.cat([forced_or_best(scores[b, i], force[0, 0], keys[0, i]) for i in heads])
             weight = torch.cat([queries[b, i][:, None].double() * keys[0, i].double() for i in heads])
             flat = torch.cat([scores[b, i] for i in heads]).flatten()
             order = sorted(range(len(flat)), key=lambda j: (not must.flatten()[j], -flat[j].item()))
@@ -105,7 +105,7 @@ def test_rows_keep_the_best_that_fit_into_what_forced_rows_leave(place, blocks, 
     for b in range(2):
         for h in range(3):
             share = density[b, h].double().item() if isinstance(density, torch.Tensor) else density
-            must = forced_or_best(scores[b, h], force[0, 0])
+            must = forced_or_best(scores[b, h], force[0, 0], keys[0, h])
             size = keys[0, h].double()
             asked = share * queries[b, h].sum().item() * size.sum().item()
             low, high = 0.0, size.sum().item()
@@ -136,6 +136,21 @@ def test_scores_of_every_kind_and_long_rows(place, kinds):
     assert torch.equal(found, want)
     found, want = (fill_rows(scores, queries, keys, 0.2, implementation=one) for one in (implementation, "portable"))
     assert torch.equal(found, want)
+
+
+@everywhere
+@pytest.mark.parametrize("fill", [fill_rows, fill_lanes])
+def test_no_row_is_left_with_blocks_that_hold_no_keys(place, fill):
+    implementation, device = place
+    scores = torch.zeros(1, 1, 5, 4, device=device)
+    scores[0, 0, 1, 0] = scores[0, 0, 2, 3] = 1  # the best is empty; the best is not
+    scores[0, 0, 3] = -torch.inf
+    force = torch.zeros(1, 1, 5, 4, dtype=torch.bool, device=device)
+    force[..., 4, 2] = True  # all that is forced of this row is empty
+    queries, keys = (torch.tensor(x, dtype=torch.int32, device=device)[None, None] for x in ([1] * 5, [0, 3, 0, 3]))
+    found = fill(scores, queries, keys, 0.01, force=force, implementation=implementation)[0, 0].cpu()
+    held = found.int() @ keys[0, 0].cpu().int()
+    assert held.tolist() == [3] * 5 and found[:, [1, 3]].int().tolist() == [[1, 0], [1, 0], [0, 1], [1, 0], [1, 0]]
 
 
 def test_too_many_blocks_for_the_kernel_are_said():

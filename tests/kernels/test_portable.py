@@ -3,6 +3,7 @@ import torch
 from cases import check, inputs, random_mask, random_order
 from contract import *  # noqa: F403
 
+from dittools.blocks import BlockMask, Partition
 from dittools.kernels import block_sparse_attention, portable
 
 
@@ -60,3 +61,24 @@ def test_gradients_flow(wanted):
     ]
     for found, want in zip(*grads, strict=True):
         torch.testing.assert_close(found, want, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("name", ["portable", "naive"])
+def test_gradients_of_rows_that_see_only_blocks_biased_to_nothing_are_zero(name, dtype):
+    q, k, v = (x.requires_grad_() for x in inputs(1, 6, 2, 8, dtype))
+    keep = torch.tensor([[1, 0, 0], [0, 1, 1], [1, 1, 0]]).bool()[None, None]
+    mask = BlockMask(keep, Partition(6, 2), Partition(6, 2))
+    bias = torch.tensor([[[0.5, -torch.inf, -torch.inf]]])  # the second row of blocks sees nothing
+    out = block_sparse_attention(q, k, v, mask, key_bias=bias, implementation=name)
+    found = torch.autograd.grad(out.float().square().sum(), (q, k, v))
+    seen = q.detach().float(), k[:, :2].detach().float(), v[:, :2].detach().float()
+    alone = [x.requires_grad_() for x in seen]
+    logits = torch.einsum("bqhd,bkhd->bhqk", alone[0][:, [0, 1, 4, 5]], alone[1]) * 8**-0.5 + 0.5
+    want = torch.einsum("bhqk,bkhd->bqhd", logits.softmax(-1), alone[2]).square().sum()
+    want = torch.autograd.grad(want, alone)
+    assert found[0][:, 2:4].eq(0).all() and found[1][:, 2:].eq(0).all() and found[2][:, 2:].eq(0).all()
+    close = {"atol": 2e-2, "rtol": 2e-2} if dtype == torch.bfloat16 else {}
+    torch.testing.assert_close(found[0].float(), want[0], **close)
+    for part, whole in zip(found[1:], want[1:], strict=True):
+        torch.testing.assert_close(part[:, :2].float(), whole, **close)

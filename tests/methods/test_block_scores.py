@@ -131,6 +131,10 @@ def test_self_similarity_is_the_mean_cosine_of_all_pairs_in_a_block(grid, order)
     means, similarity = means_and_similarity(q, blocks)
     torch.testing.assert_close(similarity, want, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(means, pool(q, blocks))
+    for found, want in zip(
+        means_and_similarity(q, blocks, centre=True), means_and_similarity(q - q.mean(1, True), blocks), strict=True
+    ):
+        torch.testing.assert_close(found, want, rtol=1e-4, atol=1e-5)
 
 
 @orders
@@ -142,6 +146,7 @@ def test_chunks_of_heads_and_rows_change_nothing(order, monkeypatch):
         yield pool(q, blocks)
         yield pool(q, blocks, "max")
         yield self_similarity(q, blocks)
+        yield torch.cat([x.flatten() for x in means_and_similarity(q, blocks, centre=True)])
         yield antidiagonal_mass(q, k, blocks, SCALE, 4)
         yield block_mass(q, k, blocks, SCALE, lse=row_lse(q, k, blocks, SCALE))
 

@@ -49,8 +49,8 @@ def test_what_is_kept_scores_no_less_than_what_is_not(rows, columns, density, sc
     key[0] += 1
     scores = torch.randint(0, 5, (1, 2, rows, columns), generator=made).float()
     keep = spend(scores, query, key, density, scope=scope)
-    assert keep.any(-1).all()
-    best = torch.zeros_like(keep).scatter_(-1, scores.argmax(-1, keepdim=True), True)
+    assert (keep & (key > 0)).any(-1).all()
+    best = torch.zeros_like(keep).scatter_(-1, (scores + 9 * (key > 0)).argmax(-1, keepdim=True), True)
     for b, h in ((0, 0), (0, 1)):
         groups = [(m, slice(m, m + 1)) for m in range(rows)] if scope == "row" else [(None, slice(None))]
         for _, part in groups:

@@ -11,7 +11,7 @@ from dittools.methods import AttentionCall
 from dittools.methods.base import Plan
 from dittools.methods.svg2 import SVG2
 from dittools.methods.svg_ear import SVGEAR, refill
-from dittools.orders.clusters import cluster_order
+from dittools.orders.clusters import Start, cluster_order
 from dittools.selectors.budget import spend
 from dittools.selectors.clustered import centroid_mass, compensation_error
 from dittools.tokens import TokenGrid
@@ -128,6 +128,31 @@ def test_later_steps_start_from_where_clusters_stood():
     assert set(state) == {"query", "key"}
 
 
+@by_name
+@pytest.mark.parametrize("side", ["queries", "keys"])
+def test_clusters_go_along_when_all_tokens_move_together(method, side):
+    q, k, v = alike(VIDEO, spread=1.0)
+    made = torch.Generator().manual_seed(1)
+    state, still = {}, {}
+    for step in range(4):
+        moved = 20 * step * torch.randn(64, generator=made)
+        plan = method.plan(q + moved * (side == "queries"), k + moved * (side == "keys"), v, call(state=state))
+        stays = method.plan(q, k, v, call(state=still))
+        for one, two in ((plan.mask.query, stays.mask.query), (plan.mask.key, stays.mask.key)):
+            # Sums of larger numbers are rounded more: a token between two clusters may change sides.
+            assert (one.run_sizes - two.run_sizes).abs().sum() <= 0.02 * one.run_sizes.sum()
+    assert (plan.mask.key.run_sizes > 0).float().mean() > 0.9 and (plan.mask.query.run_sizes > 0).float().mean() > 0.9
+
+
+def test_clusters_stay_where_they_are_while_tokens_move_less_than_these_are_apart():
+    points = torch.tensor([[0.0, 0.0], [0, 1], [8, 0], [8, 1]])[None, None]
+    start = Start.of(torch.tensor([[[0, 0.5], [8, 0.5], [99, 99]]]), torch.tensor([[2, 2, 0]]), 4)
+    assert start.centre.tolist() == [[[4, 0.5]]] and start.spread.item() == 16
+    for moved, goes in ((2.7, 0), (2.9, 1), (torch.nan, 0), (torch.inf, 0)):
+        found = start.at(points + torch.tensor([0, moved]))
+        torch.testing.assert_close(found - start.centroids, torch.tensor([0, moved if goes else 0.0]).expand(1, 3, 2))
+
+
 def test_what_is_carried_stays_with_its_layer_and_branch():
     q, k, v = alike(VIDEO, spread=1.0)
     first, other = {}, {}
@@ -198,7 +223,11 @@ def test_empty_clusters_hold_no_mass():
     q, k, _ = alike(VIDEO)
     query = cluster_order(q, VIDEO, [6], None, 2)
     far = torch.full((2, 4, 64), 50.0)
-    key = cluster_order(k, VIDEO, [8], [torch.cat((cluster_order(k, VIDEO, [4], None, 2).centroids[0], far), 1)], 2)
+    four = cluster_order(k, VIDEO, [4], None, 2)
+    sizes = torch.cat((four.partition.run_sizes[0], torch.zeros(2, 4)), 1)
+    eight = Start.of(torch.cat((four.starts[0].centroids, far), 1), sizes, VIDEO.video)
+    torch.testing.assert_close(eight.centre[:, 0], k[0].mean(0), rtol=1e-4, atol=1e-5)
+    key = cluster_order(k, VIDEO, [8], [eight], 2)
     assert (key.partition.run_sizes[..., 4:] == 0).all()
     mass = centroid_mass(query, key, 0.125)
     assert (mass[..., 4:] == 0).all() and torch.allclose(mass.sum(-1), torch.ones(1, 2, 6))

@@ -154,10 +154,9 @@ def test_sparsity_zero_keeps_everything():
         assert pattern.mask.keep.all()
 
 
-def test_an_impossible_sparsity_keeps_the_diagonal_and_says_what_it_reaches():
+def test_an_impossible_sparsity_keeps_the_diagonal():
     for pattern in patterns(TokenGrid(5, 7, 9), 0.99, 64).values():
         assert torch.equal(pattern.mask.keep[0, 0], torch.eye(5, dtype=torch.bool))
-        assert any("cannot skip 0.99" in note for note in pattern.notes)
 
 
 @pytest.mark.parametrize("name", GRIDS)

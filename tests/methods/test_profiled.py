@@ -31,6 +31,7 @@ from dittools.calibrate.sta import windows
 from dittools.clock import Tick
 from dittools.config import Config
 from dittools.kernels import measure_block_mass
+from dittools.kinds import kept_by_kind
 from dittools.methods import AttentionCall, create
 from dittools.methods.sta import STA, Tiling
 from dittools.orders.axes import AXES, axis_order, inverse
@@ -295,9 +296,12 @@ def test_a_full_budget_is_dense(made):
 def test_text_is_dense_both_ways():
     for name in ("paro", "sparse_vdit"):
         profile = profile_for(name, TEXT)
-        keep = create(name, {}).plan(*heads(TEXT, KINDS), call(profile, 0.6)).mask.keep
-        text = torch.arange(TEXT.video, TEXT.tokens) // BLOCK
-        assert keep[..., text, :].all()
+        plan = create(name, {}).plan(*heads(TEXT, KINDS), call(profile, 0.6))
+        keep, text = plan.mask.keep, torch.arange(TEXT.video, TEXT.tokens) // BLOCK
+        beside = torch.zeros(keep.shape[1], dtype=torch.bool)
+        if plan.rows is not None:
+            beside[plan.rows.heads] = True
+        assert keep[:, ~beside][..., text, :].all()
         if name == "paro":  # a skipped head of sparse_vdit gives zeros for video, whatever the text says
             assert keep[..., text].all()
 
@@ -347,10 +351,14 @@ def test_a_profile_too_large_for_masses_holds_masks_at_a_few_sparsities(monkeypa
             create("paro", {}).plan(q, k, v, wrong)
 
 
-def test_text_above_the_budget_is_noted():
+def test_a_sparsity_that_a_profile_cannot_give_is_noted():
     grid = TokenGrid(2, 6, 6, 40, "first")  # 8 of 72 tokens share a block with text
-    plan = create("paro", {}).plan(*heads(grid, KINDS), call(profile_for("paro", grid), 0.85))
-    assert "keeps blocks dense that hold text too" in plan.notes[0]
+    for name in ("paro", "sta", "attention_tile"):
+        plan = create(name, {}).plan(*heads(grid, KINDS), call(profile_for(name, grid), 0.97))
+        skipped = 1 - kept_by_kind(plan, grid)[0, 0].item()
+        assert skipped < 0.97 - TOLERANCE
+        said = f"skips {skipped:.2f} of the picture's pairs, and 0.97 was asked: blocks that hold text too"
+        assert said in plan.notes[-1], name
 
 
 def test_sparse_vdit_finds_the_habit_of_every_head():
@@ -373,6 +381,33 @@ def test_sparse_vdit_finds_the_habit_of_every_head():
     error = (out - dense.transpose(1, 2)).square().mean((0, 1, 3)) / dense.square().mean((0, 2, 3))
     assert (error[:3] < 0.05).all()
     assert not plan.mask.keep[0, 3].any() and not out[:, :, 3].any()
+
+
+@pytest.mark.parametrize(
+    "grid",
+    [TokenGrid(5, 6, 7, 37, "first"), TokenGrid(5, 6, 7, 37, "last"), TokenGrid(5, 6, 8, 32, "first")],
+    ids=str,
+)
+def test_a_skipped_head_gives_zeros_for_all_of_the_video_and_text_as_ever(grid, monkeypatch):
+    monkeypatch.setattr("dittools.methods.sparse_vdit.choose_modes", lambda *_: [0, 1])
+    section = {"block_size": BLOCK, "habits": [["full", 1.0], ["skip", 0.0]]}
+    blocks = -(-grid.tokens // BLOCK)
+    arrays = {"error": torch.zeros(4, 2, 2), "power": torch.ones(4, 2), "columns": torch.ones(4, 2, blocks)}
+    arrays = {f"sparse_vdit.{key}": value for key, value in arrays.items()}
+    profile = Profile(Model("Toy", "0" * 16, 4, 2), grid, Made("toy", STEPS), {"sparse_vdit": section}, arrays)
+    q, k, v = torch.randn(3, 1, grid.tokens, 2, 16, generator=torch.Generator().manual_seed(0))
+    plan = create("sparse_vdit", {}).plan(q, k, v, call(profile, 0.8))
+    assert (plan.rows is None) == (grid.text % BLOCK == 0)
+    out, lse = attend(q, k, v, plan, 0.2, return_lse=True)
+    video, text = grid.video_slice, grid.text_slice
+    assert not out[:, video, 1].any() and lse[:, 1, video].isneginf().all()
+    dense = torch.nn.functional.scaled_dot_product_attention(*(x.transpose(1, 2) for x in (q, k, v)), scale=0.2)
+    torch.testing.assert_close(out[:, text], dense.transpose(1, 2)[:, text], rtol=1e-4, atol=1e-5)
+    logits = torch.einsum("bqhd,bkhd->bhqk", q, k) * 0.2
+    torch.testing.assert_close(lse[..., text], logits.logsumexp(-1)[..., text], rtol=1e-4, atol=1e-4)
+    assert plan.density()[0, 1].item() == pytest.approx(grid.text / grid.tokens)
+    kinds = kept_by_kind(plan, grid)
+    assert kinds[1].tolist() == pytest.approx([1, 1]), "text sees all, and is counted so"
 
 
 def test_sparse_vdit_weighs_what_a_launch_costs():
@@ -594,7 +629,9 @@ def test_layers_have_their_own_references_and_meet_the_budget_together(large, sp
         asked = dataclasses.replace(
             call(profile, sparsity=sparsity, layer=layer), layers=4, sparse_layers=layers, memo=memo
         )
-        found[layer] = method.plan(q, k, v, asked).density().item()
+        plan = method.plan(q, k, v, asked)
+        found[layer] = plan.density().item()
+        assert not any("was asked" in note for note in plan.notes), "a layer has its own share of the budget"
     # At 0.85 own frames are all there is to spend on.
     assert found[1] > found[2] or (sparsity == 0.85 and found[1] == found[2])
     assert 1 - sum(found.values()) / len(found) == pytest.approx(sparsity, abs=TOLERANCE)

@@ -115,7 +115,9 @@ def test_xattention_with_tau_keeps_the_fewest_blocks_that_reach_it():
 def mixed_blocks(grid):
     """A scene in which the tokens of block 3 of q and of block 5 of k are nothing alike."""
     q, k, v = (torch.randn(1, grid.tokens, 2, DIM, generator=torch.Generator().manual_seed(s)) for s in range(3))
-    q, k = q * 0.1 + 1, k * 0.1 + 1
+    # Keys of a block are alike beside the mean of all keys, which does not count.
+    places = torch.randn(1, -(-grid.tokens // BLOCK), 2, DIM, generator=torch.Generator().manual_seed(3))
+    q, k = q * 0.1 + 1, k * 0.1 + places.repeat_interleave(BLOCK, 1)[:, : grid.tokens]
     signs = torch.tensor([1.0, -1.0]).repeat(BLOCK // 2)[:, None, None]
     q[:, 3 * BLOCK : 4 * BLOCK] *= signs
     k[:, 5 * BLOCK : 6 * BLOCK] *= signs
@@ -140,6 +142,16 @@ def test_sparge_within_a_budget_puts_blocks_whose_tokens_differ_first():
     assert plan.mask.density().sub(0.2).abs().max() < 0.02
     sink = plan_of("sparge", mixed_blocks(GRID), asked, sink=True)
     assert sink.mask.keep[..., 0].all() and sink.mask.density().sub(0.2).abs().max() < 0.02
+
+
+@pytest.mark.parametrize("options", [{}, {"tau": 0.8}, {"similarity": 0.4, "order": "curve"}], ids=str)
+def test_sparge_does_not_see_a_vector_that_is_added_to_all_keys(options):
+    q, k, v = mixed_blocks(GRID)
+    plans = [plan_of("sparge", (q, k + move, v), call(GRID, 0.6), **options) for move in (0.0, 3.0, -40.0)]
+    for plan in plans[1:]:
+        assert (plan.mask.keep != plans[0].mask.keep).float().mean() < 0.001
+    if options:  # whose gate tells blocks apart
+        assert not torch.equal(plans[0].mask.keep, plan_of("sparge", (q, k, v), call(GRID, 0.6)).mask.keep)
 
 
 def test_within_mass_leaves_out_the_block_that_crosses_and_keeps_one_at_least():
@@ -222,7 +234,7 @@ def test_adaspa_searches_when_asked_and_reuses_the_lse_of_the_first(monkeypatch)
     early = run(method, tensors, range(2, 6), state)  # of 10 steps: a search in step 2
     assert len(searched.calls) == 1 and all(torch.equal(p.mask.keep, early[0].mask.keep) for p in early)
     lse = searched.calls[0]["lse"]
-    later = run(method, scene(GRID, seed=1), range(6, 10), state)  # and one in step 6
+    later = run(method, [1.02 * x for x in tensors], range(6, 10), state)  # and one in step 6
     assert len(searched.calls) == 2 and searched.calls[1]["lse"] is lse
     assert (later[0].mask.keep != early[0].mask.keep).any()
     assert all(torch.equal(p.mask.keep, later[0].mask.keep) for p in later)
