@@ -48,7 +48,10 @@ def _skipped(method: str, correction: str, sparsity: dict[str, Any], calls: dict
         return f"method {method}: {counted}, nothing skipped"
     if correction != "none":
         method += f" with {correction}"
+    parts, own = sparsity.get("by_parts", {}), ""
+    if len(parts) > 1:  # what was asked is of the picture; text is dense beside it
+        own = f"{1 - parts['picture-picture']:.1%} of the picture's own pairs and "
     return (
-        f"method {method}: skipped {sparsity['sparse_calls']:.1%} in sparse calls "
+        f"method {method}: skipped {own}{sparsity['sparse_calls']:.1%} in sparse calls "
         f"({sparsity['asked']:.0%} asked), {sparsity['overall']:.1%} overall; {counted}"
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 
 import torch
 
@@ -88,5 +88,10 @@ class Pair:
 
     def _mean(self, share: torch.Tensor) -> torch.Tensor:
         """The two masks, the second by this share: fp32 ``[M, M]``."""
-        one, two = self.keep.float().chunk(2)
+        one, two = self.keep_as_numbers.chunk(2)
         return one.lerp(two, share)
+
+    @cached_property
+    def keep_as_numbers(self) -> torch.Tensor:
+        """``keep`` as fp32."""
+        return self.keep.float()

@@ -16,7 +16,7 @@ from dittools.kernels import portable
 from dittools.methods import Method, Plan, pair
 from dittools.runtime import Layer, Runtime
 from dittools.selectors import budget, pooled, sampled
-from dittools.tokens import TokenGrid
+from dittools.tokens import Part, TokenGrid
 
 GRID = TokenGrid(5, 16, 16)
 # What a card runs in one kernel or a few, whatever plain PyTorch makes of it.
@@ -87,7 +87,11 @@ def operators(method, monkeypatch):
 
 
 @pytest.mark.parametrize("method, most", [("svg", 20), ("draft", 32), ("gna", 1), ("radial", 1), ("sta", 1)])
-def test_a_call_takes_few_operators(method, most, monkeypatch):
+@pytest.mark.parametrize("parts", [(), (Part.of("reference", 1, 20, 20),)], ids=["alone", "text and a reference"])
+def test_a_call_takes_few_operators(method, most, parts, monkeypatch):
+    if parts:  # budgets of their own, and what is kept of each kind of pair
+        monkeypatch.setattr(f"{__name__}.GRID", TokenGrid(5, 16, 16, 40, "last", parts))
+        most += 12 * (most > 1)
     planned, shared = operators(method, monkeypatch)
     assert planned.total() <= most, planned
     assert shared == Counter({"sum": 1})  # whether the output is finite

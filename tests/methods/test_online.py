@@ -1,5 +1,6 @@
 """What every online block method promises, and the yardsticks beside them."""
 
+import dataclasses
 from contextlib import nullcontext
 
 import pytest
@@ -7,8 +8,9 @@ import torch
 
 from dittools import methods
 from dittools.attention import attend
+from dittools.kinds import kept_by_kind
 from dittools.selectors.measured import sums_to_one
-from dittools.tokens import TokenGrid
+from dittools.tokens import Part, TokenGrid
 from tests.methods.scenes import DIM, GRIDS, call, dense, kept_mass, kept_tokens, scene, shares
 from tests.methods.watch import Memory, NoSync
 
@@ -177,7 +179,7 @@ def test_masses_fit_while_no_row_of_blocks_is_far_from_one():
 
 @every
 def test_no_plan_waits_for_the_device(name):
-    grid = GRIDS["text last"]
+    grid = dataclasses.replace(GRIDS["text last"], parts=(Part.of("history", 2, 6, 8), Part.of("reference", 1, 9, 9)))
     q, k, v = scene(grid)
     kept = {"memo": {}, "state": {}}
     method = methods.create(name, {})
@@ -187,6 +189,7 @@ def test_no_plan_waits_for_the_device(name):
             plan = method.plan(q, k, v, call(grid, step=step, **kept))
             plan.mask.density()
             plan.mask.lists()
+            kept_by_kind(plan, grid)
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from functools import cache
 import pytest
 import torch
 
+from dittools.cli.closing import _skipped
 from dittools.methods import METHODS, AttentionCall, create
 from dittools.pipelines.families import find_family
 from dittools.tokens import Part, TokenGrid
@@ -93,3 +94,12 @@ def test_at_real_sizes_little_more_is_kept_of_all_pairs_than_of_the_pictures_own
     assert shares(plan, grid, "picture", "reference").item() == pytest.approx(0.2, abs=0.06)
     assert plan.density().item() <= 0.27 + 0.05 * (grid.frames == 1)  # of the edit's tokens 512 are text
     assert not any("cannot skip" in note for note in plan.notes)
+
+
+def test_what_was_asked_is_told_of_the_picture_where_text_is_dense_beside_it():
+    _, record = sequence("flux, one")[0].run("draft", sequence("flux, one")[1], 0.8, block_size=64)
+    said = _skipped("draft", "none", record["sparsity"], record["calls"])
+    share = record["sparsity"]["sparse_calls"]
+    assert "skipped 80." in said and f"of the picture's own pairs and {share:.1%} in sparse calls (80% asked)" in said
+    alone = {**record["sparsity"], "by_parts": {"picture-picture": 0.2}}
+    assert "own pairs" not in _skipped("draft", "none", alone, record["calls"])
