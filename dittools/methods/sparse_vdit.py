@@ -19,7 +19,7 @@ from dittools.dense_rows import DenseRows
 from dittools.methods.base import AttentionCall, Method, Plan
 from dittools.orders.raster import raster
 from dittools.orders.token_major import token_major
-from dittools.selectors.areas import areas_of, chosen_share
+from dittools.selectors.geometric import picture_share
 from dittools.selectors.habits import Habit, from_section, habit_mask, head_costs, text_among_video
 from dittools.selectors.modes import choose_modes
 from dittools.selectors.packed import pack_bits, unpack_bits
@@ -81,8 +81,7 @@ class SparseVDiT(Method):
             # Stripes are a head's own; the others are the same in every layer.
             return make() if habit.mode == "stripe" else call.remember(("habit", habit), make)
 
-        areas = areas_of(call.grid, call.block_size)
-        density = [chosen_share(mask(0, habit).numpy(), areas) for habit in habits]
+        density = [picture_share(mask(0, habit).numpy(), call.grid, call.block_size) for habit in habits]
         density = torch.tensor(density, dtype=torch.float64)
         cost = head_costs(profile, habits, density)
         loss = error / power.mean().clamp_min(torch.finfo(torch.float32).tiny) + self.cost_weight * cost

@@ -117,13 +117,6 @@ def area_pairs(areas: Sequence[Area]) -> Iterator[AreaPair]:
     return (AreaPair(*pair) for pair in product(areas, areas))
 
 
-def chosen_share(keep: np.ndarray, areas: Sequence[Area]) -> float:
-    """Share that a mask ``[M, M]`` keeps of the pairs that a method chooses from."""
-    pairs = list(area_pairs(areas))
-    kept = sum(pair.weight[keep[pair.place]].sum() for pair in pairs)
-    return float(kept / sum(pair.weight.sum() for pair in pairs))
-
-
 def _within(at: slice, partition: Partition) -> np.ndarray:
     """Tokens of a run in each block: int64 ``[M]``."""
     start = np.arange(partition.count) * partition.size

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from dittools.orders.named import ORDERS
-from dittools.selectors.areas import AreaPair, area_pairs, areas_of, chosen_share
+from dittools.selectors.areas import AreaPair, area_pairs, areas_of
 from dittools.selectors.boxes import boxes_of
 from dittools.selectors.budget import SCOPES, spend
 from dittools.selectors.ordered_blocks import cut_into_blocks
@@ -50,7 +50,6 @@ def test_each_kind_of_pair_keeps_what_is_asked_and_a_picture_alone_is_spent_as_e
         least = pair.weight[held].sum() / pair.weight.sum()
         assert found.item() == pytest.approx(max(pair.density(0.3), least), abs=0.04), (pair.query.kind, pair.key.kind)
     assert keep[..., 22, :].all() and keep[..., :, 22].all()
-    assert chosen_share(np.ones((23, 23), dtype=bool), blocks.areas) == 1
 
     alone = cut_into_blocks(TokenGrid(3, 10, 7), 16, "raster")
     scores = torch.rand(1, 3, 14, 14, generator=made)

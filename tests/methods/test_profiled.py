@@ -43,13 +43,14 @@ from dittools.selectors.modes import choose_modes
 from dittools.selectors.packed import pack_bits, unpack_bits
 from dittools.selectors.searched import reference_counts, searched_windows, tile_windows, to_budget
 from dittools.selectors.stripes import stripes
-from dittools.tokens import TokenGrid
+from dittools.tokens import Part, TokenGrid
 from tests.calibrate.by_token import tile_rows, window_rows
 from tests.methods.scenes import shares
 from tests.methods.watch import NoSync
 
 GRID = TokenGrid(6, 8, 10)
 TEXT = TokenGrid(5, 7, 9, text=13, text_position="last")
+BESIDE = TokenGrid(5, 7, 9, 13, "last", (Part.of("reference", 1, 12, 11),))
 STEPS, LAYERS, BLOCK = 8, 2, 16
 KINDS = ("row", "place", "column", "keys", "silent", "flat")
 
@@ -262,7 +263,7 @@ def named(request):
     return request.param
 
 
-@pytest.fixture(scope="module", params=[GRID, TEXT], ids=str)
+@pytest.fixture(scope="module", params=[GRID, TEXT, BESIDE], ids=("alone", "text", "reference"))
 def made(request, named):
     return named, profile_for(named, request.param)
 

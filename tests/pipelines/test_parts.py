@@ -8,7 +8,8 @@ import torch
 from dittools.cli.closing import _skipped
 from dittools.methods import METHODS, AttentionCall, create
 from dittools.pipelines.families import find_family
-from dittools.tokens import Part, TokenGrid
+from dittools.pipelines.step_reuse import picture_in
+from dittools.tokens import Layout, Part, TokenGrid
 from tests.families_tiny import TINY, noise
 from tests.methods.scenes import shares
 from tests.pipelines.test_families import Holder
@@ -103,3 +104,17 @@ def test_what_was_asked_is_told_of_the_picture_where_text_is_dense_beside_it():
     assert "skipped 80." in said and f"of the picture's own pairs and {share:.1%} in sparse calls (80% asked)" in said
     alone = {**record["sparsity"], "by_parts": {"picture-picture": 0.2}}
     assert "own pairs" not in _skipped("draft", "none", alone, record["calls"])
+
+
+@pytest.mark.parametrize(
+    ("layout", "tokens", "start"),
+    [
+        (Layout(1, 2, 2, None, (Part.of("reference", 1, 1, 3),)), 4 + 3, 0),  # before text has joined them
+        (Layout(1, 2, 2, None, (Part.of("reference", 1, 1, 3),)), 9 + 4 + 3, 9),
+        (Layout(1, 2, 2, (Part.of("history", 1, 1, 3),), (Part("text", None),)), 3 + 4, 3),
+        (Layout(1, 2, 2, (Part.of("history", 1, 1, 3),), (Part("text", None),)), 3 + 4 + 8, 3),
+        (Layout(1, 2, 2, None, (Part.of("reference", 1, 1, 3),)), 5, None),
+    ],
+)
+def test_a_cache_finds_the_picture_among_its_parts_with_and_without_text(layout, tokens, start):
+    assert picture_in(layout, tokens) == (None if start is None else slice(start, start + 4))
