@@ -3,6 +3,7 @@
 import math
 
 import pytest
+import torch
 
 from dittools import caches
 from dittools.caches.attention import in_window
@@ -250,3 +251,16 @@ def test_teacache_without_a_known_time_embedding_computes_everything_and_says_so
     run = free(8, model=model)
     assert all(cache.mask(run))
     assert any("time embedding" in note for note in cache.why_not(run))
+
+
+def test_teacache_takes_the_change_of_the_first_blocks_input_against_what_it_was_before():
+    cache = caches.create("teacache", {"sample": 2}).bind(
+        Model("MochiTransformer3DModel", {"num_layers": 48}, block_input=True)
+    )
+    lane, signals = caches.Lane(), []
+    for size in (1.0, 1.05, 1.05):
+        seen = torch.full((1, 6, 4), size)
+        seen[:, 1::2] = 9.0  # of two tokens one is compared
+        signals.append(cache.signal(lane, seen, caches.StepCall(0, 500.0, "cond")))
+    at = [polynomial(cache.entry["coefficients"], change, cache.entry["valid"]) for change in (0.05, 0.0)]
+    assert signals[0] is None and signals[1:] == pytest.approx(at, rel=1e-4) and at[0] != pytest.approx(at[1])
