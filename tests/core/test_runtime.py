@@ -30,6 +30,9 @@ class Probe(Method):
     seen: ClassVar[list] = []
     stay: ClassVar[tuple] = ()
 
+    def asked(self, call):
+        return None  # it keeps what it keeps
+
     def plan(self, q, k, v, call):
         self.seen.append((call.layer, call.branch, call.step, dict(call.state)))
         call.state["calls"] = call.state.get("calls", 0) + 1
