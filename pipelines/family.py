@@ -124,10 +124,16 @@ class Family:
         Raises:
             BadInput: when the arguments are not those of this family.
         """
+        from dittools.pipelines.errors import BadInput
         from dittools.pipelines.grids import GRIDS
         from dittools.tokens import Layout
 
-        found = GRIDS[self.grid](config, arguments, self.latents)
+        try:
+            found = GRIDS[self.grid](config, arguments, self.latents)
+        except BadInput:
+            raise
+        except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+            raise BadInput(f"the arguments are not those of {self.name}: {error}") from error
         if isinstance(found, Layout):
             return found
         return Layout(*found, *{"none": (0, 0), "first": (None, 0), "last": (0, None)}[self.text_position])

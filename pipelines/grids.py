@@ -7,6 +7,7 @@ sequence holds.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 import torch
 
 from dittools.pipelines.errors import BadInput
+from dittools.pipelines.rasters import Clip, clips, raster
 from dittools.tokens import Layout, Part
 
 Arguments = Callable[[str], Any]
@@ -70,26 +72,67 @@ def image_or_video(config: Any, arguments: Arguments, name: str) -> Answer:
 
 
 def packed(config: Any, arguments: Arguments, name: str) -> Answer:
-    """Latents ``[B, tokens, C]``, with the grid in arguments of its own."""
-    sizes = [arguments(axis) for axis in ("num_frames", "height", "width")]
-    if any(size is None for size in sizes):
-        raise BadInput("packed latents need num_frames, height and width, and the call does not give them")
-    return _patches(config, *(int(size) for size in sizes))
+    """Latents ``[B, tokens, C]``, with the grid in arguments of its own, or in coordinates of each token.
+
+    What the sequence has beyond the grid (frames that lead it, references, slots that are filled) is behind the
+    picture, or where the coordinates say.
+    """
+    count = _latents(arguments, name, "batch tokens channels").shape[1]
+    sizes, coordinates = [arguments(axis) for axis in ("num_frames", "height", "width")], arguments("video_coords")
+    # Sizes of 1 are given where coordinates count.
+    if None not in sizes and (coordinates is None or math.prod(map(int, sizes)) > 1):
+        shape = _patches(config, *(int(size) for size in sizes))
+        if math.prod(shape) == count:
+            return shape
+        if math.prod(shape) > count:
+            raise BadInput(f"a grid of {' x '.join(map(str, shape))} has more tokens than the {count} of {name}")
+        found = [Clip(count - math.prod(shape), None)]
+        if coordinates is not None:
+            found = clips(_of_one(coordinates)[:, math.prod(shape) :])
+        return Layout(*shape, 0, tuple(Part("reference", *clip) for clip in found))
+    if coordinates is None:
+        raise BadInput("packed latents need num_frames, height and width, or video_coords, and the call gives neither")
+    found = clips(_of_one(coordinates))
+    rasters = [number for number, clip in enumerate(found) if clip.shape is not None]
+    if not rasters:
+        raise BadInput(f"the video_coords of {count} tokens are not those of frames, rows and columns")
+    picture = max(rasters, key=lambda number: found[number].tokens)
+    before, after = (
+        tuple(Part("reference", *clip) for clip in side) for side in (found[:picture], found[picture + 1 :])
+    )
+    return Layout(*found[picture].shape, before, after)
+
+
+def _of_one(coordinates: torch.Tensor) -> torch.Tensor:
+    """Where the tokens of the first sample begin ``[3, S]``, of coordinates ``[B, 3, S]`` or with ends ``[.., 2]``."""
+    return coordinates[0] if coordinates.ndim == 3 else coordinates[0, ..., 0]
 
 
 def position_ids(config: Any, arguments: Arguments, name: str) -> Answer:
     """Latents ``[B, tokens, C]`` with ids (image, row, column, ..) of each token; reference images come last."""
-    ids = arguments("img_ids")
-    ids = ids[0] if ids.ndim == 3 else ids
-    return _rastered(ids)
+    ids = _ids(arguments, "img_ids")
+    kept = arguments("num_ref_tokens") if arguments("kv_cache_mode") == "extract" else 0
+    if not kept:
+        return _rastered(ids)
+    # FLUX.2 Klein keeps the keys of reference images: these come first, and see themselves alone.
+    picture = _rastered(ids[kept:])
+    return dataclasses.replace(picture, before=(TEXT, Part("reference", kept)))
 
 
 def joint_ids(config: Any, arguments: Arguments, name: str) -> Answer:
     """Ids (.., row, column) of the whole sequence ``[text, image]``; latents have the image's tokens alone."""
-    ids = arguments("position_ids")
-    ids = ids[0] if ids.ndim == 3 else ids
+    ids = _ids(arguments, "position_ids")
     count = arguments(name).shape[1]
     return _rastered(ids[len(ids) - count :])
+
+
+def _ids(arguments: Arguments, name: str) -> torch.Tensor:
+    """Ids of each token ``[tokens, axes]``, also where every sample has its own."""
+    ids = arguments(name)
+    if not isinstance(ids, torch.Tensor) or ids.ndim not in (2, 3):
+        found = list(ids.shape) if isinstance(ids, torch.Tensor) else type(ids).__name__
+        raise BadInput(f"{name} has to be [tokens, axes], got {found}")
+    return ids[0] if ids.ndim == 3 else ids
 
 
 def _rastered(ids: torch.Tensor) -> Layout:
@@ -114,14 +157,8 @@ def _rastered(ids: torch.Tensor) -> Layout:
 
 def _raster(ids: torch.Tensor) -> tuple[int, int, int] | None:
     """(1, rows, columns) of tokens with these ids (image, row, column), None where they are no such raster."""
-    rows, columns = ids[:, 1], ids[:, 2]
-    other = (rows != rows[0]).nonzero()
-    width = int(other[0]) if len(other) else len(ids)
-    height = len(ids) // width
-    if height * width != len(ids):
-        return None
-    row = torch.equal(rows, rows[::width].repeat_interleave(width))
-    return (1, height, width) if row and torch.equal(columns, columns[:width].repeat(height)) else None
+    found = raster(ids[:, 1], ids[:, 2])
+    return None if found is None else (1, *found)
 
 
 def _apart(ids: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -132,6 +169,8 @@ def _apart(ids: torch.Tensor) -> tuple[torch.Tensor, ...]:
 def shapes(config: Any, arguments: Arguments, name: str) -> Layout:
     """``img_shapes``: (frames, height, width) of the picture, then of reference images that follow it."""
     found = arguments("img_shapes")
+    if not found:
+        raise BadInput("packed latents need img_shapes, and the call does not give them")
     first = found[0]
     picture, *others = first if isinstance(first, list) else [first]
     return Layout(*picture, (TEXT,), tuple(Part.of("reference", *shape) for shape in others))
@@ -140,8 +179,10 @@ def shapes(config: Any, arguments: Arguments, name: str) -> Layout:
 def listed(config: Any, arguments: Arguments, name: str) -> Answer:
     """A list with latents ``[C, F, H, W]`` for each sample, all of one size."""
     found = arguments(name)
-    if any(not isinstance(x, torch.Tensor) or x.shape != found[0].shape for x in found):
-        raise BadInput(f"{name} holds pictures of several sizes, or several pictures a sample")
+    if not isinstance(found, (list, tuple)) or any(
+        not isinstance(x, torch.Tensor) or x.shape != found[0].shape for x in found
+    ):
+        raise BadInput(f"{name} has to be a list of one picture a sample, all of one size")
     frames, height, width = found[0].shape[1:]
     side, deep = arguments("patch_size") or 2, arguments("f_patch_size") or 1
     return frames // deep, height // side, width // side
@@ -186,9 +227,10 @@ def _history(arguments: Arguments, scales: dict[str, tuple[int, int, int]]) -> t
 def square_or_sized(config: Any, arguments: Arguments, name: str) -> Answer:
     """Latents ``[B, C, H, W]``, or packed ones with ``img_sizes`` in patches."""
     latents = arguments(name)
-    if latents.ndim == 4:
+    sizes = arguments("img_sizes")
+    if latents.ndim == 4 or sizes is None:
         return image(config, arguments, name)
-    height, width = (int(n) for n in arguments("img_sizes")[0])
+    height, width = (int(n) for n in sizes[0])
     return 1, height, width
 
 
