@@ -102,7 +102,8 @@ class Runtime:
         self._transformers = _by_transformer(self.layers)
         self._reports: StepReports | None = None
         self._tick: Tick | None = None  # set between begin_call and end_call
-        self._layout: Layout | None = None  # None: every call has exactly the tokens of the grid
+        self._layout: Layout | None = None  # of the present forward; None where its grid is not known
+        self._why_no_grid: str | None = None  # and then why
         self._calls: dict[int, int] = {}  # attention calls of each layer in this forward
         self._cut: tuple | None = None  # the latest mask and shape, and the pieces of such a call
         self._mark = None
@@ -118,7 +119,7 @@ class Runtime:
     def begin_call(
         self,
         *,
-        grid: TokenGrid,
+        grid: TokenGrid | None,
         timestep: torch.Tensor | float | Callable[[], Reading],
         timesteps: torch.Tensor | None,
         device: torch.device,
@@ -137,6 +138,7 @@ class Runtime:
         boundary: float | None = None,
         life: weakref.ref | None = None,
         source: int | None = None,
+        why_no_grid: str | None = None,
     ) -> bool | None:
         """A transformer forward starts. True: compute it. False: reuse. None: `Reuse.watch` decides on the way.
 
@@ -144,7 +146,8 @@ class Runtime:
         `end_call` and, for the cache, ``run.reuse.carry``; a reused one with `end_reused`.
 
         Args:
-            grid: its token layout.
+            grid: its token layout; None where it is not known, and then its calls are dense.
+            why_no_grid: the reason, in one line.
             layout: where the picture is in the sequence of each call, when that may hold other tokens than
                 the grid.
             device, dtype: of the latents.
@@ -159,21 +162,22 @@ class Runtime:
             source: identity of the scheduler: with other timesteps it has left its earlier run.
 
         Raises:
-            ValueError: when a method was asked for by name that cannot run on this grid.
+            ValueError: when a profile was asked for that does not fit this grid.
         """
         told = {"branch": branch, "step_index": step_index, "steps": steps, "first": first}
         self._turn_to(timesteps, source)
         # Two prompts of one run may differ in length, so the text is no part of what a run is known by.
-        tick = self._clock.tell(timestep, timesteps, signature=(grid.shape, device, dtype), **told)
+        tick = self._clock.tell(timestep, timesteps, signature=(_shape(grid), device, dtype), **told)
         if tick.new_run or self.run is None:
             # Two steps, so that no old run stays behind when the new one cannot start.
             self.run = self._tick = None
+            self._why_no_grid = why_no_grid
             self.run = self._new_run(grid, tick, device, boundary)
             self.run.notes.update(dict.fromkeys(layout.notes if layout else ()))
             self._reports = StepReports(self.run, self.listeners)
             self._life = None if life is None else weakref.ref(life(), _ender(self.run))
             self._source = source
-        elif grid.shape != self.run.grid.shape:
+        elif grid is not None and grid.shape != _shape(self.run.grid):
             self._change_grid(self.run, grid, tick, device)
         run, self._tick, self.latest = self.run, tick, tick
         run.steps = max(run.steps, tick.steps)
@@ -182,7 +186,8 @@ class Runtime:
         if tick.known:
             run.branches.add(tick.branch)
         run.tally.begin(tick.step, part, tick.known)
-        self._layout = layout or _layout(grid)
+        self._why_no_grid = why_no_grid if grid is None else None
+        self._layout = layout or (None if grid is None else _layout(grid))
         self._calls, self._cut = {}, None
         self._mark, self._reruns, self._sparse_in_call = self.run.mark(), 0, False
         self._reports.begin_call(tick.step)
@@ -347,7 +352,8 @@ class Runtime:
     def _tell(self, layer: int, q, k, v, scale: float | None) -> None:
         """Let watchers hear of a call that is in the order of its grid."""
         grid = self.run.grid
-        heard = self.watchers and q.shape == k.shape and q.shape[1] == grid.tokens
+        known = self.watchers and self._layout is not None
+        heard = known and q.shape == k.shape and q.shape[1] == grid.tokens
         if heard and self._layout.in_order(grid.tokens):
             scale = q.shape[-1] ** -0.5 if scale is None else scale
             for watch in self.watchers:
@@ -358,7 +364,8 @@ class Runtime:
         if self._tick is not None:
             self.run.tally.call(layer)
             self.run.fallbacks[reason] += 1
-            self.run.calls.append(Call(self._tick.step, layer, float(self.run.grid.tokens) ** 2, None))
+            pairs = 1.0 if self.run.grid is None else float(self.run.grid.tokens) ** 2
+            self.run.calls.append(Call(self._tick.step, layer, pairs, None))
 
     def heard(self, layer: int) -> bool:
         """Whether this layer has had a call in the present forward, sparse or not."""
@@ -370,6 +377,8 @@ class Runtime:
 
     def _why_dense(self, layer: int, q: torch.Tensor, k: torch.Tensor) -> str | None:
         run = self.run
+        if self._why_no_grid is not None:
+            return self._told(self._why_no_grid)
         if run.method is None:
             return run.why_dense
         if (self._tick.step, layer) in run.dense_from:
@@ -381,9 +390,12 @@ class Runtime:
             self._layout.parts_of(q.shape[1])
         except ValueError as error:
             problem = str(error)
-        if problem and self.config.method != "auto":
-            name = self.layers[layer].name
-            raise ValueError(f"method {self.config.method} cannot run in {name}: {problem}; use method 'auto'")
+        return problem and self._told(problem)
+
+    def _told(self, problem: str) -> str:
+        """A reason for dense calls; noted where a method was asked for by name, which cannot take them."""
+        if self.config.method not in ("auto", "dense"):
+            self.run.notes[f"method {self.config.method} cannot take some calls, which ran dense: {problem}"] = None
         return problem
 
     def _parts(self, layer: int, q: torch.Tensor, k: torch.Tensor, mask: torch.Tensor | None) -> list[Piece] | str:
@@ -440,14 +452,18 @@ class Runtime:
     def _choose(self, run: Run, tick: Tick, device: torch.device) -> None:
         """What decides the pairs of a run on its present grid."""
         config, grid, size = self.config, run.grid, run.block_size
+        if grid is None and config.method != "dense":
+            run.method, run.why_dense = None, self._why_no_grid
+            return
         if config.method == "auto":
             runs = tick.steps - tick.first
             method = auto.pick(runs, grid.frames, device.type)
             why = auto.why_dense(grid, config.sparsity, size, device, runs)
         else:
-            method, why = methods.create(config.method, config.options), None
-            if problem := method.why_not(grid, size):
-                raise ValueError(f"{problem}; use more frames, a larger size or method 'auto'")
+            method = methods.create(config.method, config.options)
+            why = method.why_not(grid, size)
+            if why:
+                run.notes[f"{why}: calls ran dense; use more frames, a larger size or method 'auto'"] = None
         run.method, run.why_dense = (None if why else method), why
         if why is not None:
             return
@@ -495,7 +511,7 @@ class Runtime:
 
     def _new_reuse(self, run: Run, tick: Tick, boundary: float | None) -> Reuse:
         """The cache for a run. Steps that attention keeps dense are computed, so that both share one warm-up."""
-        model = dataclasses.replace(self.model, frame_tokens=run.grid.frame)
+        model = dataclasses.replace(self.model, frame_tokens=0 if run.grid is None else run.grid.frame)
         cache = self.cache.bind(model)
         first, steps = tick.first, run.steps
         sparse = run.method is not None and self.config.method != "dense"
@@ -562,6 +578,10 @@ def _ender(run: Run) -> Callable[[object], None]:
             ended.let_go()
 
     return end
+
+
+def _shape(grid: TokenGrid | None) -> tuple[int, int, int] | None:
+    return None if grid is None else grid.shape
 
 
 def _layout(grid: TokenGrid) -> Layout:

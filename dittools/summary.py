@@ -109,15 +109,13 @@ def summary(runtime: Runtime, replaced: bool = False) -> str:
     if runtime.run is None:
         return f"dittools: no run yet; {REPLACED}" if replaced else "dittools: attached, no run yet"
     values = record(runtime)
-    sparsity, grid, calls = values["sparsity"], values["grid"], values["calls"]
-    text = "".join(f" + {part['tokens']} {part['kind']}" for part in grid.get("parts", ()))
-    text += f" + {grid['text']} text" if grid["text"] else ""
+    sparsity, calls = values["sparsity"], values["calls"]
     seconds = [s for s in values["step_seconds"] if s is not None]
     asked, method = runtime.config.method, with_options(values["method"], values["method_options"])
     correction = "" if values["correction"] == "none" else f", correction {values['correction']}"
     lines = [
         f"method    {method}" + (f", asked {asked}" if asked != values["method"] else "") + correction,
-        f"grid      {grid['frames']} x {grid['height']} x {grid['width']}{text} = {grid['tokens']} tokens",
+        f"grid      {_grid_text(values['grid'])}",
         f"sparsity  asked {sparsity['asked']:.3f}, sparse calls {_share(sparsity['sparse_calls'])}, "
         f"all calls {_share(sparsity['overall'])}",
         f"calls     {calls['dense']} dense, {calls['sparse']} sparse, {calls['reused']} reused, "
@@ -172,6 +170,15 @@ def _cache_lines(cache: dict[str, Any]) -> list[str]:
         f"{_share(pairs['skipped'])} skipped; {cache['bytes_held'] / 2**20:.1f} MiB held"
     )
     return lines
+
+
+def _grid_text(grid: dict[str, Any] | None) -> str:
+    """A record's grid for a terminal."""
+    if grid is None:
+        return "not known"
+    others = "".join(f" + {part['tokens']} {part['kind']}" for part in grid.get("parts", ()))
+    others += f" + {grid['text']} text" if grid["text"] else ""
+    return f"{grid['frames']} x {grid['height']} x {grid['width']}{others} = {grid['tokens']} tokens"
 
 
 def _grid(grid: TokenGrid | None) -> dict[str, Any] | None:

@@ -93,10 +93,9 @@ def packed(config: Any, arguments: Arguments, name: str) -> Answer:
     if coordinates is None:
         raise BadInput("packed latents need num_frames, height and width, or video_coords, and the call gives neither")
     found = clips(_of_one(coordinates))
-    rasters = [number for number, clip in enumerate(found) if clip.shape is not None]
-    if not rasters:
+    picture = max(range(len(found)), key=lambda number: (found[number].shape is not None, found[number].tokens))
+    if found[picture].shape is None or found[picture].tokens < count / 4:  # every few tokens in a row are a raster
         raise BadInput(f"the video_coords of {count} tokens are not those of frames, rows and columns")
-    picture = max(rasters, key=lambda number: found[number].tokens)
     before, after = (
         tuple(Part("reference", *clip) for clip in side) for side in (found[:picture], found[picture + 1 :])
     )
@@ -169,8 +168,8 @@ def _apart(ids: torch.Tensor) -> tuple[torch.Tensor, ...]:
 def shapes(config: Any, arguments: Arguments, name: str) -> Layout:
     """``img_shapes``: (frames, height, width) of the picture, then of reference images that follow it."""
     found = arguments("img_shapes")
-    if not found:
-        raise BadInput("packed latents need img_shapes, and the call does not give them")
+    if not isinstance(found, (list, tuple)) or not found:
+        raise BadInput("packed latents need img_shapes, a list for each sample, and the call gives none")
     first = found[0]
     picture, *others = first if isinstance(first, list) else [first]
     return Layout(*picture, (TEXT,), tuple(Part.of("reference", *shape) for shape in others))

@@ -20,6 +20,7 @@ from dittools.clock import Reading, read
 from dittools.pipelines import signals
 from dittools.pipelines.caller import Loop, find_loop
 from dittools.pipelines.copies import Listening, Unshared
+from dittools.pipelines.errors import BadInput
 from dittools.pipelines.families import Family
 from dittools.pipelines.layers import Layers
 from dittools.pipelines.step_reuse import StepReuse, picture_in
@@ -109,14 +110,20 @@ class RootHook:
             return self._argument(name, args, kwargs)
 
         family, given = self._family, self.latents(args, kwargs)
-        layout = self.layout = family.layout(self._config, argument)
+        grid, why_no_grid = None, None
+        try:
+            self.layout = family.layout(self._config, argument)
+            grid = family.token_grid(self.layout, argument)
+        except BadInput as error:
+            self.layout, why_no_grid = None, f"the token grid cannot be read: {error}"
         timestep = argument(family.timestep)
         loop = find_loop(self._model(), timestep, self._pipe())
         read_it = self._reader(timestep, loop)
         place = _place(loop, self._context, read_it)
         return self._runtime.begin_call(
-            grid=family.token_grid(layout, argument),
-            layout=layout,
+            grid=grid,
+            why_no_grid=why_no_grid,
+            layout=self.layout,
             timestep=read_it,
             timesteps=place.timesteps,
             device=given.device,
@@ -130,7 +137,7 @@ class RootHook:
             noise=_noise(loop, place.timesteps),
             why_compute=why_compute,
             form=form,
-            tokens=picture_in(layout, given.shape[1]) if given.ndim == 3 else None,
+            tokens=picture_in(self.layout, given.shape[1]) if given.ndim == 3 else None,
             boundary=_boundary(loop),
             life=loop.life,
             source=None if loop.scheduler is None else id(loop.scheduler),

@@ -130,13 +130,16 @@ def test_options_of_a_method_asked_for_by_name_are_told_too(shared):
     assert fast.summary().startswith("method    svg (probe_rows=20)\n")
 
 
-def test_a_method_asked_for_by_name_refuses_a_grid_that_is_too_small(shared):
+def test_a_method_asked_for_by_name_leaves_a_grid_that_is_too_small_dense_and_says_so(shared):
+    dense = draw(shared, height=48, width=112)
     with svg(shared) as fast:
-        with pytest.raises(ValueError, match=r"at least 4 blocks of 64 tokens .* has 105 \(5 x 3 x 7\)"):
-            draw(shared, height=48, width=112)
-        assert fast.record()["calls"]["sparse"] == 0
+        assert torch.equal(draw(shared, height=48, width=112), dense)
+        record = fast.record()
+        ((why, count),) = [(f["reason"], f["count"]) for f in record["fallbacks"]]
+        assert "at least 4 blocks of 64 tokens" in why and "has 105 (5 x 3 x 7)" in why and count == 12
+        assert record["calls"]["sparse"] == 0 and any("use more frames, a larger size" in n for n in record["notes"])
         draw(shared)
-        assert fast.record()["calls"]["sparse"] == 12
+        assert fast.record()["calls"]["sparse"] == 12 and fast.record()["fallbacks"] == []
 
 
 def test_a_batch_gives_each_video_what_it_gets_alone(shared):
