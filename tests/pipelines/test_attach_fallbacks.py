@@ -102,7 +102,7 @@ def test_a_mask_in_the_call_is_honoured_by_running_dense(shared):
             shared.transformer(latents, torch.tensor([500]), text)
             hook.remove()
     assert torch.equal(seen[0], right)
-    (told,) = (f for f in fast.record()["fallbacks"] if "attention mask that is no padding" in f["reason"])
+    (told,) = (f for f in fast.record()["fallbacks"] if "attention mask that" in f["reason"])
     assert told["count"] == 1
 
 
