@@ -172,6 +172,11 @@ def shapes(config: Any, arguments: Arguments, name: str) -> Layout:
         raise BadInput("packed latents need img_shapes, a list for each sample, and the call gives none")
     first = found[0]
     picture, *others = first if isinstance(first, list) else [first]
+    if getattr(config, "use_layer3d_rope", False):
+        # Qwen-Image-Layered draws layers, which are frames to its positions; the last image is the reference.
+        layers = [picture, *others[:-1]]
+        if len(set(map(tuple, layers))) == 1:
+            picture, others = (len(layers) * picture[0], *picture[1:]), others[-1:]
     return Layout(*picture, (TEXT,), tuple(Part.of("reference", *shape) for shape in others))
 
 

@@ -1,11 +1,13 @@
 """What a pipeline does not give as its siblings do: read another way, or dense with a counted reason; no error."""
 
+import types
+
 import pytest
 import torch
 
 import dittools
 from dittools.pipelines.errors import BadInput
-from dittools.pipelines.families import FAMILIES
+from dittools.pipelines.families import FAMILIES, find_family
 from dittools.pipelines.rasters import Clip, clips
 from tests.families_tiny import TINY, image_ids, noise
 from tests.pipelines.test_families import Holder, grid_of
@@ -75,8 +77,6 @@ def test_ltx_is_read_by_coordinates_where_no_sizes_are_given(what, sizes):
 @pytest.mark.parametrize("coords", [True, False], ids=["coordinates", "no coordinates"])
 def test_tokens_beyond_sizes_that_are_given_are_behind_the_picture(coords):
     ltx = Ltx(CLIP, coordinates(1, 4, 5), **dict(zip(("num_frames", "height", "width"), grid_of("ltx"), strict=True)))
-    from dittools.pipelines.families import find_family
-
     given = ltx.arguments if coords else ltx.arguments | {"video_coords": None}
     layout = find_family("ltx").layout(ltx.transformer.config, given.get)
     assert [(part.kind, part.tokens, part.shape) for part in layout.parts] == [
@@ -126,6 +126,20 @@ def test_what_cannot_be_read_runs_dense_with_a_counted_reason(name, settings):
         ((reason, count),) = reasons.items()
         assert reason.startswith("the token grid cannot be read: ") and count == record["calls"]["dense"] > 0
     assert any("ran dense" in note for note in record["notes"]) == (asked == "draft")
+
+
+@pytest.mark.parametrize(
+    ("layered", "picture", "references"),
+    [(True, (3, 4, 5), [(1, 2, 3)]), (False, (1, 4, 5), [(1, 4, 5)] * 2 + [(1, 2, 3)])],
+)
+def test_layers_that_are_drawn_are_frames_of_the_picture(layered, picture, references):
+    given = {"img_shapes": [[(1, 4, 5), (1, 4, 5), (1, 4, 5), (1, 2, 3)]]}
+    layout = find_family("qwen-image").layout(types.SimpleNamespace(use_layer3d_rope=layered), given.get)
+    assert [(part.kind, part.shape) for part in layout.parts] == [
+        ("text", None),
+        ("picture", picture),
+        *(("reference", shape) for shape in references),
+    ]
 
 
 @pytest.mark.parametrize("given", [None, torch.zeros(2), "text"], ids=["nothing", "one axis", "no tensor"])
