@@ -17,6 +17,7 @@ import weakref
 from typing import Any
 
 import torch
+from torch._guards import CompileContext
 
 from dittools.pipelines.backend import Line, Socket, names_backend, open_sockets
 from dittools.pipelines.hunyuan15 import key_padded
@@ -138,23 +139,23 @@ def _led_class(kind: type) -> type:
     """
 
     @functools.wraps(kind.__call__)
-    def call(self, attn: Any, *args: Any, **kwargs: Any) -> Any:
-        seat = getattr(attn, _SEAT, None)
+    def call(self, *args: Any, **kwargs: Any) -> Any:
+        seat = getattr(args[0] if args else kwargs.get("attn"), _SEAT, None)
         if seat is None:
-            return kind.__call__(self, attn, *args, **kwargs)
+            return kind.__call__(self, *args, **kwargs)
         if torch.compiler.is_compiling():
             if torch.is_grad_enabled():
                 torch.ops.dittools.skip_layer(seat.cursor, seat.place)
-                return kind.__call__(self, attn, *args, **kwargs)
+                return kind.__call__(self, *args, **kwargs)
             torch.ops.dittools.enter_layer(seat.cursor, seat.place)
         else:
             if seat.processor is not self:
-                return kind.__call__(self, attn, *args, **kwargs)
+                return kind.__call__(self, *args, **kwargs)
             if torch.is_grad_enabled():  # the sparse kernels have no backward
                 torch.ops.dittools.skip_layer(seat.cursor, seat.place)
-                return kind.__call__(self, attn, *args, **kwargs)
+                return kind.__call__(self, *args, **kwargs)
             seat.cursor.copy_(seat.place)
-        return seat.twin(attn, *args, **kwargs)
+        return seat.twin(*args, **kwargs)
 
     def new(cls: type, *args: Any, **kwargs: Any) -> Any:
         return kind(*args, **kwargs)
@@ -168,7 +169,8 @@ def _led_class(kind: type) -> type:
         "__call__": call,
         "__new__": new,
         "__reduce_ex__": reduce,
-        "__class__": property(lambda self: kind),
+        # A compiler has to see the class whose code it follows.
+        "__class__": property(lambda self: kind if CompileContext.try_get() is None else type(self)),
         "__module__": kind.__module__,
         "__qualname__": kind.__qualname__,
         "__doc__": kind.__doc__,
