@@ -24,6 +24,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("torch", "diffusers", "transformers")
 ENDS = ("oldest", "newest")
+# Of the tests' own needs, what breaks an older torch by being there: peft imports it, and diffusers imports peft.
+LEFT_OUT = ("torchao",)
 SHOWN = (*PACKAGES, "triton", "accelerate", "huggingface_hub", "numpy")
 
 
@@ -62,6 +64,8 @@ def make(folder: Path, asked: list[str]) -> Path:
     # Newest of all where nothing is pinned: pip keeps what is there unless it is told to look.
     command = [python, "-m", "pip", "install", "-q", "--upgrade", "-e", f"{ROOT}[dev]", *asked]
     subprocess.run(command, check=True)
+    if any(pin.startswith("torch==") for pin in asked):
+        subprocess.run([python, "-m", "pip", "uninstall", "-q", "-y", *LEFT_OUT], check=True)
     return python
 
 

@@ -34,7 +34,8 @@ def test_a_run_says_what_came_of_it(monkeypatch, tmp_path, code, said):
     monkeypatch.setattr(on_versions.venv, "create", lambda *_, **__: None)
     monkeypatch.setattr(on_versions.subprocess, "run", run)
     assert on_versions.run("oldest", tmp_path, ["-x"]) == said
-    install, _, tests = ran
+    install, uninstall, _, tests = ran
+    assert "uninstall" in uninstall and "torchao" in uninstall
     assert {*on_versions.pins("oldest", on_versions.dependencies()), "install"} <= set(install)
     assert tests[1:] == ["-m", "pytest", "-x"]
 
