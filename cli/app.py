@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from typing import Annotated, Any
 
 import typer
@@ -61,6 +62,7 @@ def run(arguments: Sequence[str]) -> int:
     return 0
 
 
+@cache
 def command() -> Any:
     """The whole command line as its parser has it."""
     return typer.main.get_command(app)

@@ -58,10 +58,10 @@ def run(
     with Progress(output) as progress:
         stages = Stages(progress)
         chosen = drawing.choose(request, output)
+        prompts = prompts or _builtin(chosen.weights.embedded, count)
         shot = chosen.scene.shot
         grid = fits.grid_of(request.family, chosen.folder, shot.frames, shot.height, shot.width)
         _fitting(methods, grid, Size.block_size)
-        prompts = prompts or _builtin(chosen.weights.embedded, count)
         opened = drawing.open_model(request, stages, output, chosen)
         scenes = [
             dataclasses.replace(

@@ -1,0 +1,132 @@
+"""Command lines to draw from: the verbs and flags that the parser has, with values good, odd and bad."""
+
+from __future__ import annotations
+
+import json
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from hypothesis import strategies as st
+
+from dittools.cli.app import command
+
+BAD = (
+    "", " ", "-", "--", ".", "..", "/", "~", "-1", "0", "1", "2", "2.5", "1e400", "nan", "-inf", "1_000", "0x10", "٣",
+    "9" * 30, "9" * 4000, "x" * 300, "none", "None", "null", "true", "[]", "{}", "a,b", ",", "a=b", "=", ":", "a:b=c",
+    "a:b=1:b=2", "%s", "$HOME", "é", "😀", "\udcff", "\u202e", "line\nline", "\x1b[31m", "<b>", "*", "../x", "gone/x",
+    "/dev/null", "/dev/full/x", "/proc/x", "user.txt", "user.json", "config.json", "deep.json", "prompts.txt",
+    "profile.json", "v.npy", "v.gif", "full", "empty", "link", "owner/name", "https://x.y/z", "SVG", "Auto",
+)  # fmt: skip
+"""Values that no flag is meant for, or one alone."""
+
+GOOD: dict[str, tuple[str, ...]] = {
+    "--model": ("wan", "flux", "cogvideox", "ltx", "latte", "sd3", "wann"),
+    "--weights": ("embedded", "embedded", "auto", "./user", "full"),
+    "--prompt": ("a red circle", "", "x" * 5000),
+    "--prompts": ("builtin", "builtin:1", "builtin:0", "prompts.txt"),
+    "--method": ("auto", "dense", "svg", "draft", "radial", "paro", "gna", "svg2:iterations=2", "svg,draft"),
+    "--cache": ("none", "easycache", "sea:power=1", "teacache:threshold=0.1", "magcache:profile=profile.json"),
+    "--correction": ("none", "centroids", "rettention"),
+    "--sparsity": ("0", "0.5", "0.8", "0.999", "1", "80", "-0.1"),
+    "--sweep": ("sparsity=0.5,0.8", "method=svg,dense", "cache=none,sea", "profile=p.json", "sparsity=1,1", "frames=1"),
+    "--steps": ("1", "2", "8", "1000", "1001"),
+    "--fewer-steps": ("1", "3"),
+    "--height": ("16", "64", "256", "4096", "4112", "100"),
+    "--width": ("16", "64", "256", "4096", "1000000"),
+    "--frames": ("1", "5", "33", "1021", "1025", "4"),
+    "--guidance": ("1", "4", "-1"),
+    "--dense-steps": ("0", "0.2", "1", "1.0", "5"),
+    "--dense-layers": ("0", "1", "99"),
+    "--refresh": ("1", "3"),
+    "--seed": ("0", "7", "9223372036854775807", "9223372036854775808"),
+    "--seeds": ("0", "1", "-1"),
+    "--output": ("a.npy", "a.gif", "a.webp", "a.png", "frames/", "a.mp5", "v.npy", "user.txt", "link"),
+    "--out": ("new", "new.json", "full", "empty", "profile.json"),
+    "--config": ("config.json", "user.json", "deep.json"),
+    "--profile": ("profile.json", "embedded_33x256x256_16", "user.json"),
+    "--device": ("auto", "cpu", "cuda"),
+    "--dtype": ("auto", "bf16", "fp32"),
+    "--offload": ("none", "model"),
+    "--phase": ("run", "quality", "render", "all"),
+    "--share": ("1/1", "2/4", "5/4"),
+    "--join": ("full", "empty"),
+    "--plan": ("config.json", "plan.yaml"),
+    "--layers": ("0", "1,2", "99"),
+    "--heads": ("0", "0,1", "99"),
+    "--at": ("0", "1", "99"),
+    "--size": ("tiny", "14b"),
+    "--grid": ("3x8x8", "4x4", "2"),
+    "--window": ("2", "3x3x3"),
+    "--tile": ("2x2x2", "4"),
+    "--computed": ("0.5", "1", "0"),
+    "--reuse": ("output", "delta"),
+    "--repeats": ("1", "2"),
+    "--json": ("new.json", "user.json"),
+}  # fmt: skip
+"""Values that flags are meant for, and near misses; a flag without any takes what is bad for others."""
+
+ALIASES = {"-o": "--output"}
+SMALL = ("--weights", "embedded", "--frames", "5", "--height", "64", "--width", "64", "--steps", "2")
+"""Flags of verbs that draw, so that some lines get far."""
+
+
+@cache
+def verbs() -> dict[tuple[str, ...], Any]:
+    """Every command of the parser by its words."""
+    found = {}
+    for name, one in command().commands.items():
+        inner = getattr(one, "commands", None)
+        found |= {(name, sub): part for sub, part in inner.items()} if inner else {(name,): one}
+    return found
+
+
+@st.composite
+def lines(draw: Any) -> list[str]:
+    """The arguments of one command line."""
+    known = verbs()
+    words = draw(st.sampled_from(sorted(known)))
+    flags = {flag: one for one in known[words].params for flag in one.opts if flag.startswith("-")}
+    found = [*words]
+    if {"--weights", "--frames"} <= set(flags) and draw(st.booleans()):
+        found += SMALL
+    for one in known[words].params:
+        if not one.opts[0].startswith("-"):  # an argument
+            found += draw(st.lists(st.sampled_from(("v.npy", "gna", "svg", *BAD)), max_size=2))
+    for flag in draw(st.lists(st.sampled_from(sorted(set(flags) - {"--debug"})), max_size=4)):
+        one = flags[flag]
+        found.append(flag)
+        if not (one.is_flag or one.count):
+            good = GOOD.get(ALIASES.get(flag, flag), ())
+            found.append(draw(st.sampled_from((*good, *good, *good, *BAD))))
+    if draw(st.integers(0, 19)) == 0:
+        found.insert(draw(st.integers(0, len(found))), draw(st.sampled_from(("--no-such", "-x", "stray", *BAD))))
+    return [part for part in found if "\0" not in part]
+
+
+def make_place(folder: Path) -> None:
+    """Files of a user's, as good and as bad as they come."""
+    folder.mkdir()
+    (folder / "user.txt").write_text("mine")
+    (folder / "user.json").write_text('{"mine": 1}')
+    (folder / "config.json").write_text('{"method": "dense", "dense_layers": 2}')
+    (folder / "deep.json").write_text("[" * 100_000)
+    (folder / "plan.yaml").write_text("seeds: [0, 1]\nsweep: {sparsity: [0.5]}\n")
+    (folder / "prompts.txt").write_text("\ufeffa red circle\n\na blue square\n", encoding="utf-8")
+    profile = {"schema": 1, "kind": "cache", "model": "m", "match": {}, "steps": 6, "masks": {"6": {"mask": "1" * 6}}}
+    (folder / "profile.json").write_text(json.dumps(profile))
+    np.save(folder / "v.npy", np.zeros((2, 16, 16, 3), np.uint8))
+    (folder / "full").mkdir()
+    (folder / "full" / "mine.txt").write_text("mine")
+    (folder / "empty").mkdir()
+    (folder / "link").symlink_to("user.txt")
+
+
+def contents(folder: Path) -> dict[str, bytes | str]:
+    """What a folder holds, by path: bytes of files, where links lead, and folders."""
+    return {
+        str(path.relative_to(folder)): f"-> {path.readlink()}" if path.is_symlink() else
+        path.read_bytes() if path.is_file() else "folder"
+        for path in sorted(folder.rglob("*"))
+    }  # fmt: skip

@@ -1,0 +1,178 @@
+"""Whatever is typed: an exit code that says what it was, one line of error, nothing half-written, no file of a user's
+changed.
+
+300 command lines are drawn, the same in every run; ``DITTOOLS_COMMAND_LINES=5000`` draws so many others. The line that
+fails is in the error as it was given.
+"""
+
+import os
+import subprocess
+import sys
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+
+from dittools.cli import drawing
+from dittools.cli.main import main
+from dittools.pipelines.errors import RunFailed
+from tests.cli.command_lines import contents, lines, make_place
+
+COUNT = int(os.environ.get("DITTOOLS_COMMAND_LINES", "300"))
+CHILDREN = 24
+DRAWN = settings(
+    max_examples=COUNT,
+    derandomize="DITTOOLS_COMMAND_LINES" not in os.environ,
+    print_blob=True,
+    phases=[Phase.generate, Phase.shrink],
+    deadline=None,
+    database=None,
+    suppress_health_check=list(HealthCheck),
+)
+RUN = "import sys; from dittools.cli.main import main; sys.exit(main())"
+MOST_LETTERS = 700
+
+
+class Fast:
+    """In place of an acceleration that ran."""
+
+    def record(self):
+        shares = {"asked": 0.8, "sparse_calls": 0.8, "overall": 0.5, "per_step": [], "per_layer": []}
+        calls = {"dense": 1, "sparse": 1, "reused": 0}
+        cache = {"name": "none", "computed_steps": [], "reused_steps": []}
+        rest = {"grid": {}, "step_seconds": [], "fallbacks": [], "notes": [], "heads": [], "method_options": {}}
+        return {"sparsity": shares, "calls": calls, "cache": cache, "method": "svg", "correction": "none", **rest}
+
+
+@pytest.fixture
+def nothing_drawn(monkeypatch):
+    """Runs go as far as to the model; generate saves a few grey frames, the other verbs fail there.
+
+    Its `ends` is what the drawing ends with, where it is an error.
+    """
+    ended = SimpleNamespace(ends=None)
+
+    def open_model(request, stages, output, chosen=None, check=lambda chosen: None):
+        chosen = chosen or drawing.choose(request, output)
+        check(chosen)
+        if request.output is None:
+            raise RunFailed("nothing is drawn here")
+        return drawing.Opened(None, chosen.device, "float32", chosen.weights, chosen.scene, 16)
+
+    def decode(opened, latents, scene, levels=False):
+        if ended.ends is not None:
+            raise ended.ends
+        return np.full((min(scene.shot.frames, 3), 16, 16, 3), 0.5, np.float32)
+
+    monkeypatch.setattr(drawing, "open_model", open_model)
+    monkeypatch.setattr(drawing, "decode", decode)
+    for name, value in (("encode", {}), ("prompt_notes", []), ("warm_up", None)):
+        monkeypatch.setattr(drawing, name, lambda *given, value=value: value)
+
+    def dense(opened, embeds, scene, stages, *stage):
+        with stages("dense"):
+            return None
+
+    def sparse(opened, embeds, scene, config, stages):
+        with stages("denoise"):
+            return None, Fast()
+
+    monkeypatch.setattr(drawing, "denoise_dense", dense)
+    monkeypatch.setattr(drawing, "denoise_sparse", sparse)
+    monkeypatch.setattr("dittools.bench.kernel.run", lambda jobs, results, told, limit: [])
+    monkeypatch.setattr("dittools.cli.bench_model._measure_missing", lambda *given: None)
+    return ended
+
+
+@pytest.fixture(autouse=True)
+def offline(monkeypatch, tmp_path):
+    """No line may reach the network, or a model of this machine's cache."""
+
+    def blocked(*arguments, **keywords):
+        raise ConnectionError("blocked")
+
+    monkeypatch.setattr("socket.socket.connect", blocked)
+    monkeypatch.setattr("socket.getaddrinfo", blocked)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    (tmp_path / "home").mkdir()
+
+
+def said_wrong(code, out, err, before, after):
+    """What is wrong about an answer, or None."""
+    if code not in (0, 1, 2, 130):
+        return f"exit code {code}"
+    if "Traceback" in err:
+        return "a traceback"
+    errors = [line for line in err.splitlines() if not line.startswith("note: ") and not line.endswith(" ...")]
+    if code and (len(errors) > 2 or any(len(line) > MOST_LETTERS for line in errors)):
+        return f"{len(errors)} lines of error, the longest of {max(map(len, errors))} letters"
+    if code == 2 and not (errors and errors[-1].startswith("error: ") and not out):
+        return "bad input without a word of error, or with a result"
+    if any("\x1b" in line or not line.isprintable() for line in errors):
+        return "control characters"
+    changed = [name for name in before if after.get(name) != before[name]]
+    # a run may fill what it was given: an empty folder, or its own earlier file
+    if changed and not (code == 0 and set(changed) <= {"empty"}):
+        return f"{changed} changed"
+    if any(".part" in name for name in after):
+        return f"something half-written: {sorted(after)}"
+    if code == 2 and set(after) != set(before):
+        return f"bad input, and {sorted(set(after) - set(before))} written"
+    return None
+
+
+def test_every_command_line_is_answered(nothing_drawn, monkeypatch, tmp_path, capsys):
+    numbers, codes = iter(range(10**9)), Counter()
+
+    @DRAWN
+    @given(lines(), st.sampled_from((None, None, None, KeyboardInterrupt(), MemoryError(), OSError(28, "No space"))))
+    def check(arguments, ends):
+        nothing_drawn.ends = ends
+        place = tmp_path / f"place{next(numbers)}"
+        make_place(place)
+        monkeypatch.chdir(place)
+        before = contents(place)
+        capsys.readouterr()
+        code = main(arguments)
+        wrong = said_wrong(code, *capsys.readouterr(), before, contents(place))
+        codes[code] += 1
+        assert wrong is None, f"{wrong}: dittools {' '.join(arguments)}"
+
+    check()
+    assert COUNT < 300 or min(codes[code] for code in (0, 1, 2, 130)) > 0, codes  # lines get as far as each of them
+
+
+def test_a_command_line_ends_in_a_process_as_it_does_here(nothing_drawn, monkeypatch, tmp_path, capsys):
+    answered = {}
+    make_place(tmp_path / "place")
+    monkeypatch.chdir(tmp_path / "place")
+
+    @settings(DRAWN, max_examples=20 * CHILDREN, phases=[Phase.generate], derandomize=True)
+    @given(lines())
+    def draw(arguments):
+        if len(answered) < CHILDREN and all(part.isprintable() for part in arguments):
+            capsys.readouterr()
+            code = main(arguments)
+            out, err = capsys.readouterr()
+            if code == 2:
+                answered[tuple(arguments)] = (code, out, err)
+
+    draw()
+    assert len(answered) == CHILDREN
+    before = contents(tmp_path / "place")
+
+    def started(arguments):
+        env = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1", "COLUMNS": "80"}
+        done = subprocess.run([sys.executable, "-c", RUN, *arguments], env=env, capture_output=True, text=True)
+        return done.returncode, done.stdout, done.stderr
+
+    with ThreadPoolExecutor(2) as pool:
+        for arguments, found in zip(answered, pool.map(started, answered), strict=True):
+            assert found == answered[arguments], f"dittools {' '.join(arguments)}"
+    assert contents(tmp_path / "place") == before
