@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import errno
+import re
 import sys
 import traceback
 from collections.abc import Sequence
@@ -27,8 +28,17 @@ def told(error: Exception, given: Sequence[str]) -> int:
     if "--debug" in given:
         traceback.print_exc()
     text, code = explain(error, given)
-    print(f"error: {text}", file=sys.stderr)
+    print(f"error: {_LONG.sub(_cut, text)}", file=sys.stderr)
     return code
+
+
+def _cut(word: re.Match) -> str:
+    """The start of a word that is no name any more."""
+    return f"{word[0][:_LONGEST]}... ({len(word[0])} letters)"
+
+
+_LONGEST = 250
+_LONG = re.compile(rf"\S{{{_LONGEST + 1},}}")
 
 
 def explain(error: Exception, given: Sequence[str] = ()) -> tuple[str, int]:
