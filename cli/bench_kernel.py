@@ -44,7 +44,11 @@ class Asked:
         for flag, value, valid in (
             ("--device", self.device, loading.DEVICES),
             ("--dtype", self.dtype, loading.DTYPES),
-            ("--implementation", self.implementation or IMPLEMENTATIONS[0], IMPLEMENTATIONS),
+            (
+                "--implementation",
+                IMPLEMENTATIONS[0] if self.implementation is None else self.implementation,
+                IMPLEMENTATIONS,
+            ),
         ):
             if value not in valid:
                 raise BadInput(unknown(flag, value, valid))
