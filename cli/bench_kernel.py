@@ -51,7 +51,7 @@ class Asked:
             ),
         ):
             if value not in valid:
-                raise BadInput(unknown(flag, value, valid))
+                raise BadInput(unknown(flag, value, [name for name in valid if name]))
         if not (self.burst or self.sustained):
             raise BadInput("--no-burst and --no-sustained leave nothing to time: drop one of them")
         for flag, value in (("--seconds", self.seconds), ("--limit", self.limit), ("--head-dim", self.head_dim)):
