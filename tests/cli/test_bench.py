@@ -192,6 +192,10 @@ def test_both_have_examples_that_parse(cli, verb):
 
 @pytest.mark.parametrize("broken", ["hopper", "hopper-64", "hopper-clusters", "hopper-mass", "none"])
 def test_check_enters_every_kernel_that_passed(cli, monkeypatch, tmp_path, broken):
+    def side_by_side(groups, results, told, *, limit, lanes):
+        for jobs in groups:
+            run(jobs, results, told, limit)
+
     def run(jobs, results, told, limit):
         for job in jobs:
             of_blocks = "hopper-64" if job.get("query_block") == 64 else "hopper"
@@ -204,6 +208,7 @@ def test_check_enters_every_kernel_that_passed(cli, monkeypatch, tmp_path, broke
     head = {"device": {"capability": "9.0", "name": "a card"}, "versions": {}}
     monkeypatch.setattr("dittools.kernels.hopper.why_not_hopper", lambda *_: None)
     monkeypatch.setattr("dittools.bench.kernel.run", run)
+    monkeypatch.setattr("dittools.bench.kernel.run_side_by_side", side_by_side)
     monkeypatch.setattr("dittools.cli.bench_kernel.open_results", lambda *_: SimpleNamespace(head=head))
     monkeypatch.setattr(checked, "TABLE", tmp_path / "checked.json")
     done = cli("bench", "kernel", "--check", "--device", "cpu")
@@ -214,4 +219,3 @@ def test_check_enters_every_kernel_that_passed(cli, monkeypatch, tmp_path, broke
     for kernel in kernels:
         assert (f"{kernel} is not chosen on this card type: " in done.out) == (kernel == broken)
         assert (f"{kernel} is right in " in done.out) == (kernel != broken)
-    checked.entries.cache_clear()

@@ -19,6 +19,7 @@ from dittools.cli import report_quality
 from dittools.cli.main import main
 from dittools.cli.report_join import whole_command
 from dittools.cli.report_yardsticks import Yardsticks
+from dittools.methods import METHODS
 from dittools.pipelines import reading, saving, stages
 from dittools.report.folder import Folder
 from dittools.report.results import decided
@@ -249,11 +250,21 @@ def test_a_case_that_fails_is_recorded_and_the_rest_go_on(report, tmp_path, monk
     assert json.loads((tmp_path / "report" / "failures.json").read_text()) == []
 
 
-def test_a_method_that_cannot_run_is_a_failed_case_not_a_failed_report(report, tmp_path):
+def test_a_method_that_the_size_rules_out_is_told_before_anything_is_drawn(report, tmp_path):
     result = report("--frames", 1)
+    assert result.code == 2 and "svg needs a video" in result.err.splitlines()[-1]
+    assert not (tmp_path / "report").exists()
+
+
+def test_a_method_that_fails_is_a_failed_case_not_a_failed_report(report, tmp_path, monkeypatch):
+    def fail(*_):
+        raise RuntimeError("no room for a plan")
+
+    monkeypatch.setattr(METHODS["svg"], "plan", fail)
+    result = report()
     assert result.code == 1
     failures = json.loads((tmp_path / "report" / "failures.json").read_text())
-    assert len(failures) == 1 and "svg needs a video" in failures[0]["error"]
+    assert len(failures) == 1 and "no room for a plan" in failures[0]["error"]
     assert (tmp_path / "report" / "report.html").exists()
 
 

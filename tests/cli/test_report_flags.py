@@ -81,7 +81,7 @@ def test_a_folder_without_a_report_can_be_neither_measured_nor_shown(cli):
     ("verb", "known"), [(("report",), 8), (("calibrate", "--out", "p.json"), 2)], ids=["report", "calibrate"]
 )
 def test_more_builtin_prompts_than_there_are_is_refused(cli, tiny_weights, tmp_path, verb, known):
-    small = ("--frames", 5, "--height", 48, "--width", 64, "--steps", 2, "--device", "cpu")
-    line = one_error(cli(*verb, "--weights", tiny_weights, *small, "--prompts", "builtin:999"))
+    size = ("--frames", 33, "--height", 256, "--width", 256, "--steps", 2, "--device", "cpu")
+    line = one_error(cli(*verb, "--weights", tiny_weights, *size, "--prompts", "builtin:999"))
     assert "builtin:999" in line and f"there are {known} builtin prompts" in line
     assert not list(tmp_path.rglob("*.json"))
