@@ -39,7 +39,8 @@ class Beside(NamedTuple):
         keys, values = (x[samples].index_select(1, self.tokens).movedim(1, 2) for x in (k, v))
         joined = torch.empty_like(out)
         for head in range(out.shape[2]):  # one at a time: t x n logits each
-            logits = (q[:, :, head] @ keys[:, head].mT).float() * scale + self.bias  # [b, t, n]
+            # In fp32: rounded to the dtype of q a large logit loses what decides its weight, or overflows.
+            logits = (q[:, :, head].float() @ keys[:, head].mT.float()) * scale + self.bias  # [b, t, n]
             own = logits.logsumexp(-1, keepdim=True)
             share = torch.sigmoid(own - lse[:, head, :, None])
             beside = (logits - own).exp().to(values.dtype) @ values[:, head]

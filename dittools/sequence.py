@@ -104,9 +104,10 @@ def _piece(parts: list[Part], row: torch.Tensor, samples: torch.Tensor | None, d
     left, seen, start = [], [], 0
     for part in parts:
         at = start + taken[start : start + part.tokens].nonzero().flatten()
-        left.append(part if len(at) == part.tokens else Part(part.kind, len(at)))
-        seen.append(at)
         start += part.tokens
+        if len(at):  # what is hidden whole is no part
+            left.append(part if len(at) == part.tokens else Part(part.kind, len(at)))
+            seen.append(at)
     grid, order = arranged(left)
     kept = torch.cat([seen[number] for number in order])
     first, count = int(kept[0]), len(kept)

@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dittools.masks import key_bias
+from dittools.kinds import kinds_of
+from dittools.masks import Beside, key_bias
 from dittools.sequence import pieces
 from dittools.tokens import Layout, Part, TokenGrid
 
@@ -140,6 +141,29 @@ def test_trailing_padding_is_cut_off_without_a_gather():
 )
 def test_a_mask_that_is_no_padding_is_said_to_be_none(mask, says):
     assert says in key_bias(mask, 1, 6, 1)
+
+
+def test_a_part_that_is_hidden_whole_is_no_part_of_what_is_taken():
+    layout = Layout(1, 2, 3, (Part("sound", 2), Part("text", 2)), (Part.of("reference", 1, 2, 2), Part("text", 2)))
+    hidden = torch.zeros(2, 16).masked_fill((torch.arange(16) < 4) | (torch.arange(16) >= 10), -torch.inf)
+    hidden[1, 10:14] = 0
+    alone, one = pieces(layout, 16, hidden, CPU)
+    assert [piece.samples.tolist() for piece in (alone, one)] == [[0], [1]]
+    assert alone.grid == TokenGrid(1, 2, 3) and kinds_of(one.grid) == {"picture": 6, "reference": 4}
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_keys_beside_a_sparse_call_are_as_exact_as_attention_of_that_dtype(dtype):
+    drawn = torch.Generator().manual_seed(0)
+    for size in (6.0, 3_000.0):  # of queries: logits of a model, and those that are more than fp16 holds
+        q, k, v = (torch.randn(1, 80, 2, 64, generator=drawn) * x for x in (size, 1, 1))
+        q, k, v = (x.to(dtype) for x in (q, k, v))
+        exact = [x.double() for x in (q[:, :60], k, v)]
+        lse = torch.einsum("bqhd,bkhd->bhqk", exact[0], exact[1][:, :60]).mul(0.125).logsumexp(-1).float()
+        out = dense(exact[0], *(x[:, :60] for x in exact[1:])).to(dtype)
+        joined = Beside(torch.arange(60, 80), torch.zeros(20)).join(out, lse, q[:, :60], k, v, slice(None), 0.125)
+        wrong, usual = ((x.double() - dense(*exact)).square().mean() for x in (joined, dense(q[:, :60], k, v)))
+        assert wrong < 4 * usual
 
 
 def test_the_same_number_on_every_logit_hides_nothing():
