@@ -26,7 +26,14 @@ OFF = ("0", "false", "no", "off")
 SECONDS = 90.0  # a proof that takes longer is stopped; 26 to 37 were measured on an H200 with Triton 3.6
 PATIENCE = 45.0  # of silence: a kernel that hangs, or one that takes so long to compile
 # What the device ran into says nothing of the kernel: another program may hold its memory, or the card to itself.
-NOT_THE_KERNEL = ("out of memory", "OutOfMemory", "busy", "unavailable", "not permitted")
+# Nor does what the machine lacks for compiling (a compiler, Python's headers, room on a disk), or who killed a process.
+NOT_THE_KERNEL = (
+    "out of memory", "OutOfMemory", "busy", "unavailable", "not permitted", "compiler", "CalledProcessError",
+    "FileNotFoundError", "No space left", "Permission denied", "Read-only file system", "ModuleNotFoundError",
+    "code -9", "code -15",
+)  # fmt: skip
+# What is said of a child that never came to the kernel, which would be named first.
+NOT_YET = ("the process ended", "hung:")
 
 
 def why_unproven(
@@ -153,7 +160,8 @@ def _prove(implementation: str, device: torch.device) -> tuple[dict[str, Any], b
     why = result["error"]
     SPENT[implementation] = seconds
     _say(f"{implementation} did not prove itself, the slower kernel runs: {why} ({seconds:.0f} s)")
-    return {"failed": why, "seconds": seconds}, not any(word in why for word in NOT_THE_KERNEL)
+    sure = not why.startswith(NOT_YET) and not any(word in why for word in NOT_THE_KERNEL)
+    return {"failed": why, "seconds": seconds}, sure
 
 
 def _why_left(left: list[Job]) -> str:

@@ -6,6 +6,7 @@ It adds its device to FILE, by which its starts are counted.
 """
 
 import os
+import signal
 import sys
 import time
 from pathlib import Path
@@ -26,6 +27,10 @@ def handle(job, at):
         os.abort()
     if how == "wrong":
         raise ValueError("RMS error 1.0e+00")
+    if how == "killed":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if how == "no compiler":
+        raise RuntimeError("Failed to find C compiler. Please specify via CC environment variable")
     if how == "full":
         raise RuntimeError("OutOfMemoryError: CUDA out of memory")
     time.sleep(0.5 if how == "slowly" else 0)
@@ -34,4 +39,6 @@ def handle(job, at):
 
 
 if __name__ == "__main__":
+    if sys.argv[2] == "no imports":
+        sys.exit(1)
     serve(handle)

@@ -89,10 +89,21 @@ def test_one_that_fails_hangs_or_crashes_is_not_taken_and_not_tried_again(card, 
     assert first_use.why_unproven("hopper", CUDA, True) == reason and len(begun()) == count
 
 
-def test_a_card_without_room_is_no_fault_of_the_kernel(card, monkeypatch):
-    begun = card("full")
-    assert "out of memory" in first_use.why_unproven("hopper", CUDA)
-    assert "out of memory" in first_use.why_unproven("hopper", CUDA) and len(begun()) == 1
+@pytest.mark.parametrize(
+    ("how", "why"),
+    [
+        ("full", "out of memory"),
+        ("no compiler", "find C compiler"),
+        ("killed", "code -9"),
+        ("no imports", "ended with code 1"),
+    ],
+    ids=str,
+)
+def test_what_the_machine_lacks_is_no_fault_of_the_kernel(card, monkeypatch, how, why):
+    begun = card(how)
+    assert why in first_use.why_unproven("hopper", CUDA)
+    count = len(begun())
+    assert why in first_use.why_unproven("hopper", CUDA) and len(begun()) == count
     new_process(monkeypatch)
     card("well")
     assert first_use.why_unproven("hopper", CUDA) is None
