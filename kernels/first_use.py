@@ -99,7 +99,8 @@ def _prove_once(implementation: str, capability: str, card: str, device: torch.d
         found = {**facts, **result}
         if sure and kept is None:
             try:
-                checked.enter(found, checked.user_table())
+                with _alone(folder, "table"):  # which the proofs of all kernels share
+                    checked.enter(found, checked.user_table())
                 return found
             except OSError as error:
                 kept = error
@@ -118,7 +119,7 @@ _OF_THIS_PROCESS: dict[tuple[str, ...], dict[str, Any]] = {}
 
 
 @contextlib.contextmanager
-def _alone(folder: Path | None, implementation: str) -> Iterator[OSError | None]:
+def _alone(folder: Path | None, what: str) -> Iterator[OSError | None]:
     """Alone among the processes of this user; gives why it is not where the folder does not let it."""
     if folder is None:
         yield OSError("no such folder")
@@ -128,7 +129,7 @@ def _alone(folder: Path | None, implementation: str) -> Iterator[OSError | None]
     lock = None
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder / f"{implementation}.lock")
+        lock = FileLock(folder / f"{what}.lock")
         # The other process ends at the latest when its proof is stopped.
         lock.acquire(timeout=SECONDS + 30)
     except (OSError, NotImplementedError, Timeout) as error:

@@ -5,6 +5,8 @@ import multiprocessing
 import os
 import signal
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -140,6 +142,22 @@ def test_a_home_that_keeps_nothing_is_said_and_asked_once_a_process(card, monkey
     for _ in range(2):
         assert first_use.why_unproven("hopper", CUDA) is None
     assert len(begun()) == 1 and f"name a folder in {checked.FOLDER}" in capfd.readouterr().err
+
+
+def test_two_kernels_that_prove_themselves_at_a_time_both_enter(card, monkeypatch):
+    card("well")
+    entries = checked.entries
+
+    def slowly(table):
+        found = list(entries(table))
+        time.sleep(0.3)
+        return found
+
+    monkeypatch.setattr(checked, "entries", slowly)
+    with ThreadPoolExecutor(2) as pool:
+        assert list(pool.map(first_use.why_unproven, ("hopper", "hopper-clusters"), (CUDA, CUDA))) == [None, None]
+    kept = {entry["implementation"] for entry in entries(checked.user_table())}
+    assert kept == {"hopper", "hopper-clusters"}
 
 
 def test_a_damaged_table_counts_as_empty(card):
