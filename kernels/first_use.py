@@ -87,7 +87,8 @@ def _prove_once(implementation: str, capability: str, card: str, device: torch.d
     if key in _OF_THIS_PROCESS:
         return _OF_THIS_PROCESS[key]
     folder = checked.cache_folder()
-    with _alone(folder, implementation) as kept:
+    # The other process ends at the latest when its proof is stopped.
+    with _alone(folder, implementation, SECONDS + 30) as kept:
         found = checked.find(implementation, capability, card)
         if found is not None:
             return found
@@ -99,7 +100,7 @@ def _prove_once(implementation: str, capability: str, card: str, device: torch.d
         found = {**facts, **result}
         if sure and kept is None:
             try:
-                with _alone(folder, "table"):  # which the proofs of all kernels share
+                with _alone(folder, "table", 5):  # which the proofs of all kernels share
                     checked.enter(found, checked.user_table())
                 return found
             except OSError as error:
@@ -119,26 +120,25 @@ _OF_THIS_PROCESS: dict[tuple[str, ...], dict[str, Any]] = {}
 
 
 @contextlib.contextmanager
-def _alone(folder: Path | None, what: str) -> Iterator[OSError | None]:
-    """Alone among the processes of this user; gives why it is not where the folder does not let it."""
+def _alone(folder: Path | None, what: str, seconds: float) -> Iterator[OSError | None]:
+    """Alone among the processes of this user, as far as ``seconds`` of waiting allow; gives why nothing can be kept in
+    the folder.
+    """
     if folder is None:
         yield OSError("no such folder")
         return
     from filelock import FileLock, Timeout
 
-    lock = None
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder / f"{what}.lock")
-        # The other process ends at the latest when its proof is stopped.
-        lock.acquire(timeout=SECONDS + 30)
-    except (OSError, NotImplementedError, Timeout) as error:
-        yield error if isinstance(error, OSError) else OSError(str(error))
-        return
-    try:
+    with contextlib.ExitStack() as held:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            held.enter_context(FileLock(folder / f"{what}.lock").acquire(timeout=seconds))
+        except (NotImplementedError, Timeout):
+            pass  # a disk that knows no locks, or one that nobody lets go of: what is found can be kept all the same
+        except OSError as error:
+            yield error
+            return
         yield None
-    finally:
-        lock.release()
 
 
 def _prove(implementation: str, device: torch.device) -> tuple[dict[str, Any], bool]:

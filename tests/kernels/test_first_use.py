@@ -9,6 +9,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import filelock
 import pytest
 import torch
 from cases import inputs, random_mask
@@ -158,6 +159,19 @@ def test_two_kernels_that_prove_themselves_at_a_time_both_enter(card, monkeypatc
         assert list(pool.map(first_use.why_unproven, ("hopper", "hopper-clusters"), (CUDA, CUDA))) == [None, None]
     kept = {entry["implementation"] for entry in entries(checked.user_table())}
     assert kept == {"hopper", "hopper-clusters"}
+
+
+@pytest.mark.parametrize("why", [NotImplementedError("no flock"), filelock.Timeout("hopper.lock")], ids=repr)
+def test_a_disk_without_locks_keeps_it_all_the_same(card, monkeypatch, why):
+    def acquire(lock, **how):
+        raise why
+
+    monkeypatch.setattr(filelock.FileLock, "acquire", acquire)
+    begun = card("well")
+    for _ in range(2):
+        assert first_use.why_unproven("hopper", CUDA) is None
+        new_process(monkeypatch)
+    assert len(begun()) == 1 and len(checked.entries(checked.user_table())) == 1
 
 
 def test_a_damaged_table_counts_as_empty(card):
