@@ -22,7 +22,7 @@ from dittools.methods.options import number, switch
 from dittools.methods.static import StaticVideo
 from dittools.orders.raster import raster
 from dittools.selectors.boxes import Boxes, boxes_of
-from dittools.selectors.geometric import Pattern
+from dittools.selectors.geometric import Pattern, picture_share
 from dittools.selectors.levels import grow, up_to
 
 AUTO = "auto"
@@ -63,7 +63,8 @@ class Radial(StaticVideo):
             level = boxes.least(lambda rows: levels(boxes, rows, grid.frame, block_size, sink))
             grown = grow(grid, order, level, sparsity, block_size)
             pattern, said = grown.pattern, _said(grown.level if grown.beyond is None else grown.beyond)
-            floor = 1 - up_to(grid, order, level, FLOOR, block_size).mask.density().item()
+            least = up_to(grid, order, level, FLOOR, block_size).mask.keep[0, 0].numpy()
+            floor = 1 - picture_share(least, grid, block_size)
             if sparsity > floor:
                 said += f"; beyond {floor:.2f} skipped there is no published mask: nearest frames first is our own rule"
         return pattern.noting(f"{said}; {pattern.mask.density().item():.1%} of all pairs by blocks of {block_size}")

@@ -175,6 +175,12 @@ def test_radial_bands_widen_with_the_budget_and_never_lose_a_pair():
         before = kept
 
 
+def test_radial_says_the_floor_of_the_pictures_pairs_whatever_text_there_is():
+    grids = TokenGrid(16, 8, 8), TokenGrid(16, 8, 8, 512, "last")
+    none, some = (Radial(sink=False).pattern(grid, 0.7, 16).notes[0].split(";")[1] for grid in grids)
+    assert none == some and "no published mask" in none
+
+
 # ---- attention tile
 
 
