@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import sys
 import weakref
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from types import CodeType, FrameType
 from typing import Any
 
@@ -25,6 +25,7 @@ _NAMES = ("t", "timesteps", "scheduler")
 _INNER = ("torch.", "dittools.", "accelerate.")
 _MARK = "dittools follows this loop"
 _OF_THE_FUNCTION = 0x1  # CO_OPTIMIZED: variables of a function, not of a module
+_FRAME_AND_HERE = 3  # references to a frame's copy of its variables: its own, ours, and that of who counts them
 
 
 @dataclass(frozen=True)
@@ -59,8 +60,9 @@ def find_loop(model: torch.nn.Module, timestep: Any, pipe: Any) -> Loop:
     """
     given, possible = [timestep], []
     life = owner = scheduler = None
-    for frame in _callers():
-        names = frame.f_locals
+    callers = _callers()
+    for frame in callers:
+        names = _variables(frame)
         if isinstance(names.get("t"), torch.Tensor):
             given.insert(0, names["t"])
         holders = list(_holders(names.values()))
@@ -68,12 +70,13 @@ def find_loop(model: torch.nn.Module, timestep: Any, pipe: Any) -> Loop:
         if found is None:
             found = next(filter(None, (_in_schedule(given, *holder) for holder in holders)), None)
         if found is not None:
-            return _with_life(found, frame)
+            return replace(found, life=_life_of(_that_walks(found, frame, names, callers)))
         mine = [holder for holder in holders if holder[1] is not None and _holds(holder[1], model)]
-        listed = names.get("timesteps")
-        if mine or (isinstance(listed, torch.Tensor) and listed.ndim == 1):
-            life = life or _life_of(frame)
-        possible += [listed] if isinstance(listed, torch.Tensor) and listed.ndim == 1 and listed.numel() else []
+        listed = _listed(names)
+        if life is None and (mine or listed is not None):
+            within = callers if listed is None else ()
+            life = _life_of(_of_the_same(mine[0][1], frame, within) if mine else frame)
+        possible += [] if listed is None else [listed]
         possible += [one.timesteps for one, _ in holders]
         if holders and scheduler is None:
             scheduler, owner = holders[0]
@@ -96,7 +99,7 @@ def _callers() -> Iterator[FrameType]:
     for _ in range(DEPTH):
         if frame is None:
             return
-        if not frame.f_globals.get("__name__", "").startswith(_INNER) and _tells(frame.f_code):
+        if not str(frame.f_globals.get("__name__")).startswith(_INNER) and _tells(frame.f_code):
             yield frame
         frame = frame.f_back
 
@@ -105,12 +108,47 @@ def _tells(code: CodeType) -> bool:
     return any(name in group for group in (code.co_varnames, code.co_names, code.co_freevars) for name in _NAMES)
 
 
+def _variables(frame: FrameType, mark: Any = None) -> dict[str, Any]:
+    """The variables of a frame, with ``mark`` among them where it has none yet."""
+    names = frame.f_locals
+    if mark is not None and _MARK not in names:
+        names[_MARK] = mark
+    found = dict(names)
+    # Up to Python 3.12 a function's frame keeps that copy, and with it all that the function lets go of later. It is
+    # emptied, unless a debugger is about to write it back, or someone else has it from `locals()`.
+    mine = type(names) is dict and frame.f_code.co_flags & _OF_THE_FUNCTION
+    if mine and sys.gettrace() is None and sys.getrefcount(names) <= _FRAME_AND_HERE:
+        names.clear()
+        if _MARK in found:
+            names[_MARK] = found[_MARK]
+    return found
+
+
+# Among a caller's variables may be stand-ins for objects that are gone, which raise at any question: none is asked.
+
+
+def _is_tensor(value: Any) -> bool:
+    return issubclass(type(value), torch.Tensor)
+
+
+def _own(value: Any) -> dict[str, Any]:
+    """An object's attributes, none of its own code run."""
+    try:
+        own = object.__getattribute__(value, "__dict__")
+    except AttributeError:
+        return {}
+    return own if isinstance(own, dict) else {}
+
+
+def _listed(names: dict[str, Any]) -> torch.Tensor | None:
+    listed = names.get("timesteps")
+    return listed if isinstance(listed, torch.Tensor) and listed.ndim == 1 and listed.numel() else None
+
+
 def _holders(values: Any) -> Iterator[tuple[Any, Any]]:
     """Schedulers among these, with what holds them."""
     for value in _spread(values):
-        own = getattr(value, "__dict__", None)
-        if not isinstance(own, dict):
-            continue
+        own = _own(value)
         held = _prepared(own.get("scheduler"))
         if held is not None:
             yield held, value
@@ -128,8 +166,8 @@ def _spread(values: Any) -> Iterator[Any]:
 
 def _prepared(scheduler: Any) -> Any:
     """The scheduler, where it has a schedule that someone asked for."""
-    own = getattr(scheduler, "__dict__", None)
-    timesteps = own.get("timesteps") if isinstance(own, dict) else None
+    own = _own(scheduler)
+    timesteps = own.get("timesteps")
     if not isinstance(timesteps, torch.Tensor) or timesteps.ndim != 1 or not timesteps.numel():
         return None
     # Before the first `set_timesteps` it lists what the model was trained on.
@@ -144,7 +182,7 @@ def _in_sequence(given: Sequence[Any], names: dict[str, Any], holders: Sequence[
         found = [
             (name == "timesteps", len(value), place, value)
             for name, value in list(names.items())
-            if isinstance(value, torch.Tensor) and value.ndim == t.ndim + 1
+            if _is_tensor(value) and value.ndim == t.ndim + 1
             if (place := place_in(t, value)) is not None
         ]
         if not found:
@@ -175,7 +213,7 @@ def _is_entry(t: Any) -> bool:
 
 
 def _holds(owner: Any, model: torch.nn.Module) -> bool:
-    return any(value is model for value in owner.__dict__.values())
+    return any(value is model for value in _own(owner).values())
 
 
 def _attribute(owner: Any, name: str) -> Any:
@@ -192,18 +230,53 @@ class _Life:
     """Held by a frame alone, so that it ends when its function returns, raises or is dropped."""
 
 
-def _with_life(found: Loop, frame: FrameType) -> Loop:
-    values = {name: getattr(found, name) for name in Loop.__dataclass_fields__}
-    return Loop(**{**values, "life": _life_of(frame)})
+def _that_walks(found: Loop, frame: FrameType, names: dict[str, Any], callers: Iterable[FrameType]) -> FrameType | None:
+    """The frame of the loop, where it was found in ``frame``: what was given its timestep is only called by it.
+
+    None where the loop is not among the callers.
+    """
+    for outer in callers:
+        if not _is_given(found, frame, names):
+            break
+        variables = _variables(outer)
+        if any(_stands(found, value) or _is_walked(found, value) for value in variables.values()):
+            frame, names = outer, variables
+    return None if _is_given(found, frame, names) else frame
 
 
-def _life_of(frame: FrameType) -> weakref.ref | None:
+def _is_given(found: Loop, frame: FrameType, names: dict[str, Any]) -> bool:
+    """Whether a function has the timestep of a loop from elsewhere."""
+    code = frame.f_code
+    count = code.co_argcount + code.co_kwonlyargcount
+    return any(_stands(found, names.get(name)) for name in (*code.co_varnames[:count], *code.co_freevars))
+
+
+def _stands(found: Loop, value: Any) -> bool:
+    """Whether this is the timestep at which a loop stands."""
+    whole = found.schedules[0]
+    return _is_tensor(value) and value.ndim + 1 == whole.ndim and place_in(value, whole) == found.step
+
+
+def _is_walked(found: Loop, value: Any) -> bool:
+    whole = found.schedules[0]
+    return _is_tensor(value) and value.ndim == whole.ndim and shares_memory(value, whole)
+
+
+def _of_the_same(owner: Any, frame: FrameType, callers: Iterable[FrameType]) -> FrameType:
+    """The frame of the loop, where a method of ``owner`` calls: that method, or the one that calls it."""
+    for outer in callers:
+        names, code = _variables(outer), outer.f_code
+        if not code.co_argcount or names.get(code.co_varnames[0]) is not owner:
+            continue
+        frame = outer
+        if _listed(names) is not None:
+            break
+    return frame
+
+
+def _life_of(frame: FrameType | None) -> weakref.ref | None:
     """What dies with the call of a function."""
-    if not frame.f_code.co_flags & _OF_THE_FUNCTION:
+    if frame is None or not frame.f_code.co_flags & _OF_THE_FUNCTION:
         return None
-    names = frame.f_locals
-    mark = names.get(_MARK)
-    if mark is None:
-        # A name that no code can use; it stays with the frame in every version of Python.
-        mark = names[_MARK] = _Life()
-    return weakref.ref(mark)
+    # A name that no code can use; it stays with the frame in every version of Python.
+    return weakref.ref(_variables(frame, _Life())[_MARK])
