@@ -51,7 +51,7 @@ def attach(pipe: Any, config: Config) -> Attachment:
             found = type(module.processor).__name__
             raise BadInput(
                 f"{layer.name} runs {found}, which neither uses diffusers' attention dispatcher nor calls "
-                "PyTorch's attention itself: give the module its own processor back"
+                "PyTorch's attention itself, or has attributes in __slots__: give the module its own processor back"
             )
     known = facts(pipe, family, models)
     runtime = Runtime(config, [layer for layer, _ in modules], known, _identity(pipe, models, modules))

@@ -92,7 +92,14 @@ def seat_of(module: Any) -> Seat | None:
 def can_enter(processor: Any) -> bool:
     """Whether there is a way into the attention of this processor."""
     takes_a_class = hasattr(processor, "__dict__") and hasattr(processor, "__weakref__")
-    return takes_a_class and (names_backend(processor) or rebindable(processor))
+    return takes_a_class and not _slots(kind_of(processor)) and (names_backend(processor) or rebindable(processor))
+
+
+def _slots(kind: type) -> set[str]:
+    """Names of attributes that are in no object's ``__dict__``, which is all that a processor and its twin share."""
+    slots = (base.__dict__.get("__slots__", ()) for base in kind.__mro__)
+    named = {name for found in slots for name in ([found] if isinstance(found, str) else found)}
+    return named - {"__dict__", "__weakref__"}
 
 
 # What a class may hide behind a property, as ours do, is still set by this.

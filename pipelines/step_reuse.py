@@ -114,6 +114,7 @@ class StepReuse:
             hook.told = False
             return self._reused(inner, args, kwargs, latents, shape)
         except BaseException:
+            self._into = self._added = None
             runtime.fail()
             raise
         finally:

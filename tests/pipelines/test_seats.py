@@ -14,6 +14,7 @@ import dittools
 from dittools import summary
 from dittools.config import Config
 from dittools.pipelines.attach import attach
+from dittools.pipelines.errors import BadInput
 from tests.families_tiny import TINY
 from tests.pipelines.test_families import Holder, grid_of
 from tests.pipelines_tiny import SIZES, pipeline
@@ -85,6 +86,27 @@ def test_processors_taken_off_run_plainly_and_sparsely_again_when_they_are_back(
     fast.restore()
     assert torch.equal(wan.forward(), dense)
     assert {type(processor) for processor in ours} == {WanAttnProcessor}
+
+
+class Slotted(WanAttnProcessor):
+    __slots__ = ("factor",)
+
+    def __call__(self, *args, **kwargs):
+        return self.factor * super().__call__(*args, **kwargs)
+
+
+def test_a_processor_with_attributes_outside_its_dict_is_refused_or_left_alone(wan):
+    attention = modules(wan)[1]
+    mine, attention.processor = attention.processor, Slotted()
+    attention.processor.factor = 2
+    with pytest.raises(BadInput, match=r"blocks\.1\.attn1 runs Slotted, .* __slots__"):
+        dittools.accelerate(wan, **SPARSE)
+    dense = wan.forward()
+    slotted, attention.processor = attention.processor, mine
+    fast = dittools.accelerate(wan, **FULL)
+    attention.processor = slotted
+    torch.testing.assert_close(wan.forward(), dense, atol=1e-5, rtol=1e-4)
+    assert calls(fast) == {"dense": 1, "sparse": 1, "reused": 0}
 
 
 def test_a_layer_with_a_processor_that_cannot_be_led_is_counted_dense_with_its_reason(wan):

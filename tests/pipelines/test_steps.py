@@ -1,6 +1,7 @@
 """Step and run of every call, whoever calls: pipelines that share a transformer, loops of one's own, odd schedules."""
 
 import gc
+import weakref
 
 import diffusers
 import pytest
@@ -259,16 +260,22 @@ def test_calls_that_never_come_are_named(shared):
 
 
 def test_a_forward_that_fails_is_named_and_holds_nothing(shared):
-    def fail(*_):
+    entered = []
+
+    def fail(_, args):
+        entered.append(weakref.ref(args[0]))  # what a cache of the whole stack compares with
         raise RuntimeError("out of memory")
 
-    with dittools.accelerate(shared, **EVERY) as fast:
-        late = shared.transformer.blocks[2].register_forward_pre_hook(
-            lambda *_: fail() if fast.runtime.latest.step == 3 else None
+    stack = EVERY | {"cache_options": EVERY["cache_options"] | {"reuse": "stack"}}
+    with dittools.accelerate(shared, **stack) as fast:
+        late = shared.transformer.blocks[0].register_forward_pre_hook(
+            lambda *given: fail(*given) if fast.runtime.latest.step == 3 else None
         )
         with pytest.raises(RuntimeError, match="out of memory"):
             draw(shared, steps=8, **SMALL)
         late.remove()
+        gc.collect()
+        assert entered and entered[0]() is None
         assert fast.runtime.run.reuse.held_bytes() == 0
         assert "1 forwards of step 3 ended in an error" in fast.summary()
         assert "steps did not run (4 to 7)" in fast.summary()
