@@ -428,14 +428,14 @@ def test_both_transformers_of_wan_2_2_share_one_run():
     assert same(draw(pipe), before)
 
 
-def test_a_pipeline_of_no_known_family_is_named_with_those_that_are(pipe):
+def test_a_pipeline_of_no_known_family_is_named_with_what_lists_those_that_are(pipe):
     class Other:
         transformer = torch.nn.Linear(1, 1)
 
     for bad, says in ((Other(), "Other with Linear"), (pipe.vae, "AutoencoderKLWan")):
         with pytest.raises(BadInput) as error:
             dittools.accelerate(bad)
-        assert says in str(error.value) and "known family (wan, " in str(error.value)
+        assert says in str(error.value) and "known family (`dittools models` lists them)" in str(error.value)
         assert "\n" not in str(error.value)
 
 
