@@ -38,7 +38,7 @@ def _reused(cache: dict[str, Any], calls: dict[str, int]) -> list[str]:
     computed, reused = len(cache["computed_steps"]), len(cache["reused_steps"])
     return [
         f"cache {cache['name']}: {computed} steps computed, {reused} reused; {calls['reused']} of "
-        f"{sum(calls.values())} attention calls saved"
+        f"{calls['dense'] + calls['sparse'] + calls['reused']} attention calls saved"
     ]
 
 

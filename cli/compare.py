@@ -26,6 +26,7 @@ Reads .mp4, .mkv and what else ffmpeg knows, .gif, .webp, .png, .npy (uint8, or 
 in [0, 1]) and folders of PNG frames. mp4, gif and webp lose detail: what they lost is
 measured too."""
 
+_SAME_RATE = 0.02  # GIF counts in hundredths of a second and WebP in thousandths: 16 a second reads as 16.07 there
 _LOSSY = (".mp4", ".gif", ".webp", ".jpg", ".jpeg", ".webm", ".mov", ".avi")
 
 
@@ -51,7 +52,7 @@ def command(
     output, metrics = Output(as_json), by_name()
     if any(name.lower().endswith(_LOSSY) for name in (video, reference)):
         output.note("a lossy file is compared as it is: what its encoder lost counts too")
-    if a.fps and b.fps and abs(a.fps - b.fps) > 0.01:
+    if a.fps and b.fps and abs(a.fps - b.fps) > _SAME_RATE * max(a.fps, b.fps):
         output.note(f"{video} runs at {a.fps:g} frames a second and {reference} at {b.fps:g}: compared frame by frame")
     found = measure(a.frames, b.frames)
     for name, why in found.left_out.items():

@@ -50,11 +50,11 @@ def command(
     debug: Debug = False,
 ) -> None:
     from dittools import corrections, methods
+    from dittools.naming import spelt, unknown
 
     known = [*methods.names(), *corrections.names()]
+    name = name and spelt(name, known)
     if name is not None and name not in known:
-        from dittools.naming import unknown
-
         raise BadInput(unknown("method or correction", name, known, listed="dittools methods"))
     axes = {"window": window, "stride": stride, "dilation": dilation, "tile": tile, "key_tile": key_tile}
     given = {flag: value for flag, value in axes.items() if value is not None}

@@ -143,6 +143,8 @@ class Config:
         """
         if not isinstance(values, Mapping):
             raise ValueError(f"a config is an object with named settings, got {type(values).__name__}")
+        if "config" in values and "dittools" in values:
+            raise ValueError("this is the record of a run: give what stands under its 'config', in a file of its own")
         values = dict(values)
         version = values.pop("version", VERSION)
         if version != VERSION:

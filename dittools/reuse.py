@@ -397,11 +397,12 @@ class Reuse:
         reused = sum(entry.reused for entry in log)
         if self.cache.level == "output" and self._complete():
             if not reused:
-                notes.append(f"{name}: nothing was reused: raise the threshold, or drop the cache")
+                judged = any(entry.signal is not None and entry.why is None for entry in log)
+                more = "raise the threshold" if judged else "its rules compute every step of this run: draw in more"
+                notes.append(f"{name}: nothing was reused: {more}, or drop the cache")
             elif reused > MOST * len(log):
-                notes.append(
-                    f"{name}: {reused} of {len(log)} calls were reused: expect another picture, lower the threshold"
-                )
+                less = "lower the threshold" if hasattr(self.cache, "threshold") else "compute more steps"
+                notes.append(f"{name}: {reused} of {len(log)} calls were reused: expect another picture, {less}")
         elif self._complete() and not self.attention_reused and not reused:
             notes.append(f"{name}: nothing was reused: no step lies within its window")
         return notes

@@ -208,10 +208,11 @@ def test_the_following_branches_do_not_run_the_first_block_to_decide():
             reuse.carry(torch.zeros(1, 4), [torch.zeros(1, 4)])
 
 
-def notes_of(cache, steps, forced=1, **options):
+def notes_of(cache, steps, forced=1, growing=False, **options):
     reuse = run_of(cache, steps, first=forced, options=options)
     for step in range(steps):
-        call(reuse, step, latents=torch.full((1, 4, 2, 3, 3), 1.0), output=torch.ones(1, 4, 2, 3, 3))
+        values = torch.full((1, 4, 2, 3, 3), 1.0 + step * growing)
+        call(reuse, step, latents=values, output=values)
     return " | ".join(reuse.guard_rails())
 
 
@@ -219,8 +220,11 @@ def test_guard_rails_speak_where_they_should_and_only_there():
     third = {key: EVERY_THIRD[key] for key in ("interval", "start", "order", "first")}
     assert notes_of("taylorseer", 30, **third | {"interval": 2}) == ""
     assert "each one matters" in notes_of("taylorseer", 10, **third)
-    assert "expect another picture" in notes_of("taylorseer", 30, **third | {"interval": 9})
-    assert "nothing was reused" in notes_of("taylorseer", 30, forced=30, interval=100, start=0)
+    assert "expect another picture, compute more steps" in notes_of("taylorseer", 30, **third | {"interval": 9})
+    assert "reused: its rules compute every step" in notes_of("taylorseer", 30, forced=30, interval=100, start=0)
+    assert "reused: its rules compute every step" in notes_of("easycache", 3, forced=2, threshold=5.0)
+    assert "expect another picture, lower the threshold" in notes_of("easycache", 30, threshold=5.0, max_skips=0)
+    assert "reused: raise the threshold" in notes_of("easycache", 30, growing=True, threshold=1e-6)
     assert "no step lies within its window" in notes_of("pab", 30, low=1, high=2)
     assert notes_of("taylorseer", 10, interval=1) == ""
     rest = {"interval": 100, "start": 0}

@@ -254,6 +254,7 @@ def test_a_misspelt_verb_is_named_with_the_nearest(cli, verb):
     [
         ("{", "not JSON"),
         ("[]", "object"),
+        ('{"dittools": "0.1.0", "model": "wan", "config": {"sparsity": 0.5}}', "record of a run"),
         ('{"sparsty": 0.5}', "did you mean sparsity"),
         ('{"sparsity": 2}', "sparsity"),
         ('{"method": "svg", "options": {"probes": 3}}', "probe_rows"),

@@ -41,20 +41,21 @@ def test_a_withheld_speed_up_is_told_with_its_reason_and_the_times_stay():
     )
     record = {
         "seconds": {"denoise": 10.0, "total": 11.0},
-        "sparsity": {"sparse_calls": None, "overall": 0.0, "asked": 0.8},
-        "calls": {"dense": 4, "sparse": 0, "reused": 0},
+        "sparsity": {"sparse_calls": 0.8, "overall": 0.1, "asked": 0.8},
+        "calls": {"dense": 4, "sparse": 2, "reused": 6, "expected": 12},
         "run": {"frames": 5, "height": 48, "width": 64},
         "output": "a.mp4",
         "method": "svg",
         "method_options": {},
         "correction": "none",
-        "cache": {"name": "none"},
+        "cache": {"name": "sea", "computed_steps": [0], "reused_steps": [1]},
         "quality": facts,
         "fallbacks": [],
         "notes": [],
     }
     lines = "\n".join(closing(record, "a.json"))
     assert "no speed-up is given: the 3 steps" in lines and "dense 28.0 s" in lines and "as fast (" not in lines
+    assert "cache sea: 1 steps computed, 1 reused; 6 of 12 attention calls saved" in lines  # dense, sparse and reused
     again = quality_facts(score, score, 28.0, 10.0, Control("repeated", (0, 1), 1.0, 1.05))
     assert again["speedup"] == 2.8 and again["control"]["kind"] == "repeated" and again["speedup_withheld"] is None
 
