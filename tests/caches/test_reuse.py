@@ -223,7 +223,7 @@ def test_guard_rails_speak_where_they_should_and_only_there():
     assert "expect another picture, compute more steps" in notes_of("taylorseer", 30, **third | {"interval": 9})
     assert "reused: its rules compute every step" in notes_of("taylorseer", 30, forced=30, interval=100, start=0)
     assert "reused: its rules compute every step" in notes_of("easycache", 3, forced=2, threshold=5.0)
-    assert "expect another picture, lower the threshold" in notes_of("easycache", 30, threshold=5.0, max_skips=0)
+    assert "expect another picture, lower the threshold" in notes_of("easycache", 30, growing=True, threshold=9.0)
     assert "reused: raise the threshold" in notes_of("easycache", 30, growing=True, threshold=1e-6)
     assert "no step lies within its window" in notes_of("pab", 30, low=1, high=2)
     assert notes_of("taylorseer", 10, interval=1) == ""
