@@ -228,6 +228,13 @@ class Runtime:
 
     def _turn_to(self, timesteps: torch.Tensor | None, source: int | None) -> None:
         """Let the run with this schedule be the present one; one whose loop goes on meanwhile is set aside."""
+        if (
+            self.run is not None
+            and self.run.steps - self.run.first == 1
+            and self._clock.over
+            and not _lives(self._life)
+        ):
+            self._clock.reset()  # in a schedule of one step, nothing but the end of its loop tells two runs apart
         present = self._under_way(source) if not self._clock.runs_on(timesteps) else None
         other = self._aside
         if other is not None and (other.clock.over or not _lives(other.life)):

@@ -263,15 +263,17 @@ def _is_walked(found: Loop, value: Any) -> bool:
 
 
 def _of_the_same(owner: Any, frame: FrameType, callers: Iterable[FrameType]) -> FrameType:
-    """The frame of the loop, where a method of ``owner`` calls: that method, or the one that calls it."""
-    for outer in callers:
-        names, code = _variables(outer), outer.f_code
-        if not code.co_argcount or names.get(code.co_varnames[0]) is not owner:
-            continue
-        frame = outer
-        if _listed(names) is not None:
-            break
+    """The frame of the loop, where ``frame`` calls: that, or the method of the same owner that led there."""
+    for outer in callers if _is_method(owner, frame) else ():
+        if _is_method(owner, outer):
+            frame = outer
+            if _listed(_variables(outer)) is not None:
+                break
     return frame
+
+
+def _is_method(owner: Any, frame: FrameType) -> bool:
+    return frame.f_code.co_varnames[:1] == ("self",) and _variables(frame).get("self") is owner
 
 
 def _life_of(frame: FrameType | None) -> weakref.ref | None:

@@ -128,6 +128,16 @@ def test_loops_of_ones_own_that_take_turns_keep_their_runs(shared):
         assert [entry.reused for entry in fast.runtime.run.reuse.log] == [False, True, True, False, True, False]
 
 
+def test_one_step_of_a_schedule_that_is_used_again_is_a_run_each_time(shared):
+    scheduler = diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0)
+    scheduler.set_timesteps(1)
+    with dittools.accelerate(shared, method="dense") as fast:
+        for _ in range(2):
+            by_loop(shared, scheduler)
+            layers = len(fast.runtime.layers)
+            assert len(fast.runtime.run.calls) == 2 * layers and fast.runtime.run.branches == {"cond", "uncond"}
+
+
 def test_a_run_of_another_size_after_an_aborted_one_starts_anew(shared):
     def stop(_, step, timestep, kwargs):
         if step == 2:
