@@ -244,6 +244,18 @@ def misfit(profile: Profile, method: str, model: Model, grid: TokenGrid, steps: 
     return why or misfit_of_run(profile, method, steps)
 
 
+def misfit_of_call(profile: Profile, grid: TokenGrid) -> str | None:
+    """Why what a profile says of blocks does not hold in a call of this grid; None when it does.
+
+    Text behind everything else may be longer or shorter: padding that a mask hides is no part of a call, and no block
+    before it is another one.
+    """
+    ours, theirs = (dataclasses.replace(g, text=0, text_position="none") for g in (grid, profile.grid))
+    if grid == profile.grid or (ours == theirs and "first" not in (grid.text_position, profile.grid.text_position)):
+        return None
+    return f"{profile.name} is for {_grid(profile.grid)}, and this call has {_grid(grid)}"
+
+
 def misfit_of_model(profile: Profile, method: str, model: Model) -> str | None:
     """What of `misfit` is known before a run: method and model."""
     if method not in profile.methods:
@@ -335,8 +347,9 @@ def _model(model: Model) -> str:
 
 
 def _grid(grid: TokenGrid) -> str:
-    text = f" and {grid.text} text" if grid.text else ""
-    return f"{grid.frames} x {grid.height} x {grid.width} tokens{text}"
+    others = "".join(f", {part.tokens} of {part.kind}" for part in grid.parts)
+    text = f" and {grid.text} text{' in front' * (grid.text_position == 'first')}" if grid.text else ""
+    return f"{grid.frames} x {grid.height} x {grid.width} tokens{others}{text}"
 
 
 def _tables(path: Path) -> Path:

@@ -14,10 +14,12 @@ from typing import ClassVar
 import torch
 
 from dittools.blocks import Partition
-from dittools.methods.base import AttentionCall, Method, Plan, mask_plan, resting
+from dittools.methods.base import AttentionCall, Method, Plan, StayDense, mask_plan, resting
 from dittools.orders.axes import AXES, axis_order
+from dittools.profile import misfit_of_call
 from dittools.selectors.budget import SCOPES
 from dittools.selectors.paro_tables import Tables
+from dittools.selectors.profiled import with_other_text
 from dittools.tokens import TokenGrid
 from dittools.upload import upload
 
@@ -38,7 +40,9 @@ class PARO(Method):
         if self.scope not in SCOPES:
             raise ValueError(f"scope must be one of {', '.join(SCOPES)}, got {self.scope!r}")
 
-    def plan(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, call: AttentionCall) -> Plan:
+    def plan(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, call: AttentionCall) -> Plan | StayDense:
+        if why := misfit_of_call(call.profile, call.grid):
+            return StayDense(why)
         tables = Tables(call.profile)
         group = tables.groups[call.step]
         # Masks cost a sort of masses: the plan of the present group of steps is kept.
@@ -54,6 +58,8 @@ class PARO(Method):
         orders = call.remember(("axis orders", device), lambda: _orders(call.grid, device))
         own = call.remember(("paro order", call.layer, device), lambda: orders[upload(axes.long(), device)][None])
         keep = tables.keep(group, call.layer, call.sparsity, call.block_size, self.scope, device)
+        if call.grid != call.profile.grid:
+            keep = with_other_text(keep, call.grid, partition)
         return mask_plan(keep, own, partition, {"not in raster": order_count(axes.tolist())}, ())
 
 

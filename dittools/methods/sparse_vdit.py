@@ -16,9 +16,10 @@ import torch
 
 from dittools.blocks import BlockMask, Partition
 from dittools.dense_rows import DenseRows
-from dittools.methods.base import AttentionCall, Method, Plan
+from dittools.methods.base import AttentionCall, Method, Plan, StayDense
 from dittools.orders.raster import raster
 from dittools.orders.token_major import token_major
+from dittools.profile import misfit_of_call
 from dittools.selectors.geometric import picture_share
 from dittools.selectors.habits import Habit, from_section, habit_mask, head_costs, text_among_video
 from dittools.selectors.modes import choose_modes
@@ -46,7 +47,9 @@ class SparseVDiT(Method):
         if isinstance(self.cost_weight, bool) or not isinstance(self.cost_weight, Real) or not self.cost_weight >= 0:
             raise ValueError(f"cost_weight must be a number of at least 0, got {self.cost_weight!r}")
 
-    def plan(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, call: AttentionCall) -> Plan:
+    def plan(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, call: AttentionCall) -> Plan | StayDense:
+        if why := misfit_of_call(call.profile, call.grid):
+            return StayDense(why)
         return call.remember(("sparse_vdit", call.layer, q.device), lambda: self.plan_layer(call, q.device))
 
     def plan_layer(self, call: AttentionCall, device: torch.device) -> Plan:
@@ -70,9 +73,11 @@ class SparseVDiT(Method):
         lanes = profile.model.layers, profile.model.heads
         error = profile.array("sparse_vdit.error", (*lanes, len(habits)), torch.float32)[call.layer].double()
         power = profile.array("sparse_vdit.power", lanes, torch.float32)[call.layer].double()
-        blocks = Partition(call.grid.tokens, size).count
+        blocks = Partition(profile.grid.tokens, size).count
         stored = profile.array("sparse_vdit.columns", (*lanes, blocks), torch.float32)[call.layer]
         columns = pool_columns(stored, size, call.block_size, profile.name)
+        # Of text behind it, which may be longer or shorter in this call, no column is asked.
+        columns = torch.nn.functional.pad(columns, (0, partition.count - columns.shape[-1]))
 
         def mask(head: int, habit: Habit) -> torch.Tensor:
             def make() -> torch.Tensor:

@@ -7,6 +7,7 @@ import torch
 from dittools.blocks import Partition
 from dittools.selectors.areas import areas_of
 from dittools.tokens import TokenGrid
+from dittools.upload import upload
 
 OCTAVES = 20
 """What a byte covers below its largest value; finer steps of 6 % do not change which blocks are kept."""
@@ -57,6 +58,13 @@ def always_kept(grid: TokenGrid, partition: Partition, density: float = 1.0) -> 
     if partition.tail < partition.size and 4 * partition.tail <= density * last:
         held[-1] = True
     return held[:, None] | held
+
+
+def with_other_text(keep: torch.Tensor, grid: TokenGrid, partition: Partition) -> torch.Tensor:
+    """Kept blocks ``[..., M, M]`` of a sequence as those of ``grid``, which has longer or shorter text behind it."""
+    more = max(0, partition.count - keep.shape[-1])
+    keep = torch.nn.functional.pad(keep[..., : partition.count, : partition.count], (0, more, 0, more), value=True)
+    return keep | upload(always_kept(grid, partition, 0.0), keep.device)  # what was a tail may hold text now
 
 
 def pool_columns(columns: torch.Tensor, stored: int, wanted: int, name: str) -> torch.Tensor:
