@@ -25,10 +25,15 @@ FILES = (
 )
 
 
-def test_the_triton_paths_pass_the_same_tests_in_the_interpreter():
+# In parts, so that processes that share the tests share these too.
+PARTS = [FILES[i::4] for i in range(4)]
+
+
+@pytest.mark.parametrize("files", PARTS, ids=lambda files: files[0].removesuffix(".py"))
+def test_the_triton_paths_pass_the_same_tests_in_the_interpreter(files):
     pytest.importorskip("triton")
     here = Path(__file__).parent
-    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-x", "-k", "interpreted", *FILES]
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-x", "-k", "interpreted", *files]
     done = subprocess.run(
         command,
         cwd=here,
