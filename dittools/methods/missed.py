@@ -97,7 +97,8 @@ class Missed:
 @lru_cache(maxsize=32)
 def beside(grid: TokenGrid, asked: float) -> tuple[str, ...]:
     """A note where tokens that stay dense leave much less skipped of all pairs than of the picture's."""
-    share = 1 - (1 - int(grid.stays_dense().sum()) / grid.tokens) ** 2
+    dense = sum(part.tokens for part, _ in grid.placed if part.shape is None)
+    share = 1 - (1 - dense / grid.tokens) ** 2
     if asked * share <= MUCH_LESS:
         return ()
     return (

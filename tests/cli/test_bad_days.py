@@ -15,6 +15,14 @@ from dittools.cli.streams import heard
 from dittools.pipelines import saving, stages
 
 
+@pytest.fixture(autouse=True)
+def interruptible():
+    """Shells start what runs in the background with interrupts ignored, and children inherit that."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.parametrize("name", ["out.npy", "out.gif", "frames/"])
 def test_a_disk_that_fills_up_while_saving_leaves_no_file(generate, tmp_path, monkeypatch, name):
     def fill(frames, path, kind, fps):

@@ -29,7 +29,7 @@ KEYS = {
     "seconds": {"load", "text", "denoise", "decode", "save", "total"},
     "step_seconds": None,
     "sparsity": {"asked", "sparse_calls", "overall", "per_step", "per_layer", "by_parts", "pairs_by_parts"},
-    "calls": {"dense", "sparse", "reused"},
+    "calls": {"dense", "sparse", "reused", "expected"},
     "kernels": None,
     "kernel_reasons": None,
     "cache": {"name", "computed_steps", "reused_steps"},
