@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 from dittools.naming import with_options
 
 
-def closing(record: dict[str, Any], record_path: Path) -> list[str]:
-    """The lines, from a run record."""
+def closing(record: dict[str, Any], record_path: Path, said: Collection[str] = ()) -> list[str]:
+    """The lines, from a run record, without the notes that were said before."""
     seconds, sparsity, calls, run = (record[key] for key in ("seconds", "sparsity", "calls", "run"))
     stages = ", ".join(f"{name} {seconds[name]:.1f}" for name in seconds if name != "total")
     frames = f"{run['frames']} frame{'s' * (run['frames'] != 1)}"
@@ -28,7 +29,7 @@ def closing(record: dict[str, Any], record_path: Path) -> list[str]:
         if quality["speedup"] is None:
             lines.append(f"no speed-up is given: {quality['speedup_withheld']}")
     lines += [f"fallback: {entry['count']} calls ran dense: {entry['reason']}" for entry in record["fallbacks"]]
-    return lines + [f"note: {note}" for note in record["notes"]]
+    return lines + [f"note: {note}" for note in record["notes"] if note not in said]
 
 
 def _reused(cache: dict[str, Any], calls: dict[str, int]) -> list[str]:

@@ -134,6 +134,6 @@ def command(
     request = check(asked, place)
     sink = Output(as_json)
     record = run(request, ctx.obj["command"], sink)
-    for line in closing(record, request.output.record):
+    for line in closing(record, request.output.record, said=sink.notes):
         sink.line(line)
     sink.data(record, lambda: record["output"])

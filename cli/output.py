@@ -9,10 +9,11 @@ from typing import Any
 
 
 class Output:
-    """A command's output. `as_json` decides what `data` prints."""
+    """A command's output. `as_json` decides what `data` prints; `notes` holds what `note` said."""
 
     def __init__(self, as_json: bool = False):
         self.as_json = as_json
+        self.notes: list[str] = []
         self._say: Callable[[str], None] = _to_stderr
 
     def data(self, value: dict, human: Callable[[], str]) -> None:
@@ -24,7 +25,8 @@ class Output:
 
     def note(self, text: str) -> None:
         """Something worth knowing that is no result."""
-        self._say(f"note: {one_line(text)}")
+        self.notes.append(one_line(text))
+        self._say(f"note: {self.notes[-1]}")
 
     def line(self, text: str) -> None:
         """A line of the summary at the end of a run."""

@@ -105,6 +105,7 @@ def _facts(family: Any, size: dict[str, int | None], steps: int | None, config: 
         "kernel": kernel,
         "kernel_why": why,
         "why_dense": why_dense,
+        "needs_profile": method.profile_use == "needed",
     }
     if why_dense is not None:
         facts |= {"method": "dense", "method_options": {}, "density": 1.0, "gain": 1.0}
@@ -162,5 +163,7 @@ def _readable(facts: dict) -> str:
             f"density    {facts['density']:.2f} over the whole run",
             f"gain       at most {facts['gain']:.2f}x in the transformer, by arithmetic",
         ]
+        if facts["needs_profile"]:
+            lines.append(f"profile    needed, of this model and size: dittools calibrate --method {facts['method']}")
     lines.append(f"kernel     {facts['kernel']} on {facts['device']} in {facts['dtype']}: {facts['kernel_why']}")
     return "\n".join(lines)

@@ -45,7 +45,7 @@ def run(request: Request, command: list[str], output: Output) -> dict[str, Any]:
             command=command,
             weights=opened.weights.name,
             run=drawing.run_facts(request, opened, scene),
-            acceleration=acceleration,
+            acceleration=acceleration | {"notes": [*acceleration["notes"], *output.notes]},
         )
 
 

@@ -42,6 +42,15 @@ def test_the_method_that_auto_takes_is_said_with_its_options(cli, flags, method,
     assert f"method     {said}\n" in cli("plan", *flags).out
 
 
+@pytest.mark.parametrize(("method", "needs"), [("paro", True), ("sparse_vdit", True), ("sta", False)])
+def test_a_method_that_cannot_run_without_a_profile_says_so(cli, method, needs):
+    assert plan(cli, "--method", method)["needs_profile"] is needs
+    assert (
+        f"profile    needed, of this model and size: dittools calibrate --method {method}\n"
+        in (cli("plan", "--method", method).out)
+    ) is needs
+
+
 def test_a_short_sequence_stays_dense_with_a_reason_and_a_cache_is_named(cli):
     facts = plan(cli, "--model", "flux", "--device", "cuda")
     assert facts["grid"]["tokens"] == 4608 and facts["grid"]["text"] == 512
