@@ -48,6 +48,11 @@ class DenseRows:
         if lse is not None:
             lse[:, self.heads[:, None], self.queries] = row_lse
 
+    def copy(self, out: torch.Tensor, to: torch.Tensor) -> None:
+        """Write their rows of ``out`` ``[B, S, H, D]`` into another output."""
+        place = slice(None), self.queries[:, None], self.heads
+        to[place] = out[place].to(to.dtype)
+
     def density(self, kept: torch.Tensor) -> torch.Tensor:
         """Shares of the pairs of each head, ``[B or 1, H]``, with these: the mask keeps nothing of their rows."""
         return kept.index_add(

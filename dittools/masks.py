@@ -28,8 +28,9 @@ class Beside(NamedTuple):
     tokens: torch.Tensor
     bias: torch.Tensor
 
-    def join(self, out, lse, q, k, v, samples: slice | torch.Tensor, scale: float) -> torch.Tensor:
-        """Attention over both: what a sparse call gave, and these keys, by their shares of the softmax.
+    def join(self, out, lse, q, k, v, samples: slice | torch.Tensor, scale: float) -> tuple[torch.Tensor, torch.Tensor]:
+        """Attention over both: what a sparse call gave, and these keys, by their shares of the softmax. Output and
+        log-sum-exp, as they came.
 
         Args:
             out: ``[b, t, H, D]`` of the sparse call. lse: its log-sum-exp ``[b, H, t]``.
@@ -37,7 +38,7 @@ class Beside(NamedTuple):
             samples: which of the batch.
         """
         keys, values = (x[samples].index_select(1, self.tokens).movedim(1, 2) for x in (k, v))
-        joined = torch.empty_like(out)
+        joined, total = torch.empty_like(out), torch.empty_like(lse)
         for head in range(out.shape[2]):  # one at a time: t x n logits each
             # In fp32: rounded to the dtype of q a large logit loses what decides its weight, or overflows.
             logits = (q[:, :, head].float() @ keys[:, head].mT.float()) * scale + self.bias  # [b, t, n]
@@ -45,7 +46,8 @@ class Beside(NamedTuple):
             share = torch.sigmoid(own - lse[:, head, :, None])
             beside = (logits - own).exp().to(values.dtype) @ values[:, head]
             joined[:, :, head] = torch.lerp(out[:, :, head].float(), beside.float(), share)
-        return joined
+            total[:, head] = torch.logaddexp(own[..., 0], lse[:, head])
+        return joined, total
 
 
 def key_bias(mask: torch.Tensor, batch: int, tokens: int, at: int) -> torch.Tensor | str:

@@ -52,8 +52,8 @@ class Piece(NamedTuple):
             samples = samples[:, None]
         out[samples, self.tokens] = part
 
-    def join(self, part: torch.Tensor, lse: torch.Tensor, q, k, v, scale: float) -> torch.Tensor:
-        """What a sparse call gave for `take`, with the keys beside it."""
+    def join(self, part: torch.Tensor, lse: torch.Tensor, q, k, v, scale: float) -> tuple[torch.Tensor, torch.Tensor]:
+        """Output and log-sum-exp that a sparse call gave for `take`, with the keys beside it."""
         samples = slice(None) if self.samples is None else self.samples
         return self.beside.join(part, lse, q, k, v, samples, scale)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -85,9 +86,8 @@ class Sparse:
                 return None
             for watch in self._watchers:
                 watch(Heard(layer, *taken, scale, tick, piece.grid), planned.plan)
-            part, lse, density, kernel = self._piece(layer, taken, planned, call, piece.beside is not None)
-            if piece.beside is not None:
-                part = piece.join(part, lse, taken[0], k, v, scale)
+            join = None if piece.beside is None else partial(piece.join, q=taken[0], k=k, v=v, scale=scale)
+            part, density, kernel = self._piece(layer, taken, planned, call, join)
             by_kind = planned.density if planned.by_kind is None else planned.by_kind
             kinds.append(KeptOf(piece.grid, len(taken[0]) * q.shape[2], by_kind))
             size = float(len(taken[0])) * piece.grid.tokens**2
@@ -111,10 +111,17 @@ class Sparse:
         return out
 
     def _piece(
-        self, layer: int, taken: tuple[torch.Tensor, ...], planned: Planned, call: AttentionCall, needs_lse: bool
-    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | float, str | None]:
-        """Output, log-sum-exp where it is needed, computed share of the pairs, and kernel; no kernel where a
-        correction computed all pairs.
+        self,
+        layer: int,
+        taken: tuple[torch.Tensor, ...],
+        planned: Planned,
+        call: AttentionCall,
+        join: Callable[..., tuple[torch.Tensor, torch.Tensor]] | None,
+    ) -> tuple[torch.Tensor, torch.Tensor | float, str | None]:
+        """Output, computed share of the pairs, and kernel; no kernel where a correction computed all pairs.
+
+        ``join``: adds the keys beside the piece, as `Piece.join`: before a correction, which weighs what was skipped
+        against all that was computed.
         """
         plan, density, _, fresh = planned
         correction = self._run.correction
@@ -132,19 +139,21 @@ class Sparse:
         elif fresh:
             check_clusters(*taken, plan.mask, plan.order, plan.key_order)
         with self._observer.part("attention"):
-            needs_lse = needs_lse or correction is not None
+            needs_lse = join is not None or correction is not None
             out, lse = attend(*taken, plan, call.scale, kernel, return_lse=needs_lse, known=True)
         self._observer.attended(layer, *taken, plan, call.scale, out)
+        if join is not None:
+            out, lse = join(out, lse)
         if correction is None:
-            return out, lse, density, kernel
+            return out, density, kernel
         with self._observer.part("correct"):
             # A key no method uses: what the run forgets of a layer, it forgets of both.
             state = call.state.setdefault(correction, {})
             done = correction.correct(SparseCall(*taken, plan, fresh, out, lse, call, state))
         if plan.rows is not None:  # of which nothing was skipped
-            plan.rows.put(*taken, done.out, None, call.scale, kernel)
+            plan.rows.copy(out, done.out)
         self._run.notes.update(dict.fromkeys(done.notes))
-        return done.out, lse, 1.0 if done.dense else density, None if done.dense else kernel
+        return done.out, 1.0 if done.dense else density, None if done.dense else kernel
 
     def _kernel(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, plan: Plan) -> str:
         """The kernel for a sparse call; plain PyTorch on a GPU is noted with the reason."""

@@ -88,7 +88,7 @@ def test_full_attention_piece_by_piece_is_the_call_with_its_mask(data):
         whole = dense(*part)
         if piece.beside is not None:
             lse = torch.einsum("bqhd,bkhd->bhqk", *part[:2]).mul(0.5).logsumexp(-1)
-            whole = piece.join(whole, lse, part[0], k, v, 0.5)
+            whole, _ = piece.join(whole, lse, part[0], k, v, 0.5)
         piece.put(whole, out)
         if piece.rest is not None:
             piece.put_rest(q, k, v, mask, 0.5, out)
@@ -161,7 +161,10 @@ def test_keys_beside_a_sparse_call_are_as_exact_as_attention_of_that_dtype(dtype
         exact = [x.double() for x in (q[:, :60], k, v)]
         lse = torch.einsum("bqhd,bkhd->bhqk", exact[0], exact[1][:, :60]).mul(0.125).logsumexp(-1).float()
         out = dense(exact[0], *(x[:, :60] for x in exact[1:])).to(dtype)
-        joined = Beside(torch.arange(60, 80), torch.zeros(20)).join(out, lse, q[:, :60], k, v, slice(None), 0.125)
+        beside = Beside(torch.arange(60, 80), torch.zeros(20))
+        joined, total = beside.join(out, lse, q[:, :60], k, v, slice(None), 0.125)
+        logits = torch.einsum("bqhd,bkhd->bhqk", *exact[:2]).mul(0.125)
+        torch.testing.assert_close(total, logits.logsumexp(-1).float())
         wrong, usual = ((x.double() - dense(*exact)).square().mean() for x in (joined, dense(q[:, :60], k, v)))
         assert wrong < 4 * usual
 

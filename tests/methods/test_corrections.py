@@ -14,7 +14,7 @@ from dittools.methods import AttentionCall
 from dittools.methods.base import Plan
 from dittools.methods.svg2 import SVG2
 from dittools.runtime import Layer, Runtime
-from dittools.tokens import TokenGrid
+from dittools.tokens import Layout, TokenGrid
 from tests.methods.test_clusters import NoSync, alike, dense, error
 
 GRID, SCALE = TokenGrid(4, 8, 9), 0.125
@@ -269,3 +269,22 @@ def test_corrections_are_listed_and_checked():
         with pytest.raises(ValueError) as raised:
             Config(**settings)
         assert says in str(raised.value) and "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("correction, within", [("rettention", 1e-5), ("centroids", 0.9)])
+def test_keys_that_a_mask_favours_less_are_weighed_against_all_that_was_restored(correction, within):
+    # Half of the text counts less, as padding does in Chroma: a sparse call leaves it to be added.
+    grid, steps = TokenGrid(1, 24, 24, 40, "last"), torch.linspace(1000, 100, 4)
+    mask = torch.zeros(1, 1, 1, grid.tokens)
+    mask[..., -20:] = -0.5
+    q, k, v = torch.randn(3, 1, grid.tokens, 2, 16, generator=torch.Generator().manual_seed(0))
+    want = torch.nn.functional.scaled_dot_product_attention(*(x.transpose(1, 2) for x in (q, k, v)), attn_mask=mask)
+    wrong = {}
+    for name in ("none", correction):
+        config = Config(method="random", sparsity=0.7, correction=name, dense_steps=0, dense_layers=0)
+        runtime = Runtime(config, [Layer("transformer.0", 0)])
+        about = {"device": torch.device("cpu"), "dtype": q.dtype, "layout": Layout(1, 24, 24, 0, None)}
+        runtime.begin_call(grid=grid, timestep=steps[0], timesteps=steps, **about)
+        out = runtime.attend(0, q, k, v, dense=pytest.fail, mask=mask)
+        wrong[name] = (out - want.transpose(1, 2)).square().mean().sqrt()
+    assert wrong[correction] < within * wrong["none"]
