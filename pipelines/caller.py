@@ -60,7 +60,7 @@ def find_loop(model: torch.nn.Module, timestep: Any, pipe: Any) -> Loop:
     """
     given, possible = [timestep], []
     life = owner = scheduler = None
-    callers = _callers()
+    callers, inner = _callers(), []
     for frame in callers:
         names = _variables(frame)
         if isinstance(names.get("t"), torch.Tensor):
@@ -70,7 +70,9 @@ def find_loop(model: torch.nn.Module, timestep: Any, pipe: Any) -> Loop:
         if found is None:
             found = next(filter(None, (_in_schedule(given, *holder) for holder in holders)), None)
         if found is not None:
-            return replace(found, life=_life_of(_that_walks(found, frame, names, callers)))
+            own = None if _has(found, names) else _that_stands(found, inner)
+            return replace(found, life=_life_of(own or _that_walks(found, frame, names, callers)))
+        inner.append((frame, names))
         mine = [holder for holder in holders if holder[1] is not None and _holds(holder[1], model)]
         listed = _listed(names)
         if life is None and (mine or listed is not None):
@@ -86,7 +88,7 @@ def find_loop(model: torch.nn.Module, timestep: Any, pipe: Any) -> Loop:
     if known is not None:
         found = _in_schedule(given, known, pipe)
         if found is not None:
-            return found
+            return replace(found, life=_life_of(_that_stands(found, inner)))
         if not any(map(_is_entry, given)):  # then the loop walks along something else
             possible.append(known.timesteps)
         scheduler, owner = (scheduler, owner) if scheduler is not None else (known, pipe)
@@ -239,9 +241,21 @@ def _that_walks(found: Loop, frame: FrameType, names: dict[str, Any], callers: I
         if not _is_given(found, frame, names):
             break
         variables = _variables(outer)
-        if any(_stands(found, value) or _is_walked(found, value) for value in variables.values()):
+        if _has(found, variables) or any(_is_walked(found, value) for value in variables.values()):
             frame, names = outer, variables
     return None if _is_given(found, frame, names) else frame
+
+
+def _that_stands(found: Loop, inner: Sequence[tuple[FrameType, dict[str, Any]]]) -> FrameType | None:
+    """The frame of a loop over what is none of its own variables: the outermost that has its timestep from nobody."""
+    for frame, names in reversed(inner):
+        if _has(found, names) and not _is_given(found, frame, names):
+            return frame
+    return None
+
+
+def _has(found: Loop, names: dict[str, Any]) -> bool:
+    return any(_stands(found, value) for value in names.values())
 
 
 def _is_given(found: Loop, frame: FrameType, names: dict[str, Any]) -> bool:

@@ -50,6 +50,17 @@ def in_a_function_of_the_loop(model):
         yield denoise(timesteps[index], scheduler)
 
 
+def over_what_others_hold(model):
+    held = [Scheduler()]
+    read = held.__getitem__
+
+    def loop():
+        for t in read(0).timesteps:
+            yield model(None, t)
+
+    return loop(), held
+
+
 def in_a_method(model):
     pipe, name = Pipeline(), "given"
     for t in pipe.scheduler.timesteps:
@@ -77,6 +88,19 @@ def test_what_a_run_holds_lives_as_long_as_its_loop_whatever_the_loop_calls(loop
     assert [one.step for one in found] == ([0, 1, 2, 3] if known else [None] * 4)
     assert len({one.life() for one in found}) == 1 and found[0].life() is not None
     calls.close()
+    assert found[0].life() is None
+
+
+def test_a_loop_over_what_is_none_of_its_variables_has_its_own_life():
+    loop, held = over_what_others_hold(Model())
+
+    def further_out(scheduler):
+        return next(loop)
+
+    found = [further_out(held[0]) for _ in range(4)]
+    assert [one.step for one in found] == [0, 1, 2, 3]
+    assert len({one.life() for one in found}) == 1 and found[0].life() is not None
+    loop.close()
     assert found[0].life() is None
 
 
