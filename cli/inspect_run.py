@@ -49,7 +49,8 @@ def run(
         acceleration = fast.record()
         names = [layer.name for layer in fast.runtime.layers]
         with stages("render"):
-            record = _record(request, opened, viewer, names, acceleration, place, command)
+            facts = acceleration | {"notes": [*acceleration["notes"], *output.notes]}
+            record = _record(request, opened, viewer, names, facts, place, command)
             _save(place, viewer, names, record)
     for note in acceleration["notes"]:
         output.note(note)

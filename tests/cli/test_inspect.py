@@ -105,6 +105,7 @@ def test_a_step_cache_of_a_config_file_is_left_out_with_a_note(cache, told, insp
     result = inspect("--config", "c.json", "--layers", 1, "--heads", 0, "--at", 1, "--out", "c", "--json")
     assert result.code == 0, result.err
     assert f"note: {told}" in result.err and result.err.count("easycache") == 1
+    assert any(told in note for note in result.json["notes"])
     assert result.json["config"]["cache"] == "none" and result.json["config"]["method"] == "random"
 
 
