@@ -78,7 +78,7 @@ def test_what_cannot_be_compared_is_one_clear_line(cli, videos, tmp_path, names,
 
 @pytest.mark.parametrize(("rate", "noted"), [(16, False), (24, True)])
 def test_a_rate_that_the_format_rounds_is_no_other_rate(cli, videos, tmp_path, rate, noted):
-    saving.write(videos[0], tmp_path / "e.gif", "gif", 16)
-    saving.write(videos[0], tmp_path / "f.mp4", "mp4", rate)
+    saving.write(videos[0][:3], tmp_path / "e.gif", "gif", 16)  # 60, 60 and 70 ms: 15.8 a second
+    saving.write(videos[0][:3], tmp_path / "f.mp4", "mp4", rate)
     result = cli("compare", "e.gif", "f.mp4")
     assert result.code == 0 and ("frames a second" in result.err) == noted
