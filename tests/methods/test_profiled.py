@@ -776,6 +776,30 @@ def test_shares_move_alike_until_their_mean_is_the_budget(shares, density):
     assert sorted(moved) == [moved[i] for i in order]
 
 
+@pytest.mark.parametrize("correction", ["centroids", "rettention"])
+def test_text_in_a_block_with_video_stays_exact_where_a_head_is_skipped_and_restored(tmp_path, correction):
+    profile = profile_for("sparse_vdit", LARGE["text"])
+    profile.save(tmp_path / "p.json")
+    grid = profile.grid
+    config = {"method": "sparse_vdit", "correction": correction, "profile": str(tmp_path / "p.json")}
+    layers = [Layer(f"transformer.{depth}", depth) for depth in range(LAYERS)]
+    runtime = Runtime(Config(sparsity=0.8, dense_steps=0, dense_layers=0, **config), layers, identity=profile.model)
+    plans = []
+    runtime.plan_watchers.append(lambda heard, plan: plans.append(plan))
+    # Of heads that are skipped by rights there would be nothing to see.
+    q, k, v = torch.randn(3, 1, grid.tokens, len(KINDS), 16, generator=torch.Generator().manual_seed(0)) * 3
+    full = torch.nn.functional.scaled_dot_product_attention(*(x.transpose(1, 2) for x in (q, k, v)), scale=0.2)
+    times = torch.linspace(1000, 100, STEPS)
+    for step in range(2):
+        about = {"device": torch.device("cpu"), "dtype": q.dtype}
+        runtime.begin_call(grid=grid, timestep=times[step], timesteps=times, **about)
+        out = runtime.attend(0, q, k, v, dense=pytest.fail, scale=0.2)
+        text = grid.text_slice
+        torch.testing.assert_close(out[:, text], full.transpose(1, 2)[:, text], rtol=1e-4, atol=1e-4)
+        runtime.end_call()
+    assert len(plans) == 2 and all(plan.rows is not None for plan in plans)
+
+
 def test_an_acceleration_reads_its_profile_once_however_large(tmp_path, monkeypatch):
     profile = profile_for("paro", LARGE["video"], ("place", "row"))
     profile.save(tmp_path / "p.json")
