@@ -133,9 +133,16 @@ def test_loops_of_ones_own_that_take_turns_keep_their_runs(shared):
 def test_one_step_of_a_schedule_that_is_used_again_is_a_run_each_time(shared):
     scheduler = diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0)
     scheduler.set_timesteps(1)
+
+    def once():
+        for t in scheduler.timesteps:
+            for branch in ("cond", "uncond"):
+                with torch.no_grad(), shared.transformer.cache_context(branch):
+                    shared.transformer(torch.zeros(1, 16, 2, 6, 8), t.expand(1), torch.zeros(1, 4, 32))
+
     with dittools.accelerate(shared, method="dense") as fast:
         for _ in range(2):
-            by_loop(shared, scheduler)
+            once()
             layers = len(fast.runtime.layers)
             assert len(fast.runtime.run.calls) == 2 * layers and fast.runtime.run.branches == {"cond", "uncond"}
 
