@@ -36,10 +36,12 @@ def is_text(text: str) -> bool:
     return "\0" not in text and not any("\ud800" <= letter <= "\udfff" for letter in text)
 
 
-def shown(name: str, most: int = 80) -> str:
-    """A name for an error: its start where it is long, bytes that are no text as such."""
+def shown(name: str, most: int = 200) -> str:
+    """A name for an error: its start and its end where it is long, bytes that are no text as such."""
     name = name.encode("utf-8", "backslashreplace").decode()
-    return name if len(name) <= most else f"{name[:most]}... ({len(name)} characters)"
+    if len(name) <= most:
+        return name
+    return f"{name[:20]}...{name[20 - most :]} ({len(name)} characters)"
 
 
 def writable(path: Path, flag: str, name: str | None = None) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dittools.pipelines import animations, saving
+from dittools.pipelines import animations, places, saving
 from dittools.pipelines.errors import BadInput, RunFailed
 
 
@@ -181,6 +181,11 @@ def kept(folder, name, reads=(), overwrite=False):
         saving.plan(f"{folder}/{name}", 5).keep(reads, overwrite)
     except BadInput as error:
         return str(error)
+
+
+def test_a_long_path_is_told_with_its_start_and_its_end():
+    told = places.shown("/first/" + 300 * "x" + "/last.gif")
+    assert told.startswith("/first/x") and told.endswith("x/last.gif (316 characters)") and len(told) < 240
 
 
 def test_files_that_dittools_did_not_write_are_kept(tmp_path):
