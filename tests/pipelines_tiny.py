@@ -22,12 +22,11 @@ def _clip(vocabulary: int, width: int = 32):
     return CLIPTextModel(CLIPTextConfig(vocab_size=vocabulary, projection_dim=width, **sizes, **ends))
 
 
-def cogvideox():
-    """A `CogVideoXPipeline`; its VAE keeps strides of 4 in time and 8 in space."""
-    from diffusers import AutoencoderKLCogVideoX, CogVideoXDDIMScheduler, CogVideoXPipeline, CogVideoXTransformer3DModel
+def cogvideox_vae():
+    """CogVideoX's VAE with its strides of 4 in time and 8 in space."""
+    from diffusers import AutoencoderKLCogVideoX
 
-    tokenizer = tiny_tokenizer()
-    vae = AutoencoderKLCogVideoX(
+    return AutoencoderKLCogVideoX(
         down_block_types=("CogVideoXDownBlock3D",) * 4,
         up_block_types=("CogVideoXUpBlock3D",) * 4,
         block_out_channels=(4, 4, 4, 4),
@@ -36,6 +35,44 @@ def cogvideox():
         norm_num_groups=2,
         temporal_compression_ratio=4,
     )
+
+
+def ltx_vae():
+    """LTX-Video's VAE with its strides of 8 in time and 32 in space."""
+    from diffusers import AutoencoderKLLTXVideo
+
+    return AutoencoderKLLTXVideo(
+        latent_channels=4,
+        block_out_channels=(8, 8, 8, 8),
+        decoder_block_out_channels=(8, 8, 8, 8),
+        layers_per_block=(1, 1, 1, 1, 1),
+        decoder_layers_per_block=(1, 1, 1, 1, 1),
+    )
+
+
+def image_vae(channels: int = 4):
+    """The VAE of FLUX and Stable Diffusion 3 with its stride of 8."""
+    from diffusers import AutoencoderKL
+
+    return AutoencoderKL(
+        block_out_channels=(8, 8, 8, 8),
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        latent_channels=channels,
+        norm_num_groups=2,
+        use_quant_conv=False,
+        use_post_quant_conv=False,
+        shift_factor=0.1,
+        scaling_factor=0.4,
+    )
+
+
+def cogvideox():
+    """A `CogVideoXPipeline`; its VAE keeps strides of 4 in time and 8 in space."""
+    from diffusers import CogVideoXDDIMScheduler, CogVideoXPipeline, CogVideoXTransformer3DModel
+
+    tokenizer = tiny_tokenizer()
+    vae = cogvideox_vae()
     transformer = CogVideoXTransformer3DModel(
         num_attention_heads=2,
         attention_head_dim=16,
@@ -55,21 +92,10 @@ def cogvideox():
 
 def ltx():
     """An `LTXPipeline`; its VAE keeps strides of 8 in time and 32 in space."""
-    from diffusers import (
-        AutoencoderKLLTXVideo,
-        FlowMatchEulerDiscreteScheduler,
-        LTXPipeline,
-        LTXVideoTransformer3DModel,
-    )
+    from diffusers import FlowMatchEulerDiscreteScheduler, LTXPipeline, LTXVideoTransformer3DModel
 
     tokenizer = tiny_tokenizer()
-    vae = AutoencoderKLLTXVideo(
-        latent_channels=4,
-        block_out_channels=(8, 8, 8, 8),
-        decoder_block_out_channels=(8, 8, 8, 8),
-        layers_per_block=(1, 1, 1, 1, 1),
-        decoder_layers_per_block=(1, 1, 1, 1, 1),
-    )
+    vae = ltx_vae()
     transformer = LTXVideoTransformer3DModel(
         in_channels=4,
         out_channels=4,
@@ -85,21 +111,11 @@ def ltx():
 
 def flux():
     """A `FluxPipeline`; its VAE keeps the stride of 8."""
-    from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
+    from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
 
     tokenizer = tiny_tokenizer()
     tokenizer.model_max_length = 77  # CLIP's
-    vae = AutoencoderKL(
-        block_out_channels=(8, 8, 8, 8),
-        down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4,
-        latent_channels=4,
-        norm_num_groups=2,
-        use_quant_conv=False,
-        use_post_quant_conv=False,
-        shift_factor=0.1,
-        scaling_factor=0.4,
-    )
+    vae = image_vae()
     transformer = FluxTransformer2DModel(
         in_channels=16,
         num_layers=1,

@@ -7,20 +7,11 @@ from collections.abc import Callable
 import diffusers
 
 from tests.classes_tiny.common import Row, assemble, clip, fixed, once, picture, text
+from tests.pipelines_tiny import cogvideox_vae
 
 WIDTH, FRAMES, SIZE = 32, 17, {"height": 128, "width": 144}
 PROMPTS = {"prompt_embeds": text(WIDTH, 226), "negative_prompt_embeds": text(WIDTH, 226, seed=2)}
-vae = once(
-    lambda: diffusers.AutoencoderKLCogVideoX(
-        down_block_types=("CogVideoXDownBlock3D",) * 4,
-        up_block_types=("CogVideoXUpBlock3D",) * 4,
-        block_out_channels=(4, 4, 4, 4),
-        latent_channels=4,
-        layers_per_block=1,
-        norm_num_groups=2,
-        temporal_compression_ratio=4,
-    )
-)
+vae = once(cogvideox_vae)
 
 
 def transformer(channels: int):

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import diffusers
 
 from tests.classes_tiny.common import Row, assemble, fixed, left_half, noise, once, picture, text
-from tests.pipelines_tiny import _clip, _t5
+from tests.pipelines_tiny import _clip, _t5, image_vae
 from tests.tiny import tiny_tokenizer
 
 WIDTH, POOLED, SIZE = 32, 16, {"height": 256, "width": 272}
@@ -27,19 +27,7 @@ SIZES = {
     "axes_dims_rope": (4, 4, 8),
     "guidance_embeds": True,
 }
-vae = once(
-    lambda: diffusers.AutoencoderKL(
-        block_out_channels=(8, 8, 8, 8),
-        down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4,
-        latent_channels=4,
-        norm_num_groups=2,
-        use_quant_conv=False,
-        use_post_quant_conv=False,
-        shift_factor=0.1,
-        scaling_factor=0.4,
-    )
-)
+vae = once(image_vae)
 
 
 def transformer(channels: int = 16):

@@ -7,6 +7,8 @@ from collections.abc import Callable
 import diffusers
 
 from tests.classes_tiny.common import TEXT, Row, assemble, fixed, once, picture, shown, text
+from tests.pipelines_tiny import _t5, ltx_vae
+from tests.tiny import tiny_tokenizer
 
 WIDTH, FRAMES, SIZE = 32, 25, {"height": 256, "width": 288}
 PROMPTS = {
@@ -15,15 +17,7 @@ PROMPTS = {
     "negative_prompt_embeds": text(WIDTH, seed=2),
     "negative_prompt_attention_mask": shown(TEXT - 3),
 }
-vae = once(
-    lambda: diffusers.AutoencoderKLLTXVideo(
-        latent_channels=4,
-        block_out_channels=(8, 8, 8, 8),
-        decoder_block_out_channels=(8, 8, 8, 8),
-        layers_per_block=(1, 1, 1, 1, 1),
-        decoder_layers_per_block=(1, 1, 1, 1, 1),
-    )
-)
+vae = once(ltx_vae)
 
 
 def transformer():
@@ -59,9 +53,6 @@ def _conditioned(*frames: int, **call) -> Row:
 
 def _long(kind: str) -> Row:
     """It encodes prompts of segments itself."""
-    from tests.pipelines_tiny import _t5
-    from tests.tiny import tiny_tokenizer
-
     parts = {"text_encoder": fixed(lambda: _t5(20, WIDTH)), "tokenizer": tiny_tokenizer()}
     given = {
         "prompt": "a red circle | a blue square",

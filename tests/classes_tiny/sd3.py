@@ -8,6 +8,7 @@ from collections.abc import Callable
 import diffusers
 
 from tests.classes_tiny.common import Row, assemble, fixed, left_half, noise, once, picture, text
+from tests.pipelines_tiny import image_vae
 
 WIDTH, POOLED, SIZE = 32, 16, {"height": 256, "width": 272}
 PROMPTS = {
@@ -32,23 +33,9 @@ SIZES = {
 }
 
 
-def _vae(channels: int):
-    return diffusers.AutoencoderKL(
-        block_out_channels=(8, 8, 8, 8),
-        down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4,
-        latent_channels=channels,
-        norm_num_groups=2,
-        use_quant_conv=False,
-        use_post_quant_conv=False,
-        shift_factor=0.1,
-        scaling_factor=0.4,
-    )
-
-
 # Perturbed guidance lets a picture row see itself alone in its layers.
 PERTURBED = "rows of the perturbed branch see themselves alone"
-vaes = {channels: once(functools.partial(_vae, channels)) for channels in (4, 16)}
+vaes = {channels: once(functools.partial(image_vae, channels)) for channels in (4, 16)}
 
 
 def _row(kind: str, parts: dict | None = None, pag: bool = False, channels: int = 4, **call) -> Row:
