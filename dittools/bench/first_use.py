@@ -11,14 +11,13 @@ there once untimed, and Triton finds what was compiled on disk.
 from __future__ import annotations
 
 import multiprocessing
-from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
 import torch
 
-from dittools.bench import proof, proof_mass
+from dittools.bench import proof
 from dittools.bench.check import Wrong
 from dittools.kernels.supervise import At, serve
 
@@ -30,14 +29,6 @@ PICKED: dict[str, tuple[tuple, ...]] = {
     proof.NARROW: ((128, "bfloat16", 64, 64), (128, "float16", 64, 128), (64, "bfloat16", 64, 64)),
     proof.CLUSTERS: ((128, "bfloat16", "ragged"), (128, "bfloat16", "one giant"), (64, "float16", "many empty")),
     proof.MASS: ((128, "bfloat16", 128, 128), (128, "float16", 64, 64), (64, "bfloat16", 128, 64)),
-}
-PROVE: dict[str, Callable[[dict[str, Any], At], object]] = {
-    "proof": proof.prove,
-    "clusters-proof": proof.prove_clusters,
-    "mass-proof": proof_mass.prove_mass,
-    "faster": proof.faster,
-    "clusters-faster": proof.clusters_faster,
-    "mass-faster": proof_mass.mass_faster,
 }
 
 
@@ -97,7 +88,7 @@ def _one(job: dict[str, Any], at: At = _silent) -> dict[str, Any]:
     device = torch.device(job["device"])
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    return PROVE[job["kind"]](job, at)
+    return proof.KINDS[job["kind"]](job, at)
 
 
 def main() -> None:

@@ -15,7 +15,7 @@ import torch
 
 from dittools.bench.check import Oracle, Wrong, poisoned, stop_if_broken
 from dittools.bench.inputs import make_mask, make_order, make_tensors
-from dittools.bench.proof_mass import MASS, mass_jobs
+from dittools.bench.proof_mass import MASS, mass_faster, mass_jobs, prove_mass
 from dittools.bench.timing import burst
 from dittools.blocks import BlockMask
 from dittools.clusters import ClusterMask, ClusterPartition
@@ -272,3 +272,14 @@ def entry(results: dict[str, dict[str, Any]], facts: dict[str, Any], kernel: str
         },
         **facts,
     }
+
+
+# What each kind of job of a proof does.
+KINDS: dict[str, Callable[[dict[str, Any], At], object]] = {
+    "proof": prove,
+    "clusters-proof": prove_clusters,
+    "mass-proof": prove_mass,
+    "faster": faster,
+    "clusters-faster": clusters_faster,
+    "mass-faster": mass_faster,
+}

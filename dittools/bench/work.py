@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from dittools.bench import around, attention, clusters, proof, proof_mass
+from dittools.bench import around, attention, clusters, proof
 from dittools.bench.attention import Shape
 from dittools.kernels.supervise import At, serve
 
@@ -22,12 +22,7 @@ WITH_SHAPE = {
 ALONE = {
     "lists": around.measure_lists,
     "kmeans": around.measure_kmeans,
-    "proof": proof.prove,
-    "clusters-proof": proof.prove_clusters,
-    "mass-proof": proof_mass.prove_mass,
-    "faster": proof.faster,
-    "clusters-faster": proof.clusters_faster,
-    "mass-faster": proof_mass.mass_faster,
+    **proof.KINDS,
 }
 KINDS = (*WITH_SHAPE, *ALONE)
 

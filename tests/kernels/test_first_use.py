@@ -257,7 +257,7 @@ def test_the_short_proof_is_part_of_the_whole_and_times_every_kind_of_call(kerne
             file.write(f"{job['id']} on {job['device']} {job.get('seconds')}\n")
         return {"speedup": 1.5}
 
-    monkeypatch.setattr(short, "PROVE", dict.fromkeys(short.PROVE, done))
+    monkeypatch.setattr(short.proof, "KINDS", dict.fromkeys(short.proof.KINDS, done))
     found = short.handle({"kernel": kernel, "device": "cpu"}, lambda *_: None)
     kinds = {"two passes", "one pass"} if kernel == proof.MASS else {"raster", "ordered"}
     assert found == {"cases": len(cases), "speedup_over_triton": dict.fromkeys(kinds, 1.5)}
@@ -276,7 +276,7 @@ def test_a_short_proof_fails_by_any_of_its_processes(how, why, monkeypatch):
             raise Wrong("the output is not finite everywhere")
         return {"speedup": 1.5}
 
-    monkeypatch.setattr(short, "PROVE", dict.fromkeys(short.PROVE, done))
+    monkeypatch.setattr(short.proof, "KINDS", dict.fromkeys(short.proof.KINDS, done))
     with pytest.raises(Wrong, match=why):
         short.handle({"kernel": "hopper", "device": "cpu"}, lambda *_: None)
     with pytest.raises(Wrong, match="hopper: silent"):
