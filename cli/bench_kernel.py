@@ -6,167 +6,146 @@ import math
 import os
 import re
 import time
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from dittools.cli.flag_checks import check_place
 from dittools.cli.output import Output, table
 from dittools.naming import unknown
 from dittools.pipelines import loading, places
 from dittools.pipelines.errors import BadInput
+from dittools.report.schedule import spoken
+
+if TYPE_CHECKING:
+    from dittools.cli.bench import KernelFlags
 
 IMPLEMENTATIONS = ("hopper", "triton", "portable")
 MOST_LANES = 3  # child processes of each kernel that proves itself
 SECONDS = {"cuda": 12.0, "cpu": 2.0}
 
 
-@dataclass(frozen=True)
-class Asked:
-    """The flags as given; None where one was not and its default depends on something else."""
+def check(flags: KernelFlags, path: Path | None) -> None:
+    """Raise BadInput for flags that make no sense."""
+    check_place(flags.device, flags.dtype)
+    if flags.implementation is not None and flags.implementation not in IMPLEMENTATIONS:
+        raise BadInput(unknown("--implementation", flags.implementation, IMPLEMENTATIONS))
+    if not (flags.burst or flags.sustained):
+        raise BadInput("--no-burst and --no-sustained leave nothing to time: drop one of them")
+    for flag, value in (("--seconds", flags.seconds), ("--limit", flags.limit), ("--head-dim", flags.head_dim)):
+        if value is not None and not (value > 0 and math.isfinite(value)):
+            raise BadInput(f"{flag} must be a number above 0, got {value:g}")
+    check_file(path)
 
-    rows: str | None
-    shape: str | None
-    head_dim: int | None
-    density: str | None
-    implementation: str | None
-    dtype: str
-    device: str
-    peers: bool
-    burst: bool
-    sustained: bool
-    seconds: float | None
-    limit: float
-    path: Path | None
-    command: list[str]
 
-    def check(self) -> None:
-        """Raise BadInput for flags that make no sense."""
-        for flag, value, valid in (
-            ("--device", self.device, loading.DEVICES),
-            ("--dtype", self.dtype, loading.DTYPES),
-            (
-                "--implementation",
-                IMPLEMENTATIONS[0] if self.implementation is None else self.implementation,
-                IMPLEMENTATIONS,
-            ),
-        ):
-            if value not in valid:
-                raise BadInput(unknown(flag, value, [name for name in valid if name]))
-        if not (self.burst or self.sustained):
-            raise BadInput("--no-burst and --no-sustained leave nothing to time: drop one of them")
-        for flag, value in (("--seconds", self.seconds), ("--limit", self.limit), ("--head-dim", self.head_dim)):
-            if value is not None and not (value > 0 and math.isfinite(value)):
-                raise BadInput(f"{flag} must be a number above 0, got {value:g}")
-        check_file(self.path)
+def jobs_of(flags: KernelFlags, device: Any) -> list[dict[str, Any]]:
+    """What to measure. Raises BadInput for an unknown row, or a shape or density that is none."""
+    from dittools.benchmarks import rows
 
-    def jobs(self, device: Any) -> list[dict[str, Any]]:
-        """What to measure. Raises BadInput for an unknown row, or a shape or density that is none."""
-        from dittools.bench import rows
+    try:
+        chosen = rows.select(flags.rows)
+    except ValueError as error:
+        raise BadInput(f"--rows: {error}") from None
+    dtype = loading.pick_dtype(flags.dtype, device)
+    jobs = rows.jobs(
+        chosen, device=device.type, dtype=str(dtype).removeprefix("torch."), shapes=shapes_of(flags.shape),
+        head_dim=flags.head_dim, densities=densities_of(flags.density), implementation=flags.implementation,
+        peers=flags.peers, burst=flags.burst, sustained=flags.sustained,
+        seconds=flags.seconds or SECONDS[device.type],
+    )  # fmt: skip
+    _check_implementation(flags.implementation, device, dtype, {job["head_dim"] for job in jobs})
+    return jobs
 
-        try:
-            chosen = rows.select(self.rows.split(",") if self.rows else None)
-        except ValueError as error:
-            raise BadInput(f"--rows: {error}") from None
-        dtype = loading.pick_dtype(self.dtype, device)
-        jobs = rows.jobs(
-            chosen, device=device.type, dtype=str(dtype).removeprefix("torch."), shapes=shapes_of(self.shape),
-            head_dim=self.head_dim, densities=densities_of(self.density), implementation=self.implementation,
-            peers=self.peers, burst=self.burst, sustained=self.sustained,
-            seconds=self.seconds or SECONDS[device.type],
-        )  # fmt: skip
-        self._check_implementation(device, dtype, {job["head_dim"] for job in jobs})
-        return jobs
 
-    def _check_implementation(self, device: Any, dtype: Any, head_dims: set[int]) -> None:
-        """Raise BadInput for a kernel that runs in none of the rows."""
-        from dittools.kernels.dispatch import REASONS
+def _check_implementation(name: str | None, device: Any, dtype: Any, head_dims: set[int]) -> None:
+    """Raise BadInput for a kernel that runs in none of the rows."""
+    from dittools.kernels.capability import REASONS
 
-        if self.implementation is None:
-            return
-        reason_of = REASONS[self.implementation]
-        reasons = [reason_of(device, dtype, head_dim, None) for head_dim in sorted(head_dims)]
-        if all(reasons):
-            raise BadInput(
-                f"--implementation {self.implementation} cannot run here: {reasons[0]}; use another, or drop it"
-            )
+    if name is None:
+        return
+    reasons = [REASONS[name](device, dtype, head_dim, None) for head_dim in sorted(head_dims)]
+    if all(reasons):
+        raise BadInput(f"--implementation {name} cannot run here: {reasons[0]}; use another, or drop it")
 
 
 def check_file(path: Path | None) -> None:
-    """Raise BadInput for a --json that cannot be written where it is. `Results` refuses a file of somebody else."""
+    """Raise BadInput for a file that cannot be written where it is. `Results` refuses a file of somebody else."""
     if path is None:
         return
-    with places.told("--json", places.shown(str(path))):
+    with places.told("--output", places.shown(str(path))):
         if path.is_dir():
-            raise BadInput(f"--json {path} is a folder: name a file")
-    places.path_of("--json", str(path), "results.json")
-    places.writable(path, "--json")
+            raise BadInput(f"--output {path} is a folder: name a file")
+    places.path_of("--output", str(path), "results.json")
+    places.writable(path, "--output")
 
 
-def shapes_of(text: str | None) -> list[tuple[int, int]] | None:
+def shapes_of(given: list[str] | None) -> list[tuple[int, int]] | None:
     """``12x32768,40x75648`` as numbers."""
-    if text is None:
+    if given is None:
         return None
-    found = [re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", part) for part in text.split(",")]
+    found = [re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", part) for part in given]
     if not all(found):
-        raise BadInput(f"--shape takes heads x tokens as 12x32768, separated by commas, got {text!r}")
+        raise BadInput(f"--shape takes heads x tokens as 12x32768, separated by commas, got {','.join(given)!r}")
     return [(int(match[1]), int(match[2])) for match in found]
 
 
-def densities_of(text: str | None) -> list[float] | None:
+def densities_of(given: list[str] | None) -> list[float] | None:
     """``0.1,0.2`` as numbers."""
-    if text is None:
+    if given is None:
         return None
     try:
-        found = [float(part) for part in text.split(",")]
+        found = [float(part) for part in given]
     except ValueError:
         found = [-1.0]
     if not all(0 < value <= 1 for value in found):
-        raise BadInput(f"--density takes kept shares above 0 and up to 1, separated by commas, got {text!r}")
+        raise BadInput(f"--density takes kept shares above 0 and up to 1, separated by commas, got {','.join(given)!r}")
     return found
 
 
-def measure(asked: Asked, out: Output) -> bool:
+def measure(flags: KernelFlags, path: Path | None, command: list[str], out: Output) -> bool:
     """Measure, print, and say whether all that is ours was right."""
-    from dittools.bench.kernel import run
-    from dittools.bench.results import failed
+    from dittools.benchmarks.kernel import run
+    from dittools.benchmarks.results import failed
 
-    asked.check()
-    device = loading.pick_device(asked.device)
-    jobs = asked.jobs(device)
-    results = open_results(asked, "kernels", device)
+    check(flags, path)
+    device = loading.pick_device(flags.device)
+    jobs = jobs_of(flags, device)
+    results = open_results(path, command, "kernels", device)
     if device.type == "cpu":
         out.note("on a CPU: small shapes, plain PyTorch kernels; this says little about cards")
     shown: list[dict[str, Any]] = []
+    begun = time.monotonic()
 
     def told(row: dict[str, Any]) -> None:
         shown.append(row)
-        out.line(line_of(row))
+        left = (time.monotonic() - begun) / len(shown) * (len(jobs) - len(shown))
+        out.line(f"[{len(shown)}/{len(jobs)}] {line_of(row)}" + (f"; about {spoken(left)} left" if left >= 10 else ""))
 
-    left = run(jobs, results, told, limit=asked.limit)
+    left = run(jobs, results, told, limit=flags.limit)
     order = [job["id"] for job in jobs]
     shown.sort(key=lambda row: order.index(row["id"]))
-    print(table(COLUMNS, [cells for row in shown for cells in cells_of(row)]), flush=True)
+    cells = [cells for row in shown for cells in cells_of(row)]
+    out.data({"rows": shown}, lambda: table(COLUMNS, cells))
     if left:
-        more = "give the same command again" if asked.path else "give --json FILE and go on from it"
+        more = "give the same command again" if path else "give --output FILE and go on from it"
         out.note(f"{len(left)} rows are left, from {left[0]['id']}: {more}")
     return not any(failed(row) for row in shown)
 
 
-def prove(asked: Asked, out: Output) -> bool:
+def prove(flags: KernelFlags, path: Path | None, command: list[str], out: Output) -> bool:
     """Check the kernels that have to prove themselves here, and enter each that did into the table."""
     import torch
 
-    from dittools.bench import proof
-    from dittools.bench.kernel import run, run_side_by_side
-    from dittools.kernels.hopper import why_not_hopper
+    from dittools.benchmarks.kernel import run, run_side_by_side
+    from dittools.kernels.capability import why_not_hopper
+    from dittools.kernels.proof import cases as proof
     from dittools.provenance import commit
 
-    asked.check()
-    device = loading.pick_device(asked.device)
+    check(flags, path)
+    device = loading.pick_device(flags.device)
     reason = why_not_hopper(device, torch.bfloat16, 128)
     if reason is not None:
         raise BadInput(f"nothing to check here: the kernel {proof.BLOCKS} {reason}")
-    results = open_results(asked, "check", device)
+    results = open_results(path, command, "check", device)
     done: dict[str, dict[str, Any]] = {}
 
     def told(row: dict[str, Any]) -> None:
@@ -178,13 +157,13 @@ def prove(asked: Asked, out: Output) -> bool:
     whole = {kernel: proof.jobs(kernel) for kernel in proof.KERNELS}
     cases = [[job for job in jobs if "seconds" not in job] for jobs in whole.values()]
     lanes = max(1, min(MOST_LANES, (os.cpu_count() or 1) // len(cases)))
-    run_side_by_side(cases, results, told, limit=asked.limit, lanes=lanes)
+    run_side_by_side(cases, results, told, limit=flags.limit, lanes=lanes)
     timed = [job for jobs in whole.values() for job in jobs if "seconds" in job]
-    run(timed, results, told, limit=max(1.0, asked.limit - (time.monotonic() - begun)))
+    run(timed, results, told, limit=max(1.0, flags.limit - (time.monotonic() - begun)))
     facts = results.head["device"]
     facts = {
         "capability": facts["capability"], "device": facts["name"], "versions": results.head["versions"],
-        "commit": commit(), "command": " ".join(asked.command),
+        "commit": commit(), "command": " ".join(command),
     }  # fmt: skip
     # One that fails does not keep the others out.
     return all([_enter(kernel, done, facts) for kernel in proof.KERNELS])
@@ -192,9 +171,9 @@ def prove(asked: Asked, out: Output) -> bool:
 
 def _enter(kernel: str, done: dict[str, dict[str, Any]], facts: dict[str, Any]) -> bool:
     """Enter a kernel that passed all it had to, and say what came of it. ``done``: results by id."""
-    from dittools.bench import proof
-    from dittools.bench.check import Wrong
     from dittools.kernels import checked
+    from dittools.kernels.proof import cases as proof
+    from dittools.kernels.proof.check import Wrong
 
     try:
         entry = proof.entry(done, facts, kernel)
@@ -235,14 +214,14 @@ def _enter_for_user(entry: dict[str, Any]) -> Path | None:
     return table
 
 
-def open_results(asked: Any, kind: str, device: Any) -> Any:
+def open_results(path: Path | None, command: list[str], kind: str, device: Any) -> Any:
     """The results and their file. Raises BadInput for a file of something else."""
-    from dittools.bench.results import Results
+    from dittools.benchmarks.results import Results
 
     try:
-        return Results(kind, device, asked.command, asked.path)
+        return Results(kind, device, command, path)
     except ValueError as error:
-        raise BadInput(f"--json: {error}") from None
+        raise BadInput(f"--output: {error}") from None
 
 
 COLUMNS = (

@@ -4,91 +4,61 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dittools.cli.bench_kernel import check_file, open_results
 from dittools.cli.bench_model_table import COLUMNS, COST_COLUMNS, cells_of, cost_cells_of, line_of
+from dittools.cli.flag_checks import check_place
 from dittools.cli.output import Output, table
-from dittools.naming import name_and_options, spelt, unknown
+from dittools.naming import name_and_options, spelt
 from dittools.pipelines import loading
 from dittools.pipelines.errors import BadInput, RunFailed, first_line
+
+if TYPE_CHECKING:
+    from dittools.cli.bench import ModelFlags
 
 NAMED = "speed only: random weights"
 MEASURED = "measured on the random weights"
 """In place of the profile that a method needs and nobody gave."""
 
 
-@dataclass(frozen=True)
-class Asked:
-    """The flags as given; None where one was not and its default depends on something else."""
-
-    model: str
-    size: str | None
-    layers: int | None
-    heads: int | None
-    height: int | None
-    width: int | None
-    frames: int | None
-    method: str | None
-    profile: str | None
-    sparsity: float
-    dense_layers: int
-    repeats: int
-    compile: bool | None
-    dtype: str
-    device: str
-    path: Path | None
-    command: list[str]
-
-    def check(self) -> None:
-        """Raise BadInput for flags that make no sense."""
-        for flag, value, valid in (
-            ("--device", self.device, loading.DEVICES),
-            ("--dtype", self.dtype, loading.DTYPES),
-        ):
-            if value not in valid:
-                raise BadInput(unknown(flag, value, valid))
-        if self.repeats < 1:
-            raise BadInput(f"--repeats must be at least 1, got {self.repeats}")
-        check_file(self.path)
-
-    def methods(self, default: str) -> list[str]:
-        """Methods to measure, each once, in the order given, with options where some were: ``svg2:iterations=2``."""
-        return list(
-            dict.fromkeys(name.strip() for name in (default if self.method is None else self.method).split(","))
-        )
+def check(flags: ModelFlags, path: Path | None) -> None:
+    """Raise BadInput for flags that make no sense."""
+    check_place(flags.device, flags.dtype)
+    if flags.repeats < 1:
+        raise BadInput(f"--repeats must be at least 1, got {flags.repeats}")
+    check_file(path)
 
 
-def measure(asked: Asked, out: Output) -> bool:
+def measure(flags: ModelFlags, path: Path | None, command: list[str], out: Output) -> bool:
     """Measure, print, and say whether all that ran was right."""
-    from dittools.bench.results import failed
-    from dittools.pipelines import speed_only
+    from dittools.benchmarks import speed_only
+    from dittools.benchmarks.results import failed
 
-    asked.check()
-    record = speed_only.record_of(asked.model)
-    size_name = asked.size or record.default
-    size = speed_only.size_of(asked.model, size_name, asked.layers, asked.heads)
-    shape = (asked.frames or size.frames, asked.height or size.height, asked.width or size.width)
+    check(flags, path)
+    record = speed_only.record_of(flags.model)
+    size_name = flags.size or record.default
+    size = speed_only.size_of(flags.model, size_name, flags.layers, flags.heads)
+    shape = (flags.frames or size.frames, flags.height or size.height, flags.width or size.width)
     grid = size.grid(*shape)
-    if asked.dense_layers >= size.layers:
-        raise BadInput(f"--dense-layers {asked.dense_layers} leaves none of {size.layers} layers sparse: give fewer")
-    settings = [settings_of(asked, name) for name in asked.methods(record.method)]
-    check_profile(asked, settings)
-    device = loading.pick_device(asked.device)
-    dtype = loading.pick_dtype(asked.dtype, device)
-    compiled = device.type == "cuda" if asked.compile is None else asked.compile
+    if flags.dense_layers >= size.layers:
+        raise BadInput(f"--dense-layers {flags.dense_layers} leaves none of {size.layers} layers sparse: give fewer")
+    settings = [settings_of(flags, name) for name in dict.fromkeys(flags.method or [record.method])]
+    check_profile(flags, settings)
+    device = loading.pick_device(flags.device)
+    dtype = loading.pick_dtype(flags.dtype, device)
+    compiled = device.type == "cuda" if flags.compile is None else flags.compile
     for one in settings:
         check_grid(one, grid, device)
-    results = open_results(asked, "model", device)
+    results = open_results(path, command, "model", device)
     results.head["named"] = NAMED
     job = {
         "model": record.family, "size": size_name, "layers": size.layers, "heads": size.heads,
         "head_dim": size.head_dim, "shape": list(shape), "tokens": grid.tokens,
-        "dtype": str(dtype).removeprefix("torch."), "device": device.type, "repeats": asked.repeats,
-        "dense_steps": 0, "dense_layers": asked.dense_layers,
+        "dtype": str(dtype).removeprefix("torch."), "device": device.type, "repeats": flags.repeats,
+        "dense_steps": 0, "dense_layers": flags.dense_layers,
     }  # fmt: skip
     jobs = jobs_of(job, settings, compiled)
     missing = [one for one in jobs if not (results.holds(one) and results.rows[one["id"]]["complete"])]
@@ -98,14 +68,17 @@ def measure(asked: Asked, out: Output) -> bool:
         out.note(f"{NAMED}; making {size.layers} layers of {size.heads} heads; {grid.tokens} tokens")
         _measure_missing(jobs, missing, settings, results, out, lambda: _made(size, shape, grid.tokens, device, dtype))
     rows = [results.rows[one["id"]] for one in jobs if one["id"] in results.rows]
-    print(f"{NAMED}\n{table(COLUMNS, [cells_of(row) for row in rows])}", flush=True)
-    told = [cost_cells_of(row) for row in rows if "costs" in row and "error" not in row]
-    if told:
-        print(f"\n{table(COST_COLUMNS, told)}", flush=True)
+    out.data({"named": NAMED, "rows": rows}, lambda: _readable(rows))
     return len(rows) == len(jobs) and not any(failed(row) for row in rows)
 
 
-def settings_of(asked: Asked, given: str) -> dict[str, Any]:
+def _readable(rows: list[dict[str, Any]]) -> str:
+    text = f"{NAMED}\n{table(COLUMNS, [cells_of(row) for row in rows])}"
+    told = [cost_cells_of(row) for row in rows if "costs" in row and "error" not in row]
+    return f"{text}\n\n{table(COST_COLUMNS, told)}" if told else text
+
+
+def settings_of(flags: ModelFlags, given: str) -> dict[str, Any]:
     """The settings of a method; `accelerated_by` makes of them what `dittools.accelerate` is given.
 
     Raises:
@@ -120,9 +93,9 @@ def settings_of(asked: Asked, given: str) -> dict[str, Any]:
         raise BadInput(str(error)) from None
     name = spelt(name, methods.names())
     use = methods.METHODS[name].profile_use if name in methods.METHODS else "none"
-    settings = {"method": given, "sparsity": asked.sparsity, "dense_layers": asked.dense_layers, "dense_steps": 0}
-    if asked.profile is not None and use != "none":
-        settings["profile"] = asked.profile
+    settings = {"method": given, "sparsity": flags.sparsity, "dense_layers": flags.dense_layers, "dense_steps": 0}
+    if flags.profile is not None and use != "none":
+        settings["profile"] = flags.profile
     elif use == "needed":
         settings["profile"] = MEASURED
     try:
@@ -137,8 +110,8 @@ def settings_of(asked: Asked, given: str) -> dict[str, Any]:
 def check_grid(setting: dict[str, Any], grid: Any, device: Any) -> None:
     """Raise BadInput for a method that cannot run on this grid, or that auto would not take."""
     from dittools import methods
+    from dittools.benchmarks import speed_only
     from dittools.methods import auto
-    from dittools.pipelines import speed_only
 
     name, options = name_and_options(setting["method"], "method")
     block = 128 if device.type == "cuda" else 64
@@ -158,16 +131,17 @@ def accelerated_by(setting: dict[str, Any]) -> dict[str, Any]:
     return {**setting, "method": name, **options}
 
 
-def check_profile(asked: Asked, settings: list[dict[str, Any]]) -> None:
+def check_profile(flags: ModelFlags, settings: list[dict[str, Any]]) -> None:
     """Raise BadInput for a profile that cannot be read, or that none of the methods takes."""
-    from dittools import profile
+    from dittools import attention_profile as profile
 
-    if asked.profile is None:
+    if flags.profile is None:
         return
     if not any("profile" in one for one in settings):
-        raise BadInput(f"--profile {asked.profile}: none of {asked.method or settings[0]['method']} takes one: drop it")
+        methods = ", ".join(one["method"] for one in settings)
+        raise BadInput(f"--profile {flags.profile}: none of {methods} takes one: drop it")
     try:
-        profile.named(asked.profile)
+        profile.named(flags.profile)
     except (OSError, ValueError) as error:
         raise BadInput(f"--profile: {error}") from None
 
@@ -187,7 +161,7 @@ def jobs_of(job: dict[str, Any], settings: list[dict[str, Any]], compiled: bool)
 
 def _measure_missing(jobs, missing, settings, results: Any, out: Output, make: Any) -> None:
     """Time what no file has: dense calls in turn with those of the first method, then each other method's."""
-    from dittools.bench import model as bench
+    from dittools.benchmarks import model as bench
 
     pipe, forward, facts = make()
     if facts["dense_attention"] is not None:
@@ -222,7 +196,7 @@ def _measure_missing(jobs, missing, settings, results: Any, out: Output, make: A
 @contextmanager
 def _with_profile(setting: dict[str, Any], pipe: Any, forward: Any) -> Iterator[dict[str, Any]]:
     """What `dittools.accelerate` takes: with a profile of these weights where one is needed."""
-    from dittools.bench.profiled import profile_of
+    from dittools.benchmarks.profiled import profile_of
 
     given = accelerated_by(setting)
     if given.get("profile") != MEASURED:
@@ -240,8 +214,8 @@ def _made(size: Any, shape: tuple[int, int, int], tokens: int, device: Any, dtyp
     Raises:
         RunFailed: when there is no memory for it.
     """
-    from dittools.pipelines import speed_only
-    from dittools.pipelines.speed_only.backend import fastest_dense
+    from dittools.benchmarks import speed_only
+    from dittools.benchmarks.speed_only.backend import fastest_dense
 
     frames, height, width = shape
     try:

@@ -2,42 +2,42 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
+from typing import Annotated
 
-from dittools.cli.flags import Debug, Json
-from dittools.cli.output import Output, table
+import typer
+
+from dittools.cli._command import takes
+from dittools.cli._flags import Common
+from dittools.cli.listing import entries, found_in, readable, tell_problems
+from dittools.cli.output import Output
 
 NAME = "caches"
 SHORT = "List the ways to reuse steps."
-HELP = """List the step caches and the options each takes.
+HELP = """List the step caches and the options each takes, or show one of them.
 
-An option follows the cache's name: --cache teacache:threshold=0.1:max_skips=3."""
+An option follows the cache's name: --cache teacache:threshold=0.1:max_consecutive_skips=3."""
 EXAMPLES = """\b
 Examples:
   dittools caches
-  dittools caches --json
+  dittools caches teacache --json
   dittools generate --cache easycache:threshold=0.05 --weights embedded"""
 
 
-def command(as_json: Json = False, debug: Debug = False) -> None:
-    from dittools.caches import describe
+@dataclass(frozen=True, kw_only=True)
+class Flags(Common):
+    """The flags of `caches`."""
 
-    caches = [
-        {
-            "name": name,
-            "description": line,
-            "options": {option: {"default": default, "help": text} for option, (default, text) in options.items()},
-        }
-        for name, line, options in describe()
-    ]
-    Output(as_json).data({"caches": caches}, lambda: _readable(caches))
+    name: Annotated[str | None, typer.Argument(help="A cache; all by default.", show_default=False)] = None
 
 
-def _readable(caches: list[dict[str, Any]]) -> str:
-    text = table(("CACHE", "WHAT IT DOES"), [(entry["name"], entry["description"]) for entry in caches])
-    rows = [
-        (entry["name"], option, facts["default"] if facts["default"] != "" else None, facts["help"])
-        for entry in caches
-        for option, facts in entry["options"].items()
-    ]
-    return f"{text}\n\n{table(('CACHE', 'OPTION', 'DEFAULT', 'WHAT IT SETS'), rows)}"
+@takes(Flags)
+def command(ctx: typer.Context, flags: Flags) -> None:
+    from dittools.caches import CACHES
+
+    output = Output.of(flags)
+    name = found_in((CACHES,), flags.name)
+    if name is None:
+        tell_problems((CACHES,), output)
+    found = entries(CACHES, name)
+    output.data({"caches": found}, lambda: readable(CACHES.kind, found))

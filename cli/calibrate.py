@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from dittools import made
-from dittools.cli.flags import Debug, Json
+from dittools.cli import _flags as f
+from dittools.cli._command import takes
 from dittools.cli.output import Output
 from dittools.pipelines import places
 from dittools.pipelines.errors import BadInput
@@ -32,97 +34,76 @@ polynomial, MagCache's ratios, and a mask of the steps to compute, chosen for --
 The path of the profile, or with --json what was measured and what it took, goes to stdout."""
 EXAMPLES = """\b
 Examples:
-  dittools calibrate --weights embedded --out embedded.json
-  dittools calibrate --weights embedded --method paro --method svg --steps 8 --out p.json
-  dittools calibrate --prompts prompts.txt --frames 81 --height 480 --width 832 --out wan.json
+  dittools calibrate --weights embedded --output embedded.json
+  dittools calibrate --weights embedded --method paro,svg --output p.json
+  dittools calibrate --prompts prompts.txt --steps 30 --output wan.json
   dittools generate --weights embedded --method paro --profile embedded.json
-  dittools calibrate --cache --computed 0.5 --prompts builtin:3 --steps 30 --out wan30.json
+  dittools calibrate --cache --computed 0.5 --steps 30 --output wan30.json
   dittools generate --weights embedded --cache teacache:profile=cache.json
 
 \b
---prompts: a text file with one prompt a line, or builtin (builtin:2 for the first two)."""
+--prompts: a text file with one prompt a line, or builtin (builtin:2 for the
+first two)."""
 
-Flag = typer.Option
+
+FIT = "Profile"
 
 
-def command(
-    ctx: typer.Context,
-    cache: Annotated[bool, Flag("--cache", help="Fit the step caches instead of the methods.")] = False,
-    computed: Annotated[
-        float | None, Flag(help="With --cache: share of the steps to compute, above 0 and at most 1.  [default: 0.5]")
-    ] = None,
-    reuse: Annotated[
-        str | None, Flag(metavar="output|delta", help="With --cache: what a cache carries over.  [default: output]")
-    ] = None,
-    out: Annotated[str, Flag("--out", "-o", metavar="FILE", help="The profile, a .json file.")] = "profile.json",
+@dataclass(frozen=True, kw_only=True)
+class Flags(f.Run):
+    """The flags of `calibrate`."""
+
     method: Annotated[
-        list[str] | None, Flag(help="Method to measure for; may be given several times.  [default: all]")
-    ] = None,
-    model: Annotated[str, Flag(help="Model family; `dittools models` lists them.")] = "wan",
-    weights: Annotated[str, Flag(metavar="auto|embedded|REPO|PATH", help="As for generate.")] = "auto",
-    prompts: Annotated[str, Flag(metavar="FILE|builtin[:N]", help="What to draw, one prompt a line.")] = "builtin",
-    steps: Annotated[int | None, Flag(help="Denoising steps.  [default: the model's]")] = None,
-    height: Annotated[int | None, Flag(help="Pixels.  [default: the model's]")] = None,
-    width: Annotated[int | None, Flag(help="Pixels.  [default: the model's]")] = None,
-    frames: Annotated[int | None, Flag(help="Frames, 4n + 1 for Wan.  [default: the model's]")] = None,
-    guidance: Annotated[float | None, Flag(help="Classifier-free guidance.  [default: the model's]")] = None,
-    negative_prompt: Annotated[str | None, Flag(help="What not to draw.  [default: nothing]")] = None,
-    seed: Annotated[int, Flag(help="Noise of the first prompt; each next one takes the next seed.")] = 0,
-    device: Annotated[str, Flag(help="auto, cpu or cuda.")] = "auto",
-    dtype: Annotated[str, Flag(help="auto, bf16, fp16 or fp32.")] = "auto",
-    offload: Annotated[str, Flag(help="none, model or group: keep weights off the GPU while unused.")] = "none",
-    overwrite: Annotated[bool, Flag("--overwrite", help="Also replace files that are no profile.")] = False,
-    as_json: Json = False,
-    debug: Debug = False,
-) -> None:
-    from dittools.cli.asked import Asked
-    from dittools.cli.report_asked import prompts_of
+        list[str] | None, f.flag("--method", "Methods to measure for.  [default: all]", FIT, "NAME,...")
+    ] = None
+    cache: Annotated[bool, f.flag("--cache", "Fit the step caches instead of the methods.", FIT)] = False
+    computed: Annotated[
+        float | None, f.flag("--computed", "With --cache: share of steps to compute.  [default: 0.5]", FIT, "X")
+    ] = None
+    reuse: Annotated[
+        str | None, f.flag("--reuse", "With --cache: what is carried over.  [default: output]", FIT, "output|delta")
+    ] = None
+    prompts: f.Prompts = "builtin"
+    seed: Annotated[int, f.flag("--seed", "Noise of the first prompt; each next one takes the next.", f.VIDEO, "N")] = 0
+    output: Annotated[str, f.flag("--output -o", "The profile, a .json file.", f.RESULT, "FILE")] = "profile.json"
+    overwrite: f.Overwrite = False
 
-    asked = Asked(
-        model=model,
-        weights=weights,
-        method="dense",
-        steps=steps,
-        height=height,
-        width=width,
-        frames=frames,
-        guidance=guidance,
-        negative_prompt=negative_prompt,
-        seed=seed,
-        device=device,
-        dtype=dtype,
-        offload=offload,
-    )
-    asked.check_settings()
-    texts, count = prompts_of(prompts)
-    place = check_out(out, prompts, with_tables=not cache, overwrite=overwrite)
-    sink = Output(as_json)
+
+@takes(Flags)
+def command(ctx: typer.Context, flags: Flags) -> None:
+    from dittools.cli.flag_checks import check_run
+    from dittools.cli.prompts import prompts_of
+
+    check_run(flags)
+    texts, count = prompts_of(flags.prompts)
+    place = check_output(flags.output, flags.prompts, with_tables=not flags.cache, overwrite=flags.overwrite)
+    output = Output.of(flags)
     if place.exists():
-        sink.note(f"{place} is there, and this calibration will take its place")
-    if cache:
-        fit = _cache_settings(method, computed, reuse)
+        output.note(f"{place} is there, and this calibration will take its place")
+    if flags.cache:
+        computed, reuse = _cache_settings(flags)
 
-        from dittools.cli.calibrate_cache import calibrate
+        from dittools.cli.calibrate_cache import Fit, calibrate
         from dittools.cli.request import check
 
-        found = calibrate(check(asked, None), place, *fit, texts, count or 1, ctx.obj["command"], sink)
-        return sink.data(found, lambda: str(place))
-    for flag, value in (("--computed", computed), ("--reuse", reuse)):
-        if value is not None:
-            raise BadInput(f"{flag} is for fitting the step caches: add --cache")
+        fit = Fit(place, computed, reuse, texts, count or 1, ctx.obj["command"])
+        found = calibrate(check(flags, None), fit, output)
+        return output.data(found, lambda: str(place))
+    for name in ("computed", "reuse"):
+        if getattr(flags, name) is not None:
+            raise BadInput(f"--{name} is for fitting the step caches: add --cache")
 
     from dittools.cli.calibrate_run import check_methods, run
 
-    methods = check_methods(method)
-    record = run(asked, methods, texts, count, place, ctx.obj["command"], sink)
-    sink.data(record, lambda: record["output"])
+    record = run(flags, check_methods(flags.method), (texts, count), place, ctx.obj["command"], output)
+    output.data(record, lambda: record["output"])
 
 
-def _cache_settings(method: list[str] | None, computed: float | None, reuse: str | None) -> tuple[float, str]:
+def _cache_settings(flags: Flags) -> tuple[float, str]:
     """Share of computed steps, and what is carried over. Raises BadInput."""
-    if method:
-        raise BadInput(f"--method {method[0]} is for calibrating methods: drop it, or drop --cache")
-    computed, reuse = 0.5 if computed is None else computed, reuse or "output"
+    if flags.method:
+        raise BadInput(f"--method {flags.method[0]} is for calibrating methods: drop it, or drop --cache")
+    computed, reuse = 0.5 if flags.computed is None else flags.computed, flags.reuse or "output"
     if not 0 < computed <= 1:
         raise BadInput(f"--computed is a share of the steps, above 0 and at most 1, got {computed:g}")
     if reuse not in ("output", "delta"):
@@ -130,22 +111,23 @@ def _cache_settings(method: list[str] | None, computed: float | None, reuse: str
     return computed, reuse
 
 
-def check_out(out: str, prompts: str, *, with_tables: bool, overwrite: bool) -> Path:
+def check_output(out: str, prompts: str, *, with_tables: bool, overwrite: bool) -> Path:
     """The path to write to. Raises BadInput, also where a file would be lost that is no profile."""
-    path = places.path_of("--out", out, "profile.json")
+    path = places.path_of("--output", out, "profile.json")
     if path.suffix != ".json":
         raise BadInput(
-            f"--out {places.shown(out)} must end in .json: the profile's tables go into a .safetensors file beside it"
+            f"--output {places.shown(out)} must end in .json: the profile's tables go into a .safetensors file "
+            "beside it"
         )
     tables = path.with_suffix(".safetensors")
     targets = (path, tables) if with_tables else (path,)
     for target in targets:
-        places.writable(target, "--out")
+        places.writable(target, "--output")
         if target.is_dir():
-            raise BadInput(f"--out {places.shown(out)} would replace the folder {target}: name another file")
-    places.apart(targets, [("--prompts", Path(prompts).expanduser())], "--out")
-    places.keep(path, "--out", lambda: made.profile(path) is not None, "a profile of dittools calibrate", overwrite)
+            raise BadInput(f"--output {places.shown(out)} would replace the folder {target}: name another file")
+    places.apart(targets, [("--prompts", Path(prompts).expanduser())], "--output")
+    places.keep(path, "--output", lambda: made.profile(path) is not None, "a profile of dittools calibrate", overwrite)
     if with_tables:
         what = f"the tables of a profile {path.name} beside it"
-        places.keep(tables, "--out", lambda: made.tables(tables, path), what, overwrite)
+        places.keep(tables, "--output", lambda: made.tables(tables, path), what, overwrite)
     return path

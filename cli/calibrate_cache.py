@@ -5,19 +5,19 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from dittools import files, provenance
 from dittools.calibrate import cache as fitting
-from dittools.cli import drawing
+from dittools.cli import generation
 from dittools.cli.output import Output
 from dittools.cli.progress import Progress
-from dittools.cli.report_asked import builtin_prompts
-from dittools.cli.report_phases import PROMPTS
+from dittools.cli.prompts import PROMPTS, builtin_prompts
 from dittools.cli.request import Request
 from dittools.cli.stages import Stages
-from dittools.numbers import whole_steps
+from dittools.json_numbers import whole_steps
 from dittools.pipelines import saving
 from dittools.pipelines import stages as pipeline
 from dittools.pipelines.errors import BadInput
@@ -28,30 +28,45 @@ FIRST = 0.2
 """Share of the steps at the start that are always computed; the caches' own warm-up."""
 
 
-def calibrate(
-    request: Request,
-    path: Path,
-    computed: float,
-    reuse: str,
-    prompts: Sequence[str] | None,
-    count: int,
-    command: list[str],
-    output: Output,
-) -> dict[str, Any]:
-    """Draw, fit, write the profile to ``path`` and return it. ``prompts``: None takes ``count`` builtin ones."""
+@dataclass(frozen=True)
+class Fit:
+    """What to fit, and where to.
+
+    Args:
+        path: of the profile.
+        computed: share of the steps to compute.
+        reuse: what a cache carries over, "output" or "delta".
+        prompts: None takes ``count`` builtin ones.
+        command: the command line.
+    """
+
+    path: Path
+    computed: float
+    reuse: str
+    prompts: Sequence[str] | None
+    count: int
+    command: list[str]
+
+
+def calibrate(request: Request, fit: Fit, output: Output) -> dict[str, Any]:
+    """Run densely, fit, write the profile and return it."""
     from dittools.pipelines.recording import recording
 
-    check_steps(request.asked.steps)
+    check_steps(request.flags.steps)
     with Progress(output) as progress:
         stages = Stages(progress)
-        opened = drawing.open_model(request, stages, output, check=lambda chosen: check_steps(chosen.scene.shot.steps))
+        opened = generation.open_model(
+            request, stages, output, check=lambda chosen: check_steps(chosen.scene.shot.steps)
+        )
         shot = opened.scene.shot
-        measured = fitting.Measured(shot.steps, reuse)
-        for number, prompt in enumerate(prompts or _builtin(opened, count)):
+        measured = fitting.Measured(shot.steps, fit.reuse)
+        prompts = fit.prompts or _builtin(opened, fit.count)
+        for number, prompt in enumerate(prompts):
+            progress.title = f"prompt {number + 1} of {len(prompts)}: "
             scene = dataclasses.replace(
                 opened.scene, prompt=prompt, shot=dataclasses.replace(shot, seed=shot.seed + number)
             )
-            embeds = drawing.encode(opened, scene, stages)
+            embeds = generation.encode(opened, scene, stages)
             with stages("calibrate", shot.steps), recording(opened.pipe, measured.note) as model:
                 pipeline.denoise(opened.pipe, embeds, scene.shot, progress.step)
         scheduler = opened.pipe.scheduler
@@ -77,24 +92,28 @@ def calibrate(
             "width": shot.width,
             "guidance": shot.guidance,
             "dtype": opened.dtype,
-            "prompts": len(prompts) if prompts else count,
+            "prompts": len(fit.prompts) if fit.prompts else fit.count,
             "seed": shot.seed,
-            "reuse": reuse,
-            "computed": computed,
+            "reuse": fit.reuse,
+            "computed": fit.computed,
             "dittools": provenance.dittools_version(),
             "versions": provenance.versions(),
-            "command": command,
+            "command": fit.command,
             **fitting.profile(
                 measured,
                 signals,
-                computed=computed,
+                computed=fit.computed,
                 first=whole_steps(FIRST, shot.steps),
                 weights=_distances(scheduler, shot.steps),
             ),
         }
-        with saving.told(path):
-            files.write_json(path, found)
+        with saving.told(fit.path):
+            files.write_json(fit.path, found)
     return found
+
+
+def _check_chosen(chosen: generation.Chosen) -> None:
+    check_steps(chosen.scene.shot.steps)
 
 
 def check_steps(steps: int | None) -> None:

@@ -8,12 +8,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from dittools.attention_profile import Made, Profile
 from dittools.calibrate import CALIBRATORS, Calibrator, Size
-from dittools.cli import drawing, fits
-from dittools.cli.asked import Asked
+from dittools.cli import fits, generation
+from dittools.cli._flags import Run
 from dittools.cli.output import Output
 from dittools.cli.progress import Progress
-from dittools.cli.report_asked import builtin_prompts
+from dittools.cli.prompts import builtin_prompts
 from dittools.cli.request import PROMPT, check
 from dittools.cli.stages import Stages
 from dittools.config import Config
@@ -22,7 +23,6 @@ from dittools.naming import unknown
 from dittools.pipelines import saving
 from dittools.pipelines import stages as pipeline
 from dittools.pipelines.errors import BadInput
-from dittools.profile import Made, Profile
 from dittools.provenance import device_facts, dittools_version, versions
 from dittools.report.schedule import spoken
 from dittools.stopwatch import Stopwatch
@@ -44,33 +44,32 @@ def check_methods(asked: list[str] | None) -> list[str]:
 
 
 def run(
-    asked: Asked,
+    flags: Run,
     methods: list[str],
-    prompts: tuple[str, ...] | None,
-    count: int | None,
+    asked: tuple[tuple[str, ...] | None, int | None],
     place: Path,
     command: list[str],
     output: Output,
 ) -> dict[str, Any]:
-    """Calibrate, write the profile, and return what it took."""
+    """Calibrate, write the profile, and return what it took. ``asked``: prompts, or how many of the builtin ones."""
     begun = time.perf_counter()
-    request = check(asked, None)
+    request, (prompts, count) = check(flags, None), asked
     with Progress(output) as progress:
         stages = Stages(progress)
-        chosen = drawing.choose(request, output)
+        chosen = generation.choose(request, output)
         prompts = prompts or _builtin(chosen.weights.embedded, count)
         shot = chosen.scene.shot
         grid = fits.grid_of(request.family, chosen.folder, shot.frames, shot.height, shot.width)
         _fitting(methods, grid, Size.block_size)
-        opened = drawing.open_model(request, stages, output, chosen)
+        opened = generation.open_model(request, stages, output, chosen)
         scenes = [
             dataclasses.replace(
-                opened.scene, prompt=text, shot=dataclasses.replace(opened.scene.shot, seed=asked.seed + number)
+                opened.scene, prompt=text, shot=dataclasses.replace(opened.scene.shot, seed=flags.seed + number)
             )
             for number, text in enumerate(prompts)
         ]
         for scene in scenes:
-            for note in drawing.prompt_notes(opened, scene):
+            for note in generation.prompt_notes(opened, scene):
                 output.note(note)
         listeners, model = _listen(opened, scenes, methods, stages, output)
         methods = list(listeners)
@@ -123,14 +122,14 @@ def _listen(
         model, round = fast.runtime.identity, 0
         size = Size(model.layers, model.heads, opened.scene.shot.steps)
 
-        def hear(heard: Any) -> None:
+        def observe(event: Any) -> None:
             if not made:
-                fitting = _fitting(methods, heard.grid, size.block_size, output.note)
+                fitting = _fitting(methods, event.grid, size.block_size, output.note)
                 made.update((name, CALIBRATORS[name](size)) for name in fitting)
             for name, calibrator in made.items():
                 if round < calibrator.rounds:
-                    watch = Stopwatch(heard.q.device)
-                    calibrator.hear(heard, round)
+                    watch = Stopwatch(event.q.device)
+                    calibrator.observe(event, round)
                     watch.stop()
                     watches.append((name, watch))
 
@@ -143,18 +142,18 @@ def _listen(
             watches.clear()
             estimate.step(step, steps)
 
-        fast.runtime.watchers.append(hear)
+        fast.runtime.watchers.append(observe)
         for round in range(rounds):
             for number, scene in enumerate(scenes):
                 stages.progress.title = f"round {round + 1} of {rounds}, prompt {number + 1} of {len(scenes)}: "
-                embeds = drawing.encode(opened, scene, stages)
+                embeds = generation.encode(opened, scene, stages)
                 with stages("listen", scene.shot.steps):
                     pipeline.denoise(opened.pipe, embeds, scene.shot, done)
         stages.progress.title = ""
         stages.progress.left("")
     silent = [name for name in made or methods if name not in made or made[name].grid is None]
     if silent:
-        raise BadInput(f"nothing was heard for {', '.join(silent)}: no self-attention call has the grid's tokens")
+        raise BadInput(f"nothing was measured for {', '.join(silent)}: no self-attention call has the grid's tokens")
     return {name: (calibrator, spent[name]) for name, calibrator in made.items()}, model
 
 

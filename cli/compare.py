@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Annotated
 
 import typer
 
-from dittools.cli.flags import Debug, Json
+from dittools.cli._command import takes
+from dittools.cli._flags import Common
 from dittools.cli.output import Output, table
 
 NAME = "compare"
@@ -22,34 +24,39 @@ Examples:
   dittools compare frames/ reference.mkv
 
 \b
-Reads .mp4, .mkv and what else ffmpeg knows, .gif, .webp, .png, .npy (uint8, or floats
-in [0, 1]) and folders of PNG frames. mp4, gif and webp lose detail: what they lost is
-measured too."""
+Reads .mp4, .mkv and what else ffmpeg knows, .gif, .webp, .png, .npy (uint8,
+or floats in [0, 1]) and folders of PNG frames. mp4, gif and webp lose detail:
+what they lost is measured too."""
 
 _SAME_RATE = 0.02  # GIF counts in hundredths of a second and WebP in thousandths: 16 a second reads as 16.07 there
 _LOSSY = (".mp4", ".gif", ".webp", ".jpg", ".jpeg", ".webm", ".mov", ".avi")
 
 
-def command(
-    video: Annotated[str, typer.Argument(help="The video to judge.")],
-    reference: Annotated[str, typer.Argument(help="The video it should be like.")],
-    as_json: Json = False,
-    debug: Debug = False,
-) -> None:
+@dataclass(frozen=True, kw_only=True)
+class Flags(Common):
+    """The flags of `compare`."""
+
+    video: Annotated[str, typer.Argument(help="The video to judge.")]
+    reference: Annotated[str, typer.Argument(help="The video it should be like.")]
+
+
+@takes(Flags)
+def command(ctx: typer.Context, flags: Flags) -> None:
     from dittools.pipelines import reading
     from dittools.pipelines.errors import BadInput
 
+    video, reference = flags.video, flags.reference
     a, b = (reading.read(name) for name in (video, reference))
     if a.frames.shape != b.frames.shape:
         raise BadInput(
             f"{video} has {a.size} and {reference} {b.size}: compare videos with the same frames, height and width"
         )
 
-    from dittools.numbers import number
+    from dittools.json_numbers import number
     from dittools.quality import measure
     from dittools.quality.suite import by_name, shown
 
-    output, metrics = Output(as_json), by_name()
+    output, metrics = Output.of(flags), by_name()
     if any(name.lower().endswith(_LOSSY) for name in (video, reference)):
         output.note("a lossy file is compared as it is: what its encoder lost counts too")
     if a.fps and b.fps and abs(a.fps - b.fps) > _SAME_RATE * max(a.fps, b.fps):

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from dittools.cli.flags import Debug, Json
+import typer
+
+from dittools.cli._command import takes
+from dittools.cli._flags import Common
 from dittools.cli.output import Output, table
 
 NAME = "env"
@@ -18,7 +21,8 @@ Examples:
 _HEAD_DIM = 128  # Wan's, and most other models'
 
 
-def command(as_json: Json = False, debug: Debug = False) -> None:
+@takes(Common)
+def command(ctx: typer.Context, flags: Common) -> None:
     from huggingface_hub import constants
 
     from dittools.pipelines.saving import ffmpeg
@@ -32,7 +36,7 @@ def command(as_json: Json = False, debug: Debug = False) -> None:
         "hub_cache": str(constants.HF_HUB_CACHE),
         "hub_offline": bool(constants.HF_HUB_OFFLINE),
     }
-    Output(as_json).data(facts, lambda: _readable(facts))
+    Output.of(flags).data(facts, lambda: _readable(facts))
 
 
 def _devices() -> list[dict[str, Any]]:
@@ -60,7 +64,7 @@ def _devices() -> list[dict[str, Any]]:
 
 def _kernels(device: Any, dtype: Any) -> dict[str, Any]:
     from dittools.kernels import dense_kernel_name, implementations
-    from dittools.kernels.dispatch import hopper_kernels
+    from dittools.kernels.choice import hopper_kernels
 
     able = implementations(device, dtype, _HEAD_DIM)
     proofs = hopper_kernels(device, dtype, _HEAD_DIM)

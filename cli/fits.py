@@ -6,9 +6,12 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from dittools import methods, profile
-from dittools.cli.asked import Asked, weights_folder
+from dittools import attention_profile as profile
+from dittools import methods
+from dittools.cli._flags import Run
+from dittools.cli.flag_checks import weights_folder
 from dittools.config import Config
+from dittools.pipelines import weights
 from dittools.pipelines.errors import BadInput, first_line
 from dittools.pipelines.families import Family, find_family
 from dittools.pipelines.limits import check_memory, check_steps
@@ -16,23 +19,23 @@ from dittools.pipelines.sizes import size_rule, with_text
 from dittools.tokens import TokenGrid
 
 
-def of_flags(asked: Asked, config: Config) -> None:
+def of_flags(flags: Run, config: Config) -> None:
     """Check what flags say by themselves, where they name the weights: a device is not asked for yet.
 
     Raises:
         BadInput: for a size or method that cannot run whatever the device is.
     """
-    folder = weights_folder(asked)
+    folder = weights_folder(flags)
     if folder is None:
         return
-    family = find_family(asked.model)
+    family = find_family(flags.model)
     defaults = dataclasses.asdict(family)
-    if asked.embedded:
+    if flags.weights == weights.EMBEDDED:
         from dittools.pipelines import embedded
 
         defaults |= embedded.DEFAULTS
     names = ("frames", "height", "width")
-    size = {name: defaults[name] if getattr(asked, name) is None else getattr(asked, name) for name in names}
+    size = {name: defaults[name] if getattr(flags, name) is None else getattr(flags, name) for name in names}
     check_method(config, grid_of(family, folder, **size), 64)
 
 

@@ -6,15 +6,15 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from dittools.cli import drawing
-from dittools.cli.inspect import check_numbers
+from dittools.attention_maps import Choice, View, Viewer, recall_of
+from dittools.attention_maps.images import map_image, png
+from dittools.attention_maps.page import Pictures, page
+from dittools.cli import generation
+from dittools.cli.number_lists import check_numbers
 from dittools.cli.output import Output, to_json
 from dittools.cli.progress import Progress
 from dittools.cli.request import Request
 from dittools.cli.stages import Stages
-from dittools.inspect import Choice, View, Viewer, recall_of
-from dittools.inspect.images import map_image, png
-from dittools.inspect.page import Pictures, page
 from dittools.naming import with_options
 from dittools.pipelines import saving
 from dittools.pipelines import stages as pipeline
@@ -34,15 +34,15 @@ def run(
     request = _without_cache(request)
     with Progress(output) as progress:
         stages = Stages(progress)
-        opened = drawing.open_model(request, stages, output, check=lambda chosen: _check(wanted, request, chosen))
+        opened = generation.open_model(request, stages, output, check=lambda chosen: _check(wanted, request, chosen))
         scene = opened.scene
-        embeds = drawing.encode(opened, scene, stages)
-        for note in drawing.prompt_notes(opened, scene):
+        embeds = generation.encode(opened, scene, stages)
+        for note in generation.prompt_notes(opened, scene):
             output.note(note)
         with stages("denoise", scene.shot.steps), dittools.accelerate(opened.pipe, config=request.config) as fast:
             model = fast.runtime.identity
             viewer = Viewer(_choice(wanted, scene.shot.steps, model.layers, model.heads))
-            fast.runtime.watchers.append(viewer.hear)
+            fast.runtime.watchers.append(viewer.observe)
             fast.runtime.plan_watchers.append(viewer.plan)
             last = max(viewer.choice.steps) + 1
             pipeline.denoise(opened.pipe, embeds, scene.shot, stages.progress.step, only_steps=last)
@@ -64,12 +64,12 @@ def _without_cache(request: Request) -> Request:
     if config.cache == "none":
         return request
     told = with_options(config.cache, config.cache_options)
-    note = f"cache {told} of --config {request.asked.config} is left out: only computed steps can be looked at"
+    note = f"cache {told} of --config {request.flags.config} is left out: only computed steps can be looked at"
     config = dataclasses.replace(config, cache="none", cache_options={})
     return dataclasses.replace(request, config=config, notes=(*request.notes, note))
 
 
-def _check(wanted: dict[str, tuple[int, ...] | None], request: Request, chosen: drawing.Chosen) -> None:
+def _check(wanted: dict[str, tuple[int, ...] | None], request: Request, chosen: generation.Chosen) -> None:
     """Refuse before the model is loaded what its configs say is not there."""
     from dittools.pipelines.skeleton import layers_and_heads
 

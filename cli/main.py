@@ -24,6 +24,7 @@ def main(argv=None) -> int:
         0 done, 1 the run failed, 2 bad input, 130 interrupted, 143 told to end.
     """
     given = sys.argv[1:] if argv is None else [*argv]
+    stopped: list[int] | None = None
     try:
         from dittools.cli.signals import caught
 
@@ -38,6 +39,8 @@ def main(argv=None) -> int:
                 except BaseException as error:
                     return _ended(error, given, stopped)
     except KeyboardInterrupt:  # before signals are caught, or once more while the first one is answered
+        if stopped is None and sys.stderr is not None:
+            print(_SAID[INTERRUPTED], file=sys.stderr)
         return INTERRUPTED
     except SystemExit as ended:
         return ended.code if isinstance(ended.code, int) else 1

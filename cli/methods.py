@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from math import prod
 from typing import Annotated, Any
 
 import typer
 
-from dittools.cli.flags import Debug, Json
+from dittools.cli import _flags as f
+from dittools.cli._command import takes
+from dittools.cli.listing import entries, found_in, readable, tell_problems
 from dittools.cli.output import Output, table
 from dittools.pipelines.errors import BadInput, first_line
 
@@ -25,73 +28,61 @@ Examples:
   dittools methods gna --grid 64x64 --window 24x24 --tile 16x8 --json
 
 \b
-Axes are frames x rows x columns of tokens, rows x columns for an image, or one number for all three."""
+Axes are frames x rows x columns of tokens, rows x columns for an image, or
+one number for all three."""
 
-Flag = typer.Option
 AXES = "FxHxW"
 # What is simulated in seconds and in little memory.
 LONGEST, MOST_BLOCKS = 2048, 4096
 
 
-def command(
-    name: Annotated[
-        str | None, typer.Argument(help="A method or correction; all by default.", show_default=False)
-    ] = None,
-    grid: Annotated[str | None, Flag(metavar=AXES, help="Simulate a window of gna on this token grid.")] = None,
-    window: Annotated[str | None, Flag(metavar=AXES, help="Tokens a query sees along each axis.")] = None,
-    stride: Annotated[str | None, Flag(metavar=AXES, help="Queries that share a window.  [default: 1]")] = None,
-    dilation: Annotated[str | None, Flag(metavar=AXES, help="Step between keys of a window.  [default: 1]")] = None,
-    tile: Annotated[
-        str | None, Flag(metavar=AXES, help="Tokens of a query tile.  [default: one that suits grid and block]")
-    ] = None,
-    key_tile: Annotated[str | None, Flag(metavar=AXES, help="Tokens of a key tile.  [default: --tile]")] = None,
-    block: Annotated[int | None, Flag(help="Tokens in a block of dittools' own mask.  [default: 128]")] = None,
-    as_json: Json = False,
-    debug: Debug = False,
-) -> None:
-    from dittools import corrections, methods
-    from dittools.naming import spelt, unknown
+SIMULATE = "Simulation of a window"
 
-    known = [*methods.names(), *corrections.names()]
-    name = name and spelt(name, known)
-    if name is not None and name not in known:
-        raise BadInput(unknown("method or correction", name, known, listed="dittools methods"))
-    axes = {"window": window, "stride": stride, "dilation": dilation, "tile": tile, "key_tile": key_tile}
-    given = {flag: value for flag, value in axes.items() if value is not None}
+
+def _axes_flag(name: str, what: str) -> object:
+    return f.flag(name, what, SIMULATE, AXES)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Flags(f.Common):
+    """The flags of `methods`."""
+
+    name: Annotated[str | None, typer.Argument(help="A method or correction; all by default.", show_default=False)] = (
+        None
+    )
+    grid: Annotated[str | None, _axes_flag("--grid", "Simulate a window of gna on this token grid.")] = None
+    window: Annotated[str | None, _axes_flag("--window", "Tokens a query sees along each axis.")] = None
+    stride: Annotated[str | None, _axes_flag("--stride", "Queries that share a window.  [default: 1]")] = None
+    dilation: Annotated[str | None, _axes_flag("--dilation", "Step between keys of a window.  [default: 1]")] = None
+    tile: Annotated[
+        str | None, _axes_flag("--tile", "Tokens of a query tile.  [default: one that suits grid and block]")
+    ] = None
+    key_tile: Annotated[str | None, _axes_flag("--key-tile", "Tokens of a key tile.  [default: --tile]")] = None
+    block: Annotated[
+        int | None, f.flag("--block", "Tokens in a block of dittools' mask.  [default: 128]", SIMULATE, "N")
+    ] = None
+
+
+@takes(Flags)
+def command(ctx: typer.Context, flags: Flags) -> None:
+    from dittools.corrections import CORRECTIONS
+    from dittools.methods import METHODS
+
+    output, registries = Output.of(flags), (METHODS, CORRECTIONS)
+    name, grid, block = found_in(registries, flags.name), flags.grid, flags.block
+    axes = ("window", "stride", "dilation", "tile", "key_tile")
+    given = {name: getattr(flags, name) for name in axes if getattr(flags, name) is not None}
     if grid is not None:
         facts = _simulated(name, grid, given, 128 if block is None else block)
-        return Output(as_json).data({"simulation": facts}, lambda: _simulation(facts))
+        return output.data({"simulation": facts}, lambda: _simulation(facts))
     if given or block is not None:
         flag = next(iter(given), "block").replace("_", "-")
         raise BadInput(f"--{flag} is for a simulation: add --grid, as in `dittools methods gna --grid 21x45x80`")
-    lists = {"methods": _entries(methods.describe(), name), "corrections": _entries(corrections.describe(), name)}
-    shown = [_readable(kind, entries) for kind, entries in lists.items() if entries]
-    Output(as_json).data(lists, lambda: "\n\n".join(shown))
-
-
-def _entries(described: list[tuple[str, str, dict]], name: str | None) -> list[dict[str, Any]]:
-    return [
-        {
-            "name": found,
-            "description": line,
-            "options": {option: {"default": default, "help": text} for option, (default, text) in options.items()},
-        }
-        for found, line, options in described
-        if name in (None, found)
-    ]
-
-
-def _readable(kind: str, methods: list[dict[str, Any]]) -> str:
-    kind = kind.removesuffix("s").upper()
-    text = table((kind, "WHAT IT DOES"), [(entry["name"], entry["description"]) for entry in methods])
-    options = [
-        (entry["name"], option, facts["default"], facts["help"])
-        for entry in methods
-        for option, facts in entry["options"].items()
-    ]
-    if not options:
-        return text
-    return f"{text}\n\n{table((kind, 'OPTION', 'DEFAULT', 'WHAT IT SETS'), options)}"
+    lists = {f"{one.kind}s": entries(one, name) for one in registries}
+    if name is None:
+        tell_problems(registries, output)
+    shown = [readable(one.kind, lists[f"{one.kind}s"]) for one in registries if lists[f"{one.kind}s"]]
+    output.data(lists, lambda: "\n\n".join(shown))
 
 
 def _simulated(name: str | None, grid: str, given: dict[str, str], block: int) -> dict[str, Any]:

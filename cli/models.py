@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from dittools.cli.flags import Debug, Json
+import typer
+
+from dittools.cli._command import takes
+from dittools.cli._flags import Common
 from dittools.cli.output import Output, table
 
 NAME = "models"
 SHORT = "List the model families."
-HELP = """List the model families: whether their attention can run sparse, which `generate` can draw with, and what
+HELP = """List the model families: whether their attention can run sparse, which `generate` can run, and what
 was tested on tiny random models. --json has all of it, with aliases, checkpoints and default sizes."""
 EXAMPLES = """\b
 Examples:
@@ -17,7 +20,8 @@ Examples:
   dittools models --json"""
 
 
-def command(as_json: Json = False, debug: Debug = False) -> None:
+@takes(Common)
+def command(ctx: typer.Context, flags: Common) -> None:
     from dittools.pipelines import matrix
 
     results = matrix.tested()
@@ -28,7 +32,7 @@ def command(as_json: Json = False, debug: Debug = False) -> None:
         "kinds": results["kinds"],
         "embedded": _embedded(),
     }
-    Output(as_json).data(facts, lambda: _readable(facts))
+    Output.of(flags).data(facts, lambda: _readable(facts))
 
 
 def _embedded() -> dict[str, Any]:
@@ -44,18 +48,15 @@ def _embedded() -> dict[str, Any]:
 
 def _readable(facts: dict[str, Any]) -> str:
     able = [row for row in facts["families"] if row["why_not"] is None]
-    rows = [
-        (
-            row["name"],
-            row["draws"],
-            row["text"],
-            row["repo"] if row["generate"] else "",
-            ", ".join(row["tested"]) or "not tested",
-            row["title"],
-        )
-        for row in able
-    ]
-    text = table(("MODEL", "DRAWS", "TEXT", "GENERATE DRAWS WITH", "TESTED", "WHAT"), rows)
+    text = table(
+        ("MODEL", "OUTPUT", "TEXT", "WHAT"), [(row["name"], row["draws"], row["text"], row["title"]) for row in able]
+    )
+    text += "\n\n" + table(
+        ("GENERATE TAKES", "WEIGHTS"), [(row["name"], row["repo"]) for row in able if row["generate"]]
+    )
+    untested = [row["name"] for row in able if not row["tested"]]
+    if untested:
+        text += f"\n\nnot tested: {', '.join(untested)}"
     unable = [(row["name"], row["why_not"]) for row in facts["families"] if row["why_not"] is not None]
     text += "\n\n" + table(("NOT SPARSE", "BECAUSE"), unable)
     versions = ", ".join(f"{name} {value}" for name, value in facts["tested_with"].items() if name != "device")

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Annotated, Any
+from dataclasses import dataclass
+from typing import Any
 
 import typer
 
-from dittools.cli.flags import Debug, Json
+from dittools.cli import _flags as f
+from dittools.cli._command import takes
 from dittools.cli.output import Output
 from dittools.naming import with_options
 
@@ -23,52 +25,55 @@ Examples:
   dittools plan --model flux --device cuda
   dittools plan --model hunyuan-video --sparsity 0.9 --json"""
 
-Flag = typer.Option
+
+@dataclass(frozen=True, kw_only=True)
+class Flags(f.Settings, f.Common):
+    """The flags of `plan`."""
+
+    steps: f.Steps = None
+    height: f.Height = None
+    width: f.Width = None
+    frames: f.Frames = None
+    model: f.Model = "wan"
+    device: f.Device = "auto"
+    dtype: f.Dtype = "auto"
 
 
-def command(
-    model: Annotated[str, Flag(help="Model family; `dittools models` lists them.")] = "wan",
-    height: Annotated[int | None, Flag(help="Pixels.  [default: the model's]")] = None,
-    width: Annotated[int | None, Flag(help="Pixels.  [default: the model's]")] = None,
-    frames: Annotated[int | None, Flag(help="Frames.  [default: the model's]")] = None,
-    steps: Annotated[int | None, Flag(help="Denoising steps.  [default: the model's, else 50]")] = None,
-    sparsity: Annotated[float, Flag(help="Share of attention to skip in sparse calls, in [0, 1).")] = 0.8,
-    method: Annotated[str, Flag(help="How to choose what is skipped; `dittools methods` lists them.")] = "auto",
-    dense_steps: Annotated[str, Flag(metavar="SHARE|COUNT", help="Dense steps at the start.")] = "0.2",
-    dense_layers: Annotated[int, Flag(help="First layers that stay dense.")] = 1,
-    device: Annotated[str, Flag(help="auto, cpu or cuda; cuda may be planned for without one.")] = "auto",
-    dtype: Annotated[str, Flag(help="auto, bf16, fp16 or fp32.")] = "auto",
-    as_json: Json = False,
-    debug: Debug = False,
-) -> None:
-    from dittools.cli.request import config_of
+@takes(Flags)
+def command(ctx: typer.Context, flags: Flags) -> None:
+    from dittools.cli.flag_checks import check_place
     from dittools.pipelines.families import find_family
 
-    family = find_family(model)
-    config = config_of(method=method, sparsity=sparsity, dense_steps=dense_steps, dense_layers=dense_layers)
-    facts = _facts(family, {"frames": frames, "height": height, "width": width}, steps, config, device, dtype)
-    Output(as_json).data(facts, lambda: _readable(facts))
+    family = find_family(flags.model)
+    check_place(flags.device, flags.dtype)
+
+    from dittools.cli.settings import config_of
+
+    config, notes = config_of(flags)
+    output = Output.of(flags)
+    for note in notes:
+        output.note(note)
+    facts = _facts(family, flags, config)
+    output.data(facts, lambda: _readable(facts))
 
 
-def _facts(family: Any, size: dict[str, int | None], steps: int | None, config: Any, device: str, dtype: str) -> dict:
+def _facts(family: Any, flags: Flags, config: Any) -> dict:
     from dittools import methods
     from dittools.estimate import estimate
     from dittools.methods import auto
-    from dittools.pipelines import loading
     from dittools.pipelines.errors import BadInput
     from dittools.pipelines.limits import check_steps
     from dittools.pipelines.sizes import grid_of
 
-    if device not in loading.DEVICES or dtype not in loading.DTYPES:
-        raise BadInput(f"--device is one of {', '.join(loading.DEVICES)}, --dtype of {', '.join(loading.DTYPES)}")
-    check_steps(steps)
+    check_steps(flags.steps)
     if family.why_not is not None:
         raise BadInput(f"nothing to plan for {family.name}: {family.why_not}")
-    asked = {name: getattr(family, name) if value is None else value for name, value in size.items()}
+    given = {name: getattr(flags, name) for name in ("frames", "height", "width")}
+    asked = {name: getattr(family, name) if value is None else value for name, value in given.items()}
     grid = grid_of(family, **asked)
-    place, kind = _place(device, dtype)
+    place, kind = _place(flags.device, flags.dtype)
     block = config.block_size if config.block_size != "auto" else 128 if place.type == "cuda" else 64
-    steps = steps or family.steps or 50
+    steps = flags.steps or family.steps or 50
     found = estimate(
         grid,
         config,
@@ -118,7 +123,7 @@ def _place(device: str, dtype: str) -> tuple[Any, Any]:
 
     from dittools.pipelines import loading
 
-    place = torch.device("cuda") if device == "cuda" else loading.pick_device(device)
+    place = torch.device(device) if device.startswith("cuda") else loading.pick_device(device)
     if dtype == "auto" and place.type == "cuda" and not torch.cuda.is_available():
         return place, torch.bfloat16
     return place, loading.pick_dtype(dtype, place)
@@ -128,7 +133,8 @@ def _kernel(place: Any, kind: Any, head_dim: int) -> tuple[str, str]:
     """The kernel a sparse call would run with, and why; as a machine of that kind would choose."""
     import torch
 
-    from dittools.kernels.dispatch import TRITON_HEAD_DIMS, implementations
+    from dittools.kernels.capability import TRITON_HEAD_DIMS
+    from dittools.kernels.choice import implementations
 
     reasons = dict(implementations(place, kind, head_dim))
     if reasons["triton"] is None:

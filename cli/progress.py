@@ -10,6 +10,9 @@ from typing import Any
 from dittools.cli.output import Output
 
 _PLAIN_SECONDS = 5.0
+_FACTS = 56  # columns that step, pace, share and time take beside the stage's name and the bar
+_WORTH_TELLING = 10.0
+"""Seconds from which on a stage says how long it still takes."""
 
 
 class Progress(AbstractContextManager):
@@ -26,7 +29,7 @@ class Progress(AbstractContextManager):
         self.title = ""
         self._output = output
         self._terse = terse
-        self._bar = _Bar() if sys.stderr.isatty() else None
+        self._bar = _Bar() if sys.stderr.isatty() and not (output.quiet or output.verbose) else None
         self._started = self._spoken = time.perf_counter()
         self._stage = ""
         self._skipped: float | None = None
@@ -60,6 +63,14 @@ class Progress(AbstractContextManager):
         """How long everything will take, in words, shown with the next steps: with the first one at once."""
         self._left = text
 
+    @staticmethod
+    def _left_of_stage(step: int, steps: int, elapsed: float) -> str:
+        """How long the stage still takes at its pace so far, where that is worth telling."""
+        from dittools.report.schedule import spoken
+
+        left = elapsed / step * (steps - step)
+        return f"{spoken(left)} left" if left and elapsed + left >= _WORTH_TELLING else ""
+
     def step(self, step: int, steps: int) -> None:
         """`step` of `steps` is done."""
         now = time.perf_counter()
@@ -67,12 +78,14 @@ class Progress(AbstractContextManager):
         facts = f"{elapsed / step:.2f} s/step"
         if self._skipped is not None:
             facts += f", {self._skipped:.0%} skipped"
-        if self._left:
-            facts += f", {self._left}"
+        left = self._left or self._left_of_stage(step, steps, elapsed)
+        if left:
+            facts += f", {left}"
         if self._bar is not None:
-            self._bar.move(step, f"step {step}/{steps}, {facts}")
+            self._bar.move(step, f"{step}/{steps}, {facts}")
         elif (
-            now - self._spoken >= _PLAIN_SECONDS * (6 if self._terse else 1)
+            self._output.verbose
+            or now - self._spoken >= _PLAIN_SECONDS * (6 if self._terse else 1)
             or (step == steps and not self._terse)
             or (step == 1 and self._left)
         ):
@@ -91,13 +104,17 @@ class _Bar:
         self._console = Console(stderr=True, highlight=False)
         self._bar = RichProgress(
             TextColumn("{task.description}", markup=False),
-            BarColumn(bar_width=30),
+            BarColumn(bar_width=self._spare(30)),
             TextColumn("{task.fields[facts]}", markup=False),
             TimeElapsedColumn(),
             console=self._console,
             transient=True,
         )
         self._task: Any = None
+
+    def _spare(self, most: int) -> int:
+        """Columns for the bar itself."""
+        return max(4, min(most, self._console.width - _FACTS - 30))
 
     def open(self) -> None:
         self._bar.start()
@@ -108,6 +125,8 @@ class _Bar:
     def start(self, name: str, steps: int | None) -> None:
         if self._task is not None:
             self._bar.remove_task(self._task)
+        room = self._console.width - _FACTS - self._spare(30)
+        name = name if len(name) <= room else f"{name[: room - 1]}…"
         self._task = self._bar.add_task(name, total=steps, facts="")
 
     def move(self, step: int, facts: str) -> None:

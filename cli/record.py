@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from dittools.cli.control import Control
-from dittools.numbers import number
+from dittools.json_numbers import number
 from dittools.provenance import device_facts, dittools_version, versions
 
 SECONDS = ("load", "text", "denoise", "decode", "save")
@@ -31,55 +32,58 @@ def quality_facts(
     }
 
 
-def build(
-    *,
-    command: list[str],
-    device: Any,
-    model: str,
-    weights: str,
-    scene: Any,
-    config: Any,
-    run: dict[str, Any],
-    seconds: dict[str, float],
-    acceleration: dict[str, Any],
-    quality: dict[str, Any] | None,
-    output: Path,
-    output_sha256: str | None = None,
-) -> dict[str, Any]:
-    """Everything a reader needs to judge a run and to run it again.
+@dataclass(frozen=True, kw_only=True)
+class Generation:
+    """What a run was and gave, for its record.
 
-    scene: a `dittools.cli.request.Scene`. run: size, fps and settings. seconds: one for each of SECONDS and
-    "total". acceleration: `Acceleration.record()`. output_sha256: digest of the video's file, by which a later run
-    knows it again; None for a folder of frames.
+    Args:
+        command: the command line.
+        model, weights: names of the family and of the weights.
+        scene: a `dittools.cli.request.Scene`.
+        run: size, fps and settings.
+        seconds: one for each of SECONDS and "total".
+        acceleration: `Acceleration.record()`.
+        quality: `quality_facts`, where it was compared with dense.
+        output: the video.
+        output_sha256: digest of its file, by which a later run knows it again; None for a folder of frames.
     """
-    return {
-        "dittools": dittools_version(),
-        "versions": versions(),
-        "command": command,
-        "device": device_facts(device),
-        "model": model,
-        "weights": weights,
-        "grid": acceleration["grid"],
-        "config": config.to_dict(),
-        "prompt": scene.prompt,
-        "negative_prompt": scene.negative_prompt,
-        "seed": scene.shot.seed,
-        "steps": scene.shot.steps,
-        "seconds": {name: round(seconds[name], 4) for name in (*SECONDS, "total")},
-        "step_seconds": acceleration["step_seconds"],
-        "sparsity": acceleration["sparsity"],
-        "calls": acceleration["calls"],
-        "kernels": acceleration["kernels"],
-        "kernel_reasons": acceleration["kernel_reasons"],
-        "cache": acceleration["cache"],
-        "fallbacks": acceleration["fallbacks"],
-        "quality": quality,
-        "output": str(output),
-        "output_sha256": output_sha256,
-        "method": acceleration["method"],
-        "method_options": acceleration["method_options"],
-        "correction": acceleration["correction"],
-        "run": run,
-        "heads": acceleration["heads"],
-        "notes": acceleration["notes"],
-    }
+
+    command: list[str]
+    device: Any
+    model: str
+    weights: str
+    scene: Any
+    config: Any
+    run: dict[str, Any]
+    seconds: dict[str, float]
+    acceleration: dict[str, Any]
+    quality: dict[str, Any] | None
+    output: Path
+    output_sha256: str | None = None
+
+    def record(self) -> dict[str, Any]:
+        """Everything a reader needs to judge the run and to run it again."""
+        found, shot = self.acceleration, self.scene.shot
+        return {
+            "dittools": dittools_version(),
+            "versions": versions(),
+            "command": self.command,
+            "device": device_facts(self.device),
+            "model": self.model,
+            "weights": self.weights,
+            "grid": found["grid"],
+            "config": self.config.to_dict(),
+            "prompt": self.scene.prompt,
+            "negative_prompt": self.scene.negative_prompt,
+            "seed": shot.seed,
+            "steps": shot.steps,
+            "seconds": {name: round(self.seconds[name], 4) for name in (*SECONDS, "total")},
+            **{name: found[name] for name in ("step_seconds", "sparsity", "calls", "kernels", "kernel_reasons")},
+            **{name: found[name] for name in ("cache", "fallbacks")},
+            "quality": self.quality,
+            "output": str(self.output),
+            "output_sha256": self.output_sha256,
+            **{name: found[name] for name in ("method", "method_options", "correction")},
+            "run": self.run,
+            **{name: found[name] for name in ("heads", "notes")},
+        }

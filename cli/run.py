@@ -6,7 +6,7 @@ import time
 from typing import Any, NamedTuple
 
 from dittools import files
-from dittools.cli import drawing
+from dittools.cli import generation
 from dittools.cli import record as records
 from dittools.cli.control import REPEATED, Control, StepTimes, control, shared_steps
 from dittools.cli.output import Output, to_json
@@ -21,19 +21,19 @@ def run(request: Request, command: list[str], output: Output) -> dict[str, Any]:
     begun = time.perf_counter()
     with Progress(output) as progress:
         stages = Stages(progress)
-        opened = drawing.open_model(request, stages, output)
+        opened = generation.open_model(request, stages, output)
         scene = opened.scene
-        embeds = drawing.encode(opened, scene, stages)
-        for note in drawing.prompt_notes(opened, scene):
+        embeds = generation.encode(opened, scene, stages)
+        for note in generation.prompt_notes(opened, scene):
             output.note(note)
 
-        dense = _dense_run(opened, embeds, scene, request, stages) if request.asked.compare_dense else None
+        dense = _dense_run(opened, embeds, scene, request, stages) if request.flags.compare_dense else None
         times = StepTimes(opened.device) if dense else None
-        latents, fast = drawing.denoise_sparse(opened, embeds, scene, request.config, stages, times)
+        latents, fast = generation.denoise_sparse(opened, embeds, scene, request.config, stages, times)
         acceleration = fast.record()
         known = None if dense is None else _control(opened, embeds, scene, stages, dense, times, acceleration)
         with stages("decode"):
-            frames = drawing.decode(opened, latents, scene)
+            frames = generation.decode(opened, latents, scene)
         return _save(
             frames,
             request,
@@ -44,7 +44,7 @@ def run(request: Request, command: list[str], output: Output) -> dict[str, Any]:
             device=opened.device,
             command=command,
             weights=opened.weights.name,
-            run=drawing.run_facts(request, opened, scene),
+            run=generation.run_facts(request, opened, scene),
             acceleration=acceleration | {"notes": [*acceleration["notes"], *output.notes]},
         )
 
@@ -60,13 +60,13 @@ class _Dense(NamedTuple):
 def _dense_run(opened: Any, embeds: dict, scene: Scene, request: Request, stages: Stages) -> _Dense:
     """A run of the untouched pipeline, after one untimed step each of both ways."""
     with stages("warm-up"):
-        drawing.warm_up(opened, embeds, scene, None)
+        generation.warm_up(opened, embeds, scene, None)
         if request.config.method != "dense":
-            drawing.warm_up(opened, embeds, scene, request.config)
+            generation.warm_up(opened, embeds, scene, request.config)
     times = StepTimes(opened.device)
-    latents = drawing.denoise_dense(opened, embeds, scene, stages, times=times)
+    latents = generation.denoise_dense(opened, embeds, scene, stages, times=times)
     with stages("quality"):
-        return _Dense(drawing.decode(opened, latents, scene), stages.seconds["dense"], times.seconds())
+        return _Dense(generation.decode(opened, latents, scene), stages.seconds["dense"], times.seconds())
 
 
 def _control(
@@ -78,7 +78,7 @@ def _control(
         return control(dense.step_seconds, times.seconds(), shared, "shared")
     count = min(REPEATED, len(dense.step_seconds))
     again = StepTimes(opened.device)
-    drawing.denoise_dense(opened, embeds, scene, stages, "control", again, count)
+    generation.denoise_dense(opened, embeds, scene, stages, "control", again, count)
     return control(dense.step_seconds, again.seconds(), tuple(range(count)), "repeated")
 
 
@@ -102,7 +102,7 @@ def _save(frames: Any, request: Request, scene: Scene, stages: Stages, begun: fl
         # what comparing cost is no part of what this run costs
         extra = sum(seconds.get(name, 0.0) for name in ("warm-up", "dense", "control", "quality"))
         seconds["total"] = now - begun - extra
-        record = records.build(
+        record = records.Generation(
             model=request.family.name,
             scene=scene,
             config=request.config,
@@ -110,7 +110,7 @@ def _save(frames: Any, request: Request, scene: Scene, stages: Stages, begun: fl
             output=output.path,
             output_sha256=None if part.is_dir() else files.sha256(part),
             **facts,
-        )
+        ).record()
         text = to_json(record).encode(errors="replace").decode()  # names of files need not be text
         record_part.write_text(text + "\n", encoding="utf-8")
     return record

@@ -5,15 +5,18 @@ This file joins the parts, and loads them when they are first asked for: importi
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import sys
-from typing import Any
 
-__all__ = ["Acceleration", "Config", "__version__", "accelerate"]
-__version__ = "0.1.0"
+from dittools.version import __version__
 
+TYPE_CHECKING = False  # `typing` takes its time, in which an interrupt would be answered by a traceback
+if TYPE_CHECKING:
+    from typing import Any
+
+__all__ = ["Acceleration", "Config", "__version__", "accelerate", "register"]
 _ROOMS = ("kernels", "pipelines", "profiles", "cli")
+_OUT_OF_THE_WHEEL = ("benchmarks", "training", "tools")  # a checkout has them beside, a wheel has not got them
 
 
 class _RoomsBeside:
@@ -25,13 +28,15 @@ class _RoomsBeside:
     @staticmethod
     def find_spec(name: str, path: Any = None, target: Any = None) -> Any:
         package, _, room = name.rpartition(".")
-        if package != __name__ or room not in _ROOMS:
+        if package != __name__ or room not in _ROOMS + _OUT_OF_THE_WHEEL:
             return None
         folder = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), room)
         file = os.path.join(folder, "__init__.py")
         if not os.path.isfile(file):
             return None
-        return importlib.util.spec_from_file_location(name, file, submodule_search_locations=[folder])
+        from importlib.util import spec_from_file_location
+
+        return spec_from_file_location(name, file, submodule_search_locations=[folder])
 
 
 if not any(os.path.isdir(os.path.join(place, room)) for place in __path__ for room in _ROOMS):
@@ -54,6 +59,10 @@ def __getattr__(name: str) -> Any:
         from dittools.config import Config
 
         globals()["Config"] = Config
+    elif name == "register":
+        from dittools.plugins import register
+
+        globals()["register"] = register
     else:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return globals()[name]

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 from dittools import summary
 from dittools.config import Config
+from dittools.options import options_of
 from dittools.runtime import Runtime
 
 
@@ -40,61 +41,41 @@ def accelerate(
     method: str = "auto",
     sparsity: float = 0.8,
     dense_steps: float | int = 0.2,
-    dense_layers: int = 1,
-    dense_last_steps: float | int = 0,
-    refresh: int = 1,
-    block_size: str | int = "auto",
-    strict: bool = False,
-    seed: int = 0,
+    *,
     cache: str = "none",
-    cache_options: Mapping[str, Any] | None = None,
     correction: str = "none",
-    correction_options: dict[str, Any] | None = None,
-    profile: str | None = None,
-    share_branches: bool = True,
     config: Config | Mapping[str, Any] | None = None,
-    **options: Any,
+    **settings: Any,
 ) -> Acceleration:
     """Make a diffusers pipeline attend sparsely, and reuse steps where little changes.
 
     Only the self-attention modules of its transformer change; `Acceleration.restore` undoes it exactly. A
     second call on the same pipeline replaces the first, whose summary then says so; one that fails changes nothing.
-    At the end of a ``with`` block what was on the pipeline before comes back.
+    At the end of a ``with`` block what was on the pipeline before comes back. Arguments that are not listed here are
+    settings of `dittools.Config`, which says what each means.
 
     Args:
         pipe: a diffusers pipeline of a known family, before or after offloading, LoRA and compilation.
         config: all settings at once, in place of the others; a mapping as `Config.from_dict` reads it will do.
-        options: settings of the method itself, for example ``probe_rows=64``.
-        method, sparsity, dense_steps, dense_layers, dense_last_steps, refresh, block_size, strict, seed, cache,
-            cache_options, correction, correction_options, profile, share_branches: as in `dittools.Config`.
+        settings: every other setting of `dittools.Config`, for example ``dense_layers=2``; what is none of them is an
+            option of the method, for example ``probe_rows=64``.
 
     Raises:
         ValueError: one line, when a setting is wrong or the pipeline is of no known family.
         TypeError: when ``config`` is neither a config nor a mapping.
     """
-    given = Config(
-        method=method,
-        sparsity=sparsity,
-        dense_steps=dense_steps,
-        dense_layers=dense_layers,
-        dense_last_steps=dense_last_steps,
-        refresh=refresh,
-        block_size=block_size,
-        strict=strict,
-        seed=seed,
-        profile=profile,
-        share_branches=share_branches,
-        options=options,
-        cache=cache,
-        cache_options=cache_options or {},
-        correction=correction,
-        correction_options=correction_options or {},
-    )
+    known = {name: settings.pop(name) for name in options_of(Config) if name in settings}
+    known |= {name: known[name] or {} for name in ("options", "cache_options", "correction_options") if name in known}
+    known |= {"method": method, "sparsity": sparsity, "dense_steps": dense_steps, "cache": cache}
+    if settings:
+        known["options"] = {**known.get("options", {}), **settings}
+    given = Config(**known, correction=correction)
     if config is not None:
         both = [f.name for f in dataclasses.fields(Config) if getattr(given, f.name) != getattr(Config(), f.name)]
         if both:
             raise ValueError(f"give either a config or single settings, got a config and {', '.join(both)}")
         given = _config(config)
+    assert _attach is not None, "dittools/__init__.py gives the way into a pipeline"
     return Acceleration(_attach(pipe, given))
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from dittools.blocks import BlockMask, Partition
-from dittools.kernels.clustered import attend_clusters_by
-from dittools.kernels.dispatch import attend_by, block_sparse_attention
+from dittools.kernels.block_sparse.dispatch import attend_by, block_sparse_attention
+from dittools.kernels.clusters.dispatch import cluster_sparse_attention
+from dittools.kernels.masks.block_mask import BlockMask, Partition
 from dittools.methods.base import Plan
 
 
@@ -37,9 +37,9 @@ def attend(
         return _attend_to_fewer(q, k, v, plan, scale, implementation, return_lse)
     call = {"order": plan.order, "scale": scale, "return_lse": return_lse}
     if known and isinstance(plan.mask, BlockMask):
-        result = attend_by(implementation, q, k, v, plan.mask, **call)
+        result = attend_by(implementation, (q, k, v), plan.mask, **call)
     elif known:
-        result = attend_clusters_by(implementation, q, k, v, plan.mask, key_order=plan.key_order, **call)
+        result = cluster_sparse_attention(implementation, (q, k, v), plan.mask, key_order=plan.key_order, **call)
     else:
         call |= {"key_order": plan.key_order, "implementation": implementation}
         result = block_sparse_attention(q, k, v, plan.mask, **call)

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from numbers import Integral, Real
-from typing import Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
-from dittools import caches, corrections, methods
 from dittools.files import parse_json
-from dittools.naming import spelt, unknown
-from dittools.numbers import whole_steps
+from dittools.json_numbers import whole_steps
+from dittools.naming import unknown
+from dittools.options import Options, option
+
+if TYPE_CHECKING:
+    from dittools import methods
+    from dittools.registry import Registry
 
 VERSION = 1
 BLOCK_SIZES = ("auto", 64, 128)
@@ -22,8 +24,11 @@ __all__ = ["Config", "whole_steps"]
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Options):
     """Settings of one acceleration.
+
+    Options may follow the name of a method, cache or correction, as in ``"svg2:iterations=2:scope=head"``; those given
+    apart win.
 
     Args:
         method: a name from `dittools.methods.names()`; "auto" picks one for the model and grid.
@@ -40,9 +45,8 @@ class Config:
         strict: raise when a sparse call gives a non-finite result, where the default is to redo it dense.
         seed: fixes what a method draws at random, for example which rows are probed.
         options: settings of the method itself, for example ``{"probe_rows": 64}`` for svg.
-        cache: which steps are reused instead of computed, a name from `dittools.caches.names()`; its options may
-            follow, as in ``"teacache:threshold=0.1:max_skips=3"``.
-        cache_options: the cache's options by name; they win over those in ``cache``.
+        cache: which steps are reused instead of computed, a name from `dittools.caches.names()`.
+        cache_options: settings of the cache itself.
         correction: what makes up for skipped pairs, a name from `dittools.corrections.names()`. With "none" a method
             that brings a correction along (svg_ear) still has it.
         correction_options: settings of the correction itself, for example ``{"every": 4}`` for rettention.
@@ -53,59 +57,44 @@ class Config:
         ValueError: one line that says what was asked and what would be right.
     """
 
-    method: str = "auto"
-    sparsity: float = 0.8
-    dense_steps: float | int = 0.2
-    dense_last_steps: float | int = 0
-    dense_layers: int = 1
-    refresh: int = 1
-    block_size: str | int = "auto"
-    strict: bool = False
-    seed: int = 0
-    options: dict[str, Any] = field(default_factory=dict)
-    cache: str = "none"
-    cache_options: dict[str, Any] = field(default_factory=dict)
-    correction: str = "none"
-    correction_options: dict[str, Any] = field(default_factory=dict)
-    profile: str | None = None
-    share_branches: bool = True
+    method: str = option("auto", "how to choose what is skipped", kind="text")
+    sparsity: float = option(0.8, "share of attention to skip in sparse calls", min=0, below=1)
+    dense_steps: float | int = option(0.2, "dense steps at the start: 0.2 is a share, 5 a count", kind="steps")
+    dense_last_steps: float | int = option(0, "dense steps at the end, the same way", kind="steps")
+    dense_layers: int = option(1, "first layers that stay dense", min=0)
+    refresh: int = option(1, "steps for which a choice is used", min=1)
+    block_size: str | int = option("auto", "tokens in a block", choices=BLOCK_SIZES)
+    strict: bool = option(False, "stop at a non-finite sparse result, not redo it dense")
+    seed: int = option(0, "what a method draws at random", min=0)
+    options: dict[str, Any] = option({}, "options of the method", kind="mapping")
+    cache: str = option("none", "reuse steps", kind="text")
+    cache_options: dict[str, Any] = option({}, "options of the cache", kind="mapping")
+    correction: str = option("none", "what makes up for what is skipped", kind="text")
+    correction_options: dict[str, Any] = option({}, "options of the correction", kind="mapping")
+    profile: str | None = option(None, "of dittools calibrate, or a name that ships", kind="file")
+    share_branches: bool = option(True, "one choice for both guidance branches of a step")
 
     def __post_init__(self):
-        self._set("method", spelt(self.method, methods.names()))
-        self._set("correction", spelt(self.correction, corrections.names()))
-        if self.method not in methods.names():
-            raise ValueError(unknown("method", self.method, methods.names(), listed="dittools methods"))
-        self._set("sparsity", _real("sparsity", self.sparsity))
-        if not 0 <= self.sparsity < 1:
-            raise ValueError(
-                f"sparsity is the share of pairs to skip, at least 0 and below 1, got {self.sparsity:g}"
-                + (f": did you mean {self.sparsity / 100:g}?" if 10 <= self.sparsity < 100 else "")
-            )
-        for name in ("dense_steps", "dense_last_steps"):
-            self._set(name, _steps(name, getattr(self, name)))
-        for name, least in (("dense_layers", 0), ("refresh", 1), ("seed", 0)):
-            self._set(name, _count(name, getattr(self, name), least))
-        if isinstance(self.block_size, bool) or self.block_size not in BLOCK_SIZES:
-            raise ValueError(f"block_size must be 'auto', 64 or 128, got {self.block_size!r}")
-        for name in ("strict", "share_branches"):
-            if not isinstance(getattr(self, name), bool):
-                raise ValueError(f"{name} must be True or False, got {getattr(self, name)!r}")
-        if not isinstance(self.options, Mapping) or not all(isinstance(key, str) for key in self.options):
-            raise ValueError(f"options must map names to values, got {self.options!r}")
-        self._set("options", dict(self.options))
+        from dittools import (  # these import PyTorch, which the table of options does not need
+            caches,
+            corrections,
+            methods,
+        )
+
+        for name, registry, options in (
+            ("method", methods.METHODS, "options"),
+            ("cache", caches.CACHES, "cache_options"),
+            ("correction", corrections.CORRECTIONS, "correction_options"),
+        ):
+            self._split(name, registry, options)
+        super().__post_init__()
         # Made to be checked: a misspelt option is an error here and not in the middle of a run.
         method = methods.create(self.method, self.options, also_known=_names())
-        if isinstance(self.profile, os.PathLike):
-            self._set("profile", os.fspath(self.profile))
-        if self.profile is not None and not (isinstance(self.profile, str) and self.profile):
-            raise ValueError(f"profile must be the path of a profile or the name of one, got {self.profile!r}")
+        caches.create(self.cache, self.cache_options)
         if self.profile is not None and method.profile_use == "none":
-            takers = ", ".join(n for n, cls in methods.METHODS.items() if cls.profile_use != "none")
+            takers = ", ".join(n for n, cls in methods.METHODS.items() if cls.profile_use != "none")  # type: ignore
             raise ValueError(f"method {self.method} takes no profile: drop it, or use one of {takers}")
-        self._check_cache()
-        if not isinstance(self.correction_options, Mapping):
-            raise ValueError(f"correction_options must map names to values, got {self.correction_options!r}")
-        self._set("correction_options", dict(self.correction_options))
+        corrections.CORRECTIONS.check(self.correction)
         corrections.create(self.correction_of(method), self.correction_options)
         if self.correction != "none" and not method.takes_corrections:
             raise ValueError(
@@ -113,22 +102,17 @@ class Config:
                 "instead: use correction none"
             )
 
+    def _split(self, name: str, registry: Registry, options: str) -> None:
+        """Take the options that follow a name, as in ``svg2:iterations=2``, apart; those given apart win."""
+        found, inline = registry.read(getattr(self, name))
+        object.__setattr__(self, name, found)
+        if isinstance(apart := getattr(self, options), Mapping):
+            given = {**registry.renewed(found, inline), **registry.renewed(found, apart)}
+            object.__setattr__(self, options, given)
+
     def correction_of(self, method: methods.Method) -> str:
         """Name of the correction that runs with a method: the one asked for, else what the method brings along."""
         return method.correction if self.correction == "none" else self.correction
-
-    def _check_cache(self) -> None:
-        if not isinstance(self.cache, str):
-            raise ValueError(f"cache must be a name such as teacache, got {self.cache!r}")
-        if not isinstance(self.cache_options, Mapping) or not all(isinstance(key, str) for key in self.cache_options):
-            raise ValueError(f"cache_options must map names to values, got {self.cache_options!r}")
-        name, options = caches.read(self.cache)
-        self._set("cache", name)
-        self._set("cache_options", {**options, **self.cache_options})
-        caches.create(name, self.cache_options)
-
-    def _set(self, name: str, value: Any) -> None:
-        object.__setattr__(self, name, value)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values with a "version", as `from_dict` reads them."""
@@ -136,15 +120,15 @@ class Config:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Config:
-        """The settings in ``values``; what is missing takes its default.
+        """The settings in ``values``, or those of the run whose record they are; what is missing takes its default.
 
         Raises:
             ValueError: for an unknown key (naming the nearest), a newer version, or a bad value.
         """
         if not isinstance(values, Mapping):
             raise ValueError(f"a config is an object with named settings, got {type(values).__name__}")
-        if "config" in values and "dittools" in values:
-            raise ValueError("this is the record of a run: give what stands under its 'config', in a file of its own")
+        if isinstance(values.get("config"), Mapping) and "dittools" in values:  # the record of a run
+            values = values["config"]
         values = dict(values)
         version = values.pop("version", VERSION)
         if version != VERSION:
@@ -174,27 +158,3 @@ class Config:
 
 def _names() -> list[str]:
     return [f.name for f in dataclasses.fields(Config)]
-
-
-def _real(name: str, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, Real):
-        raise ValueError(f"{name} must be a number, got {value!r}")
-    return float(value)
-
-
-def _count(name: str, value: Any, least: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
-        raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}")
-    return int(value)
-
-
-def _steps(name: str, value: Any) -> float | int:
-    if isinstance(value, Integral):
-        return _count(name, value, 0)
-    value = _real(name, value)
-    if not 0 <= value <= 1:
-        raise ValueError(
-            f"{name} is a share of the run as a float in [0, 1], or a count as an int, got {value:g}"
-            + (f": did you mean {int(value)}?" if value > 1 and value == int(value) else "")
-        )
-    return value

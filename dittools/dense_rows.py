@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import torch
 
-from dittools.blocks import BlockMask, Partition
-from dittools.kernels.dispatch import block_sparse_attention
+from dittools.kernels.block_sparse.dispatch import block_sparse_attention
+from dittools.kernels.masks.block_mask import BlockMask, Partition
 
 
 @dataclass(frozen=True, eq=False)

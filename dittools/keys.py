@@ -6,11 +6,11 @@ from dataclasses import dataclass
 
 import torch
 
-from dittools.kernels.run_means import run_means
+from dittools.kernels.segment_mean.dispatch import segment_means
 
 
 @dataclass(frozen=True, eq=False)
-class KeyRuns:
+class KeySegments:
     """Runs of tokens, each of which one key and one value stand for: their means.
 
     Args:
@@ -38,7 +38,7 @@ class KeySubset:
     bias: torch.Tensor | None
     queries: slice
     length: int
-    runs: KeyRuns | None = None
+    runs: KeySegments | None = None
 
     @property
     def others(self) -> list[slice]:
@@ -50,7 +50,7 @@ class KeySubset:
         """The keys and values that are attended to: ``[B, S, H, D]`` -> ``[B, n, H, D]``."""
         if self.runs is None:
             return k.index_select(1, self.tokens), v.index_select(1, self.tokens)
-        means = run_means([k, v], self.runs.order, self.runs.offsets)
+        means = segment_means([k, v], self.runs.order, self.runs.offsets)
         return tuple(mean.transpose(1, 2).to(x.dtype) for mean, x in zip(means, (k, v), strict=True))
 
     def density(self, kept: torch.Tensor) -> torch.Tensor:
@@ -61,5 +61,5 @@ class KeySubset:
     def to(self, device: torch.device | str) -> KeySubset:
         """The same keys on another device."""
         bias = None if self.bias is None else self.bias.to(device)
-        runs = self.runs and KeyRuns(self.runs.order.to(device), self.runs.offsets.to(device))
+        runs = self.runs and KeySegments(self.runs.order.to(device), self.runs.offsets.to(device))
         return KeySubset(self.tokens.to(device), bias, self.queries, self.length, runs)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import torch
 
-from dittools.blocks import BlockMask, Partition
+from dittools.kernels.masks.block_mask import BlockMask, Partition
+from dittools.kernels.upload import upload
+from dittools.scoped_cache import process_cached
 from dittools.tokens import TokenGrid
-from dittools.upload import upload
 
 if TYPE_CHECKING:
     from dittools.methods.base import Plan
@@ -66,7 +66,7 @@ def _of_fewer_keys(plan: Plan, grid: TokenGrid) -> torch.Tensor:
     return few * picked + (1 - few)
 
 
-@lru_cache(maxsize=16)
+@process_cached(16)
 def _places(grid: TokenGrid, device: torch.device) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Where the parts of each kind begin and end, int64 ``[kinds, parts]``; tokens of each kind, fp32 ``[kinds]``."""
     kinds = kinds_of(grid)
@@ -80,7 +80,7 @@ def _places(grid: TokenGrid, device: torch.device) -> tuple[torch.Tensor, torch.
         return tuple(upload(x, device) for x in (start, stop, torch.tensor(list(kinds.values())).float()))
 
 
-@lru_cache(maxsize=16)
+@process_cached(16)
 def _held(grid: TokenGrid, partition: Partition, device: torch.device) -> torch.Tensor:
     """`_overlap` of even blocks, which the plans of a run share: fp32 ``[kinds, M]``."""
     with torch.inference_mode(False):

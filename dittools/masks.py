@@ -12,6 +12,8 @@ from typing import NamedTuple
 
 import torch
 
+from dittools.kernels.attn_merge import merge_rows
+
 # In fp32 a weight this far below the largest is 0; masks written as numbers use -10000 or less.
 _HIDDEN = -1000.0
 _SOME_ROWS = "the call has an attention mask that is no padding: it hides keys from some rows only"
@@ -43,10 +45,8 @@ class Beside(NamedTuple):
             # In fp32: rounded to the dtype of q a large logit loses what decides its weight, or overflows.
             logits = (q[:, :, head].float() @ keys[:, head].mT.float()) * scale + self.bias  # [b, t, n]
             own = logits.logsumexp(-1, keepdim=True)
-            share = torch.sigmoid(own - lse[:, head, :, None])
             beside = (logits - own).exp().to(values.dtype) @ values[:, head]
-            joined[:, :, head] = torch.lerp(out[:, :, head].float(), beside.float(), share)
-            total[:, head] = torch.logaddexp(own[..., 0], lse[:, head])
+            joined[:, :, head], total[:, head] = merge_rows(out[:, :, head], lse[:, head], beside, own[..., 0])
         return joined, total
 
 

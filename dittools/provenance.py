@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import subprocess
 from importlib import metadata
 from pathlib import Path
 from typing import Any
+
+from dittools.version import __version__
 
 PACKAGES = ("torch", "triton", "diffusers", "transformers")
 
@@ -21,9 +22,7 @@ def version_of(package: str) -> str | None:
 
 def dittools_version() -> str:
     """Of the code that runs, which in a checkout need not be what is installed."""
-    import dittools
-
-    return dittools.__version__
+    return __version__
 
 
 def versions() -> dict[str, str | None]:
@@ -38,7 +37,7 @@ def device_facts(device: Any) -> dict[str, Any]:
 
         found = torch.cuda.get_device_properties(device)
         return {"type": "cuda", "name": found.name, "memory_gb": round(found.total_memory / 1e9, 1)}
-    return {"type": device.type, "name": _cpu_name(), "memory_gb": _ram_gb()}
+    return {"type": device.type, "name": _cpu_name(), "memory_gb": round(memory_bytes() / 1e9, 1)}
 
 
 def power_limit_watts(device: Any) -> float | None:
@@ -83,8 +82,8 @@ def _cpu_name() -> str:
     return platform.processor() or platform.machine()
 
 
-def _ram_gb() -> float | None:
-    try:
-        return round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9, 1)
-    except (ValueError, OSError, AttributeError):
-        return None
+def memory_bytes() -> int:
+    """Main memory of this machine."""
+    import psutil
+
+    return psutil.virtual_memory().total

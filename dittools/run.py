@@ -9,16 +9,19 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
+from dittools.attention_profile import Profile
 from dittools.corrections.base import Correction
 from dittools.kinds import kinds_of
 from dittools.methods.base import Method, Plan
-from dittools.profile import Profile
+from dittools.scoped_cache import ScopedCache
 from dittools.stopwatch import Stopwatch
 from dittools.tally import Tally
 from dittools.tokens import TokenGrid
 
 if TYPE_CHECKING:
-    from dittools.reuse import Reuse
+    from dittools.caches.step_cache import StepCache
+    from dittools.call_info import AttentionInputs
+    from dittools.clock import StepInfo
 
 
 class KeptOf(NamedTuple):
@@ -47,7 +50,7 @@ class Call(NamedTuple):
     parts: tuple[KeptOf, ...] = ()
 
 
-class Kept(NamedTuple):
+class CachedPlan(NamedTuple):
     """A plan to use again, and the step and branch it was made in. ``plan`` makes it: little is held in between."""
 
     step: int
@@ -93,9 +96,9 @@ class Run:
         self.first = 0  # first step that runs
         self.tally = Tally([])
         self.over = False  # nothing more can come: its caller has returned
-        self.plans: dict[tuple, Kept] = {}  # (layer, branch, which part of which call); branch "" is for all
-        self.memo: dict[Any, Any] = {}
-        self.states: dict[tuple, dict[Any, Any]] = defaultdict(dict)  # of a method, by the same key as plans
+        self.plans: dict[tuple, CachedPlan] = {}  # (layer, branch, which part of which call); branch "" is for all
+        self.caches: dict[TokenGrid, ScopedCache] = defaultdict(ScopedCache)
+        self.states: dict[tuple, ScopedCache] = defaultdict(ScopedCache)  # of a method, by the same key as plans
         self.calls: list[Call] = []
         self.facts: list[tuple[int, dict[str, torch.Tensor]]] = []
         self.fallbacks: Counter[str] = Counter()
@@ -103,7 +106,7 @@ class Run:
         self.plans_reused = 0  # from an earlier step
         self.plans_shared = 0  # from another branch of the step
         self.reused_calls = 0  # self-attention calls that a cache saved
-        self.reuse: Reuse | None = None  # the step cache of this run
+        self.reuse: StepCache | None = None  # the step cache of this run
         self.dtype: torch.dtype | None = None  # of the latest attention call
         self.dense_from: set[tuple[int, int]] = set()  # (step, layer) forced dense after a non-finite result
         self.forwards: list[tuple[int, Stopwatch]] = []
@@ -111,6 +114,20 @@ class Run:
         self.kernel_reasons: dict[str, str] = {}  # by kernel, why a call could not have the faster one of its card
         self.why_no_kernel: dict[tuple, str | None] = {}  # by device, dtype and head dim
         self._sums: list[tuple[int, torch.Tensor]] = []  # of the outputs of this forward, with their layers
+
+    def begin_forward(self, step: StepInfo, part: int) -> None:
+        """A forward of a transformer starts."""
+        self.steps = max(self.steps, step.steps)
+        if not self.branches:
+            self.first_step = step.step
+        if step.known:
+            self.branches.add(step.branch)
+        self.tally.begin(step.step, part, step.known)
+
+    def count_dense(self, call: AttentionInputs, step: int) -> None:
+        """Count an attention call that runs dense."""
+        self.calls.append(Call(step, call.layer, call.pairs, None))
+        self.dtype = call.q.dtype
 
     def mark(self) -> tuple[int, int, Counter[str], tuple[int, int]]:
         """Where the counters stand, for `rewind`."""
@@ -130,7 +147,7 @@ class Run:
         """Let go of all tensors that calls to come would need; what was counted stays."""
         self.plans.clear()
         self.states.clear()
-        self.memo.clear()
+        self.caches.clear()
         if self.reuse is not None:
             self.reuse.release()
 
@@ -222,4 +239,4 @@ class Run:
 
 
 def _branch_of(kept: Any) -> str | None:
-    return kept.branch if isinstance(kept, Kept) else None
+    return kept.branch if isinstance(kept, CachedPlan) else None

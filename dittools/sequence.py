@@ -16,7 +16,7 @@ from dittools.masks import Beside, four
 from dittools.tokens import Layout, Part, TokenGrid, arranged
 
 
-class Piece(NamedTuple):
+class SubCall(NamedTuple):
     """Samples of a batch that one sparse call takes, and which of their tokens.
 
     Args:
@@ -45,7 +45,7 @@ class Piece(NamedTuple):
         """Whether it is the call as it stands."""
         return self.samples is None and isinstance(self.tokens, slice) and self.tokens == slice(None)
 
-    def put(self, part: torch.Tensor, out: torch.Tensor) -> None:
+    def scatter(self, part: torch.Tensor, out: torch.Tensor) -> None:
         """Write what was computed of `take` to its place in ``[B, S, H, D]``."""
         samples = slice(None) if self.samples is None else self.samples
         if isinstance(samples, torch.Tensor) and isinstance(self.tokens, torch.Tensor):
@@ -57,7 +57,7 @@ class Piece(NamedTuple):
         samples = slice(None) if self.samples is None else self.samples
         return self.beside.join(part, lse, q, k, v, samples, scale)
 
-    def put_rest(self, q, k, v, mask: torch.Tensor, scale: float, out: torch.Tensor) -> None:
+    def scatter_rest(self, q, k, v, mask: torch.Tensor, scale: float, out: torch.Tensor) -> None:
         """Rows of tokens that are not taken, as the model's own attention computes them."""
         samples = slice(None) if self.samples is None else self.samples
         rows = q[samples].index_select(1, self.rest)
@@ -69,7 +69,7 @@ class Piece(NamedTuple):
         out[where, self.rest] = part.transpose(1, 2)
 
 
-def pieces(layout: Layout, tokens: int, bias: torch.Tensor | None, device: torch.device) -> list[Piece] | str:
+def sub_calls(layout: Layout, tokens: int, bias: torch.Tensor | None, device: torch.device) -> list[SubCall] | str:
     """Cut a call of this many tokens into pieces; or say why it cannot be done.
 
     Args:
@@ -96,7 +96,7 @@ def pieces(layout: Layout, tokens: int, bias: torch.Tensor | None, device: torch
     return found
 
 
-def _piece(parts: list[Part], row: torch.Tensor, samples: torch.Tensor | None, device: torch.device) -> Piece:
+def _piece(parts: list[Part], row: torch.Tensor, samples: torch.Tensor | None, device: torch.device) -> SubCall:
     """The piece of samples to whose keys ``row``, fp32 ``[S]``, is added. A reference that misses tokens is no
     grid any more.
     """
@@ -118,4 +118,4 @@ def _piece(parts: list[Part], row: torch.Tensor, samples: torch.Tensor | None, d
     rest = (~taken).nonzero().flatten().to(device) if count < len(row) else None
     shown = (~taken & row.isfinite()).nonzero().flatten()
     beside = Beside(shown.to(device), row[shown].to(device)) if len(shown) else None
-    return Piece(grid, samples, where, rest, beside)
+    return SubCall(grid, samples, where, rest, beside)

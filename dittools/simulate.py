@@ -14,7 +14,7 @@ import numpy as np
 
 from dittools.methods.gna import AUTO, GNA
 from dittools.orders.tiles import fit_tile
-from dittools.selectors.windows import Axes, fitted, sees, window_starts
+from dittools.selection.windows import Axes, fitted, sees, window_starts
 from dittools.tokens import TokenGrid
 
 

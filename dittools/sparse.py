@@ -10,19 +10,26 @@ from typing import NamedTuple
 import torch
 
 from dittools.attention import attend
-from dittools.blocks import BlockMask
-from dittools.clock import Tick
+from dittools.call_info import AttentionInputs
+from dittools.clock import StepInfo
 from dittools.config import Config
 from dittools.corrections import SparseCall
-from dittools.kernels.clustered import check_clusters
-from dittools.kernels.dispatch import check_call, choose, why_not, why_slower
+from dittools.kernels.block_sparse.dispatch import check_call
+from dittools.kernels.capability import why_not
+from dittools.kernels.choice import choose, why_slower
+from dittools.kernels.clusters.dispatch import check_clusters
 from dittools.kernels.first_use import PASSED_OVER, SPENT
+from dittools.kernels.masks.block_mask import BlockMask
 from dittools.kinds import kept_by_kind
-from dittools.methods.base import AttentionCall, Plan, StayDense, resting
-from dittools.observer import Heard, Observer
-from dittools.run import Call, Kept, KeptOf, Run
-from dittools.sequence import Piece
+from dittools.methods.base import AttentionCall, Plan, StayDense, compact
+from dittools.observer import AttentionEvent
+from dittools.parts import part
+from dittools.run import CachedPlan, Call, KeptOf, Run
+from dittools.sequence import SubCall
 from dittools.tokens import TokenGrid
+
+OnResult = Callable[[AttentionCall, tuple[torch.Tensor, ...], Plan, torch.Tensor], None]
+"""Is told of (call, (q, k, v), plan, output) as soon as the attention of a sparse call is done; ``[B, S, H, D]``."""
 
 
 class Planned(NamedTuple):
@@ -40,54 +47,49 @@ class Sparse:
     Args:
         run: what is planned, kept and counted.
         config: what the user asked for.
-        observer: told of the parts of every call.
-        watchers: told of every piece of a call and its plan.
+        plan_watchers: told of every piece of a call and its plan.
+        result_watchers: told of every piece of a call with q, k and v, its plan and what attention made of it.
     """
 
     def __init__(
-        self, run: Run, config: Config, observer: Observer, watchers: Sequence[Callable[[Heard, Plan], None]] = ()
-    ):
-        self._run, self._config, self._observer, self._watchers = run, config, observer, watchers
-
-    def attend(
         self,
-        tick: Tick,
-        layer: int,
-        number: int,
-        q: torch.Tensor,
-        k: torch.Tensor,
-        v: torch.Tensor,
-        parts: list[Piece],
-        mask: torch.Tensor | None,
-        scale: float,
-    ) -> torch.Tensor | None:
+        run: Run,
+        config: Config,
+        plan_watchers: Sequence[Callable[[AttentionEvent, Plan], None]] = (),
+        result_watchers: Sequence[OnResult] = (),
+    ):
+        self.run, self._config = run, config
+        self._plan_watchers, self._result_watchers = plan_watchers, result_watchers
+
+    def attend(self, inputs: AttentionInputs, step: StepInfo, number: int, parts: list[SubCall]) -> torch.Tensor | None:
         """The call, piece by piece; one `Call` is counted for all.
 
         Args:
-            tick: step and branch. layer: whose attention. number: which call of this layer in the forward.
-            q, k, v: ``[B, S, H, D]``.
-            parts: what sparse calls take of it. mask: as PyTorch's attention takes it; for rows that are not taken.
-            scale: factor on the logits.
+            inputs: the call; its mask is for rows that no piece takes.
+            step: step and branch.
+            number: which call of this layer in the forward.
+            parts: what sparse calls take of it.
 
         Returns:
             ``[B, S, H, D]``; None when the method wants this call dense, which is counted as a fallback.
         """
-        run = self._run
+        run = self.run
+        layer, q, k, v, scale, mask = inputs
         out = None if parts[0].whole else torch.empty_like(q)
         pairs, kept, kernel = 0.0, 0.0, None
         kinds = []
         for index, piece in enumerate(parts):
             taken = tuple(piece.take(x) for x in (q, k, v))
-            call = self._call(tick, layer, scale, piece.grid, (number, index))
-            with self._observer.part("select"), self._noting_kernels():
+            call = self._call(inputs, step, piece.grid, (number, index))
+            with part("select"), self._noting_kernels():
                 planned = self._plan(*taken, call, (number, index))
             if isinstance(planned, StayDense):
                 run.fallbacks[planned.reason] += 1
                 return None
-            for watch in self._watchers:
-                watch(Heard(layer, *taken, scale, tick, piece.grid), planned.plan)
+            for watch in self._plan_watchers:
+                watch(AttentionEvent(layer, *taken, scale, step, piece.grid), planned.plan)
             join = None if piece.beside is None else partial(piece.join, q=taken[0], k=k, v=v, scale=scale)
-            part, density, kernel = self._piece(layer, taken, planned, call, join)
+            result, density, kernel = self._piece(layer, taken, planned, call, join)
             by_kind = planned.density if planned.by_kind is None else planned.by_kind
             kinds.append(KeptOf(piece.grid, len(taken[0]) * q.shape[2], by_kind))
             size = float(len(taken[0])) * piece.grid.tokens**2
@@ -95,18 +97,18 @@ class Sparse:
             if len(parts) > 1:
                 kept = size * density + kept
             if out is None:
-                out = part
+                out = result
                 continue
-            piece.put(part, out)
+            piece.scatter(result, out)
             if piece.rest is not None:
-                piece.put_rest(q, k, v, mask, scale, out)
+                piece.scatter_rest(q, k, v, mask, scale, out)
         # With one piece the density itself, a plan's own tensor: it is read from the device once for all steps.
         share = density if len(parts) == 1 else kept / pairs
         if kernel is None:
             share = None
-        run.calls.append(Call(tick.step, layer, pairs * q.shape[2], share, kernel, tuple(kinds)))
+        run.calls.append(Call(step.step, layer, pairs * q.shape[2], share, kernel, tuple(kinds)))
         run.dtype = q.dtype
-        with self._observer.part("check"):
+        with part("check"):
             run.flag_non_finite(layer, out)
         return out
 
@@ -120,39 +122,40 @@ class Sparse:
     ) -> tuple[torch.Tensor, torch.Tensor | float, str | None]:
         """Output, computed share of the pairs, and kernel; no kernel where a correction computed all pairs.
 
-        ``join``: adds the keys beside the piece, as `Piece.join`: before a correction, which weighs what was skipped
+        ``join``: adds the keys beside the piece, as `SubCall.join`: before a correction, which weighs what was skipped
         against all that was computed.
         """
         plan, density, _, fresh = planned
-        correction = self._run.correction
+        correction = self.run.correction
         if correction is not None and plan.keys is not None:
             raise ValueError(
-                f"correction {correction.name} makes up for skipped blocks, and {self._run.method.name} takes fewer "
+                f"correction {correction.name} makes up for skipped blocks, and {self.run.method.name} takes fewer "
                 "keys instead: use correction none"
             )
         kernel = self._kernel(*taken, plan)
         if isinstance(plan.mask, BlockMask):  # whose lists every kernel walks, and would make where they are not there
-            with self._observer.part("lists"):
-                plan.mask.lists()
+            with part("lists"):
+                plan.mask.kv_blocks()
             if fresh and plan.keys is None:
                 check_call(*taken, plan.mask, plan.order)
         elif fresh:
             check_clusters(*taken, plan.mask, plan.order, plan.key_order)
-        with self._observer.part("attention"):
+        with part("attention"):
             needs_lse = join is not None or correction is not None
             out, lse = attend(*taken, plan, call.scale, kernel, return_lse=needs_lse, known=True)
-        self._observer.attended(layer, *taken, plan, call.scale, out)
+        for watch in self._result_watchers:
+            watch(call, taken, plan, out)
         if join is not None:
             out, lse = join(out, lse)
         if correction is None:
             return out, density, kernel
-        with self._observer.part("correct"):
+        with part("correct"):
             # A key no method uses: what the run forgets of a layer, it forgets of both.
-            state = call.state.setdefault(correction, {})
+            state = call.branch_state.setdefault(correction, {})
             done = correction.correct(SparseCall(*taken, plan, fresh, out, lse, call, state))
         if plan.rows is not None:  # of which nothing was skipped
             plan.rows.copy(out, done.out)
-        self._run.notes.update(dict.fromkeys(done.notes))
+        self.run.notes.update(dict.fromkeys(done.notes))
         return done.out, 1.0 if done.dense else density, None if done.dense else kernel
 
     def _kernel(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, plan: Plan) -> str:
@@ -161,18 +164,18 @@ class Sparse:
         blocks = (mask.query.size, mask.key.size) if isinstance(mask, BlockMask) else None
         learning = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v))
         kind = (q.device, q.dtype, q.shape[-1], blocks, plan.order is None, learning)
-        if kind not in self._run.kernels:
-            self._run.kernels[kind] = self._choose(q, k, v, plan)
-        return self._run.kernels[kind]
+        if kind not in self.run.kernels:
+            self.run.kernels[kind] = self._choose(q, k, v, plan)
+        return self.run.kernels[kind]
 
     def _choose(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, plan: Plan) -> str:
         with self._noting_kernels():
             name = choose(q, k, v, plan.mask, order=plan.order)
         if name == "portable" and q.device.type == "cuda":
-            self._run.notes[f"plain PyTorch kernel on the GPU: {why_not('triton', q, k, v, plan.mask)}"] = None
+            self.run.notes[f"plain PyTorch kernel on the GPU: {why_not('triton', q, k, v, plan.mask)}"] = None
         if reason := why_slower(name, q, k, v, plan.mask, order=plan.order):
-            self._run.kernel_reasons[name] = reason
-            self._run.notes[f"kernel {name} in place of hopper, which is faster on this card: {reason}"] = None
+            self.run.kernel_reasons[name] = reason
+            self.run.notes[f"kernel {name} in place of hopper, which is faster on this card: {reason}"] = None
         return name
 
     @contextmanager
@@ -182,32 +185,32 @@ class Sparse:
         PASSED_OVER.clear()
         yield
         for kernel, seconds in list(SPENT.items())[proofs:]:
-            self._run.notes[f"{seconds:.0f} s of this run went into the proof of {kernel} at its first use"] = None
+            self.run.notes[f"{seconds:.0f} s of this run went into the proof of {kernel} at its first use"] = None
         if reason := PASSED_OVER.get("hopper-mass"):
-            self._run.notes[f"block mass by a kernel that is slower than this card's own: {reason}"] = None
+            self.run.notes[f"block mass by a kernel that is slower than this card's own: {reason}"] = None
 
-    def _call(self, tick: Tick, layer: int, scale: float, grid: TokenGrid, part: tuple[int, int]) -> AttentionCall:
-        run = self._run
+    def _call(self, inputs: AttentionInputs, step: StepInfo, grid: TokenGrid, part: tuple[int, int]) -> AttentionCall:
+        run, layer = self.run, inputs.layer
         return AttentionCall(
             layer=layer,
             layers=run.layers,
-            branch=tick.branch,
-            step=tick.step,
-            steps=tick.steps,
+            branch=step.branch,
+            step=step.step,
+            steps=step.steps,
             grid=grid,
             sparsity=self._config.sparsity,
-            scale=scale,
-            generator=self._generator(tick.step, layer),
+            scale=inputs.scale,
+            generator=self._generator(step.step, layer),
             block_size=run.block_size,
-            memo=run.memo.setdefault(grid, {}),
-            state=run.states[layer, tick.branch, part],
+            run_cache=run.caches[grid],
+            branch_state=run.states[layer, step.branch, part],
             profile=run.profile,
             sparse_layers=run.sparse_layers.get(layer, ()),
         )
 
     def _plan(self, q, k, v, call: AttentionCall, part: tuple[int, int]) -> Planned | StayDense:
         """A plan made now, or one that is kept: from a step before, or from another branch of this step."""
-        run, shape = self._run, (q.shape, q.dtype, q.device)
+        run, shape = self.run, (q.shape, q.dtype, q.device)
         refresh = max(self._config.refresh, run.correction.keeps_plans if run.correction else 1)
         # In the first step nobody knows yet whether there will be another branch.
         shared = self._config.share_branches and (len(run.branches) > 1 or call.step == run.first_step)
@@ -227,8 +230,8 @@ class Sparse:
             return plan
         by_kind = kept_by_kind(plan, call.grid)
         if refresh > 1 or shared:
-            rest = resting(plan, q, run.layers)
-            run.plans[place] = Kept(call.step, call.branch, shape, rest, plan.share, by_kind)
+            packed = compact(plan, q, run.layers)
+            run.plans[place] = CachedPlan(call.step, call.branch, shape, packed, plan.share, by_kind)
         run.facts.append((call.layer, plan.facts))
         run.notes.update(dict.fromkeys(plan.notes))
         return Planned(plan, plan.share, by_kind, True)

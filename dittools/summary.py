@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
+from dittools.json_numbers import number
 from dittools.naming import with_options
-from dittools.numbers import number
 from dittools.run import Run
 from dittools.runtime import Runtime
 from dittools.tokens import TokenGrid

@@ -21,16 +21,20 @@ TABLE = Path(__file__).with_name("checked.json")
 CHECK = "dittools bench kernel --check"
 FOLDER = "DITTOOLS_CACHE"  # the environment variable that names the cache folder
 # What decides the machine code and the launch of each kernel that has to prove itself.
+_BLOCKS = (
+    "block_sparse/hopper.py", "block_sparse/hopper_variants.py", "block_sparse/hopper_forward.py", "hopper_parts.py",
+    "hopper_launch.py", "gluon_names.py", "strides.py",
+)  # fmt: skip
 SOURCES = {
-    "hopper": ("hopper.py", "hopper_variants.py", "hopper_forward.py", "gluon_names.py"),
-    "hopper-64": ("hopper.py", "hopper_variants.py", "hopper_forward.py", "gluon_names.py"),  # its tiles of 64 rows
+    "hopper": _BLOCKS,
+    "hopper-64": _BLOCKS,  # its tiles of 64 rows
     "hopper-clusters": (
-        "hopper_clusters.py", "hopper_clusters_forward.py", "hopper_clusters_lists.py", "hopper.py",
-        "hopper_forward.py", "gluon_names.py", "clustered_triton.py",
+        "clusters/hopper.py", "clusters/hopper_forward.py", "clusters/hopper_lists.py", "clusters/runs.py",
+        "hopper_parts.py", "hopper_launch.py", "gluon_names.py", "strides.py",
     ),
     "hopper-mass": (
-        "hopper_mass.py", "hopper_mass_forward.py", "block_mass_triton.py", "hopper.py", "hopper_forward.py",
-        "gluon_names.py",
+        "block_mass/hopper.py", "block_mass/hopper_forward.py", "block_mass/triton.py", "triton_parts.py",
+        "hopper_parts.py", "hopper_launch.py", "gluon_names.py",
     ),
 }  # fmt: skip
 
@@ -172,7 +176,7 @@ def fingerprint(implementation: str) -> str:
     """A hash of a kernel's source."""
     found = hashlib.sha256()
     for name in SOURCES[implementation]:
-        found.update(Path(__file__).with_name(name).read_bytes())
+        found.update((Path(__file__).parent / name).read_bytes())
     return found.hexdigest()[:16]
 
 

@@ -1,9 +1,9 @@
 """A kernel proves itself at its first use: on a card, a Triton and a source of which no table says anything.
 
-A short proof (`dittools.bench.first_use`) runs once in a child process, so that a kernel that hangs or crashes costs
-nothing but seconds. What came of it is kept in the user's table (`checked`), right or not, and other processes wait for
-it in place of proving the same. DITTOOLS_PROVE=0 turns this off; then, and where nothing can be proved, the slower
-kernel runs, and the reason says so.
+A short proof (`dittools.kernels.proof.short`) runs once in a child process, so that a kernel that hangs or crashes
+costs nothing but seconds. What came of it is kept in the user's table (`checked`), right or not, and other processes
+wait for it in place of proving the same. DITTOOLS_PROVE=0 turns this off; then, and where nothing can be proved, the
+slower kernel runs, and the reason says so.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from dittools.kernels.supervise import Job, supervise
 
 SWITCH = "DITTOOLS_PROVE"
 OFF = ("0", "false", "no", "off")
-SECONDS = 90.0  # a proof that takes longer is stopped; 26 to 37 were measured on an H200 with Triton 3.6
+SECONDS = 90.0  # a proof that takes longer is stopped; 12 to 24 were measured on an H200 with Triton 3.6
 PATIENCE = 45.0  # of silence: a kernel that hangs, or one that takes so long to compile
 # What the device ran into says nothing of the kernel: another program may hold its memory, or the card to itself.
 # Nor does what the machine lacks for compiling (a compiler, Python's headers, room on a disk), or who killed a process.
@@ -173,7 +173,7 @@ def _why_left(left: list[Job]) -> str:
 
 def child() -> list[str]:
     """Starts the process that proves, with the modules that this one has."""
-    begin = f"import sys; sys.path[:] = {sys.path!r}; from dittools.bench.first_use import main; main()"
+    begin = f"import sys; sys.path[:] = {sys.path!r}; from dittools.kernels.proof.short import main; main()"
     return [sys.executable, "-c", begin]
 
 

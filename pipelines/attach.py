@@ -8,7 +8,9 @@ from typing import Any
 
 import torch
 
-from dittools.caches.base import Model
+from dittools.attention_profile import Model as Identity
+from dittools.attention_profile import fingerprint
+from dittools.caches.state import Model
 from dittools.config import Config
 from dittools.pipelines import signals
 from dittools.pipelines.attachment import Attachment, present_on
@@ -17,8 +19,6 @@ from dittools.pipelines.families import family_of, transformers_of
 from dittools.pipelines.family import Family
 from dittools.pipelines.seats import can_enter
 from dittools.pipelines.step_reuse import blocks_of
-from dittools.profile import Model as Identity
-from dittools.profile import fingerprint
 from dittools.runtime import Layer, Runtime
 
 
@@ -40,7 +40,7 @@ def attach(pipe: Any, config: Config) -> Attachment:
         inside = [(path, module) for path, module in model.named_modules() if family.is_self_attention(path)]
         if not inside:
             paths = " or ".join(family.self_attention)
-            raise BadInput(f"{component} has no module {paths}: is it a {family.name} model?")
+            raise BadInput(f"{component} has no module {paths}: is it of the family {family.name}?")
         modules += [(Layer(f"{component}.{path}", depth), module) for depth, (path, module) in enumerate(inside)]
     present = {}  # each once, in order
     for layer, module in modules:

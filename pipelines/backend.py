@@ -5,7 +5,7 @@ name a backend of our own, which hands q, k and v to the runtime. Other processo
 dispatcher without naming a backend: `rebinding` gives those a private copy of their code that calls ours. How a
 processor is led there, and stays what it is, is in `seats`.
 
-Attention is told nothing about the layer, so the seat of the layer is written into a small CPU tensor, the cursor,
+Attention is told nothing about the layer, so the seat of the layer is written into a small CPU tensor, `current_layer`,
 first. Both steps are custom operators: a compiled block sees two opaque calls fed with tensors, the same in every
 layer and step. What is not compiled takes both steps directly, which is faster.
 """
@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import functools
 import weakref
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from diffusers.models.attention_dispatch import (
@@ -31,25 +31,25 @@ if TYPE_CHECKING:
 
 # CUDA graphs replay kernels and skip the Python that decides them.
 _TAGS = {"tags": (torch.Tag.cudagraph_unsafe,)} if hasattr(torch.Tag, "cudagraph_unsafe") else {}
-_sockets: weakref.WeakValueDictionary[int, Socket] = weakref.WeakValueDictionary()
+_slots_in_use: weakref.WeakValueDictionary[int, BackendSlot] = weakref.WeakValueDictionary()
 
 
 class Line:
-    """What all sockets of one number use in turn: a compiled block finds again what it was compiled with."""
+    """What all slots of one number use in turn: a compiled block finds again what it was compiled with."""
 
     def __init__(self, number: int):
         with torch.inference_mode(False):
-            self.cursor = torch.zeros(2, dtype=torch.int64, device="cpu")
+            self.current_layer = torch.zeros(2, dtype=torch.int64, device="cpu")
         # A name that dispatch accepts and no listing shows: it is not put into the enum's tables.
         self.backend = str.__new__(AttentionBackendName, f"dittools_{number}")
         self.backend._name_, self.backend._value_ = f"DITTOOLS_{number}", f"dittools_{number}"
-        self.function = _backend_function(self.cursor)
+        self.function = _backend_function(self.current_layer)
 
 
 _line = functools.cache(Line)
 
 
-class Socket:
+class BackendSlot:
     """One acceleration's entry in diffusers' table of backends; in the table until it is closed.
 
     Args:
@@ -60,21 +60,21 @@ class Socket:
         self.runtime = runtime
         self.seats: dict[int, Seat] = {}  # by layer
         self.attachment: Any = None  # the `Attachment` that uses it
-        self.number = next(n for n in range(len(_sockets) + 1) if n not in _sockets)
+        self.number = next(n for n in range(len(_slots_in_use) + 1) if n not in _slots_in_use)
         self.line = _line(self.number)
         _AttentionBackendRegistry.register(self.line.backend)(self.line.function)
-        _sockets[self.number] = self
+        _slots_in_use[self.number] = self
         _sweep()
 
     def close(self) -> None:
         """Leave the table."""
-        _sockets.pop(self.number, None)
+        _slots_in_use.pop(self.number, None)
         _sweep()
 
 
-def open_sockets() -> list[Socket]:
+def open_slots() -> list[BackendSlot]:
     """Those of all accelerations that are on some pipeline."""
-    return list(_sockets.values())
+    return list(_slots_in_use.values())
 
 
 def names_backend(processor: Any) -> bool:
@@ -90,53 +90,67 @@ def dense_backend(processor: Any) -> Any:
 
 
 @torch.library.custom_op(
-    "dittools::enter_layer", mutates_args=("cursor",), schema="(Tensor(a!) cursor, Tensor place) -> ()"
+    "dittools::enter_layer", mutates_args=("current_layer",), schema="(Tensor(a!) current_layer, Tensor place) -> ()"
 )
-def _enter_layer(cursor: torch.Tensor, place: torch.Tensor) -> None:
-    """Write (socket number, layer) into the cursor."""
-    cursor.copy_(place)
+def _enter_layer(current_layer: torch.Tensor, place: torch.Tensor) -> None:
+    """Write (slot number, layer) into ``current_layer``."""
+    current_layer.copy_(place)
 
 
 @_enter_layer.register_fake
-def _(cursor, place):
+def _(current_layer, place):
     return None
 
 
 @torch.library.custom_op(
-    "dittools::skip_layer", mutates_args=("cursor",), schema="(Tensor(a!) cursor, Tensor place) -> ()"
+    "dittools::skip_layer", mutates_args=("current_layer",), schema="(Tensor(a!) current_layer, Tensor place) -> ()"
 )
-def _skip_layer(cursor: torch.Tensor, place: torch.Tensor) -> None:
+def _skip_layer(current_layer: torch.Tensor, place: torch.Tensor) -> None:
     """Count that this layer runs as if nothing were attached."""
     # Written so that a compiler does not drop the call.
-    cursor.copy_(place)
+    current_layer.copy_(place)
     number, layer = place.tolist()
-    _sockets[number].runtime.skip(layer, "gradients are enabled: call the pipeline under torch.no_grad()")
+    _slots_in_use[number].runtime.skip(layer, "gradients are enabled: call the pipeline under torch.no_grad()")
 
 
 @_skip_layer.register_fake
-def _(cursor, place):
+def _(current_layer, place):
     return None
 
 
 @torch.library.custom_op(
-    "dittools::skip_call", mutates_args=("cursor",), schema="(Tensor(a!) cursor, str reason) -> ()"
+    "dittools::skip_call", mutates_args=("current_layer",), schema="(Tensor(a!) current_layer, str reason) -> ()"
 )
-def _skip_call(cursor: torch.Tensor, reason: str) -> None:
-    """Count that the layer under the cursor runs dense."""
-    number, layer = cursor.tolist()
-    _sockets[number].runtime.skip(layer, reason)
+def _skip_call(current_layer: torch.Tensor, reason: str) -> None:
+    """Count that the current layer runs dense."""
+    number, layer = current_layer.tolist()
+    _slots_in_use[number].runtime.skip(layer, reason)
 
 
 @_skip_call.register_fake
-def _(cursor, reason):
+def _(current_layer, reason):
     return None
 
 
-def _attend(q, k, v, mask, cursor, scale, dropout, causal, grouped):
-    """Attention of the layer under the cursor: ``[B, S, H, D]``, contiguous as the fake one promises."""
-    number, layer = cursor.tolist()
-    socket = _sockets[number]
-    processor = socket.seats[layer].processor
+class Settings(NamedTuple):
+    """What a call to diffusers' dispatcher says beside its tensors; arguments of an operator are plain values."""
+
+    scale: float | None
+    dropout: float
+    causal: bool
+    grouped: bool  # whether queries have more heads than keys
+
+
+def _attend(q, k, v, mask, current_layer, *settings):
+    """Attention of the current layer: ``[B, S, H, D]``, contiguous as the fake one promises.
+
+    Args:
+        settings: the fields of `Settings`.
+    """
+    scale, dropout, causal, grouped = Settings(*settings)
+    number, layer = current_layer.tolist()
+    slot = _slots_in_use[number]
+    processor = slot.seats[layer].processor
     parallel = getattr(processor, "_parallel_config", None)
 
     def dense() -> torch.Tensor:
@@ -151,7 +165,7 @@ def _attend(q, k, v, mask, cursor, scale, dropout, causal, grouped):
         why_dense = "context parallelism is on"
     heads = q.shape[2] // k.shape[2] if grouped else 1
     keys, values = (x if heads == 1 else x.repeat_interleave(heads, dim=2) for x in (k, v))
-    runtime = socket.runtime
+    runtime = slot.runtime
     out = runtime.attend(layer, q, keys, values, dense=dense, scale=scale, mask=mask, why_dense=why_dense)
     return out.contiguous()
 
@@ -160,18 +174,18 @@ _attend_op = torch.library.custom_op(
     "dittools::attend",
     _attend,
     mutates_args=(),
-    schema="(Tensor q, Tensor k, Tensor v, Tensor? mask, Tensor cursor, float? scale, float dropout, "
+    schema="(Tensor q, Tensor k, Tensor v, Tensor? mask, Tensor current_layer, float? scale, float dropout, "
     "bool causal, bool grouped) -> Tensor",
     **_TAGS,
 )
 
 
 @_attend_op.register_fake
-def _(q, k, v, mask, cursor, scale, dropout, causal, grouped):
+def _(q, k, v, mask, current_layer, *settings):
     return q.new_empty((*q.shape[:-1], v.shape[-1]))
 
 
-def _backend_function(cursor: torch.Tensor) -> Any:
+def _backend_function(current_layer: torch.Tensor) -> Any:
     def dittools_attention(
         query: torch.Tensor,
         key: torch.Tensor,
@@ -184,22 +198,22 @@ def _backend_function(cursor: torch.Tensor) -> Any:
     ) -> torch.Tensor:
         if attn_mask is not None and not isinstance(attn_mask, torch.Tensor):
             # A mask of flex attention: only that can read it.
-            torch.ops.dittools.skip_call(cursor, "the model brings a block mask of its own")
+            torch.ops.dittools.skip_call(current_layer, "the model brings a block mask of its own")
             call = {"attn_mask": attn_mask, "scale": scale, "enable_gqa": enable_gqa}
             return dispatch_attention_fn(query, key, value, **call, backend=AttentionBackendName.FLEX)
-        call = (attn_mask, cursor, scale, dropout_p, is_causal, enable_gqa)
+        settings = Settings(scale, dropout_p, is_causal, enable_gqa)
         attend = torch.ops.dittools.attend if torch.compiler.is_compiling() else _attend
-        return attend(query, key, value, *call)
+        return attend(query, key, value, attn_mask, current_layer, *settings)
 
     return dittools_attention
 
 
 def _sweep() -> None:
-    """Take backends out of the table whose socket was closed, or went away with its pipeline.
+    """Take backends out of the table whose slot was closed, or went away with its pipeline.
 
-    Not done when a socket is collected: that may be in the middle of a compilation that reads the table.
+    Not done when a slot is collected: that may be in the middle of a compilation that reads the table.
     """
-    live = {socket.line.backend for socket in open_sockets()}
+    live = {slot.line.backend for slot in open_slots()}
     for table in ("_backends", "_constraints", "_supported_arg_names"):
         entries = getattr(_AttentionBackendRegistry, table)
         for backend in [name for name in entries if name.value.startswith("dittools_") and name not in live]:

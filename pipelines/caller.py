@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from dittools.clock import place_in, shares_memory
+from dittools.timesteps import place_in, shares_memory
 
 DEPTH = 60
 FEW = 8

@@ -35,7 +35,7 @@ def fastest_first(found: list[str], shape: tuple[int, int, int, int], device: An
     import torch
     import torch.nn.functional as F
 
-    from dittools.bench.timing import alone
+    from dittools.kernels.timing import alone
 
     x = torch.randn(shape, device=device, dtype=getattr(torch, dtype))
     with torch.no_grad():

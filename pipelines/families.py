@@ -24,8 +24,8 @@ def find_family(name: str) -> Family:
     for family in FAMILIES:
         if isinstance(name, str) and name.lower() in (family.name, *family.aliases):
             return family
-    known = (n for family in FAMILIES for n in (family.name, *family.aliases))
-    raise BadInput(unknown("model", name, known, listed="dittools models"))
+    aliases = [alias for family in FAMILIES for alias in family.aliases]
+    raise BadInput(unknown("model", name, [each.name for each in FAMILIES], aliases, listed="dittools models"))
 
 
 def family_of(pipe: Any) -> Family:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import torch
 
-from dittools.pipelines.backend import Socket
+from dittools.pipelines.backend import BackendSlot
 from dittools.pipelines.rebinding import kind_of
 from dittools.pipelines.seats import Seat
 
@@ -16,13 +16,13 @@ class Layers:
 
     Args:
         modules: attention modules by the number of their layer.
-        socket: where they are led.
+        slot: where they are led.
     """
 
-    def __init__(self, modules: Mapping[int, torch.nn.Module], socket: Socket):
+    def __init__(self, modules: Mapping[int, torch.nn.Module], slot: BackendSlot):
         self._modules = dict(modules)
-        self._seats = [Seat(module, socket, layer) for layer, module in modules.items()]
-        self._runtime = socket.runtime
+        self._seats = [Seat(module, slot, layer) for layer, module in modules.items()]
+        self._runtime = slot.runtime
         self._astray: list[int] = []
         self.follow()
 
@@ -33,7 +33,7 @@ class Layers:
     def count_astray(self) -> None:
         """Count layers that this forward ran past the runtime, through processors that cannot be led."""
         for layer in self._astray:
-            if not self._runtime.heard(layer):
+            if not self._runtime.called(layer):
                 found = kind_of(self._modules[layer].processor).__name__
                 self._runtime.skip(layer, f"attention runs {found}, into which there is no way")
 

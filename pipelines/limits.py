@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from math import lcm
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from dittools.pipelines.components import config_of
 from dittools.pipelines.errors import BadInput
+from dittools.provenance import memory_bytes
 
 if TYPE_CHECKING:
     from dittools.tokens import Layout
@@ -120,19 +120,12 @@ def _complaint(flag: str, value: int | None, step: int, rest: int, most: int, ru
 
 def check_memory(frames: int, height: int, width: int) -> None:
     """Raise BadInput for a picture whose decoded frames alone are larger than the memory of this machine."""
-    needed, has = frames * height * width * _PIXEL_BYTES, _memory()
-    if has is not None and needed > has:
+    needed, has = frames * height * width * _PIXEL_BYTES, memory_bytes()
+    if needed > has:
         raise BadInput(
             f"{frames} x {height} x {width} take {_gigabytes(needed)} as decoded frames alone, and this machine has "
             f"{_gigabytes(has)} of memory: lower --frames, or --height and --width"
         )
-
-
-def _memory() -> int | None:
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, ValueError, OSError):
-        return None
 
 
 def _gigabytes(size: int) -> str:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     import torch
 
 DEVICES = ("auto", "cpu", "cuda")
+_NUMBERED = re.compile(r"cuda:\d{1,3}")
 OFFLOADS = ("none", "model", "group")
 DTYPES = {
     "auto": None,
@@ -27,14 +28,24 @@ DTYPES = {
 }
 
 
+def is_device(asked: str) -> bool:
+    """Whether this names a device: one of `DEVICES`, or a GPU by its number, "cuda:1"."""
+    return asked in DEVICES or _NUMBERED.fullmatch(asked) is not None
+
+
 def pick_device(asked: str) -> torch.device:
-    """auto: the first CUDA GPU, else the CPU. Raises BadInput for CUDA where there is none."""
+    """auto: the first CUDA GPU, else the CPU; "cuda:1" the second GPU. Raises BadInput for one that is not there."""
     import torch
 
     found = torch.cuda.is_available()
-    if asked == "cuda" and not found:
+    if asked.startswith("cuda") and not found:
         built = "this PyTorch is built without it" if torch.version.cuda is None else "no GPU or driver answers"
-        raise BadInput(f"--device cuda asked, and {built}: use --device cpu, or a machine with CUDA")
+        raise BadInput(f"--device {asked} asked, and {built}: use --device cpu, or a machine with CUDA")
+    if ":" in asked:
+        device, count = torch.device(asked), torch.cuda.device_count()
+        if device.index >= count:
+            raise BadInput(f"--device {asked} asked, and GPUs here are cuda:0 to cuda:{count - 1}: use one of them")
+        return device
     return torch.device("cuda" if found and asked != "cpu" else "cpu")
 
 

@@ -13,7 +13,7 @@ _DEFAULTS = ("frames", "height", "width", "steps", "guidance", "fps")
 
 
 def tested() -> dict[str, Any]:
-    """Results of the families' tests, by docs/models.py: versions, checks that passed by family, pairs, kinds."""
+    """Results of the families' tests, from tools/models_matrix.py: versions, passed checks by family, pairs, kinds."""
     return json.loads((Path(__file__).parent / "tested.json").read_text(encoding="utf-8"))
 
 

@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 
-from dittools.caches.base import Model
+from dittools.caches.state import Model
 from dittools.config import Config
-from dittools.pipelines.around import Around
 from dittools.pipelines.attach import attach, facts
+from dittools.pipelines.call_interceptor import CallInterceptor
 from dittools.pipelines.families import family_of, transformers_of
 from dittools.pipelines.step_reuse import taken_apart, together
 
@@ -29,7 +29,7 @@ def recording(pipe: Any, see: See) -> Iterator[Model]:
     with ExitStack() as undo:
         runtime = undo.enter_context(attach(pipe, Config(method="dense"))).runtime
         for part, (_, model) in enumerate(models):
-            around = Around(model, _teller(runtime, part, family.latents, see))
+            around = CallInterceptor(model, _teller(runtime, part, family.latents, see))
             around.ensure()
             undo.callback(around.remove)
         yield facts(pipe, family, models)

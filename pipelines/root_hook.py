@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from dittools.clock import Reading, read
+from dittools.call_info import CallInfo, Reusable, Timing
 from dittools.pipelines import signals
 from dittools.pipelines.caller import Loop, find_loop
 from dittools.pipelines.copies import Listening, Unshared
@@ -26,6 +26,7 @@ from dittools.pipelines.layers import Layers
 from dittools.pipelines.step_reuse import StepReuse, picture_in
 from dittools.run import Run
 from dittools.runtime import Runtime
+from dittools.timesteps import Reading, read
 from dittools.tokens import Layout
 
 
@@ -48,8 +49,8 @@ class RootHook:
         part: which transformer of the pipeline.
 
     Attributes:
-        told: whether the present call was told of before it reached the module, by `StepReuse`.
-        again: whether it only runs once more.
+        announced: whether `StepReuse` has told the runtime of the present call before it reached the module.
+        rerunning: whether the present call only runs once more.
         layout: where the picture is in the latest call.
         layers: the seats of its self-attention, while it is installed.
     """
@@ -67,7 +68,7 @@ class RootHook:
         self._pipe = pipe
         self._part, self._model = part, weakref.ref(model)
         self._context = Context()
-        self.told = self.again = False
+        self.announced = self.rerunning = False
         self.reuse: StepReuse | None = None
         self.layout: Layout | None = None
         self.layers: Layers | None = None
@@ -84,10 +85,10 @@ class RootHook:
             undo.callback(Listening(model, "cache_context", self._in_context).remove)
 
     def _before(self, model: torch.nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-        if self.again:
+        if self.rerunning:
             return
         self.layers.follow()
-        if self.told:
+        if self.announced:
             return
         if self.reuse is not None:
             self.reuse.ensure()  # something took its place: this call is computed, the next one is asked about
@@ -103,7 +104,7 @@ class RootHook:
     ) -> bool | None:
         """Tell the runtime of a forward with these arguments; its answer as `Runtime.begin_call`.
 
-        latents, form: as `Reuse.begin`, where a cache is on.
+        latents, form: as `StepCache.begin`, where a cache is on.
         """
 
         def argument(name: str) -> Any:
@@ -120,28 +121,25 @@ class RootHook:
         loop = find_loop(self._model(), timestep, self._pipe())
         read_it = self._reader(timestep, loop)
         place = _place(loop, self._context, read_it)
-        return self._runtime.begin_call(
-            grid=grid,
-            why_no_grid=why_no_grid,
-            layout=self.layout,
-            timestep=read_it,
-            timesteps=place.timesteps,
-            device=given.device,
-            dtype=given.dtype,
-            branch=self._context.branch,
-            step_index=place.step,
-            steps=place.steps,
-            first=place.first,
-            part=self._part,
-            latents=None if self.reuse is None else [given] if latents is None else latents,
-            noise=_noise(loop, place.timesteps),
-            why_compute=why_compute,
-            form=form,
-            tokens=picture_in(self.layout, given.shape[1]) if given.ndim == 3 else None,
+        reusable = None
+        if self.reuse is not None:
+            tokens = picture_in(self.layout, given.shape[1]) if given.ndim == 3 else None
+            latents = [given] if latents is None else latents
+            reusable = Reusable(latents, _noise(loop, place.timesteps), why_compute, form, tokens)
+        info = CallInfo(
+            Timing(read_it, place.timesteps, self._context.branch, place.step, place.steps, place.first),
+            grid,
+            given.device,
+            given.dtype,
+            self._part,
+            self.layout,
+            why_no_grid,
+            reusable,
             boundary=_boundary(loop),
             life=loop.life,
             source=None if loop.scheduler is None else id(loop.scheduler),
         )
+        return self._runtime.begin_call(info)
 
     def latents(self, args: tuple, kwargs: dict[str, Any]) -> torch.Tensor:
         """What the transformer is given to denoise; the first of them where it is given a list."""
@@ -160,15 +158,15 @@ class RootHook:
         return dict(zip(self._positions, args, strict=False)) | kwargs
 
     def _after(self, model: torch.nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> Any:
-        if self.again:
+        if self.rerunning:
             return output
         self.layers.count_astray()
         while self._runtime.end_call():
-            self.again = True
+            self.rerunning = True
             try:
                 output = model(*args, **kwargs)
             finally:
-                self.again = False
+                self.rerunning = False
         return output
 
     def _reader(self, timestep: Any, loop: Loop) -> Callable[[], Reading]:
@@ -205,7 +203,7 @@ def _context(name: Any, details: dict[str, Any]) -> Context:
 
 
 class Place(NamedTuple):
-    """Where a call stands, as far as it is known without reading its timestep; see `StepClock.tell`."""
+    """Where a call stands, as far as it is known without reading its timestep; see `StepClock.observe`."""
 
     timesteps: torch.Tensor | None
     step: int | None = None

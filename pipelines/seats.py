@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch._guards import CompileContext
 
-from dittools.pipelines.backend import Line, Socket, names_backend, open_sockets
+from dittools.pipelines.backend import BackendSlot, Line, names_backend, open_slots
 from dittools.pipelines.hunyuan15 import key_padded
 from dittools.pipelines.rebinding import is_led, kind_of, rebindable, rebound_class
 
@@ -33,25 +33,25 @@ class Seat:
 
     Args:
         module: the attention module.
-        socket: the acceleration's.
+        slot: the acceleration's.
         layer: index of the layer in its runtime.
 
     Attributes:
-        processor: the one that is led to the socket.
+        processor: the one that is led to the slot.
         twin: what runs in its place.
-        cursor, place: CPU tensors: where the layer is written, and what.
+        current_layer, place: CPU tensors: where the layer is written, and what.
     """
 
-    def __init__(self, module: torch.nn.Module, socket: Socket, layer: int):
-        self.socket, self.layer = socket, layer
-        self.cursor = socket.line.cursor
+    def __init__(self, module: torch.nn.Module, slot: BackendSlot, layer: int):
+        self.slot, self.layer = slot, layer
+        self.current_layer = slot.line.current_layer
         with torch.inference_mode(False):
-            self.place = torch.tensor([socket.number, layer], device="cpu")
+            self.place = torch.tensor([slot.number, layer], device="cpu")
         self.processor: Any = None
         self.twin: Any = None
         self._module = weakref.ref(module)
         self._led: list[weakref.ref] = []  # all processors that it led, some of which others may hold
-        socket.seats[layer] = self
+        slot.seats[layer] = self
         module.__dict__[_SEAT] = self
 
     def follow(self) -> bool:
@@ -61,7 +61,7 @@ class Seat:
             return True
         if not can_enter(processor):
             return False
-        twin = _twin(processor, self.socket.line)
+        twin = _twin(processor, self.slot.line)
         if not is_led(processor):
             _CLASS.__set__(processor, _led_class(type(processor)))
         self._led.append(weakref.ref(processor))
@@ -73,9 +73,9 @@ class Seat:
         module = self._module()
         if module is not None and module.__dict__.get(_SEAT) is self:
             del module.__dict__[_SEAT]
-        self.socket.seats.pop(self.layer, None)
+        self.slot.seats.pop(self.layer, None)
         mine, self._led = [found for found in (ref() for ref in self._led) if found is not None], []
-        elsewhere = {id(seat.processor) for socket in open_sockets() for seat in socket.seats.values()}
+        elsewhere = {id(seat.processor) for slot in open_slots() for seat in slot.seats.values()}
         for processor in mine:
             if is_led(processor) and id(processor) not in elsewhere:
                 _CLASS.__set__(processor, kind_of(processor))
@@ -152,16 +152,16 @@ def _led_class(kind: type) -> type:
             return kind.__call__(self, *args, **kwargs)
         if torch.compiler.is_compiling():
             if torch.is_grad_enabled():
-                torch.ops.dittools.skip_layer(seat.cursor, seat.place)
+                torch.ops.dittools.skip_layer(seat.current_layer, seat.place)
                 return kind.__call__(self, *args, **kwargs)
-            torch.ops.dittools.enter_layer(seat.cursor, seat.place)
+            torch.ops.dittools.enter_layer(seat.current_layer, seat.place)
         else:
             if seat.processor is not self:
                 return kind.__call__(self, *args, **kwargs)
             if torch.is_grad_enabled():  # the sparse kernels have no backward
-                torch.ops.dittools.skip_layer(seat.cursor, seat.place)
+                torch.ops.dittools.skip_layer(seat.current_layer, seat.place)
                 return kind.__call__(self, *args, **kwargs)
-            seat.cursor.copy_(seat.place)
+            seat.current_layer.copy_(seat.place)
         return seat.twin(*args, **kwargs)
 
     def new(cls: type, *args: Any, **kwargs: Any) -> Any:

@@ -51,7 +51,7 @@ def grid_of(family: Family, *, frames: int | None, height: int | None, width: in
     if missing:
         raise BadInput(f"{family.name} has no default for --{', --'.join(missing)}: give it")
     if family.draws == "image" and frames != 1:
-        raise BadInput(f"{family.name} draws images: --frames is 1, got {frames}")
+        raise BadInput(f"{family.name} generates images: --frames is 1, got {frames}")
     rule = size_rule(family)
     rule.check(frames, height, width)
     return with_text(family, rule.layout(frames, height, width))

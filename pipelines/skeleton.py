@@ -6,10 +6,10 @@ import json
 from pathlib import Path
 from typing import Any
 
+from dittools.attention_profile import Model, fingerprint
 from dittools.pipelines import loading
 from dittools.pipelines.components import config_of
 from dittools.pipelines.family import Family
-from dittools.profile import Model, fingerprint
 
 
 def layers_and_heads(folder: Path, family: Family) -> tuple[int, int] | None:

@@ -16,7 +16,7 @@ import torch
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from dittools.pipelines import signals
-from dittools.pipelines.around import Around
+from dittools.pipelines.call_interceptor import CallInterceptor
 from dittools.pipelines.errors import BadInput
 from dittools.pipelines.family import Family
 from dittools.pipelines.other_caches import other_cache
@@ -34,6 +34,14 @@ class _Reused(BaseException):
 
 class StepReuse:
     """Answers the calls of one transformer.
+
+    | `StepCache.begin` says | the forward                                                   | ends with               |
+    |------------------------|---------------------------------------------------------------|-------------------------|
+    | True: compute          | runs                                                          | `StepCache.update`      |
+    | False: reuse           | does not run; with reuse "stack" it runs without its blocks   | `predict`, `end_reused` |
+    | None: undecided        | runs to the first block, where `StepCache.watch` decides: on  | as True, or as False    |
+    |                        | it goes, or `_Reused` leaves it                               |                         |
+    | (an error is raised)   | stops                                                         | `Runtime.fail`          |
 
     Args:
         model: the transformer.
@@ -56,8 +64,8 @@ class StepReuse:
             )
         self._model, self._family, self._hook = model, family, hook
         self._runtime, self._layers = runtime, len(paths)
-        self._root = Around(model, self._call)
-        self._asks = self._bypass = False
+        self._root = CallInterceptor(model, self._call)
+        self._undecided = self._skips_blocks = False
         # What makes an output of tensors, by run and by the form of the call.
         self._forms: weakref.WeakKeyDictionary[Run, dict[Hashable, Callable[[list[torch.Tensor]], Any]]]
         self._forms = weakref.WeakKeyDictionary()
@@ -67,26 +75,27 @@ class StepReuse:
         if self._stack:
             _check_stack(family, blocks, paths)
         # A profile may make of any cache that has one a cache that watches the first block.
-        watches = runtime.cache.watches.startswith("block") or hasattr(runtime.cache, "profile")
+        watches = runtime.cache.signal_source.startswith("block") or hasattr(runtime.cache, "profile")
         self._first_block = blocks[0]
-        self._arounds = [Around(blocks[0], self._first)] if watches or self._stack else []
+        self._on_blocks = [CallInterceptor(blocks[0], self._first)] if watches or self._stack else []
         if self._stack:
-            self._arounds += [Around(block, self._middle) for block in blocks[1:-1]] + [Around(blocks[-1], self._final)]
+            self._on_blocks += [CallInterceptor(block, self._middle) for block in blocks[1:-1]]
+            self._on_blocks.append(CallInterceptor(blocks[-1], self._final))
 
     def install(self, undo: ExitStack) -> None:
         """Stand in front of the transformer's calls; ``undo`` takes what ends that."""
-        for around in (self._root, *self._arounds):
-            around.ensure()
-            undo.callback(around.remove)
+        for one in (self._root, *self._on_blocks):
+            one.ensure()
+            undo.callback(one.remove)
 
     def ensure(self) -> None:
         """Take the place again that `Module.compile` may have taken."""
-        for around in (self._root, *self._arounds):
-            around.ensure()
+        for one in (self._root, *self._on_blocks):
+            one.ensure()
 
     def _call(self, inner: Callable[..., Any], args: tuple, kwargs: dict[str, Any]) -> Any:
         hook, runtime = self._hook, self._runtime
-        if hook.again:
+        if hook.rerunning:
             return inner(*args, **kwargs)
         self.ensure()
         latents, form = self._latents(args, kwargs), call_form(hook.named(args, kwargs))
@@ -104,38 +113,38 @@ class StepReuse:
                 f"diffusers' own cache is on ({other}): {runtime.cache.name} reuses nothing beside it; "
                 "disable_cache() first"
             ] = None
-        self._asks = verdict is None
-        hook.told = True
+        self._undecided = verdict is None
+        hook.announced = True
         try:
             if verdict is False:
                 return self._reused(inner, args, kwargs, latents, shape)
             output = inner(*args, **kwargs)
         except _Reused:
-            hook.told = False
+            hook.announced = False
             return self._reused(inner, args, kwargs, latents, shape)
         except BaseException:
             self._into = self._added = None
             runtime.fail()
             raise
         finally:
-            hook.told = self._asks = False
+            hook.announced = self._undecided = False
         tensors, again = taken_apart(output, latents)
         self._forms.setdefault(runtime.run, {})[shape] = again
         if not torch.is_grad_enabled():
-            runtime.run.reuse.carry(latents, [self._added] if self._stack else tensors)
+            runtime.run.reuse.update(latents, [self._added] if self._stack else tensors)
         self._into = self._added = None
         return output
 
     def _reused(self, inner: Callable[..., Any], args: tuple, kwargs: dict[str, Any], latents: Any, shape: Any) -> Any:
-        found = self._runtime.run.reuse.stand_in(latents)
+        found = self._runtime.run.reuse.predict(latents)
         if not self._stack:
             output = self._forms[self._runtime.run][shape](found)
         else:
-            self._added, self._bypass, self._hook.again = found[0], True, True
+            self._added, self._skips_blocks, self._hook.rerunning = found[0], True, True
             try:
                 output = inner(*args, **kwargs)
             finally:
-                self._added, self._bypass, self._hook.again = None, False, False
+                self._added, self._skips_blocks, self._hook.rerunning = None, False, False
         self._into = None
         self._runtime.end_reused()
         return output
@@ -152,15 +161,15 @@ class StepReuse:
     def _first(self, inner: Callable[..., Any], args: tuple, kwargs: dict[str, Any]) -> Any:
         hidden = signals.first_tensor(args, kwargs)
         self._into = hidden if self._stack else None
-        if self._bypass:
+        if self._skips_blocks:
             return hidden
-        asks, self._asks = self._asks, False
+        asks, self._undecided = self._undecided, False
         reuse = self._runtime.run.reuse if asks else None
         if asks and getattr(self._model, "_parallel_config", None) is not None:
             # Each rank has its own tokens here, and ranks that decide differently wait for each other for ever.
             reuse.watch(None)
             asks = False
-        if asks and reuse.watches == "block_input":
+        if asks and reuse.signal_source == "block_input":
             seen = signals.modulated_input(self._first_block, args, kwargs)
             if not reuse.watch(None if seen is None else self._picture(seen)):
                 raise _Reused
@@ -180,10 +189,10 @@ class StepReuse:
         return tokens if at is None else tokens[:, at]
 
     def _middle(self, inner: Callable[..., Any], args: tuple, kwargs: dict[str, Any]) -> Any:
-        return signals.first_tensor(args, kwargs) if self._bypass else inner(*args, **kwargs)
+        return signals.first_tensor(args, kwargs) if self._skips_blocks else inner(*args, **kwargs)
 
     def _final(self, inner: Callable[..., Any], args: tuple, kwargs: dict[str, Any]) -> Any:
-        if self._bypass:
+        if self._skips_blocks:
             # Whatever the model added between the blocks is in what they added already.
             return self._into + self._added
         output = inner(*args, **kwargs)

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from dittools.pipelines.speed_only import images
+from dittools.benchmarks.speed_only import images
 
 TEXT = 7
 Grid = tuple[int, int, int]

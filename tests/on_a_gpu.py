@@ -25,7 +25,7 @@ from pathlib import Path
 HERE = Path(__file__).parent
 CASES = HERE / "kernels" / "small_cases.py"
 FOLDERS = (
-    "bench",
+    "benchmarks",
     "calibrate",
     "kernels",
     "methods",

@@ -3,7 +3,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dittools.blocks import BlockMask, Partition
+from dittools.kernels.masks.block_mask import BlockMask, Partition
 
 
 def mask(tokens, query_block, key_block, batches=1, heads=1, density=0.5, seed=0):
@@ -65,8 +65,8 @@ def test_token_rows_repeat_the_blocks_and_stop_at_the_ragged_end():
 
 def test_lists_are_made_once():
     blocks = mask(200, 64, 64)
-    assert blocks.lists() is blocks.lists()
-    counts, indices = blocks.lists()
+    assert blocks.kv_blocks() is blocks.kv_blocks()
+    counts, indices = blocks.kv_blocks()
     assert counts.shape == (1, 1, 4) and indices.shape == (1, 1, 4, 4)
     assert torch.equal(counts.long(), blocks.keep.sum(-1))
 

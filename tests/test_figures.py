@@ -1,20 +1,22 @@
 """The figures in the docs are those of the committed measurements."""
 
 import json
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from dittools.tools import curves, figures, findings
+
 ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture
-def filled(tmp_path, monkeypatch):
+def filled(tmp_path):
     """Fills a page of the three sections of a bench from results in a folder of its own."""
-    monkeypatch.syspath_prepend(ROOT / "docs")
-    import figures
 
     def fill(**results):
         for name, result in results.items():
@@ -58,10 +60,7 @@ def report_result(lines, by_case):
     return {"manifest": manifest, "summary": [*lines, noise], "psnr_by_case": by_case, "failures": []}
 
 
-def test_methods_of_several_reports_stand_in_one_table_paired_with_random_blocks(tmp_path, monkeypatch):
-    monkeypatch.syspath_prepend(ROOT / "docs")
-    import figures
-
+def test_methods_of_several_reports_stand_in_one_table_paired_with_random_blocks(tmp_path):
     random = {"random, sparsity 0.8": 20.0}
     first = report_result({"svg, sparsity 0.8": 30.0, **random}, {"svg, sparsity 0.8": [29.0, 31.0],
                                                                  "random, sparsity 0.8": [18.0, 22.0]})  # fmt: skip
@@ -92,10 +91,7 @@ def test_methods_of_several_reports_stand_in_one_table_paired_with_random_blocks
     assert "| svg |  | 30.00 | +10.00 ± 1.00 | 0.9900 | 0.57 |\n" in untimed and "speed-up" not in untimed
 
 
-def test_speed_ups_of_what_was_not_timed_come_from_a_report_that_was(tmp_path, monkeypatch):
-    monkeypatch.syspath_prepend(ROOT / "docs")
-    import figures
-
+def test_speed_ups_of_what_was_not_timed_come_from_a_report_that_was(tmp_path):
     names = {"svg, sparsity 0.8": 30.0, "svg, sparsity 0.8, sea": 29.5, "dense, sea": 40.0}
     quality = report_result(names, {name: [psnr, psnr] for name, psnr in names.items()})
     quality["manifest"]["plan"] |= {"timed": False, "compile": False}
@@ -211,10 +207,7 @@ def test_a_call_that_failed_shows_why_beside_those_that_did_not(filled):
     assert "| 12.200 | 11.000 | out of memory | 5.000 |  | 2.20x | 2.20x |  |" in page
 
 
-def test_the_readme_shows_the_faster_of_each_kind_most_gained_first(tmp_path, monkeypatch):
-    monkeypatch.syspath_prepend(ROOT / "docs")
-    import figures
-
+def test_the_readme_shows_the_faster_of_each_kind_most_gained_first(tmp_path):
     slow = call_rows("flux", "dev", (1, 4096, 4096), 66_048, "draft", 57)
     slow[3]["median"], slow[1] = 8.0, {"job": slow[1]["job"], "error": "out of memory"}
     (tmp_path / "model_h100.json").write_text(json.dumps(result([*slow, *call_rows()])))
@@ -227,14 +220,12 @@ def test_the_readme_shows_the_faster_of_each_kind_most_gained_first(tmp_path, mo
 
 
 def test_performance_page_agrees_with_its_json():
-    done = subprocess.run([sys.executable, ROOT / "docs" / "figures.py", "--check"], capture_output=True, text=True)
+    command = [sys.executable, "-m", "dittools.tools.figures", "--check"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
 
 
-def test_gpu_tests_are_told_with_what_failed_and_the_memory_of_methods(tmp_path, monkeypatch):
-    monkeypatch.syspath_prepend(ROOT / "docs")
-    import figures
-
+def test_gpu_tests_are_told_with_what_failed_and_the_memory_of_methods(tmp_path):
     files = {
         "tests/kernels/test_a.py": {"failures": {"test_x[1]": ["AssertionError"]}},
         "tests/methods/test_gpu.py": {
@@ -248,3 +239,29 @@ def test_gpu_tests_are_told_with_what_failed_and_the_memory_of_methods(tmp_path,
     page = figures.filled("<!-- gpu_tests -->\n<!-- end -->", tmp_path)
     assert "1 failed, 3 passed, in 2 files; cut off before the last. Failed: tests/kernels/test_a.py: test_x[1]" in page
     assert "clean on 1 of 2: lists." in page and "| svg | 69 | 240 |" in page
+
+
+def test_findings_follow_the_measurements(tmp_path):
+    """The page of findings is short, and its first choice changes when another method measures nearer to dense."""
+    text = (ROOT / "docs" / "performance.md").read_text(encoding="utf-8")
+    assert text.count("\n") <= 150 and "Not measured yet" not in text
+    assert set(re.findall(r"<!-- (\w+) -->", text)) == {*findings.BLOCKS, "in_short", "end"}
+    assert all(make(tmp_path) == "" for make in findings.BLOCKS.values())
+    shutil.copytree(figures.MEASURED, tmp_path, dirs_exist_ok=True)
+    assert "**`paro` with a profile and `adaspa` choose best**" in findings.findings(tmp_path)
+    changed = tmp_path / "report_methods_480p.json"
+    result = json.loads(changed.read_text())
+    next(line for line in result["summary"] if line["setting"] == "svg, sparsity 0.8")["psnr"] = 99.04
+    changed.write_text(json.dumps(result))
+    assert "**`svg` and `paro` with a profile choose best**" in findings.findings(tmp_path)
+    assert "with 99.0 and 36.5 dB" in findings.findings(tmp_path)
+    assert curves.methods(tmp_path)["lines"]["svg"][2] == [1.474, 99.04]
+
+
+def test_pictures_show_the_measured_points_in_light_and_dark(tmp_path, capsys):
+    assert curves.main(["--check"]) == 0
+    assert curves.main(["--check"], into=tmp_path) == 1 and "methods_dark.svg" in capsys.readouterr().err
+    shown = curves.caches(figures.MEASURED)
+    drawn = {scheme: curves.draw(shown, scheme) for scheme in curves.INK}
+    assert all(curves.told(picture) == shown for picture in drawn.values())
+    assert "easycache</text>" in drawn["light"] and drawn["light"] != drawn["dark"]

@@ -1,16 +1,13 @@
 """docs/methods.md says what the registries say: tables, cards, options and defaults."""
 
-import importlib.util
 import json
 import re
-import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from dittools import corrections, methods
+from dittools.tools import methods_page as page
 from tests.methods.scenes import GRIDS, call, scene
 
 ROOT = Path(__file__).parent.parent
@@ -30,31 +27,17 @@ def part(name: str, which: str) -> str:
     return re.search(rf"^- \*\*{which}\*\*: (.+)$", cards()[name], re.M)[1]
 
 
-@pytest.fixture
-def page(monkeypatch):
-    """The script that fills the page."""
-    monkeypatch.syspath_prepend(ROOT / "docs")
-    spec = importlib.util.spec_from_file_location("methods_page", ROOT / "docs" / "methods.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def test_page_agrees_with_registries_and_results():
-    done = subprocess.run([sys.executable, ROOT / "docs" / "methods.py", "--check"], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    assert page.main(["--check"]) == 0
 
 
-def test_a_page_that_is_out_of_date_is_refused(tmp_path):
-    for name in ("methods.py", "figures_reports.py"):
-        shutil.copy(ROOT / "docs" / name, tmp_path)
-    shutil.copytree(ROOT / "docs" / "measured", tmp_path / "measured")
-    (tmp_path / "methods.md").write_text(PAGE.read_text(encoding="utf-8").replace("`sink=True` |", "`sink=False` |", 1))
-    command = [sys.executable, tmp_path / "methods.py"]
-    done = subprocess.run([*command, "--check"], capture_output=True, text=True, cwd=ROOT)
-    assert done.returncode == 1 and "run python docs/methods.py" in done.stderr
-    assert subprocess.run(command, cwd=ROOT).returncode == 0
-    assert (tmp_path / "methods.md").read_text(encoding="utf-8") == PAGE.read_text(encoding="utf-8")
+def test_a_page_that_is_out_of_date_is_refused_and_written_anew(tmp_path, monkeypatch, capsys):
+    right = PAGE.read_text(encoding="utf-8")
+    monkeypatch.setattr(page, "PAGE", tmp_path / "methods.md")
+    page.PAGE.write_text(right.replace("`sink=True` |", "`sink=False` |", 1), encoding="utf-8")
+    assert page.main(["--check"]) == 1 and "run python -m dittools.tools.methods_page" in capsys.readouterr().err
+    assert page.main([]) == 0
+    assert page.PAGE.read_text(encoding="utf-8") == right
 
 
 def test_every_method_and_correction_has_a_card_and_every_card_is_of_one():
@@ -67,7 +50,7 @@ def test_a_card_has_all_its_parts_in_order(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_card_names_every_option_with_its_default(name, page):
+def test_a_card_names_every_option_with_its_default(name):
     known = corrections.options(name) if name in corrections.CORRECTIONS else methods.options(name)
     assert dict(re.findall(r"`(\w+)=([^`]+)`", part(name, "Knobs"))) == {
         option: page.shown(default) for option, (default, _) in known.items()
@@ -82,12 +65,12 @@ def test_figures_are_the_authors_with_a_source_or_ours_from_results(name):
 
 
 @pytest.mark.parametrize("name", [name for name in methods.METHODS if name != "dense"])
-def test_the_class_says_what_the_table_wants_to_know(name, page):
+def test_the_class_says_what_the_table_wants_to_know(name):
     assert "–" not in [page.said(methods.METHODS[name], which) for which in ("Order", "Selector", "Budget")]
 
 
 @pytest.mark.parametrize("name", [name for name, cls in methods.METHODS.items() if cls.profile_use != "needed"])
-def test_static_methods_are_those_that_do_not_look_at_queries_and_keys(name, page):
+def test_static_methods_are_those_that_do_not_look_at_queries_and_keys(name):
     if name in ("dense", "random"):  # which do not look either, and draw anew in every call
         return
     plans = []
@@ -99,7 +82,7 @@ def test_static_methods_are_those_that_do_not_look_at_queries_and_keys(name, pag
     assert same == page.decided(methods.METHODS[name]).startswith("static")
 
 
-def test_figures_come_from_the_results_of_a_folder(page, tmp_path):
+def test_figures_come_from_the_results_of_a_folder(tmp_path):
     assert page.measured("svg", tmp_path) == "not measured yet"
     summary = [
         {"setting": "radial, sparsity 0.8", "speedup": 1.5, "psnr": 25.0, "ssim": 0.9},
@@ -110,9 +93,8 @@ def test_figures_come_from_the_results_of_a_folder(page, tmp_path):
     ]
     result = {"manifest": {"device": {"name": "a card"}}, "summary": summary}
     (tmp_path / "report.json").write_text(json.dumps(result))
-    said = (
-        "on a card: radial, sparsity 0.8 1.50x, 25.00 dB, SSIM 0.9000 (report.json, whole in [Figures](performance.md))"
-    )
+    said = "on a card: radial, sparsity 0.8 1.50x, 25.00 dB, SSIM 0.9000"
+    said = f"{said} (report.json, whole in [all methods](measured/methods.md))"
     assert page.measured("radial", tmp_path) == said
     assert "identical" in page.measured("centroids", tmp_path)
     assert "paro, sparsity 0.8, profile big.json 28.00 dB" in page.measured("paro", tmp_path)

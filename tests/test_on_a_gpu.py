@@ -10,26 +10,28 @@ import pytest
 from tests import on_a_gpu
 
 CASE_OF = {
-    "block_mass_parts_triton": "mass",
-    "antidiagonal_triton": "antidiagonals",
-    "block_mass_triton": "mass",
-    "clustered_triton": "clusters",
-    "compensation_triton": "compensation",
-    "counting_sort_triton": "kmeans",
-    "fill_triton": "fill",
-    "hopper_clusters_forward": "hopper-clusters",
-    "hopper_clusters_lists": "hopper-clusters",
-    "hopper_forward": "hopper",
-    "hopper_mass_forward": "hopper-mass",
-    "kmeans_triton": "kmeans",
-    "kmeans_update_triton": "kmeans",
-    "likeness_triton": "likeness",
-    "lists_triton": "lists",
-    "permute_triton": "permute",
-    "probe_triton": "probe",
-    "run_means_triton": "means",
-    "skipped_triton": "skipped",
-    "triton_block_sparse": "triton",
+    "antidiagonal/triton": "antidiagonals",
+    "block_mass/hopper_forward": "hopper-mass",
+    "block_mass/one_pass_triton": "mass",
+    "block_mass/triton": "mass",
+    "block_sparse/hopper_forward": "hopper",
+    "block_sparse/lists_triton": "lists",
+    "block_sparse/triton": "triton",
+    "clusters/hopper_forward": "hopper-clusters",
+    "clusters/hopper_lists": "hopper-clusters",
+    "clusters/triton": "clusters",
+    "cosine_similarity/triton": "likeness",
+    "counting_sort/triton": "kmeans",
+    "hopper_parts": "hopper",
+    "kmeans/triton": "kmeans",
+    "kmeans/update_triton": "kmeans",
+    "permute/triton": "permute",
+    "probe/triton": "probe",
+    "residual/error_triton": "compensation",
+    "residual/triton": "skipped",
+    "segment_mean/triton": "means",
+    "topk_mask/triton": "fill",
+    "triton_parts": "triton",
 }
 
 
@@ -75,8 +77,9 @@ def test_no_test_for_a_gpu_is_left_out():
 
 
 def test_every_kernel_has_a_small_case():
-    files = (on_a_gpu.HERE.parent / "kernels").glob("*.py")
-    kernels = {p.stem for p in files if re.search(r"^@(triton|gluon)\.jit", p.read_text(), re.M)}
+    room = on_a_gpu.HERE.parent / "kernels"
+    files = {p.relative_to(room).with_suffix("").as_posix(): p.read_text() for p in room.rglob("*.py")}
+    kernels = {name for name, text in files.items() if re.search(r"^@(triton|gluon)\.jit", text, re.M)}
     assert kernels == set(CASE_OF)
     assert set(CASE_OF.values()) <= set(on_a_gpu.case_names())
 

@@ -6,12 +6,14 @@ arXiv 2507.02860. It looks at nothing but the transformer's input and output, so
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 
-from dittools.caches.base import Lane, Shapes, StepCall, ThresholdCache
+from dittools.caches.base import ThresholdCache
+from dittools.caches.options import max_skips_option, threshold_option, warmup_option
+from dittools.caches.state import BranchState, Shapes, StepCall
 
 
 @dataclass(frozen=True)
@@ -20,30 +22,30 @@ class EasyCache(ThresholdCache):
 
     name: ClassVar[str] = "easycache"
     summary: ClassVar[str] = "learn while sampling how fast the output moves, reuse while it does not (EasyCache)"
-    watches: ClassVar[str] = "latents"
+    signal_source: ClassVar[str] = "latents"
 
-    threshold: float = field(default=0.05, metadata={"help": "how much may change before a step is computed; 0: none"})
-    first: float | int = field(default=0.2, metadata={"help": "steps at the start always computed, a share or a count"})
-    max_skips: int = field(default=6, metadata={"help": "most steps reused in a row; 0: no limit"})
+    threshold: float = threshold_option(0.05)
+    warmup_steps: float | int = warmup_option(0.2)
+    max_consecutive_skips: int = max_skips_option(6)
 
-    def signal(self, lane: Lane, seen: torch.Tensor, call: StepCall) -> float | None:
-        before, lane.tensors["latents_before"] = lane.tensors.get("latents_before"), seen.detach().clone()
-        if before is None or before.shape != seen.shape or "rate" not in lane.numbers:
+    def signal(self, state: BranchState, seen: torch.Tensor, call: StepCall) -> float | None:
+        before, state.tensors["latents_before"] = state.tensors.get("latents_before"), seen.detach().clone()
+        if before is None or before.shape != seen.shape or "rate" not in state.numbers:
             return None
         moved = float((seen.float() - before.float()).abs().mean())
-        return lane.numbers["rate"] * moved / lane.numbers["size"] if lane.numbers["size"] else float("nan")
+        return state.numbers["rate"] * moved / state.numbers["size"] if state.numbers["size"] else float("nan")
 
-    def learn(self, lane: Lane, latents: torch.Tensor, output: torch.Tensor) -> None:
-        if "latents_before" not in lane.tensors:
+    def learn(self, state: BranchState, latents: torch.Tensor, output: torch.Tensor) -> None:
+        if "latents_before" not in state.tensors:
             return  # another branch decides, and this one need hold no more than what it reuses
         now, out = latents.detach().clone(), output.detach().clone()
-        if "output" in lane.tensors:
-            moved = float((now.float() - lane.tensors["latents"].float()).abs().mean())
-            changed = float((out.float() - lane.tensors["output"].float()).abs().mean())
+        if "output" in state.tensors:
+            moved = float((now.float() - state.tensors["latents"].float()).abs().mean())
+            changed = float((out.float() - state.tensors["output"].float()).abs().mean())
             if moved > 0:
-                lane.numbers["rate"] = changed / moved
-        lane.numbers["size"] = float(out.float().abs().mean())
-        lane.tensors |= {"latents": now, "output": out, "latents_before": now}
+                state.numbers["rate"] = changed / moved
+        state.numbers["size"] = float(out.float().abs().mean())
+        state.tensors |= {"latents": now, "output": out, "latents_before": now}
 
     def bytes_held(self, shapes: Shapes) -> int:
         # The deciding branch holds its last computed latents and output, and its last latents.

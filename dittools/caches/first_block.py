@@ -7,12 +7,14 @@ is kept: as large as all tokens. Here the transformer's output is, and of the fi
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 
-from dittools.caches.base import Lane, Shapes, StepCall, ThresholdCache, relative_change, whole
+from dittools.caches.base import ThresholdCache, relative_change
+from dittools.caches.options import max_skips_option, option, threshold_option
+from dittools.caches.state import BranchState, Shapes, StepCall
 
 
 @dataclass(frozen=True)
@@ -21,32 +23,28 @@ class FirstBlock(ThresholdCache):
 
     name: ClassVar[str] = "first_block"
     summary: ClassVar[str] = "run the first block, reuse the rest while it adds the same (first-block cache)"
-    watches: ClassVar[str] = "block_output"
+    signal_source: ClassVar[str] = "block_output"
     adds_up: ClassVar[bool] = False
 
-    threshold: float = field(default=0.08, metadata={"help": "how much may change before a step is computed; 0: none"})
-    max_skips: int = field(default=4, metadata={"help": "most steps reused in a row; 0: no limit"})
-    sample: int = field(default=8, metadata={"help": "of so many tokens, one is compared; 1: all"})
+    threshold: float = threshold_option(0.08)
+    max_consecutive_skips: int = max_skips_option(4)
+    sample: int = option(8, "of so many tokens, one is compared; 1: all", min=1)
 
-    def __post_init__(self):
-        super().__post_init__()
-        whole("sample", self.sample, 1)
-
-    def signal(self, lane: Lane, seen: torch.Tensor, call: StepCall) -> float | None:
+    def signal(self, state: BranchState, seen: torch.Tensor, call: StepCall) -> float | None:
         """``seen`` is the residual ``[B, S, width]``. Compared with that of the last computed step."""
-        lane.tensors["fresh"] = seen[:, :: self.sample].detach().clone()
-        before = lane.tensors.get("residual")
-        if before is None or before.shape != lane.tensors["fresh"].shape:
+        state.tensors["fresh"] = seen[:, :: self.sample].detach().clone()
+        before = state.tensors.get("residual")
+        if before is None or before.shape != state.tensors["fresh"].shape:
             return None
-        return relative_change(lane.tensors["fresh"], before)
+        return relative_change(state.tensors["fresh"], before)
 
-    def learn(self, lane: Lane, latents: torch.Tensor, output: torch.Tensor) -> None:
-        if "fresh" in lane.tensors:
-            lane.tensors["residual"] = lane.tensors.pop("fresh")
+    def learn(self, state: BranchState, latents: torch.Tensor, output: torch.Tensor) -> None:
+        if "fresh" in state.tensors:
+            state.tensors["residual"] = state.tensors.pop("fresh")
 
-    def stand_in(self, lane: Lane, latents: Sequence[torch.Tensor], call: StepCall) -> list[torch.Tensor]:
-        lane.tensors.pop("fresh", None)
-        return super().stand_in(lane, latents, call)
+    def predict(self, state: BranchState, latents: Sequence[torch.Tensor], call: StepCall) -> list[torch.Tensor]:
+        state.tensors.pop("fresh", None)
+        return super().predict(state, latents, call)
 
     def bytes_held(self, shapes: Shapes) -> int:
         return super().bytes_held(shapes) + shapes.bytes * -(-shapes.tokens // self.sample) * shapes.width

@@ -9,11 +9,13 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from dittools.caches.base import Model, ThresholdCache, Trajectory
-from dittools.numbers import whole_steps
+from dittools.caches.base import ThresholdCache
+from dittools.caches.options import AUTO, max_skips_option, option, profile_option, warmup_option
+from dittools.caches.state import Model, Trajectory
+from dittools.json_numbers import whole_steps
 from dittools.profiles import caches as profiles
 
 
@@ -25,18 +27,12 @@ class MagCache(ThresholdCache):
     summary: ClassVar[str] = "reuse while measured magnitudes say that little is missed (MagCache)"
     entry: ClassVar[Mapping[str, Any]] = {}  # of the model's profile; set by `bind`
 
-    threshold: float | str = field(
-        default="auto", metadata={"help": "how much error may add up; 0: none; auto: the profile's"}
+    threshold: float | str = option(
+        "auto", "how much error may add up; 0: none; auto: the profile's", kind="number", min=0
     )
-    first: float | int | str = field(
-        default="auto", metadata={"help": "steps at the start always computed; auto: the profile's"}
-    )
-    max_skips: int | str = field(
-        default="auto", metadata={"help": "most steps reused in a row; 0: no limit; auto: the profile's"}
-    )
-    profile: str = field(
-        default="", metadata={"help": "JSON of dittools calibrate --cache; empty: what ships for the model"}
-    )
+    warmup_steps: float | int | str = warmup_option(AUTO)
+    max_consecutive_skips: int | str = max_skips_option(AUTO)
+    profile: str = profile_option()
 
     def check_files(self, steps: int | None = None) -> None:
         if self.profile:
@@ -46,17 +42,18 @@ class MagCache(ThresholdCache):
         known: Mapping[str, Any] = {"threshold": 0.06, "first": 0.2, "max_skips": 2, "ratios": [1.0]}
         if not self.never():
             known = profiles.entry("magcache", model, self.profile)
-        auto = {name: known[name] for name in ("threshold", "first", "max_skips") if getattr(self, name) == "auto"}
+        keys = {"threshold": "threshold", "warmup_steps": "first", "max_consecutive_skips": "max_skips"}
+        auto = {name: known[key] for name, key in keys.items() if getattr(self, name) == "auto"}
         bound = dataclasses.replace(self, **auto)
         object.__setattr__(bound, "entry", known)
         return bound
 
     def kept(self, steps: int, begins: Sequence[int]) -> list[bool]:
         """The first share of the steps of each expert, as published for Wan 2.2, and the last ones of the run."""
-        kept = [step >= steps - whole_steps(self.last, steps - begins[0]) for step in range(steps)]
+        kept = [step >= steps - whole_steps(self.cooldown_steps, steps - begins[0]) for step in range(steps)]
         starts = [begins[0], *(step for step in begins[1:] if step > begins[0])]
         for start, end in itertools.pairwise((*starts, steps)):
-            for step in range(start, start + whole_steps(self.first, end - start)):
+            for step in range(start, start + whole_steps(self.warmup_steps, end - start)):
                 kept[step] = True
         return kept
 
@@ -67,7 +64,7 @@ class MagCache(ThresholdCache):
         places = resample(range(len(self.entry["ratios"])), run.steps)
         never = self.entry.get("computed", ())
         forced = [must or place in never for must, place in zip(run.forced, places, strict=True)]
-        return magnitudes(ratios, self.threshold, self.max_skips, forced, self.entry.get("strict", False))
+        return magnitudes(ratios, self.threshold, self.max_consecutive_skips, forced, self.entry.get("strict", False))
 
     def why_not(self, run: Trajectory) -> list[str]:
         if self.never():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dittools.caches.base import Model, Trajectory
+from dittools.caches.state import Model, Trajectory
 from dittools.profiles import caches as profiles
 
 

@@ -7,11 +7,12 @@ given the other's attention; here each branch has its own.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import ClassVar
 
 from dittools.caches.attention import AttentionCache, in_window
-from dittools.caches.base import Trajectory, number
+from dittools.caches.options import option
+from dittools.caches.state import Trajectory
 
 
 @dataclass(frozen=True)
@@ -21,13 +22,8 @@ class PyramidAttentionBroadcast(AttentionCache):
     name: ClassVar[str] = "pab"
     summary: ClassVar[str] = "reuse self-attention's outputs in the middle of the run (pyramid attention broadcast)"
 
-    low: float = field(default=100, metadata={"help": "reuse above this timestep (of 1000)"})
-    high: float = field(default=800, metadata={"help": "reuse below this timestep (of 1000)"})
-
-    def __post_init__(self):
-        super().__post_init__()
-        number("low", self.low, -1)
-        number("high", self.high, 0)
+    low: float = option(100, "reuse above this timestep (of 1000)", kind="number", min=-1)
+    high: float = option(800, "reuse below this timestep (of 1000)", kind="number", min=0)
 
     def never(self) -> bool:
         return self.interval == 1

@@ -10,12 +10,14 @@ equal schedules, not equal signals.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 
-from dittools.caches.base import Lane, Shapes, StepCall, ThresholdCache, number, relative_change
+from dittools.caches.base import ThresholdCache, relative_change
+from dittools.caches.options import max_skips_option, option, threshold_option
+from dittools.caches.state import BranchState, Shapes, StepCall
 
 NEARLY = 1e-6
 """Nearest that a noise level comes to none or all: of noise alone the filter would leave nothing to compare with."""
@@ -27,29 +29,25 @@ class Sea(ThresholdCache):
 
     name: ClassVar[str] = "sea"
     summary: ClassVar[str] = "reuse while the picture in the filtered latents does not move (SeaCache)"
-    watches: ClassVar[str] = "latents"
+    signal_source: ClassVar[str] = "latents"
     needs_noise: ClassVar[bool] = True
 
-    threshold: float = field(default=0.25, metadata={"help": "how much may change before a step is computed; 0: none"})
-    max_skips: int = field(default=2, metadata={"help": "most steps reused in a row; 0: no limit"})
-    power: float = field(default=3.0, metadata={"help": "how fast a picture's power falls with frequency"})
+    threshold: float = threshold_option(0.25)
+    max_consecutive_skips: int = max_skips_option(2)
+    power: float = option(3.0, "how fast a picture's power falls with frequency", min=0)
 
-    def __post_init__(self):
-        super().__post_init__()
-        number("power", self.power, 0)
-
-    def signal(self, lane: Lane, seen: torch.Tensor, call: StepCall) -> float | None:
+    def signal(self, state: BranchState, seen: torch.Tensor, call: StepCall) -> float | None:
         if call.noise is None:
             return None
         picture = wiener(seen.detach(), min(max(call.noise, NEARLY), 1 - NEARLY), self.power)
-        before, lane.tensors["picture"] = lane.tensors.get("picture"), picture.to(seen.dtype)
+        before, state.tensors["picture"] = state.tensors.get("picture"), picture.to(seen.dtype)
         if before is None or before.shape != picture.shape:
             return None
-        return relative_change(lane.tensors["picture"], before)
+        return relative_change(state.tensors["picture"], before)
 
-    def learn(self, lane: Lane, latents: torch.Tensor, output: torch.Tensor) -> None:
-        if "picture" in lane.tensors:  # the filter mixes no channels
-            lane.tensors["picture"] = lane.tensors["picture"][:, : latents.shape[1]].clone()
+    def learn(self, state: BranchState, latents: torch.Tensor, output: torch.Tensor) -> None:
+        if "picture" in state.tensors:  # the filter mixes no channels
+            state.tensors["picture"] = state.tensors["picture"][:, : latents.shape[1]].clone()
 
     def bytes_held(self, shapes: Shapes) -> int:
         return super().bytes_held(shapes) + shapes.bytes * shapes.latents

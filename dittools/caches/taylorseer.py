@@ -7,12 +7,14 @@ model holds hundreds of gigabytes; here only the transformer's output is, which 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import ClassVar
 
 from dittools.caches import masks
-from dittools.caches.base import Model, OutputCache, Trajectory, whole
-from dittools.numbers import whole_steps
+from dittools.caches.base import OutputCache
+from dittools.caches.options import option, warmup_option
+from dittools.caches.state import Model, Trajectory
+from dittools.json_numbers import whole_steps
 
 
 @dataclass(frozen=True)
@@ -26,20 +28,12 @@ class TaylorSeer(OutputCache):
     name: ClassVar[str] = "taylorseer"
     summary: ClassVar[str] = "every few steps computed, the others extrapolated (TaylorSeer)"
 
-    first: float | int = field(default=3, metadata={"help": "steps at the start always computed, a share or a count"})
-    interval: int = field(default=5, metadata={"help": "one computed step in so many; 1 computes all"})
-    start: int | str = field(
-        default="auto", metadata={"help": "a step to compute; auto: the second after the first ones"}
+    warmup_steps: float | int = warmup_option(3)
+    interval: int = option(5, "one computed step in so many; 1 computes all", min=1)
+    start: int | str = option("auto", "a step to compute; auto: the second after the first ones", kind="count", min=0)
+    schedule: str = option(
+        "", "instead of an interval: slow, medium, fast, ultra, or a profile's JSON file", kind="file"
     )
-    schedule: str = field(
-        default="", metadata={"help": "instead of an interval: slow, medium, fast, ultra, or a profile's JSON file"}
-    )
-
-    def __post_init__(self):
-        super().__post_init__()
-        whole("interval", self.interval, 1)
-        if self.start != "auto":
-            whole("start", self.start, 0)
 
     def never(self) -> bool:
         return self.interval == 1 and not self.schedule
@@ -56,6 +50,6 @@ class TaylorSeer(OutputCache):
         if self.schedule:
             found = masks.named(self.schedule, run)
         else:
-            first = whole_steps(self.first, run.steps)
+            first = whole_steps(self.warmup_steps, run.steps)
             found = masks.every(run.steps, self.interval, first + 1 if self.start == "auto" else self.start)
         return [keep or must for keep, must in zip(found, run.forced, strict=True)]

@@ -10,22 +10,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 
-from dittools.caches.base import (
-    Lane,
-    Model,
-    Shapes,
-    StepCall,
-    ThresholdCache,
-    Trajectory,
-    accumulate,
-    relative_change,
-    whole,
-)
+from dittools.caches.base import ThresholdCache, accumulate, relative_change
+from dittools.caches.options import AUTO, max_skips_option, option, profile_option, threshold_option, warmup_option
+from dittools.caches.state import BranchState, Model, Shapes, StepCall, Trajectory
 from dittools.profiles import caches as profiles
 
 TIME_SIGNALS = {"time_embedding": "embedding", "time_projection": "projection"}
@@ -39,22 +31,12 @@ class TeaCache(ThresholdCache):
     summary: ClassVar[str] = "reuse while the time embedding says that little changes (TeaCache)"
     entry: ClassVar[Mapping[str, Any]] = {}  # of the model's profile; set by `bind`
 
-    threshold: float | str = field(
-        default="auto", metadata={"help": "how much may change before a step is computed; 0: none; auto: the profile's"}
-    )
-    first: float | int | str = field(
-        default="auto", metadata={"help": "steps at the start always computed; auto: the profile's"}
-    )
-    max_skips: int = field(default=4, metadata={"help": "most steps reused in a row; 0: no limit"})
-    profile: str = field(
-        default="", metadata={"help": "JSON of dittools calibrate --cache; empty: what ships for the model"}
-    )
+    threshold: float | str = threshold_option(AUTO)
+    warmup_steps: float | int | str = warmup_option(AUTO)
+    max_consecutive_skips: int = max_skips_option(4)
+    profile: str = profile_option()
 
-    sample: int = field(default=8, metadata={"help": "of so many tokens, one is compared where tokens are; 1: all"})
-
-    def __post_init__(self):
-        super().__post_init__()
-        whole("sample", self.sample, 1)
+    sample: int = option(8, "of so many tokens, one is compared where tokens are; 1: all", min=1)
 
     def check_files(self, steps: int | None = None) -> None:
         if self.profile:
@@ -62,7 +44,7 @@ class TeaCache(ThresholdCache):
 
     def bind(self, model: Model) -> TeaCache:
         if self.never():
-            return dataclasses.replace(self, first=1 if self.first == "auto" else self.first)
+            return dataclasses.replace(self, warmup_steps=1 if self.warmup_steps == "auto" else self.warmup_steps)
         entry = profiles.entry("teacache", model, self.profile)
         if entry["signal"] == "block_input" and not model.block_input:
             raise ValueError(
@@ -72,44 +54,44 @@ class TeaCache(ThresholdCache):
         bound = dataclasses.replace(
             self,
             threshold=entry["threshold"] if self.threshold == "auto" else self.threshold,
-            first=entry.get("first", 1) if self.first == "auto" else self.first,
+            warmup_steps=entry.get("first", 1) if self.warmup_steps == "auto" else self.warmup_steps,
         )
         object.__setattr__(bound, "entry", entry)
-        object.__setattr__(bound, "watches", "nothing" if entry["signal"] in TIME_SIGNALS else entry["signal"])
+        object.__setattr__(bound, "signal_source", "nothing" if entry["signal"] in TIME_SIGNALS else entry["signal"])
         return bound
 
     def mask(self, run: Trajectory) -> list[bool] | None:
         if self.never():
             return [True] * run.steps
-        if self.watches != "nothing":
+        if self.signal_source != "nothing":
             return None
         changes = run.model.time_changes(TIME_SIGNALS[self.entry["signal"]], run.timesteps)
         if changes is None or len(changes) != run.steps:
             # Nothing to decide by: compute, and say so in `why_not`.
             return [True] * run.steps
         costs = [polynomial(self.entry["coefficients"], change, self.entry["valid"]) for change in changes]
-        return accumulate(costs, self.threshold, run.forced, self.max_skips)
+        return accumulate(costs, self.threshold, run.forced, self.max_consecutive_skips)
 
     def why_not(self, run: Trajectory) -> list[str]:
         if self.never():
             return []
         notes = profiles.differences(self.entry, run.steps, run.model)
-        if self.watches == "nothing" and run.model.time_changes("embedding", run.timesteps) is None:
+        if self.signal_source == "nothing" and run.model.time_changes("embedding", run.timesteps) is None:
             notes.append(
                 f"teacache: the time embedding of {run.model.transformer} is not known: every step is computed"
             )
         return notes
 
-    def signal(self, lane: Lane, seen: torch.Tensor, call: StepCall) -> float | None:
-        before, now = lane.tensors.get("input"), seen[:, :: self.sample].detach().clone()
-        lane.tensors["input"] = now
+    def signal(self, state: BranchState, seen: torch.Tensor, call: StepCall) -> float | None:
+        before, now = state.tensors.get("input"), seen[:, :: self.sample].detach().clone()
+        state.tensors["input"] = now
         if before is None or before.shape != now.shape:
             return None
         change = relative_change(now, before)
         return polynomial(self.entry["coefficients"], change, self.entry["valid"])
 
     def bytes_held(self, shapes: Shapes) -> int:
-        signal = -(-shapes.tokens // self.sample) * shapes.width if self.watches == "block_input" else 0
+        signal = -(-shapes.tokens // self.sample) * shapes.width if self.signal_source == "block_input" else 0
         return super().bytes_held(shapes) + shapes.bytes * signal
 
 

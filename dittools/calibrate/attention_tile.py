@@ -11,7 +11,8 @@ import torch
 
 from dittools.calibrate.base import RowCalibrator, Size
 from dittools.calibrate.key_groups import KeyGroups, errors_by_group
-from dittools.runtime import Heard
+from dittools.observer import AttentionEvent
+from dittools.selection.reference_frames import reference_frames
 from dittools.tokens import TokenGrid
 
 
@@ -24,18 +25,18 @@ class AttentionTile(RowCalibrator):
         self.error: torch.Tensor | None = None
         self.power: torch.Tensor | None = None
 
-    def prepare(self, heard: Heard) -> None:
-        self.search = References(heard.grid, heard.q.device)
+    def prepare(self, event: AttentionEvent) -> None:
+        self.search = References(event.grid, event.q.device)
         if self.error is None:
-            sums = torch.zeros(self.size.layers, heard.grid.frames + 2, dtype=torch.float64, device=heard.q.device)
+            sums = torch.zeros(self.size.layers, event.grid.frames + 2, dtype=torch.float64, device=event.q.device)
             self.power, self.error = sums[:, 0], sums[:, 1:]
 
-    def look(self, heard: Heard, rows: torch.Tensor, round: int) -> None:
+    def look(self, event: AttentionEvent, rows: torch.Tensor, round: int) -> None:
         kept = self.search.kept(rows)
         kept = torch.cat((torch.zeros_like(kept[:1]), kept))  # what a layer loses that gives zeros: all its output
-        found = errors_by_group(heard, rows, self.search.keys, kept).sum(1).mean(1)  # [C]
-        self.power[heard.layer] += found[0]
-        self.error[heard.layer] += found[1:]
+        found = errors_by_group(event, rows, self.search.keys, kept).sum(1).mean(1)  # [C]
+        self.power[event.layer] += found[0]
+        self.error[event.layer] += found[1:]
 
     def tables(self) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
         density = [round(tile_density(self.grid.frames, count), 4) for count in range(self.grid.frames + 1)]
@@ -46,11 +47,6 @@ class AttentionTile(RowCalibrator):
             "density": density,
         }
         return section, {name: self.mean(sums).float() for name, sums in (("error", self.error), ("power", self.power))}
-
-
-def reference_frames(frames: int, count: int) -> list[int]:
-    """``count`` frames spread evenly over the video: the middles of as many equal stretches."""
-    return [(2 * n + 1) * frames // (2 * count) for n in range(count)]
 
 
 def tile_density(frames: int, count: int) -> float:

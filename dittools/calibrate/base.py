@@ -7,10 +7,10 @@ from typing import Any, ClassVar
 
 import torch
 
-from dittools.runtime import Heard
-from dittools.selectors.sampled import stratified_rows
+from dittools.kernels.upload import upload
+from dittools.observer import AttentionEvent
+from dittools.selection.sampled import stratified_rows
 from dittools.tokens import TokenGrid
-from dittools.upload import upload
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Calibrator:
         self.size = size
         self.grid: TokenGrid | None = None
 
-    def hear(self, heard: Heard, round: int) -> None:
+    def observe(self, event: AttentionEvent, round: int) -> None:
         """Add one call to the sums. Nothing of size S x S may be held, and nothing may wait for the device: what
         is set up once, when a round begins, is the exception.
         """
@@ -68,24 +68,24 @@ class RowCalibrator(Calibrator):
         self.steps = spread_steps(size.steps, self.sampled_steps)
         self.calls = torch.zeros(size.layers)
 
-    def hear(self, heard: Heard, round: int) -> None:
-        if heard.tick.step not in self.steps:
+    def observe(self, event: AttentionEvent, round: int) -> None:
+        if event.step_info.step not in self.steps:
             return
-        if heard.grid != self.grid:
-            self.grid = heard.grid
-            self.prepare(heard)
-        tokens, tick = heard.grid.tokens, heard.tick
-        seed = (tick.step * 10_007 + heard.layer) * 101 + sum(tick.branch.encode()) % 101
-        rows = upload(stratified_rows(tokens, self.sampled_rows, torch.Generator().manual_seed(seed)), heard.q.device)
+        if event.grid != self.grid:
+            self.grid = event.grid
+            self.prepare(event)
+        tokens, step_info = event.grid.tokens, event.step_info
+        seed = (step_info.step * 10_007 + event.layer) * 101 + sum(step_info.branch.encode()) % 101
+        rows = upload(stratified_rows(tokens, self.sampled_rows, torch.Generator().manual_seed(seed)), event.q.device)
         if round == self.rounds - 1:
-            self.calls[heard.layer] += heard.q.shape[0]
-        self.look(heard, rows, round)
+            self.calls[event.layer] += event.q.shape[0]
+        self.look(event, rows, round)
 
-    def prepare(self, heard: Heard) -> None:
+    def prepare(self, event: AttentionEvent) -> None:
         """Make what stays the same as long as the grid does."""
         raise NotImplementedError
 
-    def look(self, heard: Heard, rows: torch.Tensor, round: int) -> None:
+    def look(self, event: AttentionEvent, rows: torch.Tensor, round: int) -> None:
         """Add what these query rows, int64 ``[n]``, show."""
         raise NotImplementedError
 
@@ -101,17 +101,17 @@ def spread_steps(steps: int, most: int) -> list[int]:
     return sorted({int((n + 0.5) * steps / count) for n in range(count)})
 
 
-def fill_groups(values: torch.Tensor, heard: torch.Tensor) -> torch.Tensor:
-    """Tables of groups in which a layer was never heard, from the nearest group in which it was.
+def fill_groups(values: torch.Tensor, event: torch.Tensor) -> torch.Tensor:
+    """Tables of groups in which a layer was never measured, from the nearest group in which it was.
 
     A layer of the second of two transformers is silent in early steps, and a group may hold no sampled step.
 
     Args:
-        values: ``[groups, layers, ...]``. heard: bool ``[groups, layers]``.
+        values: ``[groups, layers, ...]``. event: bool ``[groups, layers]``.
     """
     filled = values.clone()
     for layer in range(values.shape[1]):
-        known = heard[:, layer].nonzero().flatten().tolist()
+        known = event[:, layer].nonzero().flatten().tolist()
         for group in range(values.shape[0]):
             if known:
                 filled[group, layer] = values[min(known, key=lambda g, at=group: abs(g - at)), layer]

@@ -6,9 +6,9 @@ from typing import NamedTuple
 
 import torch
 
-from dittools.blocks import Partition
-from dittools.kernels.pooling import reduce_blocks
-from dittools.upload import upload
+from dittools.kernels.masks.block_mask import Partition
+from dittools.kernels.segment_mean.pooling import reduce_blocks
+from dittools.kernels.upload import upload
 
 # Weights of a chunk of query blocks and heads against all keys. A CPU wants them in its cache.
 CHUNK_BYTES = 128 << 20

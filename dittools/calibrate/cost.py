@@ -8,8 +8,8 @@ from collections.abc import Callable
 
 import torch
 
-from dittools.blocks import BlockMask, Partition
 from dittools.kernels import block_sparse_attention, dense_attention
+from dittools.kernels.masks.block_mask import BlockMask, Partition
 from dittools.orders.token_major import token_major
 from dittools.tokens import TokenGrid
 
@@ -35,7 +35,7 @@ def kernel_cost(like: torch.Tensor, partition: Partition, grid: TokenGrid) -> di
         keep = torch.rand(1, like.shape[2], partition.count, partition.count) < density
         keep[..., 0] = True
         masks.append(BlockMask(keep.to(like.device), partition, partition))
-        masks[-1].lists()
+        masks[-1].kv_blocks()
 
     runs: dict[tuple, Callable[[], object]] = {("dense",): lambda: dense_attention(q, k, v)}
     for n, mask in enumerate(masks):

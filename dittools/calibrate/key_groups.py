@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
-from dittools.runtime import Heard
+from dittools.observer import AttentionEvent
 from dittools.tokens import TokenGrid
 
 # Largest working set of one chunk of heads; one head is the least.
@@ -67,7 +67,7 @@ class KeyGroups:
         return self.live.sum(1)
 
 
-def errors_by_group(heard: Heard, rows: torch.Tensor, groups: KeyGroups, kept: torch.Tensor) -> torch.Tensor:
+def errors_by_group(event: AttentionEvent, rows: torch.Tensor, groups: KeyGroups, kept: torch.Tensor) -> torch.Tensor:
     """Mean squared error that each candidate makes on sampled rows, against their dense output, in fp32.
 
     Args:
@@ -83,7 +83,7 @@ def errors_by_group(heard: Heard, rows: torch.Tensor, groups: KeyGroups, kept: t
     by_head = kept.ndim == 4
     kept = torch.cat((torch.ones_like(kept[..., :1, :, :]), kept), -3)  # the first candidate is dense
     found = []
-    for heads, mass, out in _added(heard, rows, groups, len(rows) * 4 * kept.shape[-3]):
+    for heads, mass, out in _added(event, rows, groups, len(rows) * 4 * kept.shape[-3]):
         chosen = kept[heads] if by_head else kept
         lanes = "hcng" if by_head else "cng"
         chosen = chosen.float()
@@ -94,28 +94,28 @@ def errors_by_group(heard: Heard, rows: torch.Tensor, groups: KeyGroups, kept: t
     return torch.cat(found, -1)
 
 
-def mass_by_group(heard: Heard, rows: torch.Tensor, groups: KeyGroups) -> torch.Tensor:
+def mass_by_group(event: AttentionEvent, rows: torch.Tensor, groups: KeyGroups) -> torch.Tensor:
     """What each group of keys holds of the softmax of these query rows: fp32 ``[H, G]``, summed over batches, rows."""
     parts = [
-        _weights(heard, heads, rows, groups).sum((0, 2, 4)) for heads in _chunks(heard, rows, groups, 0)
+        _weights(event, heads, rows, groups).sum((0, 2, 4)) for heads in _chunks(event, rows, groups, 0)
     ]  # [h, G] each
     return torch.cat(parts)
 
 
 def _added(
-    heard: Heard, rows: torch.Tensor, groups: KeyGroups, row_bytes: int
+    event: AttentionEvent, rows: torch.Tensor, groups: KeyGroups, row_bytes: int
 ) -> Iterator[tuple[slice, torch.Tensor, torch.Tensor]]:
     """By chunks of heads: mass ``[B, h, n, G]`` and output ``[B, h, G, n, D]`` that each group adds to each row."""
-    for heads in _chunks(heard, rows, groups, row_bytes):
-        weights = _weights(heard, heads, rows, groups)
-        v = _gathered(heard.v, heads, groups.tokens.flatten()).unflatten(2, groups.tokens.shape)  # [B, h, G, W, D]
+    for heads in _chunks(event, rows, groups, row_bytes):
+        weights = _weights(event, heads, rows, groups)
+        v = _gathered(event.v, heads, groups.tokens.flatten()).unflatten(2, groups.tokens.shape)  # [B, h, G, W, D]
         yield heads, weights.sum(-1), weights.transpose(2, 3) @ v
 
 
-def _weights(heard: Heard, heads: slice, rows: torch.Tensor, groups: KeyGroups) -> torch.Tensor:
+def _weights(event: AttentionEvent, heads: slice, rows: torch.Tensor, groups: KeyGroups) -> torch.Tensor:
     """Softmax weights of the rows, fp32 ``[B, h, n, G, W]``; 0 where a group lacks a token."""
-    q = _gathered(heard.q, heads, rows) * heard.scale
-    k = _gathered(heard.k, heads, groups.tokens.flatten())
+    q = _gathered(event.q, heads, rows) * event.scale
+    k = _gathered(event.k, heads, groups.tokens.flatten())
     logits = (q @ k.transpose(2, 3)).masked_fill_(~groups.live.flatten(), -torch.inf)
     return logits.softmax(-1).unflatten(-1, groups.tokens.shape)
 
@@ -125,9 +125,9 @@ def _gathered(x: torch.Tensor, heads: slice, tokens: torch.Tensor) -> torch.Tens
     return x[:, :, heads].transpose(1, 2).index_select(2, tokens).float()
 
 
-def _chunks(heard: Heard, rows: torch.Tensor, groups: KeyGroups, row_bytes: int) -> Iterator[slice]:
+def _chunks(event: AttentionEvent, rows: torch.Tensor, groups: KeyGroups, row_bytes: int) -> Iterator[slice]:
     """Runs of heads; ``row_bytes`` is what a caller takes for each group and head beside."""
-    batches, _, heads, dim = heard.q.shape
+    batches, _, heads, dim = event.q.shape
     count, width = groups.tokens.shape
     rows_taken = len(rows) * count * (3 * width + 2 * dim)  # logits, weights and their copy; outputs and their copy
     each = 4 * batches * (2 * count * width * dim + rows_taken) + batches * count * row_bytes

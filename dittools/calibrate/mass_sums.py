@@ -42,15 +42,15 @@ class MassSums:
         copied.record(torch.cuda.current_stream(mass.device))
         self._waiting = group, layer, copied
 
-    def heard(self) -> torch.Tensor:
-        """Which groups heard which layers: bool ``[groups, layers]`` on the CPU."""
+    def measured(self) -> torch.Tensor:
+        """Which groups have masses of which layers: bool ``[groups, layers]`` on the CPU."""
         self._settle()
         groups, layers = self._sums.shape[:2]
         return torch.tensor([[(group, layer) in self._lanes for layer in range(layers)] for group in range(groups)])
 
     def sums(self) -> torch.Tensor:
-        """All of them: fp32 ``[groups, layers, H, M, M]``, where they are kept; 0 where nothing was heard."""
-        for group, layer in (~self.heard()).nonzero().tolist():
+        """All of them: fp32 ``[groups, layers, H, M, M]``, where they are kept; 0 where nothing was measured."""
+        for group, layer in (~self.measured()).nonzero().tolist():
             self._sums[group, layer] = 0
         return self._sums
 

@@ -1,4 +1,4 @@
-"""Sparse-vDiT's calibration: the error of every habit of every head on sampled rows, and what habits cost here.
+"""Sparse-vDiT's calibration: the error of every pattern of every head on sampled rows, and what patterns cost here.
 
 Source: arXiv 2506.03065, section 3.3.
 """
@@ -9,13 +9,13 @@ from typing import Any
 
 import torch
 
-from dittools.blocks import Partition
 from dittools.calibrate.base import RowCalibrator, Size
 from dittools.calibrate.cost import kernel_cost
 from dittools.calibrate.key_groups import KeyGroups, errors_by_group, mass_by_group
-from dittools.runtime import Heard
-from dittools.selectors.habits import HABITS, habit_mask, habit_order
-from dittools.selectors.stripes import Budget
+from dittools.kernels.masks.block_mask import Partition
+from dittools.observer import AttentionEvent
+from dittools.selection.head_patterns import HEAD_PATTERNS, pattern_mask, pattern_order
+from dittools.selection.stripes import Budget
 from dittools.tokens import TokenGrid
 
 
@@ -30,39 +30,39 @@ class SparseVDiT(RowCalibrator):
         self.blocks: KeyGroups | None = None  # of raster
         self.bands: list[Bands] = []
         self.stripes: Stripes | None = None
-        self.habits: torch.Tensor | None = None  # their numbers, in the order in which they are measured
+        self.patterns: torch.Tensor | None = None  # their numbers, in the order in which they are measured
         self.like: torch.Tensor | None = None
 
-    def prepare(self, heard: Heard) -> None:
-        partition, device = Partition(heard.grid.tokens, self.size.block_size), heard.q.device
+    def prepare(self, event: AttentionEvent) -> None:
+        partition, device = Partition(event.grid.tokens, self.size.block_size), event.q.device
         self.blocks = KeyGroups.of(torch.arange(partition.length) // partition.size, device)
         self.stripes = None
-        self.like = torch.empty(1, 0, *heard.q.shape[2:], dtype=heard.q.dtype, device=device)
+        self.like = torch.empty(1, 0, *event.q.shape[2:], dtype=event.q.dtype, device=device)
         if self.columns is None:
             lanes = (self.size.layers, self.size.heads)
             self.columns = torch.zeros(*lanes, partition.count, device=device)
-            self.error = torch.zeros(*lanes, len(HABITS), dtype=torch.float64, device=device)
+            self.error = torch.zeros(*lanes, len(HEAD_PATTERNS), dtype=torch.float64, device=device)
             self.power = torch.zeros(lanes, dtype=torch.float64, device=device)
 
-    def look(self, heard: Heard, rows: torch.Tensor, round: int) -> None:
+    def look(self, event: AttentionEvent, rows: torch.Tensor, round: int) -> None:
         if round == 0:
-            self.columns[heard.layer] += mass_by_group(heard, rows, self.blocks)
+            self.columns[event.layer] += mass_by_group(event, rows, self.blocks)
             return
         if self.stripes is None:
-            of = heard.grid, Partition(heard.grid.tokens, self.size.block_size), heard.q.device
+            of = event.grid, Partition(event.grid.tokens, self.size.block_size), event.q.device
             self.bands = [Bands(*of, modes) for modes in (("skip", "diagonal"), ("multi_diagonal",))]
             self.stripes = Stripes(*of)
-            habits = torch.tensor([n for part in (self.bands[0], self.stripes, self.bands[1]) for n in part.habits])
-            self.habits = habits.to(heard.q.device)
+            patterns = torch.tensor([n for part in (self.bands[0], self.stripes, self.bands[1]) for n in part.patterns])
+            self.patterns = patterns.to(event.q.device)
         raster, across = self.bands
         near = raster.kept(rows)  # [C, n, M]
         nothing = torch.zeros_like(near[:1])  # what a head loses that gives zeros: all its output
         shared = torch.cat((nothing, near)).expand(self.size.heads, -1, -1, -1)
-        striped = self.stripes.kept(self.columns[heard.layer], self.blocks.of_token[rows])
-        found = errors_by_group(heard, rows, self.blocks, torch.cat((shared, striped), 1)).sum(1).double()  # [C, H]
-        found = torch.cat((found, errors_by_group(heard, rows, across.blocks, across.kept(rows)).sum(1)))
-        self.power[heard.layer] += found[0]
-        self.error[heard.layer].index_add_(1, self.habits, found[1:].T)
+        striped = self.stripes.kept(self.columns[event.layer], self.blocks.of_token[rows])
+        found = errors_by_group(event, rows, self.blocks, torch.cat((shared, striped), 1)).sum(1).double()  # [C, H]
+        found = torch.cat((found, errors_by_group(event, rows, across.blocks, across.kept(rows)).sum(1)))
+        self.power[event.layer] += found[0]
+        self.error[event.layer].index_add_(1, self.patterns, found[1:].T)
 
     def tables(self) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
         columns = (self.columns / self.columns.sum(-1, keepdim=True)).cpu()
@@ -71,7 +71,7 @@ class SparseVDiT(RowCalibrator):
             "by_step": False,
             "measured_steps": self.steps,
             "block_size": self.size.block_size,
-            "habits": [list(habit) for habit in HABITS],
+            "habits": [list(pattern) for pattern in HEAD_PATTERNS],
             "cost": cost,
         }
         return section, {
@@ -82,28 +82,28 @@ class SparseVDiT(RowCalibrator):
 
 
 def _numbers(*modes: str) -> list[int]:
-    return [n for n, habit in enumerate(HABITS) if habit.mode in modes]
+    return [n for n, pattern in enumerate(HEAD_PATTERNS) if pattern.mode in modes]
 
 
 class Bands:
-    """Habits of these modes, all in one order and alike in every head.
+    """Patterns of these modes, all in one order and alike in every head.
 
     Attributes:
-        habits: their numbers.
+        patterns: their numbers.
         blocks: of keys, in their order.
     """
 
     def __init__(self, grid: TokenGrid, partition: Partition, device: torch.device | str, modes: tuple[str, ...]):
-        self.habits = _numbers(*modes)
+        self.patterns = _numbers(*modes)
         anything = torch.zeros(partition.count)
-        masks = [habit_mask(grid, partition, HABITS[n], anything) for n in self.habits]
+        masks = [pattern_mask(grid, partition, HEAD_PATTERNS[n], anything) for n in self.patterns]
         self._keep = torch.stack(masks).to(device)  # [C, M, M]
         block = torch.empty(partition.length, dtype=torch.long)
-        order = habit_order(grid, HABITS[self.habits[0]]).long()
+        order = pattern_order(grid, HEAD_PATTERNS[self.patterns[0]]).long()
         block[order] = torch.arange(partition.length) // partition.size
         self.blocks = KeyGroups.of(block, device)
         # Text of a skipped head sees all, also beside video in a block.
-        skip = torch.tensor([HABITS[n].mode == "skip" for n in self.habits])
+        skip = torch.tensor([HEAD_PATTERNS[n].mode == "skip" for n in self.patterns])
         self._dense = (skip[:, None] & grid.stays_dense()).to(device) if skip.any() else None  # [C, S]
 
     def kept(self, rows: torch.Tensor) -> torch.Tensor:
@@ -116,12 +116,12 @@ class Stripes:
     """Stripes of every width, which are a head's own.
 
     Attributes:
-        habits: their numbers.
+        patterns: their numbers.
     """
 
     def __init__(self, grid: TokenGrid, partition: Partition, device: torch.device | str):
-        self.habits = _numbers("stripe")
-        self._budget = Budget.of(grid, partition, [HABITS[n].width for n in self.habits]).to(device)
+        self.patterns = _numbers("stripe")
+        self._budget = Budget.of(grid, partition, [HEAD_PATTERNS[n].width for n in self.patterns]).to(device)
 
     def kept(self, columns: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
         """Blocks that queries in these blocks, int64 ``[n]``, see: bool ``[H, C, n, M]``.

@@ -12,7 +12,7 @@ import torch
 
 from dittools.calibrate.base import RowCalibrator, Size, fill_groups
 from dittools.calibrate.key_groups import KeyGroups, errors_by_group
-from dittools.runtime import Heard
+from dittools.observer import AttentionEvent
 from dittools.tokens import TokenGrid
 
 GROUPS = 4
@@ -34,17 +34,17 @@ class STA(RowCalibrator):
         self.error: torch.Tensor | None = None
         self.count = torch.zeros(GROUPS, size.layers)
 
-    def prepare(self, heard: Heard) -> None:
-        self.search = Windows(heard.grid, self.tile, windows(heard.grid, self.tile), heard.q.device)
+    def prepare(self, event: AttentionEvent) -> None:
+        self.search = Windows(event.grid, self.tile, windows(event.grid, self.tile), event.q.device)
         if self.error is None:
             lanes = (GROUPS, self.size.layers, self.size.heads, len(self.search.windows))
-            self.error = torch.zeros(lanes, dtype=torch.float64, device=heard.q.device)
+            self.error = torch.zeros(lanes, dtype=torch.float64, device=event.q.device)
 
-    def look(self, heard: Heard, rows: torch.Tensor, round: int) -> None:
-        found = errors_by_group(heard, rows, self.search.keys, self.search.kept(rows))  # [C, B, H]
-        group = self.groups[heard.tick.step]
-        self.error[group, heard.layer] += found.sum(1).T
-        self.count[group, heard.layer] += heard.q.shape[0]
+    def look(self, event: AttentionEvent, rows: torch.Tensor, round: int) -> None:
+        found = errors_by_group(event, rows, self.search.keys, self.search.kept(rows))  # [C, B, H]
+        group = self.groups[event.step_info.step]
+        self.error[group, event.layer] += found.sum(1).T
+        self.count[group, event.layer] += event.q.shape[0]
 
     def tables(self) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
         section = {

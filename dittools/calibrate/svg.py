@@ -10,7 +10,7 @@ from dittools.calibrate.base import RowCalibrator, Size
 from dittools.calibrate.key_groups import KeyGroups, errors_by_group
 from dittools.methods.base import AttentionCall
 from dittools.methods.svg import SVG as Recipe
-from dittools.runtime import Heard
+from dittools.observer import AttentionEvent
 
 SPARSITY = 0.8
 
@@ -23,10 +23,10 @@ class SVG(RowCalibrator):
         self.error: torch.Tensor | None = None
         self.patterns: list[tuple[KeyGroups, torch.Tensor]] = []  # blocks of an order, and those kept, [M, M]
 
-    def prepare(self, heard: Heard) -> None:
-        device = heard.q.device
+    def prepare(self, event: AttentionEvent) -> None:
+        device = event.q.device
         call = AttentionCall(
-            0, self.size.layers, "", 0, self.size.steps, heard.grid, SPARSITY, heard.scale,
+            0, self.size.layers, "", 0, self.size.steps, event.grid, SPARSITY, event.scale,
             torch.Generator(), self.size.block_size,
         )  # fmt: skip
         patterns = Recipe().patterns(call, torch.device("cpu"))
@@ -34,10 +34,10 @@ class SVG(RowCalibrator):
         if self.error is None:
             self.error = torch.zeros(self.size.layers, self.size.heads, 2, dtype=torch.float64, device=device)
 
-    def look(self, heard: Heard, rows: torch.Tensor, round: int) -> None:
+    def look(self, event: AttentionEvent, rows: torch.Tensor, round: int) -> None:
         for n, (keys, keep) in enumerate(self.patterns):
-            found = errors_by_group(heard, rows, keys, keep[keys.of_token[rows]][None])  # [1, B, H]
-            self.error[heard.layer, :, n] += found[0].sum(0)
+            found = errors_by_group(event, rows, keys, keep[keys.of_token[rows]][None])  # [1, B, H]
+            self.error[event.layer, :, n] += found[0].sum(0)
 
     def tables(self) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
         error = self.error.cpu()

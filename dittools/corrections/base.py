@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import torch
 
 from dittools.methods.base import AttentionCall, Plan
+from dittools.options import Options
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,7 +45,7 @@ class Corrected:
     notes: tuple[str, ...] = ()
 
 
-class Correction:
+class Correction(Options):
     """Makes up for skipped pairs, whatever method skipped them. Subclasses are frozen dataclasses of their options.
 
     They hold settings and no state, as methods do.

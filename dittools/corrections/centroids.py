@@ -6,16 +6,17 @@ of exp is more than exp of the mean. So blocks are also *anchored*: for the mean
 output of everything skipped are computed exactly, at the price of one query a block, and mass and output of the
 means are set right there. What remains is of second order, in how far keys and queries are from their means at once.
 
-Source of the plain form: SVG-EAR (arXiv 2603.08982). Anchors are ours: `kernels/README.md` derives them.
+Source of the plain form: SVG-EAR (arXiv 2603.08982). Anchors are ours: `kernels/residual/README.md` derives them.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import ClassVar
 
 from dittools.corrections.base import Corrected, Correction, SparseCall
-from dittools.kernels.skipped import Blocks, add_skipped, anchor, summarise
+from dittools.kernels.residual.dispatch import Blocks, calibrate_at_centroid, residual_attention, summarise
+from dittools.options import option
 
 
 @dataclass(frozen=True)
@@ -25,18 +26,14 @@ class Centroids(Correction):
     name: ClassVar[str] = "centroids"
     summary: ClassVar[str] = "each skipped block enters as its mean key and value, set right at the mean query"
 
-    anchored: bool = field(default=True, metadata={"help": "set mass and output right at each block's mean query"})
-
-    def __post_init__(self):
-        if not isinstance(self.anchored, bool):
-            raise ValueError(f"anchored must be True or False, got {self.anchored!r}")
+    anchored: bool = option(True, "set mass and output right at each block's mean query")
 
     def correct(self, done: SparseCall) -> Corrected:
         blocks = Blocks.of(done.plan, done.q)
         means = summarise(done.k, done.v, blocks)
         if self.anchored:
-            means = anchor(done.q, done.k, done.v, blocks, means, done.call.scale)
-        out = add_skipped(done.q, done.out, done.lse, blocks, means, done.call.scale)
+            means = calibrate_at_centroid(done.q, done.k, done.v, blocks, means, done.call.scale)
+        out = residual_attention(done.q, done.out, done.lse, blocks, means, done.call.scale)
         tokens, count = done.k.shape[1], done.plan.mask.key.count
         notes = (f"centroids: each query also saw {count} means, {count / tokens:.1%} of {tokens} keys",)
         return Corrected(out, notes=notes)

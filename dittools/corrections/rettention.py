@@ -7,14 +7,15 @@ contribute, is the output over the skipped pairs alone: a refresh computes those
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass, field
-from numbers import Integral, Real
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 
 from dittools.attention import attend
 from dittools.corrections.base import Corrected, Correction, SparseCall
+from dittools.kernels.attn_merge import merge_share
+from dittools.options import option
 
 
 @dataclass(frozen=True)
@@ -26,14 +27,8 @@ class Rettention(Correction):
     name: ClassVar[str] = "rettention"
     summary: ClassVar[str] = "scale rows by the mass they keep and add what was skipped at the last refresh"
 
-    every: int = field(default=5, metadata={"help": "steps from one refresh, which computes all pairs, to the next"})
-    ramp: float = field(default=0.0, metadata={"help": "added to the ratio in each step after a refresh, up to 1"})
-
-    def __post_init__(self):
-        if isinstance(self.every, bool) or not isinstance(self.every, Integral) or self.every < 1:
-            raise ValueError(f"every must be a whole number of at least 1, got {self.every!r}")
-        if isinstance(self.ramp, bool) or not isinstance(self.ramp, Real) or not 0 <= self.ramp <= 1:
-            raise ValueError(f"ramp must be a number from 0 to 1, got {self.ramp!r}")
+    every: int = option(5, "steps from one refresh, which computes all pairs, to the next", min=1)
+    ramp: float = option(0.0, "added to the ratio in each step after a refresh, up to 1", min=0, max=1)
 
     @property
     def keeps_plans(self) -> int:
@@ -51,8 +46,8 @@ class Rettention(Correction):
         mask = dataclasses.replace(done.plan.mask, keep=~done.plan.mask.keep)
         skipped = dataclasses.replace(done.plan, mask=mask)
         missed, missed_lse = attend(done.q, done.k, done.v, skipped, done.call.scale, return_lse=True)
-        # exp(a) / (exp(a) + exp(b)), also where one of them is -inf.
-        ratio = (done.lse - missed_lse).sigmoid()  # [B, H, S]
+        # The two terms of `dittools.kernels.merge`, apart: later steps need each of them.
+        ratio = merge_share(done.lse, missed_lse)  # [B, H, S]
         residual = _rows(1 - ratio) * missed
         done.state.update(ratio=ratio, residual=residual.to(missed.dtype))
         notes = (f"rettention: one sparse step in {self.every} computed all pairs and counts as dense",)

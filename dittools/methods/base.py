@@ -9,14 +9,16 @@ from typing import Any, ClassVar
 
 import torch
 
-from dittools.blocks import BlockMask, Partition
-from dittools.clusters import ClusterMask
+from dittools.attention_profile import Profile
+from dittools.budget_check import BudgetCheck, HostReading
 from dittools.dense_rows import DenseRows
+from dittools.kernels.masks.block_mask import BlockMask, Partition
+from dittools.kernels.masks.cluster_mask import ClusterMask
 from dittools.keys import KeySubset
-from dittools.methods.missed import Missed, Reading
-from dittools.profile import Profile
-from dittools.selectors.ordered_blocks import OrderedBlocks
-from dittools.selectors.packed import pack_bits, unpack_bits
+from dittools.options import Options
+from dittools.scoped_cache import ScopedCache
+from dittools.selection.ordered_blocks import OrderedBlocks
+from dittools.selection.packed import pack_bits, unpack_bits
 from dittools.tokens import TokenGrid
 
 
@@ -29,7 +31,7 @@ class Plan:
         mask: blocks of positions in that order, or clusters.
         facts: named tensors for the summary, for example which heads went temporal. Only there they are summed.
         notes: what a user should know about this plan, a line each.
-        fold: gives what makes this plan again from little; a large plan that is kept is kept in that form.
+        pack: gives what makes this plan again from little memory; `compact` keeps a large plan in that form.
         keys: fewer keys in place of all, without an order; ``mask`` is then over their queries and these keys.
         key_order: with clusters, the order of the keys; None: that of the queries.
         rows: queries of some heads that see every key beside what the mask keeps.
@@ -41,12 +43,12 @@ class Plan:
     mask: BlockMask | ClusterMask
     facts: dict[str, torch.Tensor] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
-    fold: Callable[[], Callable[[], Plan]] | None = None
+    pack: Callable[[], Callable[[], Plan]] | None = None
     keys: KeySubset | None = None
     key_order: torch.Tensor | None = None
     rows: DenseRows | None = None
     by_kind: dict[TokenGrid, torch.Tensor] = field(default_factory=dict, init=False, repr=False)
-    readings: dict[TokenGrid, Reading] = field(default_factory=dict, init=False, repr=False)
+    readings: dict[TokenGrid, HostReading] = field(default_factory=dict, init=False, repr=False)
 
     def density(self) -> torch.Tensor:
         """Share of all query-key pairs that is computed: fp32 ``[B or 1, H or 1]``."""
@@ -72,11 +74,11 @@ class Plan:
         return plan
 
 
-# Kept plans of all layers may take this much as they are; larger ones are folded.
+# Kept plans of all layers may take this much as they are; larger ones are packed.
 KEPT_BYTES = 256 << 20
 
 
-def resting(plan: Plan, q: torch.Tensor, layers: int) -> Callable[[], Plan]:
+def compact(plan: Plan, q: torch.Tensor, layers: int) -> Callable[[], Plan]:
     """A plan in the form in which it is kept for later steps; calling it gives the plan.
 
     Args:
@@ -84,7 +86,7 @@ def resting(plan: Plan, q: torch.Tensor, layers: int) -> Callable[[], Plan]:
     """
     # At most, with an order for each head and lists beside the mask.
     most = q.shape[0] * q.shape[2] * (5 * plan.mask.query.count * plan.mask.key.count + 4 * q.shape[1])
-    return plan.fold() if plan.fold and most * layers > KEPT_BYTES else lambda: plan
+    return plan.pack() if plan.pack and most * layers > KEPT_BYTES else lambda: plan
 
 
 @dataclass(frozen=True)
@@ -107,9 +109,9 @@ class AttentionCall:
         scale: factor on the logits.
         generator: CPU generator seeded from (seed, step, layer).
         block_size: tokens in a query or key block.
-        memo: lives as long as the run; `remember` keeps there what is the same for every call.
-        state: lives as long as the run and belongs to this (layer, branch) alone: what a method carries from step
-            to step. It is emptied when a forward is run again after a non-finite result.
+        run_cache: what is the same for every call of the run on this grid.
+        branch_state: belongs to this (layer, branch) alone: what a method carries from step to step. It is emptied
+            when a forward is run again after a non-finite result.
         profile: the run's profile, which fits model and grid; None for a method that uses none.
         sparse_layers: layers of this one's transformer that the schedule lets run sparse, for what layers share;
             empty: all layers.
@@ -125,8 +127,8 @@ class AttentionCall:
     scale: float
     generator: torch.Generator
     block_size: int
-    memo: dict[Hashable, Any] = field(default_factory=dict)
-    state: dict[Hashable, Any] = field(default_factory=dict)
+    run_cache: ScopedCache = field(default_factory=ScopedCache)
+    branch_state: dict[Hashable, Any] = field(default_factory=ScopedCache)
     profile: Profile | None = None
     sparse_layers: tuple[int, ...] = ()
 
@@ -135,27 +137,21 @@ class AttentionCall:
         """Share of pairs to keep."""
         return 1 - self.sparsity
 
-    def remember(self, key: Hashable, make: Callable[[], Any]) -> Any:
-        """``make()``, made once in this run for this key."""
-        if key not in self.memo:
-            self.memo[key] = make()
-        return self.memo[key]
+    @property
+    def profile_cache(self) -> ScopedCache:
+        """What the profile decides alone for this grid and block size; later runs find it too.
 
-    def keep(self, key: Hashable, make: Callable[[], Any]) -> Any:
-        """``make()``, made once for this key, grid and block size as long as the profile is in use: in later runs too.
-
-        For what a profile decides alone; it stays in host memory between runs, so it has to be on the CPU and small.
+        It stays in host memory between runs, so what is put there has to be on the CPU and small.
         """
-        memo, key = self.profile.memo, (self.grid, self.block_size, key)
-        if key not in memo:
-            memo[key] = make()
-        return memo[key]
+        if self.profile is None:
+            raise ValueError("this call has no profile, and what a profile decides was asked for")
+        return self.profile.cache.get_or_make((self.grid, self.block_size), ScopedCache)
 
 
-class Method:
+class Method(Options):
     """A recipe: order, selector, budget. Subclasses are frozen dataclasses whose fields are their options.
 
-    They hold settings and no state: what belongs to a run lives in `AttentionCall.memo` and in the runtime.
+    They hold settings and no state: what belongs to a run lives in `AttentionCall.run_cache` and ``branch_state``.
 
     `profile_use`: "none" takes no profile; "given" uses one that the user names; "needed" cannot run without one.
     `decides`: options that decide what is kept in place of the sparsity, where they are neither None nor "auto".
@@ -173,7 +169,7 @@ class Method:
     def __init_subclass__(cls, **options: Any):
         super().__init_subclass__(**options)
         if "plan" in vars(cls):
-            cls.plan = _telling(cls.plan)
+            cls.plan = _telling(cls.plan)  # type: ignore[method-assign]
 
     def plan(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, call: AttentionCall) -> Plan | StayDense:
         """Choose the pairs of one call, or say why it stays dense.
@@ -202,7 +198,7 @@ class Method:
     def changed_options(self) -> dict[str, Any]:
         """Option values that differ from the method's defaults, by name."""
         default = type(self)()  # not the fields' own defaults: a method may turn 1 into (1, 1, 1)
-        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        values = {f.name: getattr(self, f.name) for f in fields(self)}  # type: ignore[arg-type]
         return {name: value for name, value in values.items() if value != getattr(default, name)}
 
 
@@ -212,10 +208,9 @@ def _telling(plan: Callable[..., Plan | StayDense]) -> Callable[..., Plan | Stay
     @wraps(plan)
     def told(self: Method, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, call: AttentionCall) -> Plan | StayDense:
         made = plan(self, q, k, v, call)
-        asked = None if isinstance(made, StayDense) else self.asked(call)
-        if asked is None:
+        if isinstance(made, StayDense) or (asked := self.asked(call)) is None:
             return made
-        return made.noting(*call.remember(Missed, Missed).of(made, self.name, asked, call))
+        return made.noting(*call.run_cache.get_or_make(BudgetCheck, BudgetCheck).of(made, self.name, asked, call))
 
     return told
 
@@ -240,8 +235,8 @@ def mask_plan(
 ) -> Plan:
     """As `block_plan`, in any order, one for each head too; the order is kept as it is."""
 
-    def fold() -> Callable[[], Plan]:
+    def pack() -> Callable[[], Plan]:
         packed = pack_bits(keep)
         return lambda: mask_plan(unpack_bits(packed, partition.count), order, partition, facts, notes)
 
-    return Plan(order, BlockMask(keep, partition, partition), facts, notes, fold=fold)
+    return Plan(order, BlockMask(keep, partition, partition), facts, notes, pack=pack)

@@ -7,17 +7,15 @@ keys and the fine-tuning of the original are not part of it. In a video the circ
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import ClassVar
 
-from dittools.methods.options import number
+from dittools.methods.options import AUTO, option
 from dittools.methods.static import Static
 from dittools.orders.tiles import fit_tile, tiles
-from dittools.selectors.boxes import boxes_of
-from dittools.selectors.geometric import Pattern
-from dittools.selectors.levels import grow, up_to
-
-AUTO = "auto"
+from dittools.selection.boxes import boxes_of
+from dittools.selection.geometric import Pattern
+from dittools.selection.levels import mask_at, mask_to_density
 
 
 @dataclass(frozen=True)
@@ -28,12 +26,9 @@ class Clear(Static):
     summary: ClassVar[str] = "a circle around every token of an image, of every frame in a video (CLEAR)"
     decides: ClassVar[tuple[str, ...]] = ("radius",)
 
-    radius: float | str = field(
-        default=AUTO, metadata={"help": "tokens; pairs less far apart are kept; auto: what the sparsity allows"}
+    radius: float | str = option(
+        AUTO, "tokens; pairs less far apart are kept; auto: what the sparsity allows", kind="number", min=1
     )
-
-    def __post_init__(self):
-        object.__setattr__(self, "radius", number("radius", self.radius, least=1))
 
     def pattern(self, grid, sparsity: float, block_size: int) -> Pattern:
         # All frames are in reach, so a patch of one frame is as good as any and the nearest to the original.
@@ -42,9 +37,9 @@ class Clear(Static):
         boxes = boxes_of(grid, order, block_size)
         level = boxes.least(lambda rows: boxes.gap(1, rows) ** 2 + boxes.gap(2, rows) ** 2)
         if self.radius != AUTO:
-            pattern, said = up_to(grid, order, level, math.ceil(self.radius**2) - 1, block_size), f"{self.radius:g}"
+            pattern, said = mask_at(grid, order, level, math.ceil(self.radius**2) - 1, block_size), f"{self.radius:g}"
         else:
-            grown = grow(grid, order, level, sparsity, block_size)
+            grown = mask_to_density(grid, order, level, sparsity, block_size)
             pattern, said = grown.pattern, _radius(grown.level)
             if grown.beyond is not None:
                 said += f", and the nearest {grown.share:.0%} of what {_radius(grown.beyond)} adds"

@@ -8,17 +8,15 @@ leave a query nothing; here the diagonal always stays.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 
 from dittools.methods.base import AttentionCall, Method, Plan, block_plan
-from dittools.methods.checks import one_of
-from dittools.orders.named import ORDERS
-from dittools.selectors.budget import SCOPES
-from dittools.selectors.ordered_blocks import ordered_blocks
-from dittools.selectors.pooled import block_softmax, pooled_logits
+from dittools.methods.options import order_option, scope_option
+from dittools.selection.ordered_blocks import ordered_blocks
+from dittools.selection.pooled import block_softmax, pooled_logits
 
 
 @dataclass(frozen=True)
@@ -28,15 +26,11 @@ class Draft(Method):
     name: ClassVar[str] = "draft"
     summary: ClassVar[str] = "brightest blocks of a pooled attention map, in 2-D patches (DraftAttention)"
 
-    scope: str = field(default="head", metadata={"help": f"who shares a budget: {', '.join(SCOPES)}"})
-    order: str = field(default="patches", metadata={"help": f"token order: {', '.join(ORDERS)}"})
-
-    def __post_init__(self):
-        one_of("scope", self.scope, SCOPES)
-        one_of("order", self.order, ORDERS)
+    scope: str = scope_option("head")
+    order: str = order_option("patches")
 
     def plan(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, call: AttentionCall) -> Plan:
         blocks = ordered_blocks(call, q.device, self.order)
         draft = block_softmax(pooled_logits(q, k, blocks, call.scale), blocks)
-        keep = blocks.spend(draft, call.density, scope=self.scope, force=blocks.force)
+        keep = blocks.select_topk(draft, call.density, scope=self.scope, force=blocks.force)
         return block_plan(blocks, keep)

@@ -1,22 +1,20 @@
 """Generalized neighborhood attention: every query sees a window of frames, rows and columns around it.
 
-Source: Hassani et al., arXiv 2504.16922, and NATTEN. Windows are exact (see `selectors.windows`); a pair of blocks is
+Source: Hassani et al., arXiv 2504.16922, and NATTEN. Windows are exact (see `selection.windows`); a pair of blocks is
 computed whole when any of its token pairs is in a window, so a query sees its window and a little more.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import ClassVar
 
-from dittools.methods.options import axes
+from dittools.methods.options import AUTO, option
 from dittools.methods.static import Static
 from dittools.orders.tiles import fit_tile, tiles
-from dittools.selectors.boxes import boxes_of
-from dittools.selectors.geometric import Pattern
-from dittools.selectors.windows import fitted, growing, grown_window, sees, set_window
-
-AUTO = "auto"
+from dittools.selection.boxes import boxes_of
+from dittools.selection.geometric import Pattern
+from dittools.selection.windows import fitted, growing, grown_window, sees, set_window
 
 
 @dataclass(frozen=True)
@@ -27,24 +25,19 @@ class GNA(Static):
     summary: ClassVar[str] = "a window around every query, by stride and dilation (NATTEN)"
     decides: ClassVar[tuple[str, ...]] = ("window",)
 
-    window: int | tuple[int, int, int] | str = field(
-        default=AUTO, metadata={"help": "frames, rows, columns a query sees; auto: what the sparsity allows"}
+    window: int | tuple[int, int, int] | str = option(
+        AUTO, "frames, rows, columns a query sees; auto: what the sparsity allows", kind="axes"
     )
-    stride: int | tuple[int, int, int] | str = field(
-        default=AUTO,
-        metadata={"help": "queries along each axis that share a window; auto: 1 with a window, a tile without"},
+    stride: int | tuple[int, int, int] | str = option(
+        AUTO, "queries along each axis that share a window; auto: 1 with a window, a tile without", kind="axes"
     )
-    dilation: int | tuple[int, int, int] = field(
-        default=1, metadata={"help": "step between the keys of a window along each axis"}
-    )
-    tile: int | tuple[int, int, int] | str = field(
-        default=AUTO, metadata={"help": "frames, rows, columns side by side in the order; auto: one block's worth"}
+    dilation: int | tuple[int, int, int] = option(1, "step between the keys of a window along each axis", kind="axes")
+    tile: int | tuple[int, int, int] | str = option(
+        AUTO, "frames, rows, columns side by side in the order; auto: one block's worth", kind="axes"
     )
 
     def __post_init__(self):
-        for name in ("window", "stride", "dilation", "tile"):
-            value = axes(name, getattr(self, name), auto=name != "dilation")
-            object.__setattr__(self, name, value)
+        super().__post_init__()
         if AUTO not in (self.window, self.stride) and any(s > w for s, w in zip(self.stride, self.window, strict=True)):
             raise ValueError(f"stride {self.stride} must not be larger than window {self.window} on any axis")
 

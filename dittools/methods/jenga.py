@@ -9,19 +9,17 @@ step, skipped steps and growing resolution are not part of the attention and not
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 
-from dittools.kernels.lists import keep_mass
+from dittools.kernels.block_sparse.lists import keep_mass
 from dittools.methods.base import AttentionCall, Method, Plan, block_plan
-from dittools.methods.checks import flag, one_of, share
-from dittools.orders.named import ORDERS
-from dittools.selectors.budget import SCOPES
-from dittools.selectors.neighbours import affordable, contact, same_frame, touching
-from dittools.selectors.ordered_blocks import OrderedBlocks, ordered_blocks
-from dittools.selectors.pooled import block_softmax, pooled_logits
+from dittools.methods.options import option, order_option, scope_option, share_option
+from dittools.selection.neighbours import affordable, contact, same_frame, touching
+from dittools.selection.ordered_blocks import OrderedBlocks, ordered_blocks
+from dittools.selection.pooled import block_softmax, pooled_logits
 
 
 @dataclass(frozen=True)
@@ -32,23 +30,15 @@ class Jenga(Method):
     summary: ClassVar[str] = "neighbours and best pooled blocks along a space-filling curve (Jenga)"
     decides: ClassVar[tuple[str, ...]] = ("top_p",)
 
-    scope: str = field(default="row", metadata={"help": f"who shares a budget: {', '.join(SCOPES)}"})
-    top_p: float | None = field(
-        default=None, metadata={"help": "share of pooled softmax to reach; sparsity then caps what top-k drops"}
-    )
-    first_frame: bool = field(default=False, metadata={"help": "blocks of the first frame all see each other"})
-    order: str = field(default="curve", metadata={"help": f"token order: {', '.join(ORDERS)}"})
-
-    def __post_init__(self):
-        one_of("scope", self.scope, SCOPES)
-        one_of("order", self.order, ORDERS)
-        share("top_p", self.top_p)
-        flag("first_frame", self.first_frame)
+    scope: str = scope_option("row")
+    top_p: float | None = share_option("share of pooled softmax to reach; sparsity then caps what top-k drops")
+    first_frame: bool = option(False, "blocks of the first frame all see each other")
+    order: str = order_option("curve")
 
     def plan(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, call: AttentionCall) -> Plan:
         blocks = ordered_blocks(call, q.device, self.order)
         budget = call.density if self.top_p is None else 1
-        near, notes = call.remember(
+        near, notes = call.run_cache.get_or_make(
             ("jenga", self.order, budget, q.device),
             lambda: affordable(self.nearness(call, blocks), blocks, budget),
         )
@@ -56,7 +46,7 @@ class Jenga(Method):
         if self.top_p is not None:
             keep = keep_mass(scores, self.top_p, min_share=call.density) | near
             return block_plan(blocks, keep, f"top_p {self.top_p:g} and neighbours add to what sparsity would keep")
-        keep = blocks.spend(scores, call.density, scope=self.scope, force=near)
+        keep = blocks.select_topk(scores, call.density, scope=self.scope, force=near)
         return block_plan(blocks, keep, *notes)
 
     def nearness(self, call: AttentionCall, blocks: OrderedBlocks) -> torch.Tensor:

@@ -9,19 +9,18 @@ found for all heads of the call together, and the window takes at most half of t
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 
-from dittools.kernels.lists import keep_mass
+from dittools.kernels.block_sparse.lists import keep_mass
 from dittools.methods.base import AttentionCall, Method, Plan, block_plan
-from dittools.methods.checks import one_of, share, whole
+from dittools.methods.options import option, scope_option, share_option
 from dittools.orders.named import tile_shape
-from dittools.selectors.budget import SCOPES
-from dittools.selectors.neighbours import affordable, contact, window
-from dittools.selectors.ordered_blocks import ordered_blocks
-from dittools.selectors.pooled import block_softmax, pooled_logits
+from dittools.selection.neighbours import affordable, contact, window
+from dittools.selection.ordered_blocks import ordered_blocks
+from dittools.selection.pooled import block_softmax, pooled_logits
 
 
 @dataclass(frozen=True)
@@ -32,32 +31,26 @@ class Nabla(Method):
     summary: ClassVar[str] = "nucleus of a pooled attention map, and a window of tiles (NABLA)"
     decides: ClassVar[tuple[str, ...]] = ("top_p",)
 
-    scope: str = field(default="layer", metadata={"help": f"who shares a budget: {', '.join(SCOPES)}"})
-    top_p: float | None = field(
-        default=None, metadata={"help": "share of pooled softmax to keep, in place of sparsity"}
-    )
-    window: Sequence[int] = field(default=(11, 3, 3), metadata={"help": "tiles: frames, rows, columns, odd numbers"})
+    scope: str = scope_option("layer")
+    top_p: float | None = share_option("share of pooled softmax to keep, in place of sparsity")
+    window: int | Sequence[int] = option((11, 3, 3), "tiles: frames, rows, columns, odd numbers", kind="axes")
 
     def __post_init__(self):
-        one_of("scope", self.scope, SCOPES)
-        share("top_p", self.top_p)
-        if isinstance(self.window, str) or not isinstance(self.window, Sequence) or len(self.window) != 3:
-            raise ValueError(f"window must be three numbers of tiles (frames, rows, columns), got {self.window!r}")
-        for extent in self.window:
-            whole("window", extent, 1)
-            if extent % 2 == 0:
-                raise ValueError(f"window must be odd along each axis, to have a middle, got {self.window!r}")
-        object.__setattr__(self, "window", tuple(self.window))
+        super().__post_init__()
+        if not all(extent % 2 for extent in self.window):
+            raise ValueError(f"window must be odd along each axis, to have a middle, got {list(self.window)}")
 
     def plan(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, call: AttentionCall) -> Plan:
         blocks = ordered_blocks(call, q.device, "patches")
         budget = call.density if self.top_p is None else 1
-        near, notes = call.remember(("nabla", self.window, budget, q.device), lambda: self.near(blocks, call, budget))
+        near, notes = call.run_cache.get_or_make(
+            ("nabla", self.window, budget, q.device), lambda: self.near(blocks, call, budget)
+        )
         scores = block_softmax(pooled_logits(q, k, blocks, call.scale), blocks)
         if self.top_p is not None:
             keep = keep_mass(scores, self.top_p) | near
             return block_plan(blocks, keep, f"top_p {self.top_p:g} decides what is kept, in place of sparsity")
-        keep = blocks.spend(scores, call.density, scope=self.scope, ranking="cumulative", force=near)
+        keep = blocks.select_topk(scores, call.density, scope=self.scope, ranking="cumulative", force=near)
         return block_plan(blocks, keep, *notes)
 
     def near(self, blocks, call: AttentionCall, budget: float) -> tuple[torch.Tensor, tuple[str, ...]]:

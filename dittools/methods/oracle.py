@@ -6,17 +6,15 @@ spread thin, though, and those then err most: for the output, rows that share ev
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 
 from dittools.methods.base import AttentionCall, Method, Plan, block_plan
-from dittools.methods.checks import one_of
-from dittools.orders.named import ORDERS
-from dittools.selectors.budget import SCOPES
-from dittools.selectors.measured import block_mass
-from dittools.selectors.ordered_blocks import ordered_blocks
+from dittools.methods.options import order_option, scope_option
+from dittools.selection.measured import block_mass
+from dittools.selection.ordered_blocks import ordered_blocks
 
 
 @dataclass(frozen=True)
@@ -26,15 +24,11 @@ class Oracle(Method):
     name: ClassVar[str] = "oracle"
     summary: ClassVar[str] = "yardstick, slower than dense: the blocks that truly hold most mass"
 
-    scope: str = field(default="row", metadata={"help": f"who shares a budget: {', '.join(SCOPES)}"})
-    order: str = field(default="raster", metadata={"help": f"token order: {', '.join(ORDERS)}"})
-
-    def __post_init__(self):
-        one_of("scope", self.scope, SCOPES)
-        one_of("order", self.order, ORDERS)
+    scope: str = scope_option("row")
+    order: str = order_option("raster")
 
     def plan(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, call: AttentionCall) -> Plan:
         blocks = ordered_blocks(call, q.device, self.order)
         mass = block_mass(q, k, blocks, call.scale)
-        keep = blocks.spend(mass, call.density, scope=self.scope, force=blocks.force_text)
+        keep = blocks.select_topk(mass, call.density, scope=self.scope, force=blocks.force_text)
         return block_plan(blocks, keep)

@@ -8,20 +8,20 @@ here a tail is kept for its own sake only where it is ragged.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 
-from dittools.blocks import Partition
-from dittools.methods.base import AttentionCall, Method, Plan, StayDense, mask_plan, resting
+from dittools.attention_profile import misfit_of_call
+from dittools.kernels.masks.block_mask import Partition
+from dittools.kernels.upload import upload
+from dittools.methods.base import AttentionCall, Method, Plan, StayDense, compact, mask_plan
+from dittools.methods.options import scope_option
 from dittools.orders.axes import AXES, axis_order
-from dittools.profile import misfit_of_call
-from dittools.selectors.budget import SCOPES
-from dittools.selectors.paro_tables import Tables
-from dittools.selectors.profiled import with_other_text
+from dittools.selection.paro_tables import Tables
+from dittools.selection.profiled import with_other_text
 from dittools.tokens import TokenGrid
-from dittools.upload import upload
 
 
 @dataclass(frozen=True)
@@ -34,29 +34,26 @@ class PARO(Method):
     summary: ClassVar[str] = "per head: the axis order that groups its mass, then the heaviest blocks (PAROAttention)"
     profile_use: ClassVar[str] = "needed"
 
-    scope: str = field(default="layer", metadata={"help": "who shares one threshold: layer, head or row"})
-
-    def __post_init__(self):
-        if self.scope not in SCOPES:
-            raise ValueError(f"scope must be one of {', '.join(SCOPES)}, got {self.scope!r}")
+    scope: str = scope_option("layer")
 
     def plan(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, call: AttentionCall) -> Plan | StayDense:
         if why := misfit_of_call(call.profile, call.grid):
             return StayDense(why)
         tables = Tables(call.profile)
         group = tables.groups[call.step]
-        # Masks cost a sort of masses: the plan of the present group of steps is kept.
-        known = call.remember(("paro", call.layer, call.sparsity, q.device), dict)
-        if group not in known:
-            known.clear()
-            known[group] = resting(self._plan(call, tables, group, q.device), q, call.layers)
-        return known[group]()
+        # Masks cost a sort of masses: the plan of the present group of steps is kept, and no other.
+        key = "paro", call.layer, call.sparsity, q.device
+        if key not in call.run_cache or call.run_cache[key][0] != group:
+            call.run_cache[key] = group, compact(self._plan(call, tables, group, q.device), q, call.layers)
+        return call.run_cache[key][1]()
 
     def _plan(self, call: AttentionCall, tables: Tables, group: int, device: torch.device) -> Plan:
         """The plan of a layer in a group of steps."""
         axes, partition = tables.axes[call.layer], Partition(call.grid.tokens, call.block_size)
-        orders = call.remember(("axis orders", device), lambda: _orders(call.grid, device))
-        own = call.remember(("paro order", call.layer, device), lambda: orders[upload(axes.long(), device)][None])
+        orders = call.run_cache.get_or_make(("axis orders", device), lambda: _orders(call.grid, device))
+        own = call.run_cache.get_or_make(
+            ("paro order", call.layer, device), lambda: orders[upload(axes.long(), device)][None]
+        )
         keep = tables.keep(group, call.layer, call.sparsity, call.block_size, self.scope, device)
         if call.grid != call.profile.grid:
             keep = with_other_text(keep, call.grid, partition)

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 
+from dittools.kernels.upload import upload
 from dittools.methods.base import AttentionCall, Method, Plan, block_plan
-from dittools.methods.checks import one_of
-from dittools.orders.named import ORDERS
-from dittools.selectors.ordered_blocks import ordered_blocks
-from dittools.upload import upload
+from dittools.methods.options import order_option
+from dittools.selection.ordered_blocks import ordered_blocks
 
 
 @dataclass(frozen=True)
@@ -21,14 +20,11 @@ class RandomBlocks(Method):
     name: ClassVar[str] = "random"
     summary: ClassVar[str] = "yardstick: random blocks beside text and diagonal"
 
-    order: str = field(default="raster", metadata={"help": f"token order: {', '.join(ORDERS)}"})
-
-    def __post_init__(self):
-        one_of("order", self.order, ORDERS)
+    order: str = order_option("raster")
 
     def plan(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, call: AttentionCall) -> Plan:
         blocks = ordered_blocks(call, q.device, self.order)
         shape = 1, q.shape[2], blocks.partition.count, blocks.partition.count  # a batch shares it
         scores = upload(torch.rand(shape, generator=call.generator), q.device)
-        keep = blocks.spend(scores, call.density, force=blocks.force)
+        keep = blocks.select_topk(scores, call.density, force=blocks.force)
         return block_plan(blocks, keep)

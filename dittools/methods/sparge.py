@@ -14,20 +14,17 @@ out for now: 8-bit products.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from numbers import Real
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 
 from dittools.methods.base import AttentionCall, Method, Plan, block_plan
-from dittools.methods.checks import flag, one_of, share
-from dittools.orders.named import ORDERS
-from dittools.selectors.budget import SCOPES
-from dittools.selectors.nucleus import within_mass
-from dittools.selectors.ordered_blocks import ordered_blocks
-from dittools.selectors.pooled import block_softmax, centred, mean_logits, pool
-from dittools.selectors.self_similarity import means_and_similarity
+from dittools.methods.options import option, order_option, scope_option, share_option
+from dittools.selection.nucleus import within_mass
+from dittools.selection.ordered_blocks import ordered_blocks
+from dittools.selection.pooled import block_softmax, centred, mean_logits, pool
+from dittools.selection.self_similarity import means_and_similarity
 
 
 @dataclass(frozen=True)
@@ -38,22 +35,17 @@ class Sparge(Method):
     summary: ClassVar[str] = "pooled scores, trusted where the tokens of a block are alike (SpargeAttn)"
     decides: ClassVar[tuple[str, ...]] = ("tau",)
 
-    similarity: float | str = field(
-        default="auto", metadata={"help": "least mean cosine in a block to trust its pooling; auto: -0.1, 0.6 with tau"}
+    similarity: float | str = option(
+        "auto",
+        "least mean cosine in a block to trust its pooling; auto: -0.1, 0.6 with tau",
+        kind="number",
+        min=-1,
+        max=1,
     )
-    tau: float | None = field(default=None, metadata={"help": "cumulative share each row keeps, in place of sparsity"})
-    sink: bool = field(default=False, metadata={"help": "keep the first key block for every query"})
-    scope: str = field(default="row", metadata={"help": f"who shares a budget: {', '.join(SCOPES)}"})
-    order: str = field(default="raster", metadata={"help": f"token order: {', '.join(ORDERS)}"})
-
-    def __post_init__(self):
-        gate = self.similarity
-        if gate != "auto" and (isinstance(gate, bool) or not isinstance(gate, Real) or not -1 <= gate <= 1):
-            raise ValueError(f"similarity must be 'auto' or a cosine between -1 and 1, got {gate!r}")
-        share("tau", self.tau)
-        flag("sink", self.sink)
-        one_of("scope", self.scope, SCOPES)
-        one_of("order", self.order, ORDERS)
+    tau: float | None = share_option("cumulative share each row keeps, in place of sparsity")
+    sink: bool = option(False, "keep the first key block for every query")
+    scope: str = scope_option("row")
+    order: str = order_option("raster")
 
     def plan(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, call: AttentionCall) -> Plan:
         blocks = ordered_blocks(call, q.device, self.order)
@@ -73,5 +65,5 @@ class Sparge(Method):
         if self.tau is not None:
             keep = within_mass(scores, self.tau) | force | (mixed > 0)
             return block_plan(blocks, keep, f"tau {self.tau:g} decides what is kept, in place of sparsity")
-        keep = blocks.spend(scores + mixed, call.density, scope=self.scope, force=force)
+        keep = blocks.select_topk(scores + mixed, call.density, scope=self.scope, force=force)
         return block_plan(blocks, keep)

@@ -7,18 +7,16 @@ and answer are here dense text and a budget for video. Departure: the step that 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 
 from dittools.methods.base import AttentionCall, Method, Plan, block_plan
-from dittools.methods.checks import one_of, whole
-from dittools.orders.named import ORDERS
-from dittools.selectors.budget import SCOPES
-from dittools.selectors.measured import block_mass
-from dittools.selectors.ordered_blocks import ordered_blocks
-from dittools.selectors.packed import pack_bits, unpack_bits
+from dittools.methods.options import option, order_option, scope_option
+from dittools.selection.measured import block_mass
+from dittools.selection.ordered_blocks import ordered_blocks
+from dittools.selection.packed import pack_bits, unpack_bits
 
 
 @dataclass(frozen=True)
@@ -28,20 +26,15 @@ class SparseD(Method):
     name: ClassVar[str] = "sparsed"
     summary: ClassVar[str] = "block mass measured once and kept to the end of the run (SparseD)"
 
-    scope: str = field(default="row", metadata={"help": f"who shares a budget: {', '.join(SCOPES)}"})
-    rows: int = field(default=0, metadata={"help": "queries of each block that are looked at; 0: all"})
-    order: str = field(default="raster", metadata={"help": f"token order: {', '.join(ORDERS)}"})
-
-    def __post_init__(self):
-        one_of("scope", self.scope, SCOPES)
-        whole("rows", self.rows, 0)
-        one_of("order", self.order, ORDERS)
+    scope: str = scope_option("row")
+    rows: int = option(0, "queries of each block that are looked at; 0: all", min=0)
+    order: str = order_option("raster")
 
     def plan(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, call: AttentionCall) -> Plan:
         blocks = ordered_blocks(call, q.device, self.order)
-        if call.state.get("shape") != q.shape:
+        if call.branch_state.get("shape") != q.shape:
             mass = block_mass(q, k, blocks, call.scale, rows=self.rows)
-            keep = blocks.spend(mass, call.density, scope=self.scope, force=blocks.force_text)
-            call.state.update(keep=pack_bits(keep), shape=q.shape)
-        keep = unpack_bits(call.state["keep"], blocks.partition.count)
+            keep = blocks.select_topk(mass, call.density, scope=self.scope, force=blocks.force_text)
+            call.branch_state.update(keep=pack_bits(keep), shape=q.shape)
+        keep = unpack_bits(call.branch_state["keep"], blocks.partition.count)
         return block_plan(blocks, keep)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from functools import lru_cache
 
 import torch
 
 from dittools.methods.base import AttentionCall, Method, Plan
 from dittools.orders.raster import raster
-from dittools.selectors.geometric import Pattern
+from dittools.scoped_cache import process_cached
+from dittools.selection.geometric import Pattern
 from dittools.tokens import TokenGrid
 
 
@@ -21,7 +21,7 @@ class Static(Method):
         """The order and mask of every call of a run, on the CPU."""
 
     def plan(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, call: AttentionCall) -> Plan:
-        return call.remember((self, call.sparsity, q.device), lambda: self._plan(call, q.device))
+        return call.run_cache.get_or_make((self, call.sparsity, q.device), lambda: self._plan(call, q.device))
 
     def _plan(self, call: AttentionCall, device: torch.device) -> Plan:
         return self.plan_of(_known(self, call.grid, call.sparsity, call.block_size), call.grid, device)
@@ -34,7 +34,7 @@ class Static(Method):
         return Plan(order, pattern.mask, notes=tuple(f"{self.name}: {note}" for note in pattern.notes))
 
 
-@lru_cache(maxsize=8)
+@process_cached(8)
 def _known(method: Static, grid: TokenGrid, sparsity: float, block_size: int) -> Pattern:
     """A pattern that an earlier run may have made: making one keeps the GPU waiting for 20 to 100 ms."""
     return method.pattern(grid, sparsity, block_size)

@@ -7,21 +7,22 @@ frame is kept in original coordinates for both patterns; and all of it fits into
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from functools import lru_cache
-from numbers import Integral
+from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar
 
 import torch
 
+from dittools.kernels.upload import upload
 from dittools.methods.base import AttentionCall, Method, Plan
-from dittools.methods.pair import Pair
+from dittools.methods.options import option
 from dittools.orders.raster import raster
 from dittools.orders.token_major import token_major
-from dittools.selectors.geometric import Pattern, band_pattern
-from dittools.selectors.sampled import errors_of, stratified_rows
+from dittools.scoped_cache import process_cached
+from dittools.selection.geometric import Pattern, band_pattern
+from dittools.selection.sampled import errors_of, stratified_rows
+from dittools.selection.two_patterns import TwoPatterns
 from dittools.tokens import TokenGrid
-from dittools.upload import upload
 
 
 @dataclass(frozen=True)
@@ -35,17 +36,10 @@ class SVG(Method):
     profile_use: ClassVar[str] = "given"
     summary: ClassVar[str] = "per head: near frames, or the same place in all frames (Sparse VideoGen)"
 
-    probe_rows: int | str = field(
-        default="auto", metadata={"help": "query rows probed per call; auto: 1 % of the tokens, 16 to 64"}
+    probe_rows: int | str = option(
+        "auto", "query rows probed per call; auto: 1 % of the tokens, 16 to 64", kind="count", min=1
     )
-    sink: bool = field(default=True, metadata={"help": "keep the first frame for every query"})
-
-    def __post_init__(self):
-        count = self.probe_rows
-        if count != "auto" and (isinstance(count, bool) or not isinstance(count, Integral) or count < 1):
-            raise ValueError(f"probe_rows must be 'auto' or a whole number of at least 1, got {count!r}")
-        if not isinstance(self.sink, bool):
-            raise ValueError(f"sink must be True or False, got {self.sink!r}")
+    sink: bool = option(True, "keep the first frame for every query")
 
     def why_not(self, grid, block_size: int) -> str | None:
         if grid.frames < 2:
@@ -53,14 +47,15 @@ class SVG(Method):
         return super().why_not(grid, block_size)
 
     def plan(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, call: AttentionCall) -> Plan:
-        pair = call.remember(("svg", call.sparsity, q.device), lambda: Pair.of(*self.patterns(call, q.device)))
+        both = call.run_cache.get_or_make(
+            ("svg", call.sparsity, q.device), lambda: TwoPatterns.of(*self.patterns(call, q.device))
+        )
         if call.profile is not None:
-            return pair.pick(*known_classes(q, call))
+            return pattern_plan(both, known_temporal(q, call))
         asked = min(max(call.grid.tokens // 100, 16), 64) if self.probe_rows == "auto" else self.probe_rows
         rows = upload(stratified_rows(call.grid.tokens, asked, call.generator), q.device)
-        spatial_error, temporal_error = errors_of(q, k, v, rows, pair.rows(rows), call.scale)
-        temporal = temporal_error < spatial_error  # [B, H]
-        return pair.pick(temporal, {"spatial": ~temporal, "temporal": temporal})
+        spatial_error, temporal_error = errors_of(q, k, v, rows, both.rows(rows), call.scale)
+        return pattern_plan(both, temporal_error < spatial_error)
 
     def patterns(self, call: AttentionCall, device: torch.device) -> tuple[Pattern, Pattern]:
         """(spatial, temporal): near in raster distance, and near in patch position whatever the frame."""
@@ -68,7 +63,7 @@ class SVG(Method):
         return spatial.to(device), temporal.to(device)
 
 
-@lru_cache(maxsize=4)
+@process_cached(4)
 def bands(grid: TokenGrid, sparsity: float, block_size: int, sink: bool) -> tuple[Pattern, Pattern]:
     """`SVG.patterns` on the CPU, kept for later runs: making them keeps the GPU waiting for 20 to 100 ms."""
     budget = {"sparsity": sparsity, "block_size": block_size, "sink": sink}
@@ -77,9 +72,15 @@ def bands(grid: TokenGrid, sparsity: float, block_size: int, sink: bool) -> tupl
     return spatial, band_pattern(grid, token_major(grid), index % grid.frame, **budget)
 
 
-def known_classes(q: torch.Tensor, call: AttentionCall) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    """Which heads a profile found temporal, bool ``[B, H]``, and their counts: nothing is probed then."""
+def known_temporal(q: torch.Tensor, call: AttentionCall) -> torch.Tensor:
+    """Which heads a profile found temporal, bool ``[B, H]``: nothing is probed then."""
     model = call.profile.model
     table = call.profile.array("svg.temporal", (model.layers, model.heads), torch.uint8)[call.layer]
-    temporal = table.bool().to(q.device).expand(q.shape[0], -1)
-    return temporal, {"spatial": ~temporal, "temporal": temporal}
+    return table.bool().to(q.device).expand(q.shape[0], -1)
+
+
+def pattern_plan(both: TwoPatterns, temporal: torch.Tensor) -> Plan:
+    """The plan in which heads run the spatial pattern or, where ``temporal`` ``[B, H]`` says so, the other."""
+    order, mask = both.select(temporal)
+    facts = {"spatial": ~temporal, "temporal": temporal}
+    return Plan(order, mask, facts, both.notes, pack=lambda: partial(pattern_plan, both, temporal))

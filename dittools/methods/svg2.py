@@ -7,20 +7,19 @@ sequence, and what is carried from step to step belongs to one run, layer and br
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from numbers import Integral
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 
-from dittools.clusters import ClusterMask
-from dittools.kernels.lists import keep_mass
+from dittools.kernels.block_sparse.lists import keep_mass
+from dittools.kernels.masks.cluster_mask import ClusterMask
 from dittools.methods.base import AttentionCall, Method, Plan
+from dittools.methods.options import option, scope_option, share_option
 from dittools.orders.clusters import Clustered, cluster_order
-from dittools.parts import inner_part
-from dittools.selectors.areas import runs_of
-from dittools.selectors.budget import SCOPES
-from dittools.selectors.clustered import centroid_mass, spend_clusters
+from dittools.parts import part
+from dittools.selection.areas import area_segments
+from dittools.selection.clustered import centroid_mass, select_topk_clusters
 
 MOST = {"query": 300, "key": 1000}  # as published, for 75,600 tokens
 ROWS_ON_A_GPU = 160  # queries a cluster needs on average to fill tiles of 128 rows well
@@ -36,26 +35,13 @@ class SVG2(Method):
     summary: ClassVar[str] = "clusters of alike queries attend to clusters of alike keys (Sparse VideoGen2)"
     decides: ClassVar[tuple[str, ...]] = ("top_p",)
 
-    query_clusters: int | str = field(default="auto", metadata={"help": "per head; auto: up to 300, by tokens"})
-    key_clusters: int | str = field(default="auto", metadata={"help": "per head; auto: up to 1000, by tokens"})
-    top_p: float | None = field(default=None, metadata={"help": "mass to keep a row, in place of the asked sparsity"})
-    min_share: float = field(default=0.1, metadata={"help": "with top_p: least share of key clusters to keep"})
-    scope: str = field(default="row", metadata={"help": "who shares the budget: row, head or layer"})
-    first_iterations: int = field(default=10, metadata={"help": "k-means iterations of a fresh start"})
-    iterations: int = field(default=1, metadata={"help": "k-means iterations in later steps, from the step before"})
-
-    def __post_init__(self):
-        for name in ("query_clusters", "key_clusters", "first_iterations", "iterations"):
-            value = getattr(self, name)
-            auto = name.endswith("clusters") and value == "auto"
-            if not auto and (isinstance(value, bool) or not isinstance(value, Integral) or value < 1):
-                raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
-        if self.top_p is not None and not 0 < self.top_p <= 1:
-            raise ValueError(f"top_p must be above 0 and at most 1, got {self.top_p!r}")
-        if not 0 <= self.min_share <= 1:
-            raise ValueError(f"min_share must be from 0 to 1, got {self.min_share!r}")
-        if self.scope not in SCOPES:
-            raise ValueError(f"scope must be one of {', '.join(SCOPES)}, got {self.scope!r}")
+    query_clusters: int | str = option("auto", "per head; auto: up to 300, by tokens", kind="count", min=1)
+    key_clusters: int | str = option("auto", "per head; auto: up to 1000, by tokens", kind="count", min=1)
+    top_p: float | None = share_option("mass to keep a row, in place of the asked sparsity")
+    min_share: float = option(0.1, "with top_p: least share of key clusters to keep", min=0, max=1)
+    scope: str = scope_option("row")
+    first_iterations: int = option(10, "k-means iterations of a fresh start", min=1)
+    iterations: int = option(1, "k-means iterations in later steps, from the step before", min=1)
 
     def plan(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, call: AttentionCall) -> Plan:
         query, key = self.clusters("query", q, call), self.clusters("key", k, call)
@@ -66,13 +52,13 @@ class SVG2(Method):
 
     def clusters(self, side: str, x: torch.Tensor, call: AttentionCall) -> Clustered:
         """Clusters of one side, from where they stood in the step before."""
-        before = call.state.get(side)
+        before = call.branch_state.get(side)
         iterations = self.first_iterations if before is None else self.iterations
-        with inner_part("order"):
-            tokens = [at.stop - at.start for _, at in runs_of(call.grid)]
+        with part("order"):
+            tokens = [at.stop - at.start for _, at in area_segments(call.grid)]
             counts = [self.count(side, call, each) for each in tokens]
             made = cluster_order(x, call.grid, counts, before, iterations, call.generator)
-        call.state[side] = made.starts
+        call.branch_state[side] = made.starts
         return made
 
     def count(self, side: str, call: AttentionCall, tokens: int) -> int:
@@ -90,4 +76,4 @@ class SVG2(Method):
         mass = centroid_mass(query, key, call.scale)
         if self.top_p is not None:
             return keep_mass(mass, self.top_p, min_share=self.min_share, force=force)
-        return spend_clusters(mass, query, key, call.density, scope=self.scope)
+        return select_topk_clusters(mass, query, key, call.density, scope=self.scope)

@@ -5,14 +5,15 @@ Source: "SVG-EAR", arXiv 2603.08982. The means enter by the correction `centroid
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 
-from dittools.kernels.lists import keep_mass
+from dittools.kernels.block_sparse.lists import keep_mass
+from dittools.methods.options import option
 from dittools.methods.svg2 import SVG2
-from dittools.selectors.clustered import centroid_mass, compensation_error, spend_clusters
+from dittools.selection.clustered import centroid_mass, compensation_error, select_topk_clusters
 
 
 @dataclass(frozen=True)
@@ -26,14 +27,14 @@ class SVGEAR(SVG2):
     correction: ClassVar[str] = "centroids"
 
     # One more than svg2: what is skipped leans on the means themselves.
-    iterations: int = field(default=2, metadata={"help": "k-means iterations in later steps, from the step before"})
+    iterations: int = option(2, "k-means iterations in later steps, from the step before", min=1)
 
     def choose(self, query, key, k, v, call, force) -> torch.Tensor:
         sizes = query.partition.run_sizes, key.partition.run_sizes
         # An error is suffered by all queries of a cluster and saved at the price of all pairs: by key, that is.
         gain = compensation_error(query, key, k, v, call.scale) / sizes[1].clamp_min(1)[..., None, :]
         if self.top_p is None:
-            return spend_clusters(gain, query, key, call.density, scope=self.scope)
+            return select_topk_clusters(gain, query, key, call.density, scope=self.scope)
         mass = centroid_mass(query, key, call.scale)
         room = keep_mass(mass, self.top_p, min_share=2 * self.min_share if self.min_share <= 0.5 else 1.0, force=force)
         sure = keep_mass(mass, 0.0, min_share=self.min_share, force=force)

@@ -9,18 +9,15 @@ counts for the keys it stands for (the log of their number is added to its logit
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 
 from dittools.methods.base import AttentionCall, Method, Plan
-from dittools.methods.checks import one_of
-from dittools.methods.options import axes, switch
-from dittools.selectors.strided import PICKS, fit_sizes, picked_keys
+from dittools.methods.options import AUTO, option
+from dittools.selection.strided import PICKS, fit_sizes, picked_keys
 from dittools.tokens import TokenGrid
-
-AUTO = "auto"
 
 
 @dataclass(frozen=True)
@@ -34,26 +31,21 @@ class ToDo(Method):
     decides: ClassVar[tuple[str, ...]] = ("stride",)
     takes_corrections: ClassVar[bool] = False
 
-    stride: int | tuple[int, int, int] | str = field(
-        default=AUTO,
-        metadata={"help": "one key of so many rows and columns, or of frames, rows, columns; auto: by the sparsity"},
+    stride: int | tuple[int, int, int] | str = option(
+        AUTO, "one key of so many rows and columns, or of frames, rows, columns; auto: by the sparsity", kind="axes"
     )
-    pick: str = field(
-        default="mean",
-        metadata={"help": "what stands for a cell: its mean, a random token by step, or the middle one as published"},
-    )
-    bias: bool = field(default=True, metadata={"help": "count a key for all that it stands for"})
+    pick: str = option("mean", "what stands for a cell; random changes by step, middle is published", choices=PICKS)
+    bias: bool = option(True, "count a key for all that it stands for")
 
     def __post_init__(self):
-        per_frame = (1, self.stride, self.stride) if type(self.stride) is int else self.stride
-        object.__setattr__(self, "stride", axes("stride", per_frame, auto=True))
-        one_of("pick", self.pick, PICKS)
-        switch("bias", self.bias)
+        if type(self.stride) is int:  # along rows and columns alone
+            object.__setattr__(self, "stride", (1, self.stride, self.stride))
+        super().__post_init__()
 
     def plan(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, call: AttentionCall) -> Plan:
         if self.pick == "random":
             return self._plan(call, q.device)
-        return call.remember((self, call.sparsity, q.device), lambda: self._plan(call, q.device))
+        return call.run_cache.get_or_make((self, call.sparsity, q.device), lambda: self._plan(call, q.device))
 
     def _plan(self, call: AttentionCall, device: torch.device) -> Plan:
         grid = call.grid

@@ -16,16 +16,16 @@ expect less fidelity than from methods that score by softmax.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 
 from dittools.methods.base import AttentionCall, Method, Plan, block_plan
-from dittools.methods.checks import one_of, share
-from dittools.selectors.nucleus import min_max_nucleus
-from dittools.selectors.ordered_blocks import ordered_blocks
-from dittools.selectors.pooled import pooled_logits
+from dittools.methods.options import scope_option, share_option
+from dittools.selection.nucleus import min_max_nucleus
+from dittools.selection.ordered_blocks import ordered_blocks
+from dittools.selection.pooled import pooled_logits
 
 CYCLE = ("raster", "columns", "cubes")
 SCOPES = ("row", "head", "layer")
@@ -39,14 +39,8 @@ class VMoBA(Method):
     summary: ClassVar[str] = "means of key chunks, in 1-D, 2-D and 3-D chunks by turns of layers (VMoBA)"
     decides: ClassVar[tuple[str, ...]] = ("tau",)
 
-    scope: str = field(default="row", metadata={"help": f"who shares a budget: {', '.join(SCOPES)}"})
-    tau: float | None = field(
-        default=None, metadata={"help": "share of normalised gates to keep, in place of sparsity; published: 0.25"}
-    )
-
-    def __post_init__(self):
-        one_of("scope", self.scope, SCOPES)
-        share("tau", self.tau)
+    scope: str = scope_option("row", SCOPES)
+    tau: float | None = share_option("share of normalised gates to keep, in place of sparsity; published: 0.25")
 
     def plan(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, call: AttentionCall) -> Plan:
         blocks = ordered_blocks(call, q.device, CYCLE[call.layer % 3])
@@ -54,5 +48,5 @@ class VMoBA(Method):
         if self.tau is not None:
             keep = min_max_nucleus(gate, self.tau, self.scope, blocks.force)
             return block_plan(blocks, keep, f"tau {self.tau:g} decides what is kept, in place of sparsity")
-        keep = blocks.spend(gate, call.density, scope=self.scope, force=blocks.force)
+        keep = blocks.select_topk(gate, call.density, scope=self.scope, force=blocks.force)
         return block_plan(blocks, keep)

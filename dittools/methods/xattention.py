@@ -10,18 +10,16 @@ looks at exactly one token an even distance away, with nothing beside it, scores
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 
-from dittools.kernels.lists import keep_mass
+from dittools.kernels.block_sparse.lists import keep_mass
 from dittools.methods.base import AttentionCall, Method, Plan, block_plan
-from dittools.methods.checks import one_of, share
-from dittools.orders.named import ORDERS
-from dittools.selectors.antidiagonal import antidiagonal_mass
-from dittools.selectors.budget import SCOPES
-from dittools.selectors.ordered_blocks import ordered_blocks
+from dittools.methods.options import option, order_option, scope_option, share_option
+from dittools.selection.antidiagonal import antidiagonal_mass
+from dittools.selection.ordered_blocks import ordered_blocks
 
 STRIDES = (4, 8, 16)
 
@@ -34,17 +32,10 @@ class XAttention(Method):
     summary: ClassVar[str] = "blocks with most mass on a sample of antidiagonals (XAttention)"
     decides: ClassVar[tuple[str, ...]] = ("tau",)
 
-    stride: int = field(default=8, metadata={"help": "tokens between antidiagonals: 4, 8 or 16; costs 1 / stride"})
-    scope: str = field(default="layer", metadata={"help": f"who shares a budget: {', '.join(SCOPES)}"})
-    tau: float | None = field(default=None, metadata={"help": "share of mass each row keeps, in place of sparsity"})
-    order: str = field(default="raster", metadata={"help": f"token order: {', '.join(ORDERS)}"})
-
-    def __post_init__(self):
-        if self.stride not in STRIDES or isinstance(self.stride, bool):
-            raise ValueError(f"stride must be one of {', '.join(map(str, STRIDES))}, got {self.stride!r}")
-        one_of("scope", self.scope, SCOPES)
-        share("tau", self.tau)
-        one_of("order", self.order, ORDERS)
+    stride: int = option(8, "tokens between antidiagonals; costs 1 / stride", choices=STRIDES)
+    scope: str = scope_option("layer")
+    tau: float | None = share_option("share of mass each row keeps, in place of sparsity")
+    order: str = order_option("raster")
 
     def plan(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, call: AttentionCall) -> Plan:
         blocks = ordered_blocks(call, q.device, self.order)
@@ -52,5 +43,5 @@ class XAttention(Method):
         if self.tau is not None:
             keep = keep_mass(mass, self.tau) | blocks.force_text
             return block_plan(blocks, keep, f"tau {self.tau:g} decides what is kept, in place of sparsity")
-        keep = blocks.spend(mass, call.density, scope=self.scope, ranking="cumulative", force=blocks.force_text)
+        keep = blocks.select_topk(mass, call.density, scope=self.scope, ranking="cumulative", force=blocks.force_text)
         return block_plan(blocks, keep)

@@ -7,9 +7,9 @@ from typing import NamedTuple
 
 import torch
 
-from dittools.clusters import ClusterPartition
-from dittools.kernels.kmeans import cluster_runs
-from dittools.selectors.areas import runs_of
+from dittools.kernels.kmeans.dispatch import cluster_runs
+from dittools.kernels.masks.cluster_mask import ClusterPartition
+from dittools.selection.areas import area_segments
 from dittools.tokens import TokenGrid
 
 # Clusters move along where the mean of all tokens moved by more than this share of the mean squared distance of
@@ -68,7 +68,7 @@ def cluster_order(
     Args:
         x: queries or keys, ``[B, S, H, D]``.
         grid: layout of the S tokens.
-        counts: clusters of each area (`dittools.selectors.areas.runs_of`), at most as many as it has tokens.
+        counts: clusters of each area (`dittools.selection.areas.area_segments`), at most as many as it has tokens.
         before: where the clusters of each area stood in the step before; None starts from tokens spread over the area.
         iterations: of k-means.
         generator: draws the fresh start.
@@ -104,7 +104,7 @@ def cluster_order(
 def _stretches(grid: TokenGrid) -> list[tuple[int | None, slice]]:
     """Tokens of each area with its number, and between them what stays dense, with None; in their order."""
     found, end = [], 0
-    for number, (_, at) in enumerate(runs_of(grid)):
+    for number, (_, at) in enumerate(area_segments(grid)):
         if at.start > end:
             found.append((None, slice(end, at.start)))
         found.append((number, at))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from dittools import kernels
-from dittools.blocks import Partition
+from dittools.kernels.masks.block_mask import Partition
 
 
 def block_mass(q: torch.Tensor, k: torch.Tensor, block: int = 128, scale: float | None = None) -> torch.Tensor:

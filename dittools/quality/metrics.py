@@ -13,12 +13,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from dittools.quality.windows import SSIM_WINDOW, structure
-
+SSIM_WINDOW = 11
 _MS_SSIM_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
 MS_SSIM_SIDE = SSIM_WINDOW * 2 ** (len(_MS_SSIM_WEIGHTS) - 1)
 """The window must still fit after four halvings."""
-_CHUNK = 64 << 20  # bytes of a video that a GPU measures at a time; a CPU takes frame by frame
+_CHUNK = 16 << 20  # bytes of a video that a GPU measures at a time; a CPU takes frame by frame
 
 
 class Score(NamedTuple):
@@ -41,8 +40,7 @@ def psnr(
 
     Raises ValueError for shapes that differ or are no videos, and for integer frames.
     """
-    a, b = pair(video, reference)
-    return _psnr(a, b, device)
+    return _psnr(_chunks(*pair(video, reference), device))
 
 
 def temporal_psnr(video: np.ndarray | torch.Tensor, reference: np.ndarray | torch.Tensor) -> Score:
@@ -54,7 +52,8 @@ def temporal_psnr(video: np.ndarray | torch.Tensor, reference: np.ndarray | torc
     a, b = pair(video, reference)
     if len(a) < 2:
         raise ValueError("temporal PSNR asked of one frame: it compares changes, and needs at least two")
-    return _psnr(a.diff(dim=0), b.diff(dim=0))
+    after, before = _chunks(a[1:], b[1:], None), _chunks(a[:-1], b[:-1], None)
+    return _psnr((x - x0, y - y0) for (x, y), (x0, y0) in zip(after, before, strict=True))
 
 
 def ssim(
@@ -62,44 +61,61 @@ def ssim(
 ) -> Score:
     """Structural similarity (Wang et al. 2004): 11 x 11 Gaussian window of sigma 1.5, data range 1.
 
-    The mean over channels and over every place where the whole window fits, as in the paper. Shapes, device and errors
-    as in `psnr`; frames must be at least 11 x 11 pixels.
+    The mean over channels and over every place where the whole window fits, as in the paper: torchmetrics gives the
+    values, and its own mean also takes the padded edges. Shapes, device and errors as in `psnr`; frames must be at
+    least 11 x 11 pixels.
     """
-    return _by_frame(lambda x, y: structure(x, y)[0], "SSIM", SSIM_WINDOW, video, reference, device)
+    return _by_frame(_similarity, "SSIM", SSIM_WINDOW, video, reference, device)
 
 
 def ms_ssim(video: np.ndarray | torch.Tensor, reference: np.ndarray | torch.Tensor) -> Score:
     """SSIM over five scales, each half the one before (Wang, Simoncelli and Bovik 2003), window as in `ssim`.
 
-    Shapes and errors as in `psnr`; frames must be at least 176 x 176 pixels.
+    The scales are put together here, for torchmetrics' own function takes padded edges into the mean of the smallest
+    scale, where they are most of the picture. Shapes and errors as in `psnr`; frames
+    must be at least 176 x 176 pixels.
     """
     return _by_frame(_multi_scale, "MS-SSIM", MS_SSIM_SIDE, video, reference)
 
 
+def _similarity(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """SSIM of each frame ``[T, C, H, W]``, where the window fits: ``[T]``."""
+    edge = SSIM_WINDOW // 2
+    _, everywhere = _structure(x, y, return_full_image=True)
+    return everywhere[..., edge:-edge, edge:-edge].mean((1, 2, 3), dtype=torch.float64)
+
+
+def _structure(x: torch.Tensor, y: torch.Tensor, **which: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    from torchmetrics.functional.image import structural_similarity_index_measure as measure
+
+    return measure(x, y, data_range=1.0, reduction="none", **which)
+
+
 def _multi_scale(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     value = x.new_ones(len(x), dtype=torch.float64)
-    for scale, weight in enumerate(_MS_SSIM_WEIGHTS):
-        similarity, contrast = structure(x, y)
-        last = scale == len(_MS_SSIM_WEIGHTS) - 1
-        value = value * (similarity if last else contrast).clamp(min=0) ** weight
+    for weight in _MS_SSIM_WEIGHTS[:-1]:
+        _, contrast = _structure(x, y, return_contrast_sensitivity=True)
+        value = value * contrast.double().clamp(min=0) ** weight
         x, y = (torch.nn.functional.avg_pool2d(v, 2) for v in (x, y))
-    return value
+    return value * _similarity(x, y).clamp(min=0) ** _MS_SSIM_WEIGHTS[-1]
 
 
-def _psnr(a: torch.Tensor, b: torch.Tensor, device: torch.device | str | None = None) -> Score:
-    found = [(x - y).square_().sum((1, 2, 3), dtype=torch.float64) for x, y in _chunks(a, b, device)]
-    errors = (torch.cat(found) / a[0].numel()).tolist()
-    values = [math.inf if error == 0 else -10 * math.log10(error) for error in errors]
+def _psnr(chunks: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> Score:
+    from torchmetrics.functional.image import peak_signal_noise_ratio as measure
+
+    found = [measure(x.double(), y.double(), 1.0, reduction="none", dim=(1, 2, 3)) for x, y in chunks]
+    values = torch.cat(found).tolist()
     return Score(mean_psnr(values), values)
 
 
 def _chunks(
     a: torch.Tensor, b: torch.Tensor, device: torch.device | str | None
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """A few frames of both at a time, at least fp32, on the device."""
+    """A few frames of both at a time on the device: at least fp32, and fp64 where convolutions would take TF32."""
     device = a.device if device is None else torch.device(device)
-    frames = 1 if device.type == "cpu" else max(1, _CHUNK // (4 * a[0].numel()))
+    frames = 1 if device.type == "cpu" else max(1, _CHUNK // (8 * a[0].numel()))
     wide = torch.promote_types(torch.promote_types(a.dtype, b.dtype), torch.float32)
+    wide = torch.float64 if device.type == "cuda" else wide
     for x, y in zip(a.split(frames), b.split(frames), strict=True):
         yield x.to(device, wide), y.to(device, wide)
 

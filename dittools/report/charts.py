@@ -7,10 +7,12 @@ from collections.abc import Iterable, Sequence
 from html import escape
 from typing import NamedTuple
 
+from markupsafe import Markup
+
 WIDTH, HEIGHT = 480, 320
 LEFT, RIGHT, TOP, BOTTOM = 46, 12, 26, 40
 _SERIES = 8
-_FAR = 12.0  # dB: a yardstick so much above every setting would flatten the rest
+_FAR = 12.0  # dB: a baseline so much above every setting would flatten the rest
 
 
 class Point(NamedTuple):
@@ -27,7 +29,7 @@ class Point(NamedTuple):
 
 
 class Level(NamedTuple):
-    """A horizontal line for a yardstick."""
+    """A horizontal line for a baseline."""
 
     y: float
     title: str
@@ -54,9 +56,11 @@ def ticks(low: float, high: float, about: int = 5) -> list[float]:
 class _Axes:
     """Scales both ways and draws the frame."""
 
-    def __init__(self, xs: Sequence[float], ys: Sequence[float], x_title: str, y_title: str, sky: bool = False):
+    def __init__(
+        self, xs: Sequence[float], ys: Sequence[float], x_title: str, y_title: str, overflow_band: bool = False
+    ):
         self.x_ticks, self.y_ticks = ticks(min(xs), max(xs)), ticks(min(ys), max(ys))
-        self.top = TOP + (20 if sky else 0)  # room for what is infinitely good
+        self.top = TOP + (20 if overflow_band else 0)  # room for what is infinitely good
         self.titles = x_title, y_title
 
     def x(self, value: float) -> float:
@@ -86,13 +90,13 @@ class _Axes:
         return parts
 
 
-def speed_and_quality(points: Sequence[Point], levels: Sequence[Level]) -> str:
-    """Speed-up against PSNR: settings as dots, the front ringed, equal time as a diamond, yardsticks as lines."""
+def speed_and_quality(points: Sequence[Point], levels: Sequence[Level]) -> Markup:
+    """Speed-up against PSNR: settings as dots, the front ringed, equal time as a diamond, baselines as lines."""
     finite = [p.y for p in points if math.isfinite(p.y)]
     far = max(finite) + _FAR if finite else math.inf
     finite = [*finite, *(level.y for level in levels if level.y <= far and math.isfinite(level.y))] or [0.0, 1.0]
     pad = (max(finite) - min(finite)) * 0.06 or 1.0
-    sky = any(y == math.inf or y > far for y in (*(p.y for p in points), *(level.y for level in levels)))
+    overflow_band = any(y == math.inf or y > far for y in (*(p.y for p in points), *(level.y for level in levels)))
     xs = [1.0, *(p.x for p in points)]
     spare = (max(xs) - min(xs)) * 0.05 or 0.1
     axes = _Axes(
@@ -100,7 +104,7 @@ def speed_and_quality(points: Sequence[Point], levels: Sequence[Level]) -> str:
         [min(finite) - pad, max(finite) + pad],
         "denoising, times as fast as dense",
         "PSNR against dense, dB",
-        sky,
+        overflow_band,
     )
     parts = axes.frame()
     x = axes.x(1.0)
@@ -143,18 +147,18 @@ def _mark(axes: _Axes, point: Point) -> list[str]:
     return parts
 
 
-def over_frames(series: Sequence[Series], y_title: str) -> str:
+def over_frames(series: Sequence[Series], y_title: str) -> Markup:
     """Lines over frame numbers, coloured s0, s1, ... in their order."""
     finite = [value for line in series for value in line.values if value is not None and math.isfinite(value)]
     longest = max((len(line.values) for line in series), default=0)
     if not finite or longest < 2:
-        return ""
-    sky = any(value == math.inf for line in series for value in line.values)
-    axes = _Axes([1, longest], finite, "frame", y_title, sky)
+        return Markup()
+    overflow_band = any(value == math.inf for line in series for value in line.values)
+    axes = _Axes([1, longest], finite, "frame", y_title, overflow_band)
     axes.x_ticks = [t for t in ticks(1, longest) if 1 <= t <= longest]
     axes.x_ticks = [1, *(t for t in axes.x_ticks if 1 < t < longest - 1), longest]
     parts = axes.frame()
-    if sky:
+    if overflow_band:
         parts.append(f'<text x="{WIDTH - RIGHT}" y="{TOP + 8}" text-anchor="end" class="soft">identical</text>')
     for number, line in enumerate(series):
         colour = f"s{number % _SERIES}"
@@ -184,11 +188,11 @@ def _runs(values: Iterable[float | None]) -> Iterable[list[tuple[int, float]]]:
         yield run
 
 
-def heat_map(cells: Sequence[Sequence[float | None]], title: str) -> str:
+def heat_map(cells: Sequence[Sequence[float | None]], title: str) -> Markup:
     """Computed share by step (down) and layer (across): full colour is dense, an outline is no call."""
     steps, layers = len(cells), max((len(row) for row in cells), default=0)
     if not steps or not layers:
-        return ""
+        return Markup()
     side = max(4.0, min(16.0, 240 / max(steps, layers)))
     parts = []
     for step, row in enumerate(cells):
@@ -206,9 +210,9 @@ def heat_map(cells: Sequence[Sequence[float | None]], title: str) -> str:
     return _svg(parts, title, layers * side, steps * side, fixed=True)
 
 
-def _svg(parts: Sequence[str], title: str, width: float, height: float, fixed: bool = False) -> str:
+def _svg(parts: Sequence[str], title: str, width: float, height: float, fixed: bool = False) -> Markup:
     size = f'width="{width:.0f}" height="{height:.0f}" ' if fixed else ""
-    return (
+    return Markup(
         f'<svg viewBox="0 0 {width:.0f} {height:.0f}" {size}role="img" aria-label="{escape(title)}" '
         f'xmlns="http://www.w3.org/2000/svg">{"".join(parts)}</svg>'
     )

@@ -1,7 +1,7 @@
 """A report's folder: who may write to it, what is finished, and files that appear whole or not at all.
 
 manifest.json                 what was asked, on what it ran
-yardsticks.json               what was decided on the way: kernels, steps of the equal-time yardstick
+baselines.json               what was decided on the way: kernels, steps of the equal-time baseline
 cases/<id>/frames.mkv         the frames, lossless; video.mp4 to play; record.json, repeat-<n>.json. Drawn where there
                               is no ffmpeg: frames.npy, and nothing to play
 cases/<id>/against-<id>.json  measures against a reference; judge.json where there is a judge
@@ -16,13 +16,16 @@ import os
 import socket
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
+
+from filelock import FileLock, Timeout
 
 from dittools import files
-from dittools.report import shapes
+from dittools.report import schema
 
 VERSION = 1
-MANIFEST, YARDSTICKS, FAILURES, LOCK = "manifest.json", "yardsticks.json", "failures.json", ".lock"
+MANIFEST, BASELINES, FAILURES, LOCK, WRITER = "manifest.json", "baselines.json", "failures.json", ".lock", ".writer"
+OLD_BASELINES = "yardsticks.json"  # as dittools 0.1 wrote it; still read
 CASES = "cases"
 FRAMES, VIDEO, RECORD = ("frames.mkv", "frames.npy"), "video.mp4", "record.json"
 
@@ -52,22 +55,28 @@ class Folder:
         """
         new = not self.path.exists()
         self.path.mkdir(parents=True, exist_ok=True)
-        with open(self.path / LOCK, "a+", encoding="utf-8") as file:
-            _lock(file, self.path)
-            file.seek(0)
-            before = _pid(file.read())
-            _say(file, json.dumps({"pid": os.getpid(), "host": socket.gethostname()}))
+        lock, writer = FileLock(self.path / LOCK), self.path / WRITER
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            holder = _pid(writer)
+            who = f"process {holder}" if holder else "another process"
+            raise InUse(f"{self.path} is in use by {who}: wait for it, end it, or give another --output") from None
+        try:
+            before = _pid(writer)
+            with contextlib.suppress(OSError):  # a full disk must not stop a report for a name
+                writer.write_text(json.dumps({"pid": os.getpid(), "host": socket.gethostname()}))
             files.sweep(self.path)
             if self.cases.is_dir():
                 files.sweep(self.cases)
                 for case in self.cases.iterdir():
                     files.sweep(case)
-            try:
-                yield before
-            finally:
-                _say(file, "")
-                if new and [path.name for path in self.path.iterdir()] == [LOCK]:
-                    files.remove(self.path)
+            yield before
+        finally:
+            files.remove(writer)
+            if new and [path.name for path in self.path.iterdir()] == [LOCK]:
+                files.remove(self.path)
+            lock.release()
 
     def manifest(self) -> dict[str, Any] | None:
         """The manifest, or None in a folder without one. Raises Unreadable for one that is not ours."""
@@ -78,7 +87,7 @@ class Folder:
         version = found.get("report", VERSION) if isinstance(found, dict) else VERSION
         if version != VERSION:
             raise Unreadable(f"{path} has version {version!r}, and this dittools reads {VERSION}: use another folder")
-        _fits(path, found, shapes.MANIFEST)
+        _fits(path, found, schema.MANIFEST)
         try:
             _check_plan(found["plan"])
         except (ValueError, TypeError, LookupError, AttributeError) as error:
@@ -88,12 +97,13 @@ class Folder:
     def write_manifest(self, manifest: dict[str, Any]) -> None:
         files.write_json(self.path / MANIFEST, {"report": VERSION, **manifest})
 
-    def yardsticks(self) -> dict[str, Any]:
+    def baselines(self) -> dict[str, Any]:
         """What was decided so far, by name; nothing before the first decision."""
-        return self._read(self.path / YARDSTICKS, shapes.YARDSTICKS) or {}
+        found = (self._read(self.path / name, schema.BASELINES) for name in (BASELINES, OLD_BASELINES))
+        return next(filter(None, found), {})
 
-    def write_yardsticks(self, values: dict[str, Any]) -> None:
-        files.write_json(self.path / YARDSTICKS, values)
+    def write_baselines(self, values: dict[str, Any]) -> None:
+        files.write_json(self.path / BASELINES, values)
 
     def case(self, case_id: str) -> Path:
         return self.cases / case_id
@@ -119,7 +129,7 @@ class Folder:
 
     def record(self, case_id: str, repeat: int = 0) -> dict[str, Any] | None:
         """The record of a case (repeat 0) or of timing it again, or None."""
-        return self._read(self._timed(case_id, repeat), shapes.REPEAT if repeat else shapes.RECORD)
+        return self._read(self._timed(case_id, repeat), schema.REPEAT if repeat else schema.RECORD)
 
     def write_repeat(self, case_id: str, repeat: int, record: dict[str, Any]) -> None:
         files.write_json(self._timed(case_id, repeat), record)
@@ -134,19 +144,19 @@ class Folder:
             files.remove(self.case(case_id))
 
     def scores(self, case_id: str, reference_id: str) -> dict[str, Any] | None:
-        return self._read(self._against(case_id, reference_id), shapes.SCORES)
+        return self._read(self._against(case_id, reference_id), schema.SCORES)
 
     def write_scores(self, case_id: str, reference_id: str, values: dict[str, Any]) -> None:
         files.write_json(self._against(case_id, reference_id), values)
 
     def judged(self, case_id: str) -> dict[str, Any] | None:
-        return self._read(self.case(case_id) / "judge.json", shapes.JUDGED)
+        return self._read(self.case(case_id) / "judge.json", schema.JUDGED)
 
     def write_judged(self, case_id: str, values: dict[str, Any]) -> None:
         files.write_json(self.case(case_id) / "judge.json", values)
 
     def failures(self) -> list[dict[str, Any]]:
-        return self._read(self.path / FAILURES, shapes.FAILURES) or []
+        return self._read(self.path / FAILURES, schema.FAILURES) or []
 
     def write_failures(self, failures: list[dict[str, Any]]) -> None:
         files.write_json(self.path / FAILURES, failures)
@@ -183,7 +193,7 @@ def read_json(path: Path) -> Any:
 
 def is_report(path: Path) -> bool:
     """Whether a folder is a report's, also one whose manifest is lost or damaged. Other programs have manifests too."""
-    if (path / CASES).is_dir() and any((path / name).is_file() for name in (YARDSTICKS, FAILURES)):
+    if (path / CASES).is_dir() and any((path / name).is_file() for name in (BASELINES, OLD_BASELINES, FAILURES)):
         return True
     try:
         found = read_json(path / MANIFEST)
@@ -193,7 +203,7 @@ def is_report(path: Path) -> bool:
 
 
 def _fits(path: Path, found: Any, shape: Any) -> None:
-    why = shapes.misfit(found, shape)
+    why = schema.misfit(found, shape)
     if why:
         raise _damaged(path, why)
 
@@ -210,31 +220,9 @@ def _damaged(path: Path, why: str) -> Unreadable:
     return Unreadable(f"{path} is damaged ({why}): remove it, and the report's own command makes it again")
 
 
-def _lock(file: TextIO, path: Path) -> None:
+def _pid(writer: Path) -> int | None:
+    """The number of the process that a writer's file names, or None."""
     try:
-        import fcntl
-    except ImportError:  # no such locks on this system: two reports at once are then the user's to avoid
-        return
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.seek(0)
-        holder = _pid(file.read())
-        who = f"process {holder}" if holder else "another process"
-        raise InUse(f"{path} is in use by {who}: wait for it, end it, or give another --out") from None
-
-
-def _say(file: TextIO, text: str) -> None:
-    """Who holds the lock, for those who find it; a full disk must not stop a report for that."""
-    with contextlib.suppress(OSError):
-        file.seek(0)
-        file.truncate()
-        file.write(text)
-        file.flush()
-
-
-def _pid(text: str) -> int | None:
-    try:
-        return int(json.loads(text)["pid"])
-    except (ValueError, KeyError, TypeError):
+        return int(json.loads(writer.read_text())["pid"])
+    except (OSError, ValueError, KeyError, TypeError):
         return None

@@ -1,4 +1,4 @@
-"""Which videos a report draws: settings from sweeps, the yardsticks beside them, and cases of prompts and seeds."""
+"""Which videos a report draws: settings from sweeps, the baselines beside them, and cases of prompts and seeds."""
 
 from __future__ import annotations
 
@@ -12,21 +12,26 @@ from typing import Any, NamedTuple
 
 from dittools import caches, corrections, methods
 from dittools.config import Config
-from dittools.naming import shortened, spelt, unknown, value_of
+from dittools.naming import shortened, unknown, value_of
 
 DENSE, SWEEP, KERNEL, STEPS, SEED = "dense", "sweep", "kernel", "steps", "seed"
 KINDS = {
     DENSE: "the reference",
     SWEEP: "a setting under test",
-    KERNEL: "yardstick: the noise floor",
-    STEPS: "yardstick: equal time",
-    SEED: "yardstick: another video, equally good",
+    KERNEL: "baseline: the noise floor",
+    STEPS: "baseline: equal time",
+    SEED: "baseline: another video, equally good",
 }
 _NOT_SWEPT = ("options", "cache_options", "correction_options", "seed", "strict")
 _DENSE = ("method", "cache", "cache_options")
 """All that makes a difference to method dense, which chooses nothing: its sparsity and the like say nothing."""
 _CACHE = "cache_"
-_CORRECTION = "correction_"
+_PARTS = {
+    "method": (methods.METHODS, ""),
+    "cache": (caches.CACHES, _CACHE),
+    "correction": (corrections.CORRECTIONS, "correction_"),
+}
+"""What has options of its own, with what stands before their names in a sweep."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +46,7 @@ class Plan:
         frames, height, width, steps, guidance, fps: of every video.
         dtype, device, offload, compile: how the model runs; device is its type.
         repeats: how often every case is timed.
-        fewer_steps: steps of the equal-time yardstick; None takes the time of the fastest setting.
+        fewer_steps: steps of the equal-time baseline; None takes the time of the fastest setting.
         timed: whether times count: not where the device did other work as well.
     """
 
@@ -91,7 +96,7 @@ class Plan:
 
 
 class Decided(NamedTuple):
-    """What is known only once a report runs: kernels by name, the equal-time yardstick's steps, and why not more."""
+    """What is known only once a report runs: kernels by name, the equal-time baseline's steps, and why not more."""
 
     dense_kernel: str
     other_kernel: str | None = None
@@ -132,16 +137,11 @@ class Row(NamedTuple):
 
 def swept(base: Mapping[str, Any], sweep: Mapping[str, list], steps: int) -> tuple[list[Setting], list[str]]:
     """The settings under test, and notes on what was left out. Raises ValueError for an impossible one."""
-    sweep = dict(sweep)
-    for part, kind in (("method", methods), ("correction", corrections)):
-        if part in sweep:
-            sweep[part] = [spelt(value, kind.names()) for value in sweep[part]]
-    names = [base["method"], *sweep.get("method", [])]
-    options = {option for name in names if name in methods.names() for option in methods.options(name)}
-    fields = {field.name for field in dataclasses.fields(Config)} - set(_NOT_SWEPT)
-    of_caches = {_CACHE + option for name in _caches(base, sweep) for option in caches.options(name)}
-    of_corrections = {_CORRECTION + o for name in _corrections(base, sweep) for o in corrections.options(name)}
-    known = fields | options | of_caches | of_corrections
+    old = {_CACHE + before: _CACHE + now for before, now in caches.Cache.renamed.items()}
+    sweep = {old.get(key, key): values for key, values in sweep.items()}
+    known = {field.name for field in dataclasses.fields(Config)} - set(_NOT_SWEPT)
+    for part, (registry, prefix) in _PARTS.items():
+        known |= {prefix + option for name in _named(part, base, sweep) for option in registry.options(name)}
     for key in sweep:
         if key not in known:
             raise ValueError(unknown("setting to sweep", key, known))
@@ -160,69 +160,49 @@ def swept(base: Mapping[str, Any], sweep: Mapping[str, list], steps: int) -> tup
     return list(found.values()), list(notes)
 
 
-def _caches(base: Mapping[str, Any], sweep: Mapping[str, list]) -> list[str]:
-    """Names of the caches that a sweep may come to. Raises ValueError for one that does not exist."""
-    found = [base.get("cache", caches.NONE), *(caches.read(str(value))[0] for value in sweep.get("cache", ()))]
+def _named(part: str, base: Mapping[str, Any], sweep: Mapping[str, list]) -> list[str]:
+    """Names of methods, caches or corrections that a sweep may come to. Raises ValueError for an unknown one."""
+    registry = _PARTS[part][0]
+    values = [base.get(part, registry.placeholder.name), *sweep.get(part, ())]
+    found = [registry.read(str(value))[0] for value in values]
     for name in found:
-        if name not in caches.names():
-            raise ValueError(unknown("cache", name, caches.names(), listed="dittools caches"))
-    return found
-
-
-def _corrections(base: Mapping[str, Any], sweep: Mapping[str, list]) -> list[str]:
-    """Names of the corrections that a sweep may come to. Raises ValueError for one that does not exist."""
-    found = [base.get("correction", "none"), *(str(value) for value in sweep.get("correction", ()))]
-    for name in found:
-        if name not in corrections.names():
-            raise ValueError(unknown("correction", name, corrections.names(), listed="dittools methods"))
+        registry.check(name)
     return found
 
 
 def _config(base: Mapping[str, Any], chosen: Mapping[str, Any]) -> Config:
     """The base with chosen settings; an option or a profile goes only to a method that takes it."""
-    method = chosen.get("method", base["method"])
-    if method not in methods.names():
-        raise ValueError(unknown("method", method, methods.names(), listed="dittools methods"))
-    known = methods.options(method)
     fields = {field.name for field in dataclasses.fields(Config)}
     single = {key: value for key, value in chosen.items() if key in fields}
-    options = {key: value for key, value in {**base["options"], **chosen}.items() if key in known}
-    if methods.create(method, {}).profile_use == "none":
+    method, options = _part("method", base, chosen)
+    kind = methods.create(method, {})
+    if kind.profile_use == "none":
         single["profile"] = None
-    return Config.from_dict(
-        {**base, **single, "options": options, **_cache(base, chosen), **_correction(base, chosen, method)}
-    )
+    skips = method != "dense" and kind.takes_corrections  # else there are no blocks to make up for
+    correction, correction_options = _part("correction", base, chosen) if skips else ("none", {})
+    cache, cache_options = _part("cache", base, chosen)
+    parts = {"method": method, "cache": cache, "correction": correction}
+    of_parts = {"options": options, "cache_options": cache_options, "correction_options": correction_options}
+    return Config.from_dict({**base, **single, **parts, **of_parts})
 
 
-def _cache(base: Mapping[str, Any], chosen: Mapping[str, Any]) -> dict[str, Any]:
-    """The chosen cache with its options; one that was swept apart goes only to a cache that has it."""
-    before = base.get("cache", caches.NONE)
-    name, options = caches.read(str(chosen.get("cache", before)))
-    if name == before:
-        options = {**base.get("cache_options", {}), **options}
-    for key, value in chosen.items():
-        option = key.removeprefix(_CACHE)
-        if key.startswith(_CACHE) and option in caches.options(name):
-            options[option] = value
-    return {"cache": name, "cache_options": options}
-
-
-def _correction(base: Mapping[str, Any], chosen: Mapping[str, Any], method: str) -> dict[str, Any]:
-    """The chosen correction with the options that it has; none for a method that skips no blocks."""
-    before = base.get("correction", "none")
-    skips = method != "dense" and methods.create(method, {}).takes_corrections
-    name = str(chosen.get("correction", before)) if skips else "none"
-    options = dict(base.get("correction_options", {})) if name == before else {}
-    for key, value in chosen.items():
-        option = key.removeprefix(_CORRECTION)
-        if key.startswith(_CORRECTION) and option in corrections.options(name):
-            options[option] = value
-    return {"correction": name, "correction_options": options}
+def _part(part: str, base: Mapping[str, Any], chosen: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """The chosen method, cache or correction with its options; one that was swept apart goes to what has it alone."""
+    registry, prefix = _PARTS[part]
+    before = base.get(part, registry.placeholder.name)
+    name, inline = registry.read(str(chosen.get(part, before)))
+    known = registry.options(name)
+    held = base.get("options" if part == "method" else f"{part}_options", {})
+    options = {key: value for key, value in held.items() if name == before or (part == "method" and key in known)}
+    apart = {key.removeprefix(prefix): value for key, value in chosen.items() if key.startswith(prefix)}
+    return name, options | inline | {key: value for key, value in apart.items() if key in known}
 
 
 def _name(config: Config, chosen: Mapping[str, Any]) -> str:
     """For people: the method, its sparsity, and what else was swept."""
-    parts = [config.method] + ([f"sparsity {config.sparsity:g}"] if config.method != "dense" else [])
+    inline = methods.METHODS.read(str(chosen.get("method", "")))[1]
+    parts = [" ".join((config.method, *(f"{key} {_short(value)}" for key, value in inline.items())))]
+    parts += [f"sparsity {config.sparsity:g}"] if config.method != "dense" else []
     if config.cache != caches.NONE:
         parts.append(" ".join((config.cache, *(f"{k} {_short(v)}" for k, v in config.cache_options.items()))))
     if config.correction != "none":
@@ -244,7 +224,7 @@ def _short(value: Any) -> str:
 
 
 def settings(plan: Plan, decided: Decided) -> list[Setting]:
-    """All settings: dense, those under test, and the yardsticks that are known by now."""
+    """All settings: dense, those under test, and the baselines that are known by now."""
     found = [Setting("dense", "dense", DENSE, plan.steps), *swept(plan.base, plan.sweep, plan.steps)[0]]
     if decided.other_kernel is not None:
         name = f"dense, {decided.other_kernel} kernel"

@@ -1,9 +1,7 @@
-"""What a report's folder says: every row with its times and measures, a summary by setting, and the CSV files."""
+"""What a report's folder says: every row with its times and measures, and every setting over its rows."""
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 import statistics
 from collections import Counter
@@ -11,9 +9,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from dittools.numbers import number, read_number
+from dittools.json_numbers import read_number
 from dittools.quality import METRICS, mean_psnr
-from dittools.report import partly
+from dittools.report import coverage
 from dittools.report.folder import Folder, Unreadable
 from dittools.report.plan import DENSE, STEPS, SWEEP, Decided, Plan, Row, Setting, rows, settings
 
@@ -84,7 +82,7 @@ class Results:
     decided: Decided
     lines: list[Line]
     failures: list[dict[str, Any]]
-    pairs: frozenset[partly.Pair]
+    pairs: frozenset[coverage.Pair]
 
     @property
     def asked(self) -> int:
@@ -92,9 +90,9 @@ class Results:
         return len(self.plan.prompts) * len(self.plan.seeds)
 
     @property
-    def drawn(self) -> list[partly.Pair]:
+    def drawn(self) -> list[coverage.Pair]:
         """The pairs of which there is a case."""
-        return partly.drawn(self.lines)
+        return coverage.drawn(self.lines)
 
     @property
     def whole(self) -> bool:
@@ -107,7 +105,7 @@ class Results:
 
     def left_out(self) -> list[str]:
         """What is not in the figures, and why, each said once."""
-        found: dict[str, None] = dict.fromkeys([*partly.notes(self), *self.manifest["notes"], *self.decided.notes])
+        found: dict[str, None] = dict.fromkeys([*coverage.notes(self), *self.manifest["notes"], *self.decided.notes])
         titles = {metric.name: metric.title for metric in METRICS}
         for outcome in self.outcomes:
             for name, why in outcome.left_out.items():
@@ -125,7 +123,7 @@ class Results:
 
 def decided(folder: Folder) -> Decided:
     """What the folder's report has decided so far."""
-    known = folder.yardsticks()
+    known = folder.baselines()
     found = {"dense_kernel": "", **{name: known[name] for name in Decided._fields if name in known}}
     return Decided(**{**found, "notes": tuple(found.get("notes", ()))})
 
@@ -149,7 +147,7 @@ def gather(folder: Folder) -> Results:
             outcome.whole_speedup = _ratio(base.whole, outcome.whole)
         outcomes.setdefault(row.setting.key, []).append(outcome)
     comparable = _comparable(outcomes)
-    pairs = partly.common(comparable[setting.key] for setting in found if setting.kind != DENSE)
+    pairs = coverage.common(comparable[setting.key] for setting in found if setting.kind != DENSE)
     lines = [
         _line(setting, outcomes[setting.key], pairs, bool(pairs) and pairs <= comparable[setting.key])
         for setting in found
@@ -158,7 +156,7 @@ def gather(folder: Folder) -> Results:
     return Results(manifest, plan, known, lines, folder.failures(), pairs)
 
 
-def _comparable(outcomes: Mapping[str, Sequence[Outcome]]) -> dict[str, frozenset[partly.Pair]]:
+def _comparable(outcomes: Mapping[str, Sequence[Outcome]]) -> dict[str, frozenset[coverage.Pair]]:
     """The pairs that each setting can be compared on. Before the first measure, those whose times can be."""
     every = [outcome for of_setting in outcomes.values() for outcome in of_setting]
     dense = {_pair(o) for o in every if o.row.setting.kind == DENSE and o.record is not None}
@@ -171,7 +169,7 @@ def _comparable(outcomes: Mapping[str, Sequence[Outcome]]) -> dict[str, frozense
     return {key: frozenset(_pair(o) for o in found if known(o)) & dense for key, found in outcomes.items()}
 
 
-def _pair(outcome: Outcome) -> partly.Pair:
+def _pair(outcome: Outcome) -> coverage.Pair:
     return outcome.row.prompt, outcome.row.seed
 
 
@@ -195,7 +193,7 @@ def _outcome(folder: Folder, row: Row, plan: Plan) -> Outcome:
     return outcome
 
 
-def _line(setting: Setting, outcomes: list[Outcome], pairs: frozenset[partly.Pair], compared: bool) -> Line:
+def _line(setting: Setting, outcomes: list[Outcome], pairs: frozenset[coverage.Pair], compared: bool) -> Line:
     known = [outcome for outcome in outcomes if outcome.record is not None]
     drawn = [outcome for outcome in known if _pair(outcome) in pairs] if compared else known
     times = [outcome.denoise for outcome in drawn if outcome.denoise is not None]
@@ -264,84 +262,6 @@ def beats(one: Line, other: Line) -> bool:
     if mine is None or theirs is None or mine == theirs:
         return False
     return mine[0] >= theirs[0] and mine[1] >= theirs[1]
-
-
-def quality_csv(results: Results) -> str:
-    """One line a row: a setting's answer to one prompt and seed."""
-    names = [metric.name for metric in METRICS]
-    head = ["setting", "kind", "prompt", "seed", "case", "reference", "denoise_seconds", "speedup", *names, "judge"]
-    lines = []
-    for outcome in results.outcomes:
-        row = outcome.row
-        lines.append([
-            *(row.setting.name, row.setting.kind, row.prompt + 1, row.seed, row.case.id),
-            "" if row.case.id == row.reference.id else row.reference.id,
-            *(_cell(outcome.denoise), _cell(outcome.speedup)),
-            *(_cell(outcome.means.get(name)) for name in names),
-            _cell((outcome.judge or {}).get("right")),
-        ])  # fmt: skip
-    return _csv(head, lines)
-
-
-def summary(results: Results) -> list[dict[str, Any]]:
-    """A setting a line, in plain values."""
-    return [
-        {
-            "setting": line.setting.name,
-            "kind": line.setting.kind,
-            "steps": line.setting.steps,
-            "cases": line.asked,
-            "drawn": line.drawn,
-            "compared": len(results.pairs) if line.compared else 0,
-            "pareto": line.front,
-            "denoise_seconds": number(line.denoise),
-            **_plain("speedup", line.speedup),
-            **_plain("whole_speedup", line.whole_speedup),
-            "skipped_sparse_calls": line.sparse_calls,
-            "skipped_overall": line.overall,
-            "reused_calls": line.reused,
-            **{key: value for name, spread in line.metrics.items() for key, value in _plain(name, spread).items()},
-            "psnr_identical": line.metrics["psnr"].infinite,
-            **_plain("judge", line.judge),
-        }
-        for line in results.lines
-    ]
-
-
-def by_case(results: Results, metric: str = "psnr") -> dict[str, list[float | None]]:
-    """One metric of every setting, a value for each prompt and seed in the same order: for paired comparisons.
-
-    Infinite and missing values are None.
-    """
-    found: dict[str, list[float | None]] = {}
-    for line in results.lines:
-        values = (outcome.means.get(metric) for outcome in line.outcomes)
-        found[line.setting.name] = [
-            None if value is None or math.isinf(value) else round(float(value), 3) for value in values
-        ]
-    return found
-
-
-def summary_csv(results: Results) -> str:
-    """`summary` as CSV."""
-    lines = summary(results)
-    return _csv(list(lines[0]), [[_cell(value) for value in line.values()] for line in lines])
-
-
-def _plain(name: str, found: Spread) -> dict[str, Any]:
-    return {name: number(found.mean), f"{name}_std": number(found.std)}
-
-
-def _csv(head: list[str], lines: list[list]) -> str:
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([head, *lines])
-    return text.getvalue()
-
-
-def _cell(value: Any) -> Any:
-    if isinstance(value, float):
-        return "inf" if value == math.inf else f"{value:.6g}"
-    return "" if value is None else value
 
 
 def _mean(values: Iterable[float | None]) -> float | None:

@@ -20,7 +20,7 @@ def units(plan: Plan, decided: Callable[[], Decided], prompts: Collection[int] |
     """Everything to draw, in order, each unit once; of these prompts (by number) only, where they are given.
 
     All settings of a prompt and seed follow each other; every other such group runs backwards, so that a slow
-    drift evens out. `decided` is asked again as the report goes on: a yardstick that becomes known joins in, and
+    drift evens out. `decided` is asked again as the report goes on: a baseline that becomes known joins in, and
     catches up on the groups that are over.
     """
     told: set[tuple[str, int]] = set()
@@ -47,7 +47,7 @@ def units(plan: Plan, decided: Callable[[], Decided], prompts: Collection[int] |
 
 
 def count(plan: Plan, decided: Decided, prompts: Collection[int] | None = None) -> int:
-    """How many units there are; a yardstick not yet decided is counted too."""
+    """How many units there are; a baseline not yet decided is counted too."""
     return len(list(units(plan, lambda: _foreseen(plan, decided), prompts)))
 
 

@@ -98,13 +98,13 @@ def test_frequencies_up_to_a_fifth_of_the_shorter_side_are_low():
     ],
 )
 def test_gains_count_the_uses_within_their_windows_and_stay(timesteps, low, high):
-    cache = caches.create("fastercache", {"low_gain": 1.5, "high_gain": 2.0}).bind(caches.Model())
+    cache, state = caches.create("fastercache", {"low_gain": 1.5, "high_gain": 2.0}), caches.BranchState()
     for _ in range(2):  # the first use after a computed branch starts anew
-        found = [cache.gains(n, caches.StepCall(n, t, "uncond")) for n, t in enumerate(timesteps, 1)]
-        assert found[-1] == pytest.approx((1.5**low, 2.0**high))
-    cache.gains(1, caches.StepCall(9, 500, "another"))
-    assert cache.gains(5, caches.StepCall(9, 950, "uncond")) == pytest.approx(found[-1])
-    assert cache.bind(caches.Model()).gains(2, caches.StepCall(9, 950, "uncond")) == (1.0, 1.0)
+        for state.skips, t in enumerate(timesteps, 1):
+            found = cache.raise_gains(state, t)
+        assert found == pytest.approx((1.5**low, 2.0**high))
+    assert cache.raise_gains(caches.BranchState(skips=5), 950) == (1.0, 1.0)  # of another branch
+    assert cache.raise_gains(state, 950) == pytest.approx(found)
 
 
 # Wan 14B at 720p, 81 frames: 21 x 45 x 80 tokens of 5,120, latents 16 x 21 x 90 x 160, both guidance branches.
@@ -126,7 +126,7 @@ def test_memory_at_wan_14b_720p_by_the_formula():
 
     latent = 16 * 21 * 90 * 160 * 2 / MIB  # 9.2
     assert held("magcache") == round(2 * latent, 1) == 18.5
-    assert held("taylorseer") == round(2 * latent, 1) and held("taylorseer", order=1) == round(4 * latent, 1)
+    assert held("taylorseer") == round(2 * latent, 1) and held("taylorseer", taylor_order=1) == round(4 * latent, 1)
     assert held("easycache") == round(5 * latent, 1)
     assert held("magcache", reuse="stack") == round(2 * MAP / MIB, 1) == 1476.6
     assert held("pab") == round(2 * 40 * MAP / MIB, 1)

@@ -105,8 +105,8 @@ def test_a_threshold_of_zero_needs_no_profile():
 
 
 def test_the_profiles_defaults_hold_unless_something_else_is_asked():
-    bound = caches.create("magcache", {"max_skips": 7}).bind(wan(30, 12))
-    assert (bound.threshold, bound.max_skips, bound.first) == (0.12, 7, 0.2)
+    bound = caches.create("magcache", {"max_consecutive_skips": 7}).bind(wan(30, 12))
+    assert (bound.threshold, bound.max_consecutive_skips, bound.warmup_steps) == (0.12, 7, 0.2)
 
 
 @pytest.fixture

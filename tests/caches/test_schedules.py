@@ -7,9 +7,10 @@ import torch
 
 from dittools import caches
 from dittools.caches.attention import in_window
-from dittools.caches.base import Model, Trajectory, accumulate
+from dittools.caches.base import accumulate
 from dittools.caches.magcache import magnitudes, resample
 from dittools.caches.masks import every, named
+from dittools.caches.state import Model, Trajectory
 from dittools.caches.taylorseer import TaylorSeer
 from dittools.caches.teacache import polynomial
 from dittools.profiles import caches as profiles
@@ -55,14 +56,14 @@ def published(ratios, steps, threshold, skips, share):
 @pytest.mark.parametrize("steps", [20, 28, 50])
 @pytest.mark.parametrize("threshold, skips, first", [(0.24, 5, 0.1), (0.06, 3, 0.2), (1e9, 100, 0.1)])
 def test_magcache_has_the_schedules_published_for_flux(steps, threshold, skips, first):
-    options = {"threshold": threshold, "max_skips": skips, "first": first, "last": 0}
+    options = {"threshold": threshold, "max_consecutive_skips": skips, "warmup_steps": first, "cooldown_steps": 0}
     cache = caches.create("magcache", options).bind(flux_dev())
     run = Trajectory(steps, tuple(range(steps, 0, -1)), tuple(cache.kept(steps, (0,))), flux_dev())
     assert cache.mask(run) == published(resample(FLUX, steps), steps, threshold, skips, first)
 
 
 def test_magcache_by_default_on_flux_letter_for_letter():
-    cache = caches.create("magcache", {"last": 0}).bind(flux_dev())
+    cache = caches.create("magcache", {"cooldown_steps": 0}).bind(flux_dev())
     run = Trajectory(28, tuple(range(28, 0, -1)), tuple(cache.kept(28, (0,))), flux_dev())
     assert drawn(cache.mask(run)) == "CCCssCsssCsCsssssCsssssCssCs"
 
@@ -95,12 +96,12 @@ def test_an_error_of_the_threshold_itself_computes_where_that_was_published():
     ],
 )
 def test_magcache_keeps_the_first_steps_of_each_expert(begins, first, computed):
-    kept = caches.create("magcache", {"first": first}).kept(40, begins)
+    kept = caches.create("magcache", {"warmup_steps": first}).kept(40, begins)
     assert [step for step, must in enumerate(kept) if must and step >= begins[0]] == computed
 
 
 def test_other_caches_keep_the_first_steps_that_run():
-    kept = caches.create("easycache", {"first": 0.2, "last": 2}).kept(20, (10, 15))
+    kept = caches.create("easycache", {"warmup_steps": 0.2, "cooldown_steps": 2}).kept(20, (10, 15))
     assert [step for step, must in enumerate(kept) if must and step >= 10] == [10, 11, 18, 19]
 
 
@@ -172,11 +173,11 @@ def test_a_threshold_of_zero_computes_every_step():
 
 
 def test_taylorseer_has_the_schedule_of_diffusers_default():
-    assert drawn(TaylorSeer(last=0).mask(free(15, first=3)), other="p") == "CCCpCppppCppppC"
+    assert drawn(TaylorSeer(cooldown_steps=0).mask(free(15, first=3)), other="p") == "CCCpCppppCppppC"
 
 
 def test_taylorseer_has_the_schedule_of_fora():
-    fora = TaylorSeer(order=0, interval=3, first=1, last=0, start=0)
+    fora = TaylorSeer(taylor_order=0, interval=3, warmup_steps=1, cooldown_steps=0, start=0)
     assert drawn(fora.mask(free(9, first=1))) == "CssCssCss"
 
 
@@ -227,7 +228,7 @@ def changing(*changes):
 def test_teacache_on_wan_is_a_mask_before_sampling():
     model = changing(0, *[0.03] * 7)  # 0.037 each
     cache = caches.create("teacache", {"threshold": 0.1}).bind(model)
-    assert cache.watches == "nothing"
+    assert cache.signal_source == "nothing"
     assert drawn(cache.mask(free(8, first=1, last=1, model=model))) == "CssCssCC"
 
 
@@ -257,7 +258,7 @@ def test_teacache_takes_the_change_of_the_first_blocks_input_against_what_it_was
     cache = caches.create("teacache", {"sample": 2}).bind(
         Model("MochiTransformer3DModel", {"num_layers": 48}, block_input=True)
     )
-    lane, signals = caches.Lane(), []
+    lane, signals = caches.BranchState(), []
     for size in (1.0, 1.05, 1.05):
         seen = torch.full((1, 6, 4), size)
         seen[:, 1::2] = 9.0  # of two tokens one is compared

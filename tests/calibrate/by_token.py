@@ -2,52 +2,52 @@
 
 import torch
 
-from dittools.blocks import BlockMask, Partition
-from dittools.calibrate.attention_tile import reference_frames
 from dittools.calibrate.base import fill_groups
 from dittools.calibrate.block_statistics import order_loss
 from dittools.calibrate.paro import ALPHA, EPS, KEPT, SIGMA, groups
 from dittools.calibrate.sta import GROUPS, windows
 from dittools.calibrate.svg import SPARSITY
 from dittools.kernels import gather_tokens
-from dittools.kernels.block_mass import naive_block_mass
+from dittools.kernels.block_mass.naive import naive_block_mass
+from dittools.kernels.masks.block_mask import BlockMask, Partition
 from dittools.methods.base import AttentionCall
 from dittools.methods.svg import SVG as Recipe
 from dittools.orders.axes import AXES, axis_order
-from dittools.selectors.geometric import Pattern
-from dittools.selectors.habits import HABITS, habit_mask, habit_order
-from dittools.selectors.profiled import encode_mass
-from dittools.selectors.sampled import sampled_errors, stratified_rows
+from dittools.selection.geometric import Pattern
+from dittools.selection.head_patterns import HEAD_PATTERNS, pattern_mask, pattern_order
+from dittools.selection.profiled import encode_mass
+from dittools.selection.reference_frames import reference_frames
+from dittools.selection.sampled import sampled_errors, stratified_rows
 
 
-def sampled(heard, calibrator):
+def sampled(event, calibrator):
     """The rows of a call, or None in a step that is not looked at."""
-    tick = heard.tick
-    if tick.step not in calibrator.steps:
+    step_info = event.step_info
+    if step_info.step not in calibrator.steps:
         return None
-    seed = (tick.step * 10_007 + heard.layer) * 101 + sum(tick.branch.encode()) % 101
-    return stratified_rows(heard.grid.tokens, calibrator.sampled_rows, torch.Generator().manual_seed(seed))
+    seed = (step_info.step * 10_007 + event.layer) * 101 + sum(step_info.branch.encode()) % 101
+    return stratified_rows(event.grid.tokens, calibrator.sampled_rows, torch.Generator().manual_seed(seed))
 
 
 def looks(calls, calibrator):
-    return [(heard, rows) for heard in calls if (rows := sampled(heard, calibrator)) is not None]
+    return [(event, rows) for event in calls if (rows := sampled(event, calibrator)) is not None]
 
 
-def errors(heard, rows, masks):
+def errors(event, rows, masks):
     """Of each mask: fp64 ``[C, H]``, summed over batches."""
-    return sampled_errors(heard.q, heard.k, heard.v, rows, masks, heard.scale).sum(1).double()
+    return sampled_errors(event.q, event.k, event.v, rows, masks, event.scale).sum(1).double()
 
 
 def mean(values, calls):
     """Mean over the calls of each layer: ``{layer: [sum, ...]}`` to ``[layers, ...]``."""
-    count = [sum(heard.q.shape[0] for heard, _ in calls if heard.layer == layer) for layer in sorted(values)]
+    count = [sum(event.q.shape[0] for event, _ in calls if event.layer == layer) for layer in sorted(values)]
     return torch.stack([sum(values[layer]) / n for layer, n in zip(sorted(values), count, strict=True)]).float()
 
 
 def by_layer(calls, look):
     found = {}
-    for heard, rows in calls:
-        found.setdefault(heard.layer, []).append(look(heard, rows))
+    for event, rows in calls:
+        found.setdefault(event.layer, []).append(look(event, rows))
     return found
 
 
@@ -80,10 +80,10 @@ def sta(calls, calibrator, size):
     tried = windows(grid, tile)
     error = torch.zeros(GROUPS, size.layers, size.heads, len(tried), dtype=torch.float64)
     count = torch.zeros(GROUPS, size.layers)
-    for heard, rows in looks(calls, calibrator):
-        lane = heard.tick.step * GROUPS // size.steps, heard.layer
-        error[lane] += errors(heard, rows, [window_rows(grid, tile, window, rows) for window in tried]).T
-        count[lane] += heard.q.shape[0]
+    for event, rows in looks(calls, calibrator):
+        lane = event.step_info.step * GROUPS // size.steps, event.layer
+        error[lane] += errors(event, rows, [window_rows(grid, tile, window, rows) for window in tried]).T
+        count[lane] += event.q.shape[0]
     every = torch.arange(grid.tokens)[:: max(1, grid.tokens // 256)]
     density = [window_rows(grid, tile, window, every).double().mean().item() for window in tried]
     error = fill_groups(error / count.clamp_min(1)[..., None, None], count > 0)
@@ -93,21 +93,21 @@ def sta(calls, calibrator, size):
 def attention_tile(calls, calibrator, size):
     grid, looked = calls[0].grid, looks(calls, calibrator)
 
-    def look(heard, rows):
+    def look(event, rows):
         masks = [tile_rows(grid, count, rows) for count in range(grid.frames + 1)]
-        return errors(heard, rows, [torch.zeros_like(masks[0]), *masks]).mean(1)
+        return errors(event, rows, [torch.zeros_like(masks[0]), *masks]).mean(1)
 
     found = mean(by_layer(looked, look), looked)
     return {}, {"power": found[:, 0], "error": found[:, 1:]}
 
 
 def svg(calls, calibrator, size):
-    heard, looked = calls[0], looks(calls, calibrator)
+    event, looked = calls[0], looks(calls, calibrator)
     call = AttentionCall(
-        0, size.layers, "", 0, size.steps, heard.grid, SPARSITY, heard.scale, torch.Generator(), size.block_size
+        0, size.layers, "", 0, size.steps, event.grid, SPARSITY, event.scale, torch.Generator(), size.block_size
     )
     patterns = Recipe().patterns(call, torch.device("cpu"))
-    found = by_layer(looked, lambda heard, rows: errors(heard, rows, [pattern.rows(rows) for pattern in patterns]).T)
+    found = by_layer(looked, lambda event, rows: errors(event, rows, [pattern.rows(rows) for pattern in patterns]).T)
     error = mean(found, looked)
     return {}, {"error": error, "temporal": (error[..., 1] < error[..., 0]).to(torch.uint8)}
 
@@ -117,23 +117,23 @@ def sparse_vdit(calls, calibrator, size):
     partition = Partition(grid.tokens, size.block_size)
     block = torch.arange(grid.tokens) // partition.size
     columns = torch.zeros(size.layers, size.heads, partition.count)
-    for heard, rows in looked:
-        weights = (torch.einsum("bqhd,bkhd->bhqk", heard.q[:, rows], heard.k) * heard.scale).softmax(-1).sum((0, 2))
-        columns[heard.layer].index_add_(1, block, weights)
+    for event, rows in looked:
+        weights = (torch.einsum("bqhd,bkhd->bhqk", event.q[:, rows], event.k) * event.scale).softmax(-1).sum((0, 2))
+        columns[event.layer].index_add_(1, block, weights)
 
-    def pattern(habit, columns):
-        keep = habit_mask(grid, partition, habit, columns)[None, None]
-        order = habit_order(grid, habit)
+    def masked(pattern, columns):
+        keep = pattern_mask(grid, partition, pattern, columns)[None, None]
+        order = pattern_order(grid, pattern)
         blocks = torch.empty(grid.tokens, dtype=torch.long)
         blocks[order.long()] = block
         return Pattern(order, BlockMask(keep, partition, partition), blocks)
 
-    def look(heard, rows):
-        found = torch.zeros(size.heads, 1 + len(HABITS), dtype=torch.float64)
+    def look(event, rows):
+        found = torch.zeros(size.heads, 1 + len(HEAD_PATTERNS), dtype=torch.float64)
         for h in range(size.heads):
-            masks = [pattern(habit, columns[heard.layer, h]).rows(rows) for habit in HABITS]
+            masks = [masked(pattern, columns[event.layer, h]).rows(rows) for pattern in HEAD_PATTERNS]
             masks[1] = masks[1] | grid.stays_dense()[rows][:, None]  # text of a skipped head
-            one = heard._replace(**{x: getattr(heard, x)[:, :, h : h + 1] for x in "qkv"})
+            one = event._replace(**{x: getattr(event, x)[:, :, h : h + 1] for x in "qkv"})
             found[h] = errors(one, rows, [torch.zeros_like(masks[0]), *masks])[:, 0]
         return found
 
@@ -149,33 +149,33 @@ def paro(calls, calibrator, size):
     some = [int((n + 0.5) * partition.count / min(partition.count, 12)) for n in range(min(partition.count, 12))]
     scores = torch.zeros(3, len(AXES), size.layers, size.heads)
     heard_of = torch.zeros(size.layers)
-    for heard in calls:
-        if heard.tick.step in calibrator.steps:
-            heard_of[heard.layer] += 1
+    for event in calls:
+        if event.step_info.step in calibrator.steps:
+            heard_of[event.layer] += 1
             for n, axes in enumerate(AXES):
-                scores[:, n, heard.layer] += order_scores(heard, axis_order(grid, axes), partition, some)
+                scores[:, n, event.layer] += order_scores(event, axis_order(grid, axes), partition, some)
     scores /= heard_of[:, None]
     axes = scores[2].argmax(0)
     group = groups(size.steps, size.layers * size.heads * partition.count**2)
     mass = torch.zeros(max(group) + 1, size.layers, size.heads, partition.count, partition.count)
-    for heard in calls:
-        order = torch.stack([axis_order(grid, AXES[n]) for n in axes[heard.layer].tolist()])[None]
-        q, k = gather_tokens((heard.q, heard.k), order)
-        lane = group[heard.tick.step], heard.layer
-        mass[lane] += naive_block_mass(q, k, partition, partition, scale=heard.scale).sum(0)
+    for event in calls:
+        order = torch.stack([axis_order(grid, AXES[n]) for n in axes[event.layer].tolist()])[None]
+        q, k = gather_tokens((event.q, event.k), order)
+        lane = group[event.step_info.step], event.layer
+        mass[lane] += naive_block_mass(q, k, partition, partition, scale=event.scale).sum(0)
 
     loss = order_loss(scores[0], scores[1], ALPHA)
     mass = fill_groups(encode_mass(mass), mass.sum((2, 3, 4)) > 0)
     return {"groups": group}, {"axes": axes, "order_kept": scores[2], "order_loss": loss, "mass": mass}
 
 
-def order_scores(heard, order, partition, some):
+def order_scores(event, order, partition, some):
     """(sparse, quant, kept) of one order: ``[3, H]``."""
-    found = torch.zeros(3, heard.q.shape[2])
-    q, k = (x.index_select(1, order.long()) for x in (heard.q, heard.k))
+    found = torch.zeros(3, event.q.shape[2])
+    q, k = (x.index_select(1, order.long()) for x in (event.q, event.k))
     cut = torch.arange(partition.length).split(partition.size)
     for h in range(q.shape[2]):
-        weights = (torch.einsum("bqd,bkd->bqk", q[:, :, h], k[:, :, h]) * heard.scale).softmax(-1)  # [B, S, S]
+        weights = (torch.einsum("bqd,bkd->bqk", q[:, :, h], k[:, :, h]) * event.scale).softmax(-1)  # [B, S, S]
         blocks = [[weights[:, cut[m]][:, :, keys] for keys in cut] for m in some]
         mass, peak, small, mean_weight = (
             torch.stack([torch.stack([measure(block).mean() for block in row]) for row in blocks])

@@ -7,14 +7,7 @@ import pytest
 import torch
 
 from dittools.caches.teacache import polynomial
-from dittools.calibrate.cache import (
-    Measured,
-    fit_mask,
-    fit_polynomial,
-    fit_ratios,
-    profile,
-    threshold_for,
-)
+from dittools.calibrate.cache import Measured, fit_mask, fit_polynomial, fit_ratios, profile, threshold_for
 
 
 def measured(values, reuse="output", branches=("cond",), runs=1):

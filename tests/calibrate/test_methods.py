@@ -9,10 +9,10 @@ from torch.utils._pytree import tree_leaves
 
 from dittools.calibrate import CALIBRATORS, Size, block_statistics, key_groups, mass_sums
 from dittools.calibrate import paro as paro_calibration
-from dittools.clock import Tick
+from dittools.clock import StepInfo
+from dittools.observer import AttentionEvent
 from dittools.orders.axes import AXES, axis_order
-from dittools.runtime import Heard
-from dittools.selectors.profiled import decode_mass
+from dittools.selection.profiled import decode_mass
 from dittools.tokens import TokenGrid
 from tests.calibrate.by_token import ORACLES
 from tests.methods.watch import Memory, NoSync
@@ -40,15 +40,15 @@ def calls_of(grid, size=SIZE, batches=2, dim=16, device="cpu"):
                 for head in range(size.heads):  # neighbours along other axes are alike in each
                     near[:, axis_order(grid, AXES[-head % 6]).long(), head] = near[:, :, head].clone()
                 q, k, v = (x.to(device) for x in (q + near, k + near, v))
-                calls.append(Heard(layer, q, k, v, 0.4, Tick(False, step, size.steps, branch, True), grid))
+                calls.append(AttentionEvent(layer, q, k, v, 0.4, StepInfo(False, step, size.steps, branch, True), grid))
     return calls
 
 
 def calibrated(name, calls, size=SIZE):
     calibrator = CALIBRATORS[name](size)
     for round in range(calibrator.rounds):
-        for heard in calls:
-            calibrator.hear(heard, round)
+        for event in calls:
+            calibrator.observe(event, round)
     return calibrator
 
 
@@ -124,9 +124,9 @@ def test_a_call_takes_few_launches_however_many_heads_and_never_waits(name, monk
         calibrator = CALIBRATORS[name](size)
         counts.append([])
         for round in range(calibrator.rounds):
-            calibrator.hear(calls[0], round)
+            calibrator.observe(calls[0], round)
             with Launches() as launches, NoSync():
-                calibrator.hear(calls[1], round)
+                calibrator.observe(calls[1], round)
             counts[-1].append(launches.count)
     assert counts[0] == counts[1] and max(counts[0]) <= MOST_LAUNCHES[name]
 
@@ -141,9 +141,9 @@ def test_a_call_holds_little_beside_its_tensors(name, monkeypatch):
         calls = calls_of(grid, size, batches=1)
         calibrator = CALIBRATORS[name](size)
         for round in range(calibrator.rounds):
-            calibrator.hear(calls[0], round)
+            calibrator.observe(calls[0], round)
         with Memory() as memory:
-            calibrator.hear(calls[1], 0)
+            calibrator.observe(calls[1], 0)
         peaks.append(memory.peak)
     tensors = 3 * 4 * calls[0].q.numel()
     assert peaks[1] <= peaks[0] + 12 * (2 << 20) and peaks[1] <= tensors + (12 << 20)
@@ -178,10 +178,10 @@ def test_at_32760_tokens_a_call_is_some_hundred_launches_in_some_hundred_megabyt
     calibrator = CALIBRATORS[name](size)
     q = torch.empty(1, grid.tokens, size.heads, 64, device="meta", dtype=torch.bfloat16)
     for round in range(calibrator.rounds):
-        heard = Heard(0, q, q, q, 0.125, Tick(False, calibrator.steps[0], size.steps, "cond", True), grid)
-        calibrator.hear(heard, round)
+        event = AttentionEvent(0, q, q, q, 0.125, StepInfo(False, calibrator.steps[0], size.steps, "cond", True), grid)
+        calibrator.observe(event, round)
         with Sizes() as sizes, Memory() as memory:
-            calibrator.hear(heard, round)
+            calibrator.observe(event, round)
         assert 5 < sizes.launches < (1000 if name == "paro" else 120)
         assert memory.peak < (450 << 20 if name == "paro" else 160 << 20)
 
@@ -202,16 +202,16 @@ def test_a_long_text_is_cut_into_groups_no_longer_than_those_of_the_video():
 
 
 def test_a_candidate_that_keeps_all_loses_nothing_and_one_that_keeps_nothing_all():
-    heard, rows = calls_of(GRIDS["ragged"])[0], torch.tensor([0, 5, 200])
-    groups = key_groups.KeyGroups.of(torch.arange(heard.grid.tokens) // 20, "cpu")
+    event, rows = calls_of(GRIDS["ragged"])[0], torch.tensor([0, 5, 200])
+    groups = key_groups.KeyGroups.of(torch.arange(event.grid.tokens) // 20, "cpu")
     kept = torch.stack([torch.full((3, len(groups.tokens)), keep) for keep in (True, False)])
-    error = key_groups.errors_by_group(heard, rows, groups, kept)
-    weights = (torch.einsum("bqhd,bkhd->bhqk", heard.q[:, rows], heard.k) * heard.scale).softmax(-1)
-    power = torch.einsum("bhqk,bkhd->bhqd", weights, heard.v).square().mean((-1, -2))
+    error = key_groups.errors_by_group(event, rows, groups, kept)
+    weights = (torch.einsum("bqhd,bkhd->bhqk", event.q[:, rows], event.k) * event.scale).softmax(-1)
+    power = torch.einsum("bhqk,bkhd->bhqd", weights, event.v).square().mean((-1, -2))
     assert error[0].abs().max() < 1e-12
     torch.testing.assert_close(error[1], power)
     torch.testing.assert_close(
-        key_groups.mass_by_group(heard, rows, groups), weights.sum((0, 2)).split(20, -1)[0].new_tensor(
+        key_groups.mass_by_group(event, rows, groups), weights.sum((0, 2)).split(20, -1)[0].new_tensor(
             [[part.sum() for part in head.split(20)] for head in weights.sum((0, 2))]
         )
     )  # fmt: skip
@@ -223,8 +223,8 @@ def test_prompts_of_other_lengths_are_measured_by_their_own_grid():
         calibrator, alone = CALIBRATORS[name](size), []
         for grid in (GRIDS["text last"], TokenGrid(5, 6, 10, text=50, text_position="last")):
             calls = calls_of(grid, size)
-            for heard in calls:
-                calibrator.hear(heard, 0)
+            for event in calls:
+                calibrator.observe(event, 0)
             alone.append(calibrated(name, calls, size).tables()[1]["error"])
         torch.testing.assert_close(calibrator.tables()[1]["error"], sum(alone) / 2)
 
@@ -267,7 +267,7 @@ def test_masses_add_up_wherever_they_are_kept(device, on_host, monkeypatch):
     want = given.sum(2)
     want[:, 1] = 0
     torch.testing.assert_close(kept.sums().cpu(), want)
-    assert kept.heard().tolist() == [[True, False, True]] * 2
+    assert kept.measured().tolist() == [[True, False, True]] * 2
     assert kept.sums().device.type == ("cpu" if on_host else device)
 
 
@@ -281,7 +281,7 @@ def test_masks_of_a_large_grid_are_those_of_its_masses(monkeypatch):
     sizes, areas = partition.sizes(), paro_calibration.areas_of(GRIDS["text last"], 16)
     force = paro_calibration.always_kept(GRIDS["text last"], partition, 0.3)
     for group, layers in enumerate(mass):
-        keep = paro_calibration.spend_areas(layers, sizes, areas, 0.3, scope="layer", force=force)
+        keep = paro_calibration.select_topk_blocks_by_area(layers, sizes, areas, 0.3, scope="layer", force=force)
         assert torch.equal(arrays["keep.0.7"][group], paro_calibration.pack_bits(keep))
 
 
@@ -292,10 +292,10 @@ def test_on_a_card_the_tables_are_the_same_and_nothing_waits(name):
     calibrator = CALIBRATORS[name](size)
     calls = calls_of(grid, size, dim=64, device="cuda")
     for round in range(calibrator.rounds):
-        for number, heard in enumerate(calls):
+        for number, event in enumerate(calls):
             torch.cuda.set_sync_debug_mode("error" if number > 1 else "default")
             try:
-                calibrator.hear(heard, round)
+                calibrator.observe(event, round)
             finally:
                 torch.cuda.set_sync_debug_mode("default")
     section, arrays = calibrator.tables()

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from hypothesis import strategies as st
 
+from dittools.cli._command import ALIASES
 from dittools.cli.app import command
 
 BAD = (
@@ -28,7 +29,7 @@ GOOD: dict[str, tuple[str, ...]] = {
     "--prompts": ("builtin", "builtin:1", "builtin:0", "prompts.txt"),
     "--method": ("auto", "dense", "svg", "draft", "radial", "paro", "gna", "svg2:iterations=2", "svg,draft"),
     "--cache": ("none", "easycache", "sea:power=1", "teacache:threshold=0.1", "magcache:profile=profile.json"),
-    "--correction": ("none", "centroids", "rettention"),
+    "--correction": ("none", "centroids", "rettention:every=4"),
     "--sparsity": ("0", "0.5", "0.8", "0.999", "1", "80", "-0.1"),
     "--sweep": ("sparsity=0.5,0.8", "method=svg,dense", "cache=none,sea", "profile=p.json", "sparsity=1,1", "frames=1"),
     "--steps": ("1", "2", "8", "1000", "1001"),
@@ -42,11 +43,19 @@ GOOD: dict[str, tuple[str, ...]] = {
     "--refresh": ("1", "3"),
     "--seed": ("0", "7", "9223372036854775807", "9223372036854775808"),
     "--seeds": ("0", "1", "-1"),
-    "--output": ("a.npy", "a.gif", "a.webp", "a.png", "frames/", "a.mp5", "v.npy", "user.txt", "link"),
-    "--out": ("new", "new.json", "full", "empty", "profile.json"),
-    "--config": ("config.json", "user.json", "deep.json"),
+    "--output": (
+        *("a.npy", "a.gif", "a.webp", "a.png", "frames/", "a.mp5", "v.npy", "user.txt", "link"),
+        *("new", "new.json", "full", "empty", "profile.json"),
+    ),
+    "--options": ("probe_rows=8", "iterations=2:scope=head", "order=curve"),
+    "--cache-options": ("threshold=0.1", "interval=3"),
+    "--correction-options": ("every=4", "anchored=false"),
+    "--dense-last-steps": ("0", "1", "0.1"),
+    "--block-size": ("auto", "64", "128", "96"),
+    "--method-seed": ("0", "7", "-1"),
+    "--config": ("config.json", "record.json", "user.json", "deep.json"),
     "--profile": ("profile.json", "embedded_33x256x256_16", "user.json"),
-    "--device": ("auto", "cpu", "cuda"),
+    "--device": ("auto", "cpu", "cuda", "cuda:1"),
     "--dtype": ("auto", "bf16", "fp32"),
     "--offload": ("none", "model"),
     "--phase": ("run", "quality", "render", "all"),
@@ -63,11 +72,10 @@ GOOD: dict[str, tuple[str, ...]] = {
     "--computed": ("0.5", "1", "0"),
     "--reuse": ("output", "delta"),
     "--repeats": ("1", "2"),
-    "--json": ("new.json", "user.json"),
 }  # fmt: skip
 """Values that flags are meant for, and near misses; a flag without any takes what is bad for others."""
 
-ALIASES = {"-o": "--output"}
+SHORT = {"-o": "--output"}
 SMALL = ("--weights", "embedded", "--frames", "5", "--height", "64", "--width", "64", "--steps", "2")
 """Flags of verbs that draw, so that some lines get far."""
 
@@ -95,13 +103,13 @@ def lines(draw: Any) -> list[str]:
     for one in known[words].params:
         if not one.opts[0].startswith("-"):  # an argument
             found += draw(st.lists(st.sampled_from(("v.npy", "gna", "svg", *BAD)), max_size=2))
-    usual = [flag for flag in flags if flags[flag].is_flag or ALIASES.get(flag, flag) in GOOD]
+    usual = [flag for flag in flags if flags[flag].is_flag or SHORT.get(flag, flag) in GOOD]
     choice = sorted(set(usual if tame else flags) - {"--debug", "--help", "-h"}) or ["--json"]
     for flag in draw(st.lists(st.sampled_from(choice), max_size=3 if tame else 4, unique=tame)):
         one = flags[flag]
-        found.append(flag)
+        found.append(draw(st.sampled_from([flag, *(old for old, new in ALIASES.items() if new == flag)])))
         if not (one.is_flag or one.count):
-            good = GOOD.get(ALIASES.get(flag, flag), ())
+            good = GOOD.get(SHORT.get(flag, flag), ())
             found.append(draw(st.sampled_from(good if tame else (*good, *good, *good, *BAD))))
     if not tame and draw(st.integers(0, 19)) == 0:
         found.insert(draw(st.integers(0, len(found))), draw(st.sampled_from(("--no-such", "-x", "stray", *BAD))))
@@ -114,6 +122,8 @@ def make_place(folder: Path) -> None:
     (folder / "user.txt").write_text("mine")
     (folder / "user.json").write_text('{"mine": 1}')
     (folder / "config.json").write_text('{"method": "dense", "dense_layers": 2}')
+    record = {"dittools": "0.1.0", "model": "wan", "config": {"version": 1, "method": "svg", "sparsity": 0.5}}
+    (folder / "record.json").write_text(json.dumps(record))
     (folder / "deep.json").write_text("[" * 100_000)
     (folder / "plan.yaml").write_text("seeds: [0, 1]\nsweep: {sparsity: [0.5]}\n")
     (folder / "prompts.txt").write_text("\ufeffa red circle\n\na blue square\n", encoding="utf-8")

@@ -61,7 +61,7 @@ def report(cli, tiny_weights, tmp_path):
     (tmp_path / "prompts.txt").write_text(PROMPT)
 
     def run(*arguments):
-        flags = ["--weights", tiny_weights, "--out", "report", *SMALL, "--prompts", "prompts.txt"]
+        flags = ["--weights", tiny_weights, "--output", "report", *SMALL, "--prompts", "prompts.txt"]
         return cli("report", *flags, "--sweep", "sparsity=0.5", "--method", "svg", *arguments)
 
     return run

@@ -150,7 +150,7 @@ def started(code, *arguments, shell='"$@"', cwd=None):
         ("threading", "SIGINT", 130),
         ("typer", "SIGINT", 130),
         ("dittools.cli.generate", "SIGINT", 130),
-        ("dittools.cli.asked", "SIGINT", 130),
+        ("dittools.cli.flag_checks", "SIGINT", 130),
         ("torch", "SIGINT", 130),
         ("dittools.cli.report", "SIGTERM", 143),
     ],

@@ -8,11 +8,11 @@ import sys
 
 import pytest
 
-from dittools.cli.asked import Asked
+from dittools.attention_profile import Made, Profile
+from dittools.cli.generate import Flags
 from dittools.cli.request import check
 from dittools.pipelines import skeleton
 from dittools.pipelines.families import find_family
-from dittools.profile import Made, Profile
 from dittools.tokens import TokenGrid
 
 
@@ -34,7 +34,7 @@ def one_error(result, code=2):
         (["--cache", "teacach"], ["'teacach'", "teacache"]),
         (["--correction", "centroid"], ["'centroid'", "did you mean centroids", "none, rettention"]),
         (["--sparsty", "0.8"], ["no such option --sparsty", "did you mean --sparsity", "generate --help"]),
-        (["--sparsity", "1"], ["--sparsity is", "below 1", "got 1"]),
+        (["--sparsity", "1"], ["--sparsity must be", "below 1", "got 1"]),
         (["--sparsity", "-0.1"], ["at least 0", "-0.1"]),
         (["--sparsity", "80"], ["got 80", "did you mean 0.8"]),
         (["--cache", "sea:power=1:power=2"], ["option power is given twice"]),
@@ -181,7 +181,7 @@ def test_a_method_that_the_grid_is_too_small_for_is_known_before_anything_is_loa
 def test_a_size_that_no_machine_or_model_can_draw_is_known_before_anything_is_loaded(
     cli, unloaded, tiny_weights, monkeypatch, verb, flags, said
 ):
-    monkeypatch.setattr("dittools.pipelines.limits._memory", lambda: 24 * 10**9)
+    monkeypatch.setattr("dittools.pipelines.limits.memory_bytes", lambda: 24 * 10**9)
     result = cli(verb, *(part for pair in flags.items() for part in pair), "--weights", tiny_weights)
     assert said in one_error(result) and len(result.err) < 400 and result.err.count("\n") == 1
 
@@ -226,7 +226,7 @@ def test_what_flags_rule_out_is_told_without_pytorch(tmp_path):
     few = "--weights embedded --frames 5 --height 64 --width 64 --steps 1"
     asked = [
         "generate --sparsity 2", "generate --method svgg", "generate --cache sea:powr=1", "generate --frames 4",
-        f"generate {few} --method svg", f"inspect {few} --refresh 0", f"report {few} --sweep method=svg --out r",
+        f"generate {few} --method svg", f"inspect {few} --refresh 0", f"report {few} --sweep method=svg --output r",
         "report --sweep sparsity=0.5,2", "calibrate --steps 0", "plan --sparsity 2", "plan --height 16400",
         "bench model --method svgg", "bench model --frames 10", "methods svgg", "caches",
     ]  # fmt: skip
@@ -254,7 +254,7 @@ def test_a_misspelt_verb_is_named_with_the_nearest(cli, verb):
     [
         ("{", "not JSON"),
         ("[]", "object"),
-        ('{"dittools": "0.1.0", "model": "wan", "config": {"sparsity": 0.5}}', "record of a run"),
+        ('{"dittools": "0.1.0", "model": "wan", "config": {"sparsty": 0.5}}', "did you mean sparsity"),
         ('{"sparsty": 0.5}', "did you mean sparsity"),
         ('{"sparsity": 2}', "sparsity"),
         ('{"method": "svg", "options": {"probes": 3}}', "probe_rows"),
@@ -305,9 +305,9 @@ def test_flags_win_over_the_config_file(generate, tmp_path):
             "correction centroids takes the place of rettention (every=4) in --config c.json",
         ),
         (
-            {"method": "svg2", "options": {"top_p": 0.9}, "cache": "easycache:max_skips=2:threshold=0.2"},
+            {"method": "svg2", "options": {"top_p": 0.9}, "cache": "easycache:max_consecutive_skips=2:threshold=0.2"},
             {"method": "svg2", "cache": "easycache:threshold=0.3"},
-            {"options": {"top_p": 0.9}, "cache_options": {"max_skips": 2, "threshold": 0.3}},
+            {"options": {"top_p": 0.9}, "cache_options": {"max_consecutive_skips": 2, "threshold": 0.3}},
             None,
         ),
     ],
@@ -318,7 +318,7 @@ def test_a_flag_that_names_another_part_than_the_file_leaves_its_options_out_and
 ):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "c.json").write_text(json.dumps(settings))
-    made = check(Asked(model="wan", weights="embedded", config="c.json", **flags), None)
+    made = check(Flags(model="wan", weights="embedded", config="c.json", **flags), None)
     assert {key: getattr(made.config, key) for key in left} == left
     assert [note.startswith(said) for note in made.notes] == ([] if said is None else [True])
 

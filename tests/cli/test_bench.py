@@ -5,10 +5,11 @@ from types import SimpleNamespace
 
 import pytest
 
-from dittools.kernels import checked, portable
+from dittools.benchmarks import speed_only
+from dittools.kernels import checked
+from dittools.kernels.block_sparse import dispatch
 from dittools.methods import auto
 from dittools.methods.draft import Draft
-from dittools.pipelines import speed_only
 
 SMALL = ("--device", "cpu", "--shape", "2x300", "--head-dim", 64, "--seconds", 0.05)
 TINY = ("--size", "tiny", "--height", 128, "--width", 192, "--frames", 33, "--device", "cpu", "--repeats", 1)
@@ -27,12 +28,12 @@ def test_kernel_prints_a_table_writes_json_and_goes_on_from_it(cli, tmp_path):
 
 
 def test_a_wrong_kernel_is_named_without_a_speed_and_fails_the_command(cli, monkeypatch):
-    right = portable.portable_block_sparse_attention
+    right = dispatch.portable_block_sparse_attention
 
     def twice(*args, **call):
         return tuple(x if x is None else x * 2 for x in right(*args, **call))
 
-    monkeypatch.setattr(portable, "portable_block_sparse_attention", twice)
+    monkeypatch.setattr(dispatch, "portable_block_sparse_attention", twice)
     done = cli("bench", "kernel", *SMALL, "--rows", "ragged")
     assert done.code == 1
     (line,) = [line for line in done.out.splitlines() if " portable " in line]
@@ -53,8 +54,8 @@ def test_a_wrong_kernel_is_named_without_a_speed_and_fails_the_command(cli, monk
         (("--limit", "inf"), "--limit must be a number above 0, got inf"),
         ((*SMALL, "--implementation", "triton"), "--implementation triton cannot run here: "),
         ((*SMALL, "--implementation", "hopper"), "--implementation hopper cannot run here: needs a CUDA device"),
-        ((*SMALL, "--json", "gone/k.json"), "--json gone/k.json: there is no folder gone: make it first"),
-        ((*SMALL, "--json", "."), "--json . is a folder: name a file"),
+        ((*SMALL, "--json", "gone/k.json"), "--output gone/k.json: there is no folder gone: make it first"),
+        ((*SMALL, "--json", "."), "--output . is a folder: name a file"),
         (("--dtype", "fp8"), "--dtype"),
         (("--check", "--device", "cpu"), "nothing to check here: the kernel hopper needs a CUDA device, got cpu"),
     ],
@@ -99,7 +100,7 @@ def test_model_says_speed_only_and_goes_on_from_its_file(cli, tmp_path):
         ((*TINY, "--method", "svg:probe_rows"), "a method's options are name:option=value"),
         ((*TINY, "--method", "svg:rows=3"), "unknown option of method svg 'rows'"),
         ((*TINY, "--method", "svg:probe_rows=0"), "probe_rows must be"),
-        ((*TINY, "--json", "gone/m.json"), "--json gone/m.json: there is no folder gone: make it first"),
+        ((*TINY, "--json", "gone/m.json"), "--output gone/m.json: there is no folder gone: make it first"),
         ((*TINY, "--method", "svg,dense"), "--method dense skips nothing"),
         ((*TINY, "--method", "paro", "--profile", "missing.json"), "--profile: "),
         ((*TINY, "--method", "draft", "--profile", "missing.json"), "none of draft takes one: drop it"),
@@ -206,9 +207,9 @@ def test_check_enters_every_kernel_that_passed(cli, monkeypatch, tmp_path, broke
             told({"id": job["id"], **(result | {"speedup": 1.5} if "faster" in job["kind"] else result)})
 
     head = {"device": {"capability": "9.0", "name": "a card"}, "versions": {}}
-    monkeypatch.setattr("dittools.kernels.hopper.why_not_hopper", lambda *_: None)
-    monkeypatch.setattr("dittools.bench.kernel.run", run)
-    monkeypatch.setattr("dittools.bench.kernel.run_side_by_side", side_by_side)
+    monkeypatch.setattr("dittools.kernels.capability.why_not_hopper", lambda *_: None)
+    monkeypatch.setattr("dittools.benchmarks.kernel.run", run)
+    monkeypatch.setattr("dittools.benchmarks.kernel.run_side_by_side", side_by_side)
     monkeypatch.setattr("dittools.cli.bench_kernel.open_results", lambda *_: SimpleNamespace(head=head))
     monkeypatch.setattr(checked, "TABLE", tmp_path / "checked.json")
     done = cli("bench", "kernel", "--check", "--device", "cpu")

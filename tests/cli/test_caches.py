@@ -16,7 +16,7 @@ def test_caches_lists_each_with_its_options(cli):
     found = {entry["name"]: entry for entry in cli("caches", "--json").json["caches"]}
     assert {"none", "teacache", "magcache", "pab"} <= set(found)
     assert found["easycache"]["options"]["threshold"]["default"] == 0.05
-    assert "max_skips" in cli("caches").out
+    assert "max_consecutive_skips" in cli("caches").out
 
 
 def test_generate_with_a_cache_records_what_was_reused(generate):
@@ -27,7 +27,7 @@ def test_generate_with_a_cache_records_what_was_reused(generate):
     cache = result.json["cache"]
     assert cache["name"] == "taylorseer" and cache["computed_steps"] == [0, 3, 6]
     assert cache["reused_steps"] == [1, 2, 4, 5] and result.json["calls"]["reused"] == 12
-    assert result.json["config"]["cache_options"] == {"interval": 3, "first": 1, "start": 0}
+    assert result.json["config"]["cache_options"] == {"interval": 3, "warmup_steps": 1, "start": 0}
     assert "each one matters" in " ".join(result.json["notes"])
 
 
@@ -54,7 +54,7 @@ def test_a_profile_is_made_and_used(cli, generate, tiny_weights):
         "--steps",
         8,
         *SMALL,
-        "--out",
+        "--output",
         "p.json",
         "--prompts",
         "builtin:2",
@@ -77,7 +77,7 @@ def test_a_profile_is_made_and_used(cli, generate, tiny_weights):
     [
         (("--computed", 0.5), "add --cache"),
         (("--cache", "--method", "paro"), "drop --cache"),
-        (("--cache", "--out", "p.txt"), "must end in .json"),
+        (("--cache", "--output", "p.txt"), "must end in .json"),
         (("--cache", "--computed", 0), "--computed is a share"),
         (("--cache", "--reuse", "stack"), "output or delta"),
         (("--cache", "--prompts", "builtin:0"), "at least 1"),
@@ -90,24 +90,24 @@ def test_what_cannot_be_calibrated_is_bad_input(cli, tiny_weights, flags, says):
 
 
 def test_a_cache_flag_replaces_that_of_a_config_file_with_its_options(tmp_path):
-    from dittools.cli.asked import Asked
+    from dittools.cli.generate import Flags
 
     path = tmp_path / "c.json"
     path.write_text(Config(cache="teacache:threshold=0.3").to_json())
     given = {"model": "wan", "weights": "embedded", "config": str(path)}
-    assert check(Asked(**given), None).config.cache_options == {"threshold": 0.3}
-    found = check(Asked(**given | {"cache": "pab:interval=3"}), None).config
+    assert check(Flags(**given), None).config.cache_options == {"threshold": 0.3}
+    found = check(Flags(**given | {"cache": "pab:interval=3"}), None).config
     assert (found.cache, found.cache_options) == ("pab", {"interval": 3})
 
 
 def test_a_correction_flag_replaces_that_of_a_config_file_with_its_options(tmp_path):
-    from dittools.cli.asked import Asked
+    from dittools.cli.generate import Flags
 
     path = tmp_path / "c.json"
     path.write_text(Config(correction="rettention", correction_options={"every": 3}).to_json())
     given = {"model": "wan", "weights": "embedded", "config": str(path)}
-    assert check(Asked(**given | {"correction": "rettention"}), None).config.correction_options == {"every": 3}
-    assert check(Asked(**given | {"correction": "centroids"}), None).config.correction_options == {}
+    assert check(Flags(**given | {"correction": "rettention"}), None).config.correction_options == {"every": 3}
+    assert check(Flags(**given | {"correction": "centroids"}), None).config.correction_options == {}
 
 
 def names(sweep, **base):

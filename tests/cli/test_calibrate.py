@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from dittools import profile as profiles
+from dittools import attention_profile as profiles
 from dittools.pipelines import loading
 from tests.cli.test_bad_input import one_error
 
@@ -17,7 +17,7 @@ def calibrated(cli, tiny_weights, tmp_path):
     """A profile of the tiny weights for 5 x 10 x 11 tokens and 2 steps; made once, then copied."""
     if not hasattr(calibrated, "made"):
         (tmp_path / "prompts.txt").write_text("a red circle moves left\n\na blue square moves up\n")
-        flags = ("--weights", tiny_weights, *SIZE, "--steps", 2, "--prompts", "prompts.txt", "--out", "p.json")
+        flags = ("--weights", tiny_weights, *SIZE, "--steps", 2, "--prompts", "prompts.txt", "--output", "p.json")
         result = cli("calibrate", *flags, "--json")
         assert result.code == 0, result.err
         files = {name: (tmp_path / name).read_bytes() for name in ("p.json", "p.safetensors")}
@@ -82,20 +82,20 @@ def test_comparing_with_dense_warms_up_within_the_schedule_of_the_profile(cli, t
 
 def test_a_grid_of_too_few_blocks_is_refused_before_anything_is_measured(cli, tiny_weights, tmp_path):
     size = ("--frames", 9, "--height", 64, "--width", 64)
-    line = one_error(cli("calibrate", "--weights", tiny_weights, *size, "--steps", 2, "--out", "small.json"))
+    line = one_error(cli("calibrate", "--weights", tiny_weights, *size, "--steps", 2, "--output", "small.json"))
     assert "needs at least 4 blocks of 64 tokens" in line and "3 x 4 x 4" in line and "larger size" in line
     assert not (tmp_path / "small.json").exists()
 
 
 def test_methods_of_videos_are_left_out_of_an_images_profile_unless_one_is_named(cli, tiny_weights, tmp_path):
     flags = ("--weights", tiny_weights, "--frames", 1, "--height", 256, "--width", 256, "--steps", 1)
-    result = cli("calibrate", *flags, "--prompts", "builtin:1", "--out", "image.json", "--json")
+    result = cli("calibrate", *flags, "--prompts", "builtin:1", "--output", "image.json", "--json")
     assert result.code == 0, result.err
     assert (
         result.json["methods"] == ["paro", "sparse_vdit", "sta"] == list(profiles.load(tmp_path / "image.json").methods)
     )
     assert "note: attention_tile needs a video, and this run has 1 frame: left out of the profile" in result.err
-    line = one_error(cli("calibrate", *flags, "--method", "svg", "--out", "other.json"))
+    line = one_error(cli("calibrate", *flags, "--method", "svg", "--output", "other.json"))
     assert "svg needs a video" in line and not (tmp_path / "other.json").exists()
 
 
@@ -127,7 +127,7 @@ def test_another_grid_or_model_is_refused_with_both_named(cli, generate, tiny_we
 
 def test_a_profile_for_some_methods_is_refused_by_the_others(cli, tiny_weights, tmp_path):
     flags = ("--weights", tiny_weights, *SIZE, "--steps", 2, "--prompts", "builtin:1", "--guidance", 1)
-    result = cli("calibrate", *flags, "--method", "svg", "--out", "svg.json")
+    result = cli("calibrate", *flags, "--method", "svg", "--output", "svg.json")
     assert result.code == 0 and result.out == "svg.json\n", result.err
     line = one_error(run(cli, tiny_weights, "paro", "--profile", "svg.json"))
     assert "is for svg, and not for method paro" in line
@@ -136,8 +136,8 @@ def test_a_profile_for_some_methods_is_refused_by_the_others(cli, tiny_weights, 
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
-        (["--out", "p.yaml"], ["--out p.yaml", ".json"]),
-        (["--out", "gone/p.json"], ["no folder gone"]),
+        (["--output", "p.yaml"], ["--output p.yaml", ".json"]),
+        (["--output", "gone/p.json"], ["no folder gone"]),
         (["--method", "pari"], ["'pari'", "did you mean paro"]),
         (["--prompts", "gone.txt"], ["--prompts gone.txt", "cannot be read"]),
         (["--prompts", "builtin:0"], ["builtin:0"]),

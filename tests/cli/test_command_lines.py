@@ -17,7 +17,7 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from dittools.cli import drawing
+from dittools.cli import generation
 from dittools.cli.main import main
 from dittools.pipelines.errors import RunFailed
 from tests.cli.command_lines import contents, lines, make_place
@@ -57,22 +57,22 @@ def nothing_drawn(monkeypatch):
     ended = SimpleNamespace(ends=None)
 
     def open_model(request, stages, output, chosen=None, check=lambda chosen: None):
-        chosen = chosen or drawing.choose(request, output)
+        chosen = chosen or generation.choose(request, output)
         check(chosen)
         if request.output is None:
             raise RunFailed("nothing is drawn here")
         with stages("load"):
             pass
-        return drawing.Opened(None, chosen.device, "float32", chosen.weights, chosen.scene, 16)
+        return generation.Opened(None, chosen.device, "float32", chosen.weights, chosen.scene, 16)
 
     def decode(opened, latents, scene, levels=False):
         if ended.ends is not None:
             raise ended.ends
         return np.full((min(scene.shot.frames, 3), 16, 16, 3), 0.5, np.float32)
 
-    monkeypatch.setattr(drawing, "open_model", open_model)
-    monkeypatch.setattr(drawing, "decode", decode)
-    monkeypatch.setattr(drawing, "prompt_notes", lambda *given: [])
+    monkeypatch.setattr(generation, "open_model", open_model)
+    monkeypatch.setattr(generation, "decode", decode)
+    monkeypatch.setattr(generation, "prompt_notes", lambda *given: [])
 
     def stage(name, value):
         def stand_in(opened, embeds, scene, config, stages, *more):
@@ -84,10 +84,10 @@ def nothing_drawn(monkeypatch):
     def fail(*given):
         raise RunFailed("nothing is drawn here")
 
-    monkeypatch.setattr(drawing, "encode", lambda opened, scene, stages: stage("text", {})(*[None] * 4, stages))
-    monkeypatch.setattr(drawing, "denoise_sparse", stage("denoise", (None, Fast())))
+    monkeypatch.setattr(generation, "encode", lambda opened, scene, stages: stage("text", {})(*[None] * 4, stages))
+    monkeypatch.setattr(generation, "denoise_sparse", stage("denoise", (None, Fast())))
     monkeypatch.setattr("dittools.cli.run._dense_run", fail)
-    monkeypatch.setattr("dittools.bench.kernel.run", lambda jobs, results, told, limit: [])
+    monkeypatch.setattr("dittools.benchmarks.kernel.run", lambda jobs, results, told, limit: [])
     monkeypatch.setattr("dittools.cli.bench_model._measure_missing", lambda *given: None)
     return ended
 

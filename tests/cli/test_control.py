@@ -2,9 +2,9 @@
 
 import torch
 
-from dittools.cli.closing import closing
 from dittools.cli.control import Control, StepTimes, control, shared_steps
 from dittools.cli.record import quality_facts
+from dittools.cli.summary import summary_lines
 from dittools.quality import Score
 
 
@@ -53,7 +53,7 @@ def test_a_withheld_speed_up_is_told_with_its_reason_and_the_times_stay():
         "fallbacks": [],
         "notes": [],
     }
-    lines = "\n".join(closing(record, "a.json"))
+    lines = "\n".join(summary_lines(record, "a.json"))
     assert "no speed-up is given: the 3 steps" in lines and "dense 28.0 s" in lines and "as fast (" not in lines
     assert "cache sea: 1 steps computed, 1 reused; 6 of 12 attention calls saved" in lines  # dense, sparse and reused
     again = quality_facts(score, score, 28.0, 10.0, Control("repeated", (0, 1), 1.0, 1.05))

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from dittools.cli.main import main
-from dittools.pipelines.embedded import judge
 from dittools.pipelines.embedded import vocabulary as voc
+from dittools.training import judge
 
 
 @pytest.fixture(scope="module")

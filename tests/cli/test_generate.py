@@ -208,7 +208,9 @@ def test_guidance_off_runs_one_lane(generate):
 def test_an_empty_prompt_runs_with_a_note(generate):
     result = generate("--prompt", "", "--output", "a.npy", "--json")
     assert result.code == 0 and result.err.count("note: the prompt is empty") == 1
-    assert "the prompt is empty: the model draws what it likes" in result.json["notes"]  # read later, without stderr
+    assert (
+        "the prompt is empty: the model generates what it likes" in result.json["notes"]
+    )  # read later, without stderr
 
 
 def test_a_very_long_prompt_runs_with_a_note_on_one_line(generate):

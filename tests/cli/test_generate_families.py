@@ -58,9 +58,9 @@ def test_generate_draws_with_the_family_and_its_defaults(name, pipes, cli, tmp_p
 @pytest.mark.parametrize(
     ("flags", "says"),
     [
-        (["--model", "hunyuan-video"], "cannot be drawn with here: use one of wan, cogvideox, ltx, flux"),
+        (["--model", "hunyuan-video"], "cannot generate here: use one of wan, cogvideox, ltx, flux"),
         (["--model", "sana"], "self-attention is linear"),
-        (["--model", "flux", "--frames", 5], "draws images: --frames is 1"),
+        (["--model", "flux", "--frames", 5], "generates images: --frames is 1"),
         (["--model", "ltx", "--frames", 12], "--frames 12 does not fit"),
         (["--model", "flux", "--weights", "embedded"], "the embedded model is a wan, not a flux"),
         (["--model", "cogvideox", "--device", "cpu"], "no cogvideox weights at hand"),

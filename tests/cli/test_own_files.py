@@ -6,8 +6,8 @@ import os
 import numpy as np
 import pytest
 
+from dittools.attention_profile import Made, Model, Profile
 from dittools.pipelines import loading
-from dittools.profile import Made, Model, Profile
 from dittools.tokens import TokenGrid
 from tests.cli.test_bad_input import one_error
 
@@ -85,11 +85,11 @@ def test_foreign_json_is_kept(generate, tmp_path, nothing_loads):
 def test_names_that_cannot_be_written_are_told_at_once(cli, generate, tmp_path, nothing_loads, name):
     assert "--output" in refused(generate, tmp_path, "--output", name)
     calibrate = {".mp4": ".json", "": "", "-": "-", "/dev/null": name}.get(name, f"{name}.json")
-    assert "--out" in refused(cli, tmp_path, "calibrate", "--weights", "embedded", "--out", calibrate)
+    assert "--output" in refused(cli, tmp_path, "calibrate", "--weights", "embedded", "--output", calibrate)
     if name != ".mp4":  # a folder may be called so
         for verb in ("inspect", "report"):
             if (verb, name) != ("report", "no/such/a.mp4"):  # which makes folders
-                assert "--out" in refused(cli, tmp_path, verb, "--weights", "embedded", "--out", name)
+                assert "--output" in refused(cli, tmp_path, verb, "--weights", "embedded", "--output", name)
 
 
 def test_calibrate_replaces_profiles_alone(cli, tmp_path, nothing_loads):
@@ -97,12 +97,12 @@ def test_calibrate_replaces_profiles_alone(cli, tmp_path, nothing_loads):
         return cli("calibrate", "--weights", "embedded", *flags)
 
     (tmp_path / "package.json").write_text(FOREIGN)
-    assert "package.json, which is not a profile" in refused(run, tmp_path, "--out", "package.json")
+    assert "package.json, which is not a profile" in refused(run, tmp_path, "--output", "package.json")
     (tmp_path / "lora.safetensors").write_bytes(b"weights")
-    assert "lora.safetensors, which is not the tables" in refused(run, tmp_path, "--out", "lora.json")
-    assert "package.json, which is not a profile" in refused(run, tmp_path, "--cache", "--out", "package.json")
+    assert "lora.safetensors, which is not the tables" in refused(run, tmp_path, "--output", "lora.json")
+    assert "package.json, which is not a profile" in refused(run, tmp_path, "--cache", "--output", "package.json")
     (tmp_path / "prompts.json").write_text("a red circle\n")
-    flags = ("--prompts", "prompts.json", "--out", "./prompts.json", "--overwrite")
+    flags = ("--prompts", "prompts.json", "--output", "./prompts.json", "--overwrite")
     assert "the file of --prompts" in refused(run, tmp_path, *flags)
 
 
@@ -111,7 +111,9 @@ def test_a_manifest_of_another_program_makes_no_report(cli, tmp_path, nothing_lo
     (tmp_path / "site" / "manifest.json").write_text('{"name": "a web app", "icons": []}')
     (tmp_path / "site" / ".a.part.txt").write_text("mine")
     for flags in ((), ("--phase", "render")):
-        line = refused(cli, tmp_path, "report", *(() if flags else ("--weights", "embedded")), "--out", "site", *flags)
+        line = refused(
+            cli, tmp_path, "report", *(() if flags else ("--weights", "embedded")), "--output", "site", *flags
+        )
         assert "other files in it" in line or "holds no report" in line
 
 
@@ -119,8 +121,8 @@ def test_bench_goes_on_from_its_own_files_alone(cli, tmp_path):
     (tmp_path / "package.json").write_text(FOREIGN)
     flags = ("bench", "kernel", "--device", "cpu", "--shape", "2x300", "--rows", "uniform", "--json")
     assert "not a file of kernels" in refused(cli, tmp_path, *flags, "package.json")
-    assert "--json" in refused(cli, tmp_path, *flags, "/proc/x.json")
-    assert "--json is empty" in refused(cli, tmp_path, *flags, "")
+    assert "--output" in refused(cli, tmp_path, *flags, "/proc/x.json")
+    assert "--output is empty" in refused(cli, tmp_path, *flags, "")
 
 
 @pytest.mark.parametrize("mark", [b"\xef\xbb\xbf", b"\xff\xfe"])
@@ -135,7 +137,7 @@ def test_marks_of_an_encoding_are_no_part_of_configs_prompts_and_plans(generate,
     write("plan.yaml", "seeds: [0]\nmethod: nope\n")
     assert "unknown method 'nope'" in one_error(cli("report", "--plan", "plan.yaml", "--weights", "embedded"))
     write("prompts.txt", "a red circle\r\na blue square\r\n")
-    from dittools.cli.report_asked import prompts_of
+    from dittools.cli.prompts import prompts_of
 
     assert prompts_of("prompts.txt") == (("a red circle", "a blue square"), None)
 
@@ -169,7 +171,7 @@ def test_what_is_no_text_and_no_name_is_told_at_once(generate, tmp_path, nothing
 )
 def test_plans_hold_prompts_that_are_text(cli, tmp_path, nothing_loads, plan, said):
     (tmp_path / "plan.yaml").write_text(plan)
-    assert said in refused(cli, tmp_path, "report", "--plan", "plan.yaml", "--weights", "embedded", "--out", "r")
+    assert said in refused(cli, tmp_path, "report", "--plan", "plan.yaml", "--weights", "embedded", "--output", "r")
 
 
 @pytest.mark.parametrize("text", ["[" * 100_000, '{"options":' * 100_000])

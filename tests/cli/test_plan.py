@@ -65,11 +65,11 @@ def test_a_short_sequence_stays_dense_with_a_reason_and_a_cache_is_named(cli):
         (["--model", "sana"], "self-attention is linear"),
         (["--model", "helios"], "no sizes of a checkpoint"),
         (["--height", "730"], "use 720 or 736"),
-        (["--model", "flux", "--frames", "5"], "flux draws images"),
+        (["--model", "flux", "--frames", "5"], "flux generates images"),
         (["--model", "hunyan-video"], "did you mean hunyuan-video"),
         (["--sparsity", "80"], "did you mean 0.8"),
         (["--steps", "0"], "--steps must be at least 1"),
-        (["--device", "tpu"], "--device is one of"),
+        (["--device", "tpu"], "known: auto, cpu, cuda, cuda:1"),
     ],
 )
 def test_what_cannot_be_planned_is_one_line(cli, flags, says):

@@ -6,20 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from dittools.cli import (
-    app,
-    bench,
-    caches,
-    calibrate,
-    compare,
-    env,
-    generate,
-    inspect,
-    methods,
-    models,
-    plan,
-    report,
-)
+from dittools.cli import app, bench, caches, calibrate, compare, env, generate, methods, models, plan, report
+from dittools.cli import inspect_maps as inspect
 from tests.cli.test_generate import KEYS
 
 ROOT = Path(__file__).parents[2]

@@ -1,5 +1,6 @@
 """`dittools report` on a tiny model: what it leaves, and what happens when it is killed, full, or asked wrongly."""
 
+import contextlib
 import csv
 import dataclasses
 import errno
@@ -15,13 +16,13 @@ import numpy as np
 import pytest
 
 from dittools import files
-from dittools.cli import report_quality
 from dittools.cli.main import main
-from dittools.cli.report_join import whole_command
-from dittools.cli.report_yardsticks import Yardsticks
+from dittools.cli.report import quality as report_quality
+from dittools.cli.report.baselines import Baselines
+from dittools.cli.report.join import whole_command
 from dittools.methods import METHODS
 from dittools.pipelines import reading, saving, stages
-from dittools.report.folder import Folder
+from dittools.report.folder import WRITER, Folder
 from dittools.report.results import decided
 from tests.cli.conftest import PROMPT, SMALL
 from tests.cli.test_bad_input import one_error
@@ -46,7 +47,7 @@ def arguments(folder, weights):
     """The command for a small report with everything in it: a hostile prompt, every case timed twice."""
     prompts = folder / "prompts.txt"
     prompts.write_text(f"\n{HOSTILE}\n")
-    flags = ["report", "--weights", weights, "--out", folder / "report", *SMALL, "--prompts", prompts]
+    flags = ["report", "--weights", weights, "--output", folder / "report", *SMALL, "--prompts", prompts]
     flags += ["--sweep", "sparsity=0.8", "--method", "svg", "--repeats", 2]
     return [str(flag) for flag in flags]
 
@@ -78,7 +79,7 @@ def without_times(value):
 
 def test_the_folder_has_everything(whole):
     assert {path.name for path in whole.iterdir()} == {
-        *("manifest.json", "yardsticks.json", "failures.json", "cases", "quality.csv", "summary.csv"),
+        *("manifest.json", "baselines.json", "failures.json", "cases", "quality.csv", "summary.csv"),
         *("report.md", "report.html", ".lock"),
     }
     manifest = json.loads((whole / "manifest.json").read_text())
@@ -136,7 +137,7 @@ def test_measuring_several_cases_at_a_time_gives_the_same_files(whole, tmp_path,
             if path.name == "judge.json" or path.name.startswith("against"):
                 path.unlink()
     monkeypatch.setattr(report_quality.os, "cpu_count", lambda: 8)
-    assert cli("report", "--phase", "quality", "--out", folder).code == 0
+    assert cli("report", "--phase", "quality", "--output", folder).code == 0
     assert tree(folder) == tree(whole)
 
 
@@ -171,9 +172,9 @@ def test_killed_ten_times_and_gone_on_with_it_is_the_folder_of_an_unbroken_run(w
     modules = [
         "diffusers.pipelines.wan.pipeline_wan",
         "transformers.models.umt5.modeling_umt5",
-        "dittools.cli.report_run",
+        "dittools.cli.report.run",
     ]
-    context.set_forkserver_preload([__name__, "dittools.cli.report_phases", "dittools.cli.report_quality", *modules])
+    context.set_forkserver_preload([__name__, "dittools.cli.report.phases", "dittools.cli.report.quality", *modules])
     command = arguments(tmp_path, tiny_weights)
     chance, kills, folder = random.Random(4), 0, tmp_path / "report"
     while True:
@@ -224,9 +225,9 @@ def wait_for_life(process, folder):
     """Until this process has begun to write: what comes before needs no care."""
     deadline = time.monotonic() + 60
     while process.exitcode is None and time.monotonic() < deadline:
-        lock = folder / ".lock"
-        if lock.exists() and str(process.pid) in lock.read_text():
-            return
+        with contextlib.suppress(FileNotFoundError):
+            if str(process.pid) in (folder / WRITER).read_text():
+                return
         time.sleep(0.01)
 
 
@@ -310,7 +311,7 @@ def test_without_ffmpeg_frames_are_arrays_and_the_page_says_no_more_than_it_has(
 def test_two_reports_in_one_folder_are_refused(report, tmp_path):
     with Folder(tmp_path / "report").held():
         line = one_error(report())
-    assert f"in use by process {os.getpid()}" in line and "--out" in line
+    assert f"in use by process {os.getpid()}" in line and "--output" in line
 
 
 def test_other_settings_in_the_same_folder_are_refused_with_both(report):
@@ -324,9 +325,9 @@ def test_phases_can_be_done_one_by_one(report, cli, tmp_path):
     folder = tmp_path / "report"
     assert report("--phase", "run").code == 0
     assert not (folder / "quality.csv").exists() and len(list((folder / "cases").iterdir())) == 5
-    assert cli("report", "--out", "report", "--phase", "quality").code == 0
+    assert cli("report", "--output", "report", "--phase", "quality").code == 0
     assert (folder / "quality.csv").exists() and not (folder / "report.html").exists()
-    result = cli("report", "--out", "report", "--phase", "render")
+    result = cli("report", "--output", "report", "--phase", "render")
     assert result.code == 0 and result.out == "report/report.html\n"
     assert (folder / "report.html").exists() and (folder / "report.md").exists()
 
@@ -336,7 +337,7 @@ def test_a_yaml_plan_is_read_and_flags_win(cli, tiny_weights, tmp_path):
         f"weights: {tiny_weights}\nprompts: [a red circle, 'a: \"blue\" {{square}}']\nseeds: [3]\nsteps: 3\n"
         "fewer-steps: 1\nframes: 5\nheight: 48\nwidth: 64\nsweep: {method: auto, sparsity: [0.8]}\n"
     )
-    result = cli("report", "--plan", "plan.yaml", "--steps", 2, "--out", "report", "--phase", "run", "--json")
+    result = cli("report", "--plan", "plan.yaml", "--steps", 2, "--output", "report", "--phase", "run", "--json")
     assert result.code == 0
     plan = result.json["manifest"]["plan"]
     assert plan["prompts"] == ["a red circle", 'a: "blue" {square}'] and plan["seeds"] == [3]
@@ -346,7 +347,7 @@ def test_a_yaml_plan_is_read_and_flags_win(cli, tiny_weights, tmp_path):
 def test_builtin_is_small_on_a_cpu(cli, embedded_model, tmp_path):
     from dittools.pipelines.embedded.captions import BUILTIN
 
-    result = cli("report", "--weights", "embedded", "--out", "report", "--phase", "run", "--json", "--device", "cpu")
+    result = cli("report", "--weights", "embedded", "--output", "report", "--phase", "run", "--json", "--device", "cpu")
     assert result.code == 0
     plan = result.json["manifest"]["plan"]
     assert plan["prompts"] == list(BUILTIN[:2]) and plan["seeds"] == [0]
@@ -373,9 +374,9 @@ def test_builtin_is_small_on_a_cpu(cli, embedded_model, tmp_path):
         (["--plan", "list.yaml"], ["names and values"]),
         (["--plan", "key.yaml"], ["'sweeps'", "did you mean sweep"]),
         (["--plan", "type.yaml"], ["guidance must be a number, got 'firm'"]),
-        (["--out", "prompts.txt"], ["is a file"]),
-        (["--out", "other"], ["other files in it"]),
-        (["--out", ""], ["names no folder"]),
+        (["--output", "prompts.txt"], ["is a file"]),
+        (["--output", "other"], ["other files in it"]),
+        (["--output", ""], ["names no folder"]),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) and value[0].startswith("-") else "",
 )
@@ -396,16 +397,16 @@ def test_a_wrong_flag_is_one_line_with_the_way_out(report, tmp_path, flags, said
 def test_parts_drawn_apart_join_into_the_whole_report(report, cli, tmp_path):
     """Also from parts of which one was measured already, and again when a part is joined twice."""
     (tmp_path / "prompts.txt").write_text(f"{PROMPT}\na blue square spins\n")
-    assert report("--phase", "run", "--out", "whole").code == 0
+    assert report("--phase", "run", "--output", "whole").code == 0
     for part in (1, 2):
-        assert report("--phase", "run", "--share", f"{part}/2", "--out", f"part{part}").code == 0
+        assert report("--phase", "run", "--share", f"{part}/2", "--output", f"part{part}").code == 0
     drawn = [{case.name for case in Folder(tmp_path / name).cases.iterdir()} for name in ("part1", "part2", "whole")]
     assert drawn[0] and drawn[1] and not drawn[0] & drawn[1]
     assert drawn[0] | drawn[1] == drawn[2]
-    assert cli("report", "--phase", "quality", "--out", "part2").code == 0
+    assert cli("report", "--phase", "quality", "--output", "part2").code == 0
     for _ in range(2):
-        assert cli("report", "--join", "part1", "part2", "--phase", "quality", "--out", "joined").code == 0
-    assert cli("report", "--phase", "quality", "--out", "whole").code == 0
+        assert cli("report", "--join", "part1", "part2", "--phase", "quality", "--output", "joined").code == 0
+    assert cli("report", "--phase", "quality", "--output", "whole").code == 0
     assert tree(tmp_path / "joined") == tree(tmp_path / "whole")
 
 
@@ -416,14 +417,14 @@ def test_an_untimed_report_has_measures_and_no_times(report, tmp_path):
     assert all(line["denoise_seconds"] is None and line["speedup"] is None for line in found["summary"])
     assert any(isinstance(line["psnr"], float) for line in found["summary"])
     assert found["manifest"]["plan"]["timed"] is False
-    assert any("times were left out" in note for note in found["yardsticks"]["notes"])
-    assert "--untimed leaves them out" in one_error(report("--untimed", "--repeats", 2, "--out", "other"))
+    assert any("times were left out" in note for note in found["baselines"]["notes"])
+    assert "--untimed leaves them out" in one_error(report("--untimed", "--repeats", 2, "--output", "other"))
 
 
 def test_a_compiled_model_has_one_kernel_and_so_no_noise_floor(tmp_path):
     folder = Folder(tmp_path)
     with folder.held():
-        Yardsticks(dataclasses.replace(PLAN, compile=True), folder).choose_kernels(["flash", "math"])
+        Baselines(dataclasses.replace(PLAN, compile=True), folder).choose_kernels(["flash", "math"])
     found = decided(folder)
     assert (found.dense_kernel, found.other_kernel) == ("flash", None)
     assert "keeps the kernel it was compiled with" in found.notes[0]
@@ -431,27 +432,27 @@ def test_a_compiled_model_has_one_kernel_and_so_no_noise_floor(tmp_path):
 
 def test_only_parts_of_one_report_join(report, cli, tmp_path):
     (tmp_path / "prompts.txt").write_text(f"{PROMPT}\na blue square spins\n")
-    assert report("--phase", "run", "--share", "1/2", "--out", "part1").code == 0
-    assert report("--phase", "run", "--share", "2/2", "--out", "part2", "--steps", 3).code == 0
-    assert "steps" in one_error(cli("report", "--join", "part1", "part2", "--out", "joined"))
+    assert report("--phase", "run", "--share", "1/2", "--output", "part1").code == 0
+    assert report("--phase", "run", "--share", "2/2", "--output", "part2", "--steps", 3).code == 0
+    assert "steps" in one_error(cli("report", "--join", "part1", "part2", "--output", "joined"))
     assert not (tmp_path / "joined" / "manifest.json").exists()
-    assert "manifest.json is missing" in one_error(cli("report", "--join", "part1", "nowhere", "--out", "joined"))
-    assert "fewer" in one_error(report("--share", "3/3", "--out", "part3"))
+    assert "manifest.json is missing" in one_error(cli("report", "--join", "part1", "nowhere", "--output", "joined"))
+    assert "fewer" in one_error(report("--share", "3/3", "--output", "part3"))
     for bad in ("0/2", "3/2", "half", "1/0"):
-        assert "2/4" in one_error(report("--share", bad, "--out", "part4"))
+        assert "2/4" in one_error(report("--share", bad, "--output", "part4"))
 
 
 def test_a_joined_report_names_the_command_of_the_whole():
-    part = ["dittools", "report", "--share", "2/4", "--method", "svg", "--phase=run", "--out", "part2"]
-    assert whole_command(part, Path("all")) == ["dittools", "report", "--method", "svg", "--out", "all"]
+    part = ["dittools", "report", "--share", "2/4", "--method", "svg", "--phase=run", "--output", "part2"]
+    assert whole_command(part, Path("all")) == ["dittools", "report", "--method", "svg", "--output", "all"]
 
 
-def test_parts_that_decided_on_other_yardsticks_are_joined_with_a_note(report, cli, tmp_path):
+def test_parts_that_decided_on_other_baselines_are_joined_with_a_note(report, cli, tmp_path):
     (tmp_path / "prompts.txt").write_text(f"{PROMPT}\na blue square spins\n")
     for part in (1, 2):
-        assert report("--phase", "run", "--share", f"{part}/2", "--out", f"part{part}").code == 0
+        assert report("--phase", "run", "--share", f"{part}/2", "--output", f"part{part}").code == 0
     other = Folder(tmp_path / "part2")
-    other.write_yardsticks({**other.yardsticks(), "fewer_steps": 7})
-    result = cli("report", "--join", "part1", "part2", "--phase", "quality", "--out", "joined", "--json")
+    other.write_baselines({**other.baselines(), "fewer_steps": 7})
+    result = cli("report", "--join", "part1", "part2", "--phase", "quality", "--output", "joined", "--json")
     assert result.code == 0
-    assert any("equal-time steps apart (1, 7)" in note for note in result.json["yardsticks"]["notes"])
+    assert any("equal-time steps apart (1, 7)" in note for note in result.json["baselines"]["notes"])

@@ -25,7 +25,7 @@ def flags(tmp_path_factory, tiny_weights):
 def drawn(tmp_path_factory, flags):
     """A report that was drawn and not measured; its folder."""
     folder = tmp_path_factory.mktemp("drawn") / "report"
-    assert main([*flags, "--out", str(folder), "--phase", "run"]) == 0
+    assert main([*flags, "--output", str(folder), "--phase", "run"]) == 0
     return folder
 
 
@@ -35,7 +35,7 @@ def whole(tmp_path_factory, drawn):
     folder = tmp_path_factory.mktemp("whole") / "report"
     shutil.copytree(drawn, folder)
     for phase in ("quality", "render"):
-        assert main(["report", "--out", str(folder), "--phase", phase]) == 0
+        assert main(["report", "--output", str(folder), "--phase", phase]) == 0
     return folder
 
 
@@ -75,11 +75,11 @@ def case_of(folder, setting):
 def test_a_case_without_its_record_is_drawn_again(cli, copy, whole, flags, count):
     folder = copy(whole)
     (case_of(folder, "svg, sparsity 0.5") / "record.json").write_text("{")
-    line = one_error(cli(*flags, "--out", folder))
+    line = one_error(cli(*flags, "--output", folder))
     assert "record.json is damaged" in line and "remove it" in line
     (case_of(folder, "svg, sparsity 0.5") / "record.json").unlink()
-    result = cli(*flags, "--out", folder)
-    assert result.code == 0 and "is not whole (record.json not there): drawn again" in result.err
+    result = cli(*flags, "--output", folder)
+    assert result.code == 0 and "is not whole (record.json not there): made again" in result.err
     assert len(count) == 2, "once, and timed once more"
     assert tree(folder) == tree(whole)
 
@@ -87,13 +87,13 @@ def test_a_case_without_its_record_is_drawn_again(cli, copy, whole, flags, count
 def test_a_report_without_its_manifest_gets_it_again(cli, copy, whole, flags, count):
     folder = copy(whole)
     (folder / "manifest.json").write_text("[]")
-    for command in ([*flags, "--out", folder], ["report", "--phase", "render", "--out", folder]):
+    for command in ([*flags, "--output", folder], ["report", "--phase", "render", "--output", folder]):
         line = one_error(cli(*command))
         assert "manifest.json is damaged (it is [])" in line and "remove it" in line
     (folder / "manifest.json").unlink()
-    line = one_error(cli("report", "--phase", "render", "--out", folder))
+    line = one_error(cli("report", "--phase", "render", "--output", folder))
     assert "lost its manifest.json" in line and "own command" in line
-    result = cli(*flags, "--out", folder)
+    result = cli(*flags, "--output", folder)
     assert result.code == 0 and "manifest.json was gone and was made again" in result.err and count == []
     again, before = tree(folder), tree(whole)
     assert any("was made again" in note for note in again["manifest.json"].pop("notes"))
@@ -101,15 +101,15 @@ def test_a_report_without_its_manifest_gets_it_again(cli, copy, whole, flags, co
     assert again == before
 
 
-@pytest.mark.parametrize("name", ["yardsticks.json", "failures.json"])
+@pytest.mark.parametrize("name", ["baselines.json", "failures.json"])
 def test_other_files_of_another_shape_are_named_and_made_again_when_removed(cli, copy, whole, flags, count, name):
     folder = copy(whole)
     (folder / name).write_text('{"a": 1}')
-    line = one_error(cli(*flags, "--out", folder))
+    line = one_error(cli(*flags, "--output", folder))
     assert f"{name} is damaged" in line and "remove it" in line
     (folder / name).unlink()
-    assert cli(*flags, "--out", folder).code == 0 and count == []
-    if name == "yardsticks.json":
+    assert cli(*flags, "--output", folder).code == 0 and count == []
+    if name == "baselines.json":
         assert tree(folder) == tree(whole)
 
 
@@ -119,8 +119,8 @@ def test_frames_that_are_still_to_be_measured_are_drawn_again(cli, copy, drawn, 
     for setting in ("dense", "svg, sparsity 0.5"):
         frames = folder / "cases" / case_of(whole, setting).name / "frames.mkv"
         frames.write_bytes(b"") if empty else frames.unlink()
-    result = cli(*flags, "--out", folder)
-    assert result.code == 0 and result.err.count("is not whole (its frames not there): drawn again") == 2
+    result = cli(*flags, "--output", folder)
+    assert result.code == 0 and result.err.count("is not whole (its frames not there): made again") == 2
     assert len(count) == 4 and tree(folder) == tree(whole)
 
 
@@ -128,7 +128,7 @@ def test_the_frames_of_dense_are_drawn_again_where_others_are_to_be_compared_wit
     folder = copy(whole)
     (case_of(folder, "dense") / "frames.mkv").unlink()
     next(case_of(folder, "svg, sparsity 0.5").glob("against-*.json")).unlink()
-    assert cli(*flags, "--out", folder).code == 0
+    assert cli(*flags, "--output", folder).code == 0
     assert len(count) == 2 and tree(folder) == tree(whole)
 
 
@@ -137,9 +137,9 @@ def test_frames_may_go_once_they_are_measured(cli, copy, whole, flags, count, tm
     for frames in folder.glob("cases/*/frames.mkv"):
         frames.unlink()
     before = tree(folder)
-    assert cli(*flags, "--out", folder).code == 0 and count == []
+    assert cli(*flags, "--output", folder).code == 0 and count == []
     assert tree(folder) == before
-    assert cli("report", "--join", folder, "--out", tmp_path / "joined").code == 0
+    assert cli("report", "--join", folder, "--output", tmp_path / "joined").code == 0
     assert tree(tmp_path / "joined").keys() == before.keys()
 
 
@@ -149,12 +149,12 @@ def test_truncated_frames_are_told_of_with_the_folder_to_remove(cli, copy, drawn
     for share in (0.6, 0.001):
         data = (case / "frames.mkv").read_bytes()
         (case / "frames.mkv").write_bytes(data[: int(len(data) * share)])
-        result = cli(*flags, "--out", folder)
+        result = cli(*flags, "--output", folder)
         assert result.code == 1 and "1 of the cases failed" in result.err.splitlines()[-1]
         failure = json.loads((folder / "failures.json").read_text())[0]
         assert failure["phase"] == "quality" and f"remove {case}, and" in failure["error"]
     shutil.rmtree(case)
-    assert cli(*flags, "--out", folder).code == 0
+    assert cli(*flags, "--output", folder).code == 0
     assert len(count) == 2 and tree(folder) == tree(whole)
 
 
@@ -167,13 +167,13 @@ def test_a_case_that_failed_is_counted_once(cli, flags, tmp_path, monkeypatch):
         return denoise(pipe, embeds, shot, on_step, only_steps)
 
     monkeypatch.setattr(stages, "denoise", fail)
-    result = cli(*flags, "--out", "report")
+    result = cli(*flags, "--output", "report")
     assert result.code == 1 and "1 of the cases failed" in result.err.splitlines()[-1]
     assert len(json.loads((tmp_path / "report" / "failures.json").read_text())) == 1
 
 
 def test_a_part_that_does_not_join_leaves_no_folder(cli, drawn, tmp_path):
-    line = one_error(cli("report", "--join", drawn, "typo", "--out", "joined"))
+    line = one_error(cli("report", "--join", drawn, "typo", "--output", "joined"))
     assert "--join typo" in line and not (tmp_path / "joined").exists()
 
 
@@ -182,6 +182,6 @@ def test_a_damaged_record_in_a_part_is_named_there(cli, copy, drawn, tmp_path):
     record = next(folder.glob("cases/*/record.json"))
     before = record.read_text()
     record.write_text("{}")
-    assert f"{record} is damaged" in one_error(cli("report", "--join", folder, "--out", "joined"))
+    assert f"{record} is damaged" in one_error(cli("report", "--join", folder, "--output", "joined"))
     record.write_text(before)
-    assert cli("report", "--join", folder, "--out", "joined").code == 0
+    assert cli("report", "--join", folder, "--output", "joined").code == 0

@@ -12,9 +12,9 @@ def prompts(report, tmp_path):
 
 
 def test_a_part_that_is_missing_from_a_join_is_named_and_not_counted(report, cli, tmp_path):
-    part = report("--phase", "run", "--share", "1/2", "--out", "part1")
+    part = report("--phase", "run", "--share", "1/2", "--output", "part1")
     assert part.code == 0 and "pairs of prompt and seed" not in part.err, "a part is not meant to be whole"
-    result = cli("report", "--join", "part1", "--out", "joined")
+    result = cli("report", "--join", "part1", "--output", "joined")
     assert result.code == 0
     assert "no part drew prompt 2: give its part to --join as well" in result.err
     assert "drawn for 1 of 2 pairs of prompt and seed: dense; svg, sparsity 0.5;" in result.err
@@ -36,8 +36,8 @@ def test_an_interrupted_report_that_is_measured_and_shown_says_so(report, cli, t
 
     monkeypatch.setattr(stages, "denoise", interrupt)
     assert report("--phase", "run").code == 130
-    assert cli("report", "--phase", "quality", "--out", "report").code == 0
-    result = cli("report", "--phase", "render", "--out", "report")
+    assert cli("report", "--phase", "quality", "--output", "report").code == 0
+    result = cli("report", "--phase", "render", "--output", "report")
     assert result.code == 0 and "drawn for 1 of 2 pairs" in result.err
     assert "compared over 1 of 2 pairs" in (tmp_path / "report" / "report.md").read_text()
 

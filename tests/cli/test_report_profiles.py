@@ -19,7 +19,7 @@ def profiles(tmp_path_factory, tiny_weights):
     folder = tmp_path_factory.mktemp("profiles")
     common = ["calibrate", "--weights", tiny_weights, *SIZE[:6], "--prompts", "builtin:1", "--guidance", 1]
     for name, flags in (("paro", ("--method", "paro", "--steps", 2)), ("cache", ("--cache", "--steps", 4))):
-        assert main([str(flag) for flag in (*common, *flags, "--out", folder / f"{name}.json")]) == 0
+        assert main([str(flag) for flag in (*common, *flags, "--output", folder / f"{name}.json")]) == 0
     return folder
 
 
@@ -29,7 +29,7 @@ def report(cli, tiny_weights, tmp_path):
 
     def run(*flags):
         given = ("--weights", tiny_weights, *SIZE, "--fewer-steps", 1, "--prompts", "prompts.txt", "--guidance", 1)
-        return cli("report", *given, "--phase", "run", "--out", "report", *flags)
+        return cli("report", *given, "--phase", "run", "--output", "report", *flags)
 
     return run
 

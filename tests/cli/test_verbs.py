@@ -6,6 +6,9 @@ import time
 
 import pytest
 
+from dittools.cli.app import app
+
+VERBS = [command.name for command in app.registered_commands]
 RUN = "import sys; from dittools.cli.main import main; sys.exit(main())"
 
 
@@ -33,15 +36,11 @@ def test_a_wrong_flag_is_answered_without_importing_the_heavy_libraries():
 def test_the_verbs_are_listed(cli, arguments):
     result = cli(*arguments)
     assert result.code == 0 and result.err == ""
-    verbs = ("generate", "report", "calibrate", "inspect", "compare", "plan", "env", "models", "methods", "caches")
-    for verb in (*verbs, "bench", "Examples"):
+    for verb in (*VERBS, "bench", "Examples"):
         assert verb in result.out
 
 
-@pytest.mark.parametrize(
-    "verb",
-    ["generate", "report", "calibrate", "inspect", "compare", "plan", "env", "models", "methods", "caches"],
-)
+@pytest.mark.parametrize("verb", VERBS)
 def test_every_verb_has_runnable_examples(cli, verb):
     assert f"Examples:\n    dittools {verb}" in cli(verb, "--help").out
 
@@ -92,7 +91,7 @@ def test_a_window_is_simulated_on_a_grid(cli):
     asked = ("methods", "gna", "--grid", "21x45x80", "--window", "21x24x40", "--stride", "2x8x8")
     facts = cli(*asked, "--json").json["simulation"]
     assert facts["tile"] == [2, 8, 8] and facts["tiles"] == 660 and facts["visited_worst"] == 220
-    text = cli(*asked).out
+    text = " ".join(cli(*asked).out.split())  # the table fits 80 columns, with more lines where it has to
     assert "26.67%" in text and "3.75x" in text and "11.7% padding" in text
     image = cli("methods", "gna", "--grid", "64x64", "--window", "24x24", "--json").json["simulation"]
     assert image["grid"] == [1, 64, 64] and image["window"] == [1, 24, 24]
@@ -123,7 +122,7 @@ def test_what_cannot_be_simulated_is_said_in_one_line(cli, arguments, says):
     ("arguments", "verb"),
     [
         (["generate", "--sparsity"], "generate"),
-        (["bench", "kernel", "--json"], "bench kernel"),
+        (["bench", "kernel", "--output"], "bench kernel"),
         (["bench", "modle"], "bench"),
         (["report", "--seeds"], "report"),
         (["plan", "--hieght", "3"], "plan"),

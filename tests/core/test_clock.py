@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from dittools.clock import StepClock, place_in, read
+from dittools.clock import StepClock
+from dittools.timesteps import place_in, read
 
 
 def schedule(*values):
@@ -12,7 +13,7 @@ def schedule(*values):
 
 def tell_all(clock, timesteps, branches=("cond", "uncond"), values=None):
     values = timesteps.tolist() if values is None else values
-    return [clock.tell(torch.tensor([t]), timesteps, branch=b) for t in values for b in branches]
+    return [clock.observe(torch.tensor([t]), timesteps, branch=b) for t in values for b in branches]
 
 
 def test_steps_follow_the_schedule_whatever_the_number_of_calls():
@@ -30,38 +31,38 @@ def test_skipped_steps_are_skipped_and_not_counted_up():
 
 def test_a_new_schedule_starts_a_run_even_with_the_same_values_and_timestep():
     clock = StepClock()
-    first = clock.tell(900, schedule(), branch="cond")
-    second = clock.tell(900, schedule(), branch="cond")
+    first = clock.observe(900, schedule(), branch="cond")
+    second = clock.observe(900, schedule(), branch="cond")
     assert first.new_run and second.new_run
 
 
 def test_a_timestep_that_jumps_back_in_the_same_branch_starts_a_run():
     clock, timesteps = StepClock(), schedule()
     tell_all(clock, timesteps, values=[900, 700, 500])
-    tick = clock.tell(900, timesteps, branch="cond")
-    assert (tick.new_run, tick.step) == (True, 0)
-    assert not clock.tell(900, timesteps, branch="uncond").new_run
+    step_info = clock.observe(900, timesteps, branch="cond")
+    assert (step_info.new_run, step_info.step) == (True, 0)
+    assert not clock.observe(900, timesteps, branch="uncond").new_run
 
 
 def test_a_branch_that_lags_behind_another_does_not_start_a_run():
     clock, timesteps = StepClock(), schedule()
-    assert [clock.tell(t, timesteps, branch="cond").step for t in (900, 700, 500)] == [0, 1, 2]
-    late = [clock.tell(t, timesteps, branch="uncond") for t in (900, 700, 500)]
+    assert [clock.observe(t, timesteps, branch="cond").step for t in (900, 700, 500)] == [0, 1, 2]
+    late = [clock.observe(t, timesteps, branch="uncond") for t in (900, 700, 500)]
     assert [(t.step, t.new_run) for t in late] == [(0, False), (1, False), (2, False)]
 
 
 def test_another_size_in_a_later_step_of_the_same_schedule_is_the_same_run():
     clock, timesteps = StepClock(), schedule()
-    assert clock.tell(900, timesteps, branch="cond", signature="with references").new_run
-    assert not clock.tell(900, timesteps, branch="uncond", signature="without").new_run
-    tick = clock.tell(700, timesteps, branch="cond", signature="without")
-    assert (tick.new_run, tick.step) == (False, 1)
+    assert clock.observe(900, timesteps, branch="cond", signature="with references").new_run
+    assert not clock.observe(900, timesteps, branch="uncond", signature="without").new_run
+    step_info = clock.observe(700, timesteps, branch="cond", signature="without")
+    assert (step_info.new_run, step_info.step) == (False, 1)
 
 
 def test_another_size_in_the_same_step_and_branch_starts_a_run():
     clock, timesteps = StepClock(), schedule()
-    clock.tell(900, timesteps, branch="cond", signature="small")
-    assert clock.tell(900, timesteps, branch="cond", signature="large").new_run
+    clock.observe(900, timesteps, branch="cond", signature="small")
+    assert clock.observe(900, timesteps, branch="cond", signature="large").new_run
 
 
 def test_a_second_order_schedule_with_doubled_timesteps_gives_every_entry_its_step():
@@ -74,7 +75,7 @@ def test_a_second_order_schedule_with_doubled_timesteps_gives_every_entry_its_st
 def test_a_doubled_timestep_without_branch_names_is_told_apart_by_the_calls_of_earlier_steps():
     timesteps = schedule(900, 700, 700, 500, 500)
     clock = StepClock()
-    ticks = [clock.tell(t, timesteps) for t in timesteps.tolist() for _ in range(2)]
+    ticks = [clock.observe(t, timesteps) for t in timesteps.tolist() for _ in range(2)]
     assert [t.step for t in ticks] == [s for s in range(5) for _ in range(2)]
     assert [t.branch for t in ticks] == ["call0", "call1"] * 5
 
@@ -87,7 +88,7 @@ def test_a_model_called_twice_in_a_step_by_one_branch_stays_in_that_step():
 
 def test_of_one_timestep_a_token_the_largest_counts():
     per_token = torch.tensor([[0, 0, 500, 500], [0, 0, 500, 500]])
-    assert StepClock().tell(per_token, schedule(), branch="cond").step == 2
+    assert StepClock().observe(per_token, schedule(), branch="cond").step == 2
 
 
 @pytest.mark.parametrize("shift", [1.0, 7.0, 17.0])
@@ -103,29 +104,29 @@ def test_every_step_is_seen_once_when_timesteps_are_rounded_on_their_way(dtype, 
     for t in timesteps:
         given = there(t.expand(2).to(dtype))
         for branch in ("cond", "uncond"):
-            steps.append(clock.tell(lambda given=given: read(given, convert), timesteps, branch=branch).step)
+            steps.append(clock.observe(lambda given=given: read(given, convert), timesteps, branch=branch).step)
     assert steps == [step for step in range(50) for _ in range(2)]
 
 
 def test_a_timestep_that_is_in_no_step_of_a_running_schedule_is_unknown_and_changes_nothing():
     clock, timesteps = StepClock(), schedule()
-    clock.tell(900, timesteps, branch="cond")
-    tick = clock.tell(640, timesteps, branch="cond")
-    assert (tick.known, tick.dense, tick.new_run) == (False, True, False) and clock.strange == 640
-    assert clock.tell(700, timesteps, branch="cond").step == 1
+    clock.observe(900, timesteps, branch="cond")
+    step_info = clock.observe(640, timesteps, branch="cond")
+    assert (step_info.known, step_info.dense, step_info.new_run) == (False, True, False) and clock.strange == 640
+    assert clock.observe(700, timesteps, branch="cond").step == 1
 
 
 def test_of_one_timestep_a_token_only_the_largest_is_not_taken_for_the_step():
     clock, timesteps = StepClock(), schedule()
     rows = [[900, 900, 900], [700, 900, 900], [500, 700, 900]]
-    ticks = [clock.tell(torch.tensor([row]), timesteps, branch="cond") for row in rows]
+    ticks = [clock.observe(torch.tensor([row]), timesteps, branch="cond") for row in rows]
     assert [t.known for t in ticks] == [True, False, False]
 
 
 def test_rows_of_one_timestep_a_frame_are_the_steps():
     rows = torch.tensor([[999.0, 999, 999], [700, 999, 999], [300, 700, 999], [0, 300, 700]])
     clock = StepClock(0.25, 1)
-    ticks = [clock.tell(row.expand(2, -1), rows, branch=branch) for row in rows for branch in ("cond", "uncond")]
+    ticks = [clock.observe(row.expand(2, -1), rows, branch=branch) for row in rows for branch in ("cond", "uncond")]
     assert [t.step for t in ticks] == [0, 0, 1, 1, 2, 2, 3, 3] and {t.steps for t in ticks} == {4}
     assert [t.dense for t in ticks[::2]] == [True, False, False, True]
     assert clock.timesteps(4) == (999.0, 999.0, 999.0, 700.0)
@@ -136,7 +137,7 @@ def test_rows_of_one_timestep_a_frame_are_the_steps():
 def test_a_view_of_the_schedule_tells_its_step_where_timesteps_repeat(start, name):
     timesteps = schedule(900, 900, 700, 700, 500, 500)
     clock, names = StepClock(), ("cond", name) if name else (None, None)
-    ticks = [clock.tell(t.expand(3), timesteps, branch=b) for t in timesteps[start:] for b in names]
+    ticks = [clock.observe(t.expand(3), timesteps, branch=b) for t in timesteps[start:] for b in names]
     assert [t.step for t in ticks] == [step for step in range(start, 6) for _ in range(2)]
     assert {t.first for t in ticks} == {start} and sum(t.new_run for t in ticks) == 1
 
@@ -156,31 +157,31 @@ def test_a_step_index_from_the_pipeline_is_used_and_the_timestep_is_not_read():
 
     clock, timesteps = StepClock(), schedule(5, 5, 5)
     timestep = torch.tensor([5]).as_subclass(Unread)
-    ticks = [clock.tell(timestep, timesteps, branch="cond", step_index=i, steps=3) for i in range(3)]
+    ticks = [clock.observe(timestep, timesteps, branch="cond", step_index=i, steps=3) for i in range(3)]
     assert [t.step for t in ticks] == [0, 1, 2]
-    assert clock.tell(timestep, timesteps, branch="cond", step_index=0, steps=3).new_run
+    assert clock.observe(timestep, timesteps, branch="cond", step_index=0, steps=3).new_run
 
 
 def test_without_a_schedule_steps_are_counted_and_their_number_is_not_known():
     clock = StepClock(dense_steps=1)
     values = [1.0, 1.0, 0.6, 0.6, 0.2, 0.2]
-    ticks = [clock.tell(t, None, branch=b) for t, b in zip(values, ("cond", "uncond") * 3, strict=True)]
+    ticks = [clock.observe(t, None, branch=b) for t, b in zip(values, ("cond", "uncond") * 3, strict=True)]
     assert [(t.step, t.steps, t.dense) for t in ticks[::2]] == [(0, 1, True), (1, 2, False), (2, 3, False)]
     assert [t.new_run for t in ticks] == [True] + [False] * 5 and all(t.counted for t in ticks)
-    again = clock.tell(0.9, None, branch="cond")
+    again = clock.observe(0.9, None, branch="cond")
     assert (again.new_run, again.step) == (True, 0)
 
 
 @pytest.mark.parametrize("settings", [(0.2, 0), (0, 1), (0, 0.1)])
 def test_what_depends_on_the_number_of_steps_is_dense_where_nobody_knows_it(settings):
     clock = StepClock(*settings)
-    assert all(clock.tell(t, None, branch="cond").dense for t in (9, 8, 7)) and clock.needs_all_steps()
+    assert all(clock.observe(t, None, branch="cond").dense for t in (9, 8, 7)) and clock.needs_all_steps()
 
 
 def test_a_schedule_of_which_no_call_is_does_not_start_a_run_at_every_call():
     clock, stale = StepClock(), schedule()
     tell_all(clock, stale, branches=("cond",))
-    ticks = [clock.tell(t, stale, branch="cond") for t in (850, 640, 420)]
+    ticks = [clock.observe(t, stale, branch="cond") for t in (850, 640, 420)]
     assert [(t.new_run, t.step, t.counted) for t in ticks] == [(True, 0, True), (False, 1, True), (False, 2, True)]
 
 

@@ -9,6 +9,7 @@ import pytest
 
 CHECKOUT = Path(__file__).parents[2]
 ROOMS = ("kernels", "pipelines", "profiles", "cli")
+BESIDE = ("benchmarks", "training")  # in a checkout alone
 WHERE = f"""
 import dittools, importlib, os, sys
 for room in {ROOMS}:
@@ -42,6 +43,17 @@ def test_a_checkout_works_as_it_stands(installed):
         done = child("-c", WHERE, cwd=CHECKOUT, before=before)
         assert done.stderr == "" and done.returncode == 0
         assert done.stdout.split() == [str(CHECKOUT / room) for room in ROOMS]
+    code = f"import importlib; print([importlib.import_module(f'dittools.{{room}}').__file__ for room in {BESIDE}])"
+    done = child("-c", code, cwd=CHECKOUT)
+    assert done.stdout.strip() == str([str(CHECKOUT / room / "__init__.py") for room in BESIDE])
+
+
+def test_what_is_not_in_the_package_is_said_to_be_missing(installed, tmp_path):
+    done = child("-m", "dittools", "bench", "kernel", cwd=tmp_path, before=(installed,))
+    assert done.returncode == 2 and done.stdout == ""
+    (line,) = done.stderr.splitlines()
+    assert "not in the installed package: clone the repository" in line
+    assert child("-m", "dittools", "bench", "--help", cwd=tmp_path, before=(installed,)).returncode == 0
 
 
 def test_an_installed_package_has_its_rooms_inside(installed, tmp_path):

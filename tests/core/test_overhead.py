@@ -1,26 +1,33 @@
 """What one sparse call costs the host: operators, and questions that need be asked only once a run."""
 
 from collections import Counter
+from dataclasses import dataclass
 
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+import dittools.call_splitter as splitter_home
 import dittools.methods.base as plan_home
-import dittools.runtime as runtime_home
 import dittools.sparse as sparse_home
 from dittools import methods
-from dittools.blocks import BlockMask, Partition
+from dittools.call_info import CallInfo, Timing
 from dittools.config import Config
-from dittools.kernels import portable
-from dittools.methods import Method, Plan, pair
+from dittools.kernels.block_sparse import dispatch
+from dittools.kernels.masks.block_mask import BlockMask, Partition
+from dittools.methods import Method, Plan
 from dittools.runtime import Layer, Runtime
-from dittools.selectors import budget, pooled, sampled
+from dittools.selection import budget, pooled, sampled, two_patterns
 from dittools.tokens import Part, TokenGrid
 
 GRID = TokenGrid(5, 16, 16)
 # What a card runs in one kernel or a few, whatever plain PyTorch makes of it.
-KERNELS = [(budget, "fill_lanes"), (pair, "pack_rows"), (pooled, "run_means"), (sampled, "probe_errors")]
+KERNELS = [
+    (budget, "topk_mask_per_head"),
+    (two_patterns, "pack_rows"),
+    (pooled, "segment_means"),
+    (sampled, "probe_errors"),
+]
 PLANNED, SHARED = "cond", "uncond"
 
 
@@ -58,8 +65,7 @@ def draw(method, steps=4, look=None, **settings):
     timesteps, outs = torch.linspace(1000, 100, steps), []
     for step, t in enumerate(timesteps):
         for branch in (PLANNED, SHARED):
-            about = {"device": torch.device("cpu"), "dtype": torch.float32, "branch": branch}
-            runtime.begin_call(grid=GRID, timestep=t, timesteps=timesteps, **about)
+            runtime.begin_call(CallInfo(Timing(t, timesteps, branch), GRID, torch.device("cpu"), torch.float32))
             for layer in range(3):
                 call = (layer, q, k, v)
                 if layer == 2 and look is not None:
@@ -73,7 +79,7 @@ def draw(method, steps=4, look=None, **settings):
 
 def operators(method, monkeypatch):
     """Operators of a call that plans and of one that takes the plan over, beside those of kernels."""
-    monkeypatch.setattr(portable, "portable_block_sparse_attention", lambda q, *args, **options: (q, None))
+    monkeypatch.setattr(dispatch, "portable_block_sparse_attention", lambda q, *args, **options: (q, None))
     found, kernels = {}, {name: getattr(home, name) for home, name in KERNELS}
 
     def look(step, branch):
@@ -102,7 +108,7 @@ def test_a_static_plan_has_one_density_for_the_whole_run():
     assert len({id(call.density) for call in runtime.run.calls}) == 1
 
 
-@pytest.mark.parametrize("home, name", [(runtime_home, "implementations"), (sparse_home, "choose")])
+@pytest.mark.parametrize("home, name", [(splitter_home, "implementations"), (sparse_home, "choose")])
 @pytest.mark.parametrize("method", ["svg", "gna", "svg2"])
 def test_what_can_run_a_call_is_asked_only_when_something_is_new(home, name, method, monkeypatch):
     asked, ask = [], getattr(home, name)
@@ -112,6 +118,7 @@ def test_what_can_run_a_call_is_asked_only_when_something_is_new(home, name, met
     assert 1 <= len(asked) <= kinds and len(runtime.run.calls) == 24
 
 
+@dataclass(frozen=True)
 class Misfit(Method):
     """Its mask is for one token more than there are."""
 
@@ -130,27 +137,27 @@ def test_a_new_plan_that_does_not_fit_its_call_is_still_refused(monkeypatch):
 
 @pytest.mark.parametrize("method", ["svg", "draft"])
 @pytest.mark.parametrize("settings", [{}, {"refresh": 2}])
-def test_plans_too_large_to_keep_are_folded_and_made_again_as_they_were(method, settings, monkeypatch):
+def test_plans_too_large_to_keep_are_packed_and_made_again_as_they_were(method, settings, monkeypatch):
     _, kept = draw(method, **settings)
-    folded = []
-    fold = Plan.__init__
+    packed = []
+    init = Plan.__init__
 
     def told(self, *args, **options):
-        fold(self, *args, **options)
-        if self.fold is not None:
-            made = self.fold
-            object.__setattr__(self, "fold", lambda: folded.append(1) or made())
+        init(self, *args, **options)
+        if self.pack is not None:
+            made = self.pack
+            object.__setattr__(self, "pack", lambda: packed.append(1) or made())
 
     monkeypatch.setattr(Plan, "__init__", told)
     draw(method, **settings)
-    assert not folded
+    assert not packed
     monkeypatch.setattr(plan_home, "KEPT_BYTES", 0)
     _, again = draw(method, **settings)
-    assert folded and all(torch.equal(a, b) for a, b in zip(kept, again, strict=True))
+    assert packed and all(torch.equal(a, b) for a, b in zip(kept, again, strict=True))
 
 
 def test_a_call_is_cut_into_pieces_once_a_forward(monkeypatch):
-    cut, pieces = [], runtime_home.pieces
-    monkeypatch.setattr(runtime_home, "pieces", lambda *args: cut.append(args) or pieces(*args))
+    cut, sub_calls = [], splitter_home.sub_calls
+    monkeypatch.setattr(splitter_home, "sub_calls", lambda *args: cut.append(args) or sub_calls(*args))
     draw("gna", steps=2)
     assert len(cut) == 4  # forwards, of three layers each

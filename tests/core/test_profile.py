@@ -8,9 +8,9 @@ import weakref
 import pytest
 import torch
 
-from dittools import profile as profiles
+from dittools import attention_profile as profiles
+from dittools.attention_profile import Made, Model, Profile, choose, fingerprint, harmless, load, misfit
 from dittools.files import sha256
-from dittools.profile import Made, Model, Profile, choose, fingerprint, harmless, load, misfit
 from dittools.tokens import TokenGrid
 from tests.core.test_files import failing_at
 

@@ -10,9 +10,10 @@ import torch.nn.functional as F
 
 import dittools.sparse as home
 from dittools import methods, summary
-from dittools.blocks import BlockMask, Partition
+from dittools.call_info import CallInfo, Timing
 from dittools.config import Config
 from dittools.kernels import first_use
+from dittools.kernels.masks.block_mask import BlockMask, Partition
 from dittools.methods import Method, Plan, StayDense
 from dittools.runtime import Layer, Runtime
 from dittools.tokens import TokenGrid
@@ -34,9 +35,9 @@ class Probe(Method):
         return None  # it keeps what it keeps
 
     def plan(self, q, k, v, call):
-        self.seen.append((call.layer, call.branch, call.step, dict(call.state)))
-        call.state["calls"] = call.state.get("calls", 0) + 1
-        call.state["first"] = call.state.get("first", (call.layer, call.branch, call.step))
+        self.seen.append((call.layer, call.branch, call.step, dict(call.branch_state)))
+        call.branch_state["calls"] = call.branch_state.get("calls", 0) + 1
+        call.branch_state["first"] = call.branch_state.get("first", (call.layer, call.branch, call.step))
         if call.layer in self.stay:
             return StayDense("the probe had enough")
         partition = Partition(q.shape[1], call.block_size)
@@ -74,8 +75,8 @@ class Model:
         return self.runtime.run
 
     def forward(self, t, timesteps, branch, grid=GRID):
-        about = {"device": torch.device("cpu"), "dtype": torch.float32, "branch": branch}
-        self.runtime.begin_call(grid=grid, timestep=t, timesteps=timesteps, **about)
+        timing = Timing(t, timesteps, branch)
+        self.runtime.begin_call(CallInfo(timing, grid, torch.device("cpu"), torch.float32))
         while True:
             self.out = [self.runtime.attend(i, *self.qkv, dense=lambda: dense(*self.qkv)) for i in range(3)]
             if not self.runtime.end_call():

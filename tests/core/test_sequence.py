@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from dittools.kinds import kinds_of
 from dittools.masks import Beside, key_bias
-from dittools.sequence import pieces
+from dittools.sequence import sub_calls
 from dittools.tokens import Layout, Part, TokenGrid
 
 CPU = torch.device("cpu")
@@ -67,7 +67,7 @@ def test_full_attention_piece_by_piece_is_the_call_with_its_mask(data):
     }[form]
     q, k, v = torch.randn(3, batch, tokens, 2, 4, generator=torch.Generator().manual_seed(0))
     bias = None if mask is None else key_bias(mask, batch, tokens, ahead)
-    found = pieces(layout, tokens, bias, CPU)
+    found = sub_calls(layout, tokens, bias, CPU)
 
     out = torch.full_like(q, torch.nan)
     seen = 0
@@ -89,9 +89,9 @@ def test_full_attention_piece_by_piece_is_the_call_with_its_mask(data):
         if piece.beside is not None:
             lse = torch.einsum("bqhd,bkhd->bhqk", *part[:2]).mul(0.5).logsumexp(-1)
             whole, _ = piece.join(whole, lse, part[0], k, v, 0.5)
-        piece.put(whole, out)
+        piece.scatter(whole, out)
         if piece.rest is not None:
-            piece.put_rest(q, k, v, mask, 0.5, out)
+            piece.scatter_rest(q, k, v, mask, 0.5, out)
         seen += len(part[0])
     assert seen == batch
     rows = torch.ones(batch, tokens, dtype=torch.bool) if form != "pairs" else shown
@@ -100,28 +100,28 @@ def test_full_attention_piece_by_piece_is_the_call_with_its_mask(data):
 
 
 def test_text_on_both_sides_is_taken_behind_the_picture_and_one_side_is_left_alone():
-    (both,) = pieces(Layout(1, 2, 3, before=2, after=None), 11, None, CPU)
+    (both,) = sub_calls(Layout(1, 2, 3, before=2, after=None), 11, None, CPU)
     assert both.grid == TokenGrid(1, 2, 3, 5, "last")
     assert both.tokens.tolist() == [2, 3, 4, 5, 6, 7, 8, 9, 10, 0, 1]
-    (one,) = pieces(Layout(1, 2, 3, before=None), 8, None, CPU)
+    (one,) = sub_calls(Layout(1, 2, 3, before=None), 8, None, CPU)
     assert one.whole and one.grid == TokenGrid(1, 2, 3, 2, "first")
 
 
 def test_references_behind_the_picture_are_left_alone_beside_text_that_fills_blocks_and_history_is_taken_behind_it():
     image = Part.of("reference", 1, 2, 2)
-    (alone,) = pieces(Layout(1, 2, 3, before=None, after=(image,)), 256 + 6 + 4, None, CPU)
+    (alone,) = sub_calls(Layout(1, 2, 3, before=None, after=(image,)), 256 + 6 + 4, None, CPU)
     assert alone.whole and alone.grid == TokenGrid(1, 2, 3, 256, "first", (image,))
-    (moved,) = pieces(Layout(1, 2, 3, before=None, after=(image,)), 2 + 6 + 4, None, CPU)
+    (moved,) = sub_calls(Layout(1, 2, 3, before=None, after=(image,)), 2 + 6 + 4, None, CPU)
     assert moved.grid == TokenGrid(1, 2, 3, 2, "last", (image,)) and moved.tokens.tolist() == [*range(2, 12), 0, 1]
     past = Part.of("history", 2, 1, 1)
-    (behind,) = pieces(Layout(1, 2, 3, before=(past,), after=(Part("sound", 1), Part("text", None))), 12, None, CPU)
+    (behind,) = sub_calls(Layout(1, 2, 3, before=(past,), after=(Part("sound", 1), Part("text", None))), 12, None, CPU)
     assert behind.grid == TokenGrid(1, 2, 3, 3, "last", (past, Part("sound", 1)))
     assert behind.tokens.tolist() == [*range(2, 8), 0, 1, *range(8, 12)]
 
 
 def test_trailing_padding_is_cut_off_without_a_gather():
     bias = torch.tensor([[0.0] * 8 + [-torch.inf] * 2])
-    (piece,) = pieces(Layout(1, 2, 3, after=None), 10, bias, CPU)
+    (piece,) = sub_calls(Layout(1, 2, 3, after=None), 10, bias, CPU)
     assert piece.tokens == slice(0, 8) and piece.rest.tolist() == [8, 9] and piece.beside is None
 
 
@@ -147,7 +147,7 @@ def test_a_part_that_is_hidden_whole_is_no_part_of_what_is_taken():
     layout = Layout(1, 2, 3, (Part("sound", 2), Part("text", 2)), (Part.of("reference", 1, 2, 2), Part("text", 2)))
     hidden = torch.zeros(2, 16).masked_fill((torch.arange(16) < 4) | (torch.arange(16) >= 10), -torch.inf)
     hidden[1, 10:14] = 0
-    alone, one = pieces(layout, 16, hidden, CPU)
+    alone, one = sub_calls(layout, 16, hidden, CPU)
     assert [piece.samples.tolist() for piece in (alone, one)] == [[0], [1]]
     assert alone.grid == TokenGrid(1, 2, 3) and kinds_of(one.grid) == {"picture": 6, "reference": 4}
 
@@ -176,7 +176,7 @@ def test_the_same_number_on_every_logit_hides_nothing():
 @pytest.mark.parametrize(("number", "says"), [(-torch.inf, "hides tokens"), (1.0, "adds a bias to tokens")])
 def test_padding_inside_the_picture_is_refused(number, says):
     bias = torch.tensor([[0.0, number, 0.0, 0.0]])
-    assert f"{says} of the picture" in pieces(Layout(1, 2, 2), 4, bias, CPU)
+    assert f"{says} of the picture" in sub_calls(Layout(1, 2, 2), 4, bias, CPU)
     hidden = torch.zeros(1, 1, 1, 4).index_fill(-1, torch.tensor([2]), -torch.inf)
     assert "hides tokens of the picture" in key_bias(hidden, 1, 4, 2)
 

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from dittools.upload import upload
+from dittools.kernels.upload import upload
 
 
 class Told:

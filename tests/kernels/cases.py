@@ -2,8 +2,8 @@
 
 import torch
 
-from dittools.blocks import BlockMask, Partition
 from dittools.kernels import block_sparse_attention
+from dittools.kernels.masks.block_mask import BlockMask, Partition
 
 
 def inputs(batches, tokens, heads, dim, dtype=torch.float32, keys=None, seed=0, device="cpu"):

@@ -10,8 +10,8 @@ from cases import check, inputs, random_mask, random_order
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from dittools.blocks import BlockMask, Partition
 from dittools.kernels import block_sparse_attention
+from dittools.kernels.masks.block_mask import BlockMask, Partition
 
 HALF, BF16, FULL = torch.float16, torch.bfloat16, torch.float32
 

@@ -7,22 +7,14 @@ import pytest
 import torch
 from cases import inputs, plain_attention, random_order, rms_error
 
-from dittools.clusters import ClusterMask, ClusterPartition
 from dittools.kernels import block_sparse_attention
-from dittools.kernels.clustered import naive_cluster_attention
-from dittools.kernels.hopper import why_not_hopper
-from dittools.kernels.hopper_clusters import Variant, hopper_cluster_attention
+from dittools.kernels.capability import why_not_hopper
+from dittools.kernels.clusters.hopper import hopper_cluster_attention
+from dittools.kernels.clusters.naive import naive_cluster_attention
+from dittools.kernels.masks.cluster_mask import ClusterMask, ClusterPartition
 
 WHY_NOT = why_not_hopper(torch.device("cuda"), torch.bfloat16, 128)
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(WHY_NOT is not None, reason=str(WHY_NOT))]
-
-VARIANTS = {
-    "default": None,
-    "stages2": Variant(stages=2),
-    "units16": Variant(unit=16),
-    "unpinned": Variant(pin=False),
-    "held": Variant(pin=False, hold=True),
-}
 
 
 def clusters(*sizes):
@@ -66,22 +58,20 @@ def check(q, k, v, mask, *, order=None, key_order=None, **call):
     return out, lse
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("dim", [64, 128])
 @pytest.mark.parametrize(("tokens", "counts"), [(1, (1, 2)), (500, (4, 9)), (1100, (7, 40))], ids=str)
-def test_every_variant_matches_the_oracle(variant, dtype, dim, tokens, counts):
+def test_it_matches_the_oracle(dtype, dim, tokens, counts):
     q, k, v = inputs(2, tokens, 3, dim, dtype, device="cuda")
     mask = random_mask(tokens, tokens, counts, (2, 3))
     mask.keep[0, 0, 0], mask.keep[0, 1, -1], mask.keep[1, 0] = False, True, True
-    check(q, k, v, mask, variant=VARIANTS[variant])
+    check(q, k, v, mask)
     orders = random_order(2, 3, tokens, device="cuda"), random_order(1, 3, tokens, seed=1, device="cuda")
-    check(q, k, v, mask, order=orders[0], key_order=orders[1], variant=VARIANTS[variant])
+    check(q, k, v, mask, order=orders[0], key_order=orders[1])
 
 
-@pytest.mark.parametrize("unit", [8, 16])
 @pytest.mark.parametrize("dim", [64, 128])
-def test_every_kind_of_slot(dim, unit):
+def test_every_kind_of_slot(dim):
     query = clusters(64, 3, 0, 128, 65, 130, 1)
     for sizes in (
         (1,), (128,), (256, 128, 64, 64), (120, 48, 8, 64), (7,) * 40, (69, 3, 81, 9, 15, 31), (0, 5, 0, 0, 130, 71),
@@ -91,13 +81,12 @@ def test_every_kind_of_slot(dim, unit):
         q, k, v = inputs(1, query.length, 1, dim, torch.bfloat16, keys=key.length, device="cuda")
         keep = torch.rand(1, 1, query.count, key.count, generator=torch.Generator().manual_seed(2)) < 0.7
         keep[0, 0, 0], keep[0, 0, 3], keep[0, 0, 4] = True, True, False
-        check(q, k, v, ClusterMask(keep.cuda(), query, key), variant=Variant(unit=unit))
+        check(q, k, v, ClusterMask(keep.cuda(), query, key))
 
 
-@pytest.mark.parametrize("unit", [8, 16])
 @pytest.mark.parametrize("tokens", [4111, 32760])
 @pytest.mark.parametrize("dim", [64, 128])
-def test_long_sequences_match_on_sampled_rows(tokens, dim, unit):
+def test_long_sequences_match_on_sampled_rows(tokens, dim):
     heads = 3
     q, k, v = inputs(1, tokens, heads, dim, torch.bfloat16, device="cuda")
     mask = random_mask(tokens, tokens, (tokens // 250, tokens // 75), (1, heads), density=0.2)
@@ -107,7 +96,7 @@ def test_long_sequences_match_on_sampled_rows(tokens, dim, unit):
         2, mask.key.run_sizes.argmax(-1, keepdim=True), -torch.ones(1, heads, 1, dtype=torch.int32, device="cuda")
     )
     order = random_order(1, heads, tokens, device="cuda")
-    out, lse = attend(q, k, v, mask, order=order, key_order=order, variant=Variant(unit=unit))
+    out, lse = attend(q, k, v, mask, order=order, key_order=order)
     assert out.isfinite().all() and lse.isfinite().all()
     rows = torch.cat([torch.randint(tokens, (60,)), torch.tensor([0, tokens - 1])]).cuda()
     for head in range(heads):
@@ -190,11 +179,10 @@ def test_rows_of_other_clusters_are_not_overwritten():
 def test_calls_repeat_bit_for_bit():
     q, k, v = inputs(1, 4111, 3, 128, torch.bfloat16, device="cuda")
     mask = random_mask(4111, 4111, (16, 54), (1, 3))
-    for variant in VARIANTS.values():
-        want = attend(q, k, v, mask, variant=variant)
-        for _ in range(20):
-            found = attend(q, k, v, mask, variant=variant)
-            assert torch.equal(found[0], want[0]) and torch.equal(found[1], want[1])
+    want = attend(q, k, v, mask)
+    for _ in range(20):
+        found = attend(q, k, v, mask)
+        assert torch.equal(found[0], want[0]) and torch.equal(found[1], want[1])
 
 
 def test_the_public_call_takes_it_by_name_and_gives_what_triton_does():

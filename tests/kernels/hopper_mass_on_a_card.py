@@ -8,48 +8,41 @@ import torch
 from cases import inputs
 from places import no_sync
 
-from dittools.bench.proof_mass import judge
-from dittools.blocks import Partition
 from dittools.kernels import measure_block_mass, measure_lse
-from dittools.kernels.block_mass import naive_block_mass
-from dittools.kernels.hopper_mass import Variant, hopper_block_mass, hopper_lse, why_not_hopper_mass
+from dittools.kernels.block_mass.hopper import hopper_block_mass, hopper_lse
+from dittools.kernels.block_mass.naive import naive_block_mass
+from dittools.kernels.capability import why_not_hopper_mass
+from dittools.kernels.masks.block_mask import Partition
+from dittools.kernels.proof.mass import judge, judge_lse
 
 WHY_NOT = why_not_hopper_mass(torch.empty(1, 1, 1, 128, dtype=torch.bfloat16, device="meta"))
 if torch.cuda.is_available():
     WHY_NOT = why_not_hopper_mass(torch.empty(1, 1, 1, 128, dtype=torch.bfloat16, device="cuda"))
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(WHY_NOT is not None, reason=str(WHY_NOT))]
 
-VARIANTS = {
-    "default": None,
-    "turn2": Variant(turn=2),
-    "turn1": Variant(turn=1),
-    "stages5": Variant(stages=5),
-    "mixed": Variant(mixed=True),
-}
 BLOCKS = [(128, 128), (128, 64), (64, 128), (64, 64)]
 
 
-def check(q, k, blocks, variant=None, scale=None):
+def check(q, k, blocks, scale=None):
     """Both passes in one and apart, against the oracle over every block."""
     query, key = Partition(q.shape[1], blocks[0]), Partition(k.shape[1], blocks[1])
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     want = naive_block_mass(q, k, query, key, scale=scale)
     exact = (torch.einsum("bqhd,bkhd->bhqk", q.double(), k.double()) * scale).logsumexp(-1).float()
-    lse = hopper_lse(q, k, scale, variant)
+    lse = hopper_lse(q, k, scale)
     torch.testing.assert_close(lse, exact, atol=2e-3, rtol=1e-5)
     for known in (None, lse):
-        found = hopper_block_mass(q, k, query, key, scale, known, variant)
+        found = hopper_block_mass(q, k, query, key, scale, known)
         torch.testing.assert_close(found, want, atol=2e-3, rtol=2e-3)
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("dim", [64, 128])
 @pytest.mark.parametrize("blocks", BLOCKS, ids=str)
 @pytest.mark.parametrize(("queries", "keys"), [(1, 1), (500, 1100), (1100, 63)])
-def test_every_variant_matches_the_oracle(variant, dtype, dim, blocks, queries, keys):
+def test_it_matches_the_oracle(dtype, dim, blocks, queries, keys):
     q, k, _ = inputs(2, queries, 3, dim, dtype, keys=keys, device="cuda")
-    check(q, k, blocks, VARIANTS[variant])
+    check(q, k, blocks)
 
 
 @pytest.mark.parametrize("tokens", [4111, 32760])
@@ -59,7 +52,8 @@ def test_long_ragged_sequences_match_on_sampled_blocks_and_repeat_bit_for_bit(to
     partition = Partition(tokens, 128)
     lse = hopper_lse(q, k, 0.1)
     mass = hopper_block_mass(q, k, partition, partition, 0.1, None)
-    judge(q, k, partition, partition, 0.1, mass, lse)
+    judge(q, k, partition, partition, 0.1, mass)
+    judge_lse(q, k, partition, 0.1, lse)
     for _ in range(10):
         assert torch.equal(hopper_block_mass(q, k, partition, partition, 0.1, None), mass)
 
@@ -96,4 +90,5 @@ def test_a_call_by_name_does_not_wait_for_the_card():
     with no_sync():
         measure_block_mass(q, k, partition, partition, **call)
         found = measure_block_mass(q, k, partition, partition, lse=lse, **call)
-    judge(q, k, partition, partition, q.shape[-1] ** -0.5, found, lse)
+    judge(q, k, partition, partition, q.shape[-1] ** -0.5, found)
+    judge_lse(q, k, partition, q.shape[-1] ** -0.5, lse)

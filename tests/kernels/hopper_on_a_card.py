@@ -7,27 +7,16 @@ import pytest
 import torch
 from cases import inputs, plain_attention, random_mask, random_order, rms_error, token_mask
 
-from dittools.blocks import BlockMask, Partition
-from dittools.kernels import hopper
-from dittools.kernels.hopper import Variant, hopper_block_sparse_attention, why_not_hopper
-from dittools.kernels.naive import naive_block_sparse_attention
+from dittools.kernels.block_sparse import hopper
+from dittools.kernels.block_sparse.hopper import hopper_block_sparse_attention
+from dittools.kernels.block_sparse.naive import naive_block_sparse_attention
+from dittools.kernels.capability import why_not_hopper
+from dittools.kernels.masks.block_mask import BlockMask, Partition
 
 WHY_NOT = why_not_hopper(torch.device("cuda"), torch.bfloat16, 128)
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(WHY_NOT is not None, reason=str(WHY_NOT))]
 
-# name: query block, variant
-VARIANTS = {
-    "default": (128, None),
-    "pinned": (128, Variant()),
-    "persistent": (128, Variant(persistent=True)),
-    "stages3": (128, Variant(stages=3)),
-    "in-turn": (128, Variant(overlap=False)),
-    "hold": (128, Variant(hold=True)),
-    "rows64": (64, None),
-    "pinned64": (64, Variant(stages=3, slot=64, hold=True)),
-    "queue64": (64, Variant(slot=64, persistent=True)),
-}
-DTYPES = [(name, torch.bfloat16) for name in VARIANTS] + [(name, torch.float16) for name in ("default", "rows64")]
+QUERY_BLOCKS = (128, 64)
 
 
 def attend(q, k, v, mask, **call):
@@ -53,30 +42,30 @@ def check(q, k, v, mask, *, order=None, key_bias=None, **call):
     return out, lse
 
 
-@pytest.mark.parametrize(("variant", "dtype"), DTYPES, ids=str)
+@pytest.mark.parametrize("query_block", QUERY_BLOCKS, ids="rows{}".format)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("dim", [64, 128])
 @pytest.mark.parametrize("key_block", [64, 128])
 @pytest.mark.parametrize("tokens", [1, 500, 1100])
-def test_every_variant_matches_the_oracle(variant, dtype, dim, key_block, tokens):
-    query_block, variant = VARIANTS[variant]
+def test_it_matches_the_oracle(query_block, dtype, dim, key_block, tokens):
     q, k, v = inputs(2, tokens, 3, dim, dtype, device="cuda")
     mask = random_mask(tokens, query_block, key_block, 2, 3, device="cuda")
     mask.keep[0, 0, 0], mask.keep[0, 1, -1], mask.keep[1, 0] = False, True, True
-    check(q, k, v, mask, variant=variant)
+    check(q, k, v, mask)
     if tokens == 500:
-        check(q, k, v, mask, variant=variant, order=random_order(2, 3, tokens, device="cuda"))
+        check(q, k, v, mask, order=random_order(2, 3, tokens, device="cuda"))
 
 
-@pytest.mark.parametrize("variant", ["default", "persistent", "rows64"])
+@pytest.mark.parametrize("query_block", QUERY_BLOCKS)
 @pytest.mark.parametrize("tokens", [4111, 32760])
 @pytest.mark.parametrize("dim", [64, 128])
 @pytest.mark.parametrize("key_block", [64, 128])
-def test_long_ragged_sequences_match_on_sampled_rows(variant, tokens, dim, key_block):
-    heads, (query_block, variant) = 3, VARIANTS[variant]
+def test_long_ragged_sequences_match_on_sampled_rows(query_block, tokens, dim, key_block):
+    heads = 3
     q, k, v = inputs(1, tokens, heads, dim, torch.bfloat16, device="cuda")
     mask = random_mask(tokens, query_block, key_block, heads=heads, density=0.2, device="cuda")
     mask.keep[..., 3] = True  # no empty row
-    out, lse = attend(q, k, v, mask, variant=variant)
+    out, lse = attend(q, k, v, mask)
     assert out.isfinite().all() and lse.isfinite().all()
     rows = torch.cat([torch.randint(tokens, (60,)), torch.tensor([0, tokens - 1])]).cuda()
     for head in range(heads):
@@ -94,13 +83,13 @@ def test_long_ragged_sequences_match_on_sampled_rows(variant, tokens, dim, key_b
 def test_masks_and_biases_are_shared_or_belong_to_a_batch_and_a_head(mask_batches, mask_heads):
     q, k, v = inputs(2, 700, 3, 64, torch.bfloat16, device="cuda")
     order = random_order(1, 3, 700, device="cuda")
-    for query_block, variant in (VARIANTS[name] for name in ("default", "persistent", "rows64")):
+    for query_block in QUERY_BLOCKS:
         mask = random_mask(700, query_block, 64, mask_batches, mask_heads, device="cuda")
         bias = torch.randn(mask_batches, mask_heads, mask.key.count, device="cuda")
         bias[..., 0] = -torch.inf
-        check(q, k, v, mask, variant=variant)
-        check(q, k, v, mask, key_bias=bias, variant=variant)
-        check(q, k, v, mask, key_bias=bias, variant=variant, order=order)
+        check(q, k, v, mask)
+        check(q, k, v, mask, key_bias=bias)
+        check(q, k, v, mask, key_bias=bias, order=order)
 
 
 @pytest.mark.parametrize("density", [0.0, 1.0])
@@ -189,9 +178,9 @@ def test_skipped_keys_have_no_influence_and_selected_ones_do(query_block):
 def test_calls_repeat_bit_for_bit():
     q, k, v = inputs(1, 4111, 3, 128, torch.bfloat16, device="cuda")
     order = random_order(1, 3, 4111, device="cuda")
-    for query_block, variant in VARIANTS.values():
+    for query_block in QUERY_BLOCKS:
         mask = random_mask(4111, query_block, 128, heads=3, density=0.3, device="cuda")
-        for call in ({"variant": variant}, {"variant": variant, "order": order}):
+        for call in ({}, {"order": order}):
             want = attend(q, k, v, mask, **call)
             for _ in range(20):
                 found = attend(q, k, v, mask, **call)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from dittools.kernels.hopper import why_not_hopper
+from dittools.kernels.capability import why_not_hopper
 
 HERE = Path(__file__).parent
 SECONDS = 120  # of one process: builds included, a healthy card takes a quarter of it

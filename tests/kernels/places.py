@@ -15,7 +15,7 @@ GPU = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason
 if INTERPRETED:
     import interpreter  # noqa: F401 (repairs the interpreter)
 
-    from dittools.kernels import counting_sort_triton
+    from dittools.kernels.counting_sort import triton as counting_sort_triton
 
     counting_sort_triton.BLOCK = 32  # sorting in the interpreter is slow
     PLACES = [pytest.param(("triton", "cpu"), id="interpreted")]

@@ -49,7 +49,7 @@ def clusters(name="triton"):
         same(found, block_sparse_attention(q, k, v, mask, implementation="naive", **orders))
 
 
-def lists():
+def kv_blocks():
     scores = torch.rand(1, HEADS, 37, 41, device="cuda")
     for make, much in ((from_top_k, 7), (from_mass, 0.5)):
         (counts, found), (want_counts, want) = (make(scores, much, implementation=n) for n in ("triton", "portable"))
@@ -61,11 +61,11 @@ def lists():
 def fill():
     from test_fill import case
 
-    from dittools.kernels.fill import fill_lanes, fill_rows
+    from dittools.kernels.topk_mask.dispatch import topk_mask_per_head, topk_mask_per_row
 
     scores, queries, keys, force = case((37, 41), device="cuda")
     for forced in (force, None):
-        for make in (fill_rows, fill_lanes):
+        for make in (topk_mask_per_row, topk_mask_per_head):
             found = [make(scores, queries, keys, 0.3, force=forced, implementation=n) for n in ("triton", "portable")]
             assert torch.equal(*found)
 
@@ -114,7 +114,8 @@ def pooling():
 def probe():
     from test_probe import drawn_masks
 
-    from dittools.kernels.probe import naive_probe_errors, pack_masks, pack_rows, probe_errors
+    from dittools.kernels.probe.dispatch import pack_masks, pack_rows, probe_errors
+    from dittools.kernels.probe.naive import naive_probe_errors
 
     for dim, rows in ((64, 64), (96, 17), (128, 64)):
         q, k, v = inputs(1, TOKENS, HEADS, dim, torch.bfloat16, device="cuda")
@@ -129,16 +130,17 @@ def probe():
 def likeness():
     from test_likeness import offsets_of
 
-    from dittools.kernels.likeness import naive_run_likeness, run_likeness
+    from dittools.kernels.cosine_similarity.dispatch import intra_block_cosine_similarity
+    from dittools.kernels.cosine_similarity.naive import naive_intra_block_cosine_similarity
 
     x = inputs(1, TOKENS, HEADS, 64, torch.bfloat16)[0]
     order, offsets = random_order(1, 1, TOKENS), offsets_of((0, 0, 128, 256, TOKENS))
-    found = run_likeness(x.cuda(), order.cuda(), offsets.cuda(), implementation="triton")[1]
-    assert rms_error(found.cpu(), naive_run_likeness(x, order, offsets)) < 1e-3
+    found = intra_block_cosine_similarity(x.cuda(), order.cuda(), offsets.cuda(), implementation="triton")[1]
+    assert rms_error(found.cpu(), naive_intra_block_cosine_similarity(x, order, offsets)) < 1e-3
 
 
 def means():
-    from test_run_means import check, offsets_of
+    from test_segment_means import check, offsets_of
 
     x = inputs(1, 5 * TOKENS, HEADS, 64, torch.bfloat16)
     for order in (None, random_order(1, HEADS, 5 * TOKENS)):
@@ -155,11 +157,12 @@ def compensation():
 def skipped():
     from test_skipped import moved, prepared
 
-    from dittools.kernels.skipped import add_skipped, naive_add_skipped
+    from dittools.kernels.residual.dispatch import residual_attention
+    from dittools.kernels.residual.naive import naive_residual_attention
 
     case = prepared("clusters", 150, 128, torch.bfloat16, True)
-    found = add_skipped(*(moved(x, "cuda") for x in case), implementation="triton")
-    assert rms_error(found.cpu(), naive_add_skipped(*case)) < 6e-3
+    found = residual_attention(*(moved(x, "cuda") for x in case), implementation="triton")
+    assert rms_error(found.cpu(), naive_residual_attention(*case)) < 6e-3
 
 
 def same(found, want):
@@ -173,7 +176,7 @@ CASES = {
     "compensation": compensation,
     "hopper-clusters": lambda: clusters("hopper"),
     "likeness": likeness,
-    "lists": lists,
+    "lists": kv_blocks,
     "fill": fill,
     "permute": permute,
     "kmeans": kmeans,

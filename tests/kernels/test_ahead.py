@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from dittools.blocks import BlockMask, Partition
-from dittools.clusters import ClusterMask, ClusterPartition
+from dittools.kernels.masks.block_mask import BlockMask, Partition
+from dittools.kernels.masks.cluster_mask import ClusterMask, ClusterPartition
 
 pytest.importorskip("triton")
 if torch.cuda.is_available():
@@ -13,27 +13,25 @@ if torch.cuda.is_available():
 
 from ahead import compiling, stack_bytes
 
-from dittools.kernels import (
-    antidiagonal_triton,
-    block_mass_parts_triton,
-    block_mass_triton,
-    clustered_triton,
-    compensation_triton,
-    counting_sort_triton,
-    fill_triton,
-    hopper_clusters_lists,
-    kmeans_triton,
-    kmeans_update_triton,
-    likeness_triton,
-    lists_triton,
-    permute_triton,
-    probe_triton,
-    run_means_triton,
-    schedule,
-    skipped_triton,
-    triton_block_sparse,
-)
-from dittools.kernels.skipped import Blocks, Means
+from dittools.kernels import schedule
+from dittools.kernels.antidiagonal import triton as antidiagonal_triton
+from dittools.kernels.block_mass import one_pass_triton as block_mass_parts_triton
+from dittools.kernels.block_mass import triton as block_mass_triton
+from dittools.kernels.block_sparse import lists_triton
+from dittools.kernels.block_sparse import triton as triton_block_sparse
+from dittools.kernels.clusters import hopper_lists as hopper_clusters_lists
+from dittools.kernels.clusters import triton as clustered_triton
+from dittools.kernels.cosine_similarity import triton as likeness_triton
+from dittools.kernels.counting_sort import triton as counting_sort_triton
+from dittools.kernels.kmeans import triton as kmeans_triton
+from dittools.kernels.kmeans import update_triton as kmeans_update_triton
+from dittools.kernels.permute import triton as permute_triton
+from dittools.kernels.probe import triton as probe_triton
+from dittools.kernels.residual import error_triton as compensation_triton
+from dittools.kernels.residual import triton as skipped_triton
+from dittools.kernels.residual.dispatch import Blocks, Means
+from dittools.kernels.segment_mean import triton as run_means_triton
+from dittools.kernels.topk_mask import triton as fill_triton
 
 SM90, SM86 = (90, 227 << 10), (86, 99 << 10)  # compute capability, shared memory of one program
 BF16, FULL = torch.bfloat16, torch.float32
@@ -99,11 +97,11 @@ def test_permute():
 
 @pytest.mark.parametrize("ordered", [False, True])
 @pytest.mark.parametrize("count", [1, 2, 3])
-def test_run_means(count, ordered):
+def test_segment_means(count, ordered):
     x, order = torch.empty(1, 3000, 2, 128, dtype=BF16), torch.empty(1, 2, 3000, dtype=torch.int32)
     with compiling(SM90[0]) as compiled, NoSync():
-        run_means_triton.triton_run_means([x] * count, order if ordered else None, torch.empty(1, 2, 41).int())
-    check(compiled, ["_chunk_sums", "_run_means"], SM90)
+        run_means_triton.triton_segment_means([x] * count, order if ordered else None, torch.empty(1, 2, 41).int())
+    check(compiled, ["_chunk_sums", "_segment_means"], SM90)
     assert not any(stack_bytes(kernel) for kernel in compiled)
 
 
@@ -112,8 +110,10 @@ def test_compensation(card, dtype, dim):
     k, offsets = torch.empty(1, 3000, 2, dim, dtype=dtype), torch.arange(0, 3001, 75, dtype=torch.int32)
     order = torch.empty(1, 2, 3000, dtype=torch.int32)
     with compiling(card[0]) as compiled, NoSync():
-        compensation_triton.triton_run_errors(torch.empty(1, 2, 300, dim), k, k, order, offsets[None, None], 0.1)
-    check(compiled, ["_chunk_sums", "_run_means", "_key_numbers", "_run_errors"], card)
+        compensation_triton.triton_block_approximation_error(
+            torch.empty(1, 2, 300, dim), k, k, order, offsets[None, None], 0.1
+        )
+    check(compiled, ["_chunk_sums", "_segment_means", "_key_numbers", "_block_approximation_error"], card)
     assert dtype == FULL or not any(stack_bytes(kernel) for kernel in compiled)
     if card == SM90:
         assert "wgmma" in compiled[-1].asm["ptx"]
@@ -161,28 +161,28 @@ def test_likeness():
     x, order = torch.empty(1, 1000, 2, 96, dtype=torch.bfloat16), torch.empty(1, 1, 1000, dtype=torch.int32)
     offsets = torch.empty(1, 1, 9, dtype=torch.int32)
     with compiling(SM90[0]) as compiled, NoSync():
-        likeness_triton.triton_run_likeness(x, order, offsets)
-        likeness_triton.triton_run_likeness(x, None, offsets)
-    check(compiled, ["_run_likeness"] * 2, SM90)
+        likeness_triton.triton_intra_block_cosine_similarity(x, order, offsets)
+        likeness_triton.triton_intra_block_cosine_similarity(x, None, offsets)
+    check(compiled, ["_intra_block_cosine_similarity"] * 2, SM90)
 
 
 def test_fill():
     scores, sizes = torch.empty(1, 2, 591, 591), torch.empty(1, 2, 591, dtype=torch.long)
     force, spread = torch.empty(1, 1, 591, 591, dtype=torch.bool), torch.empty(591, dtype=torch.float64)
     with compiling(SM90[0]) as compiled, NoSync():
-        fill_triton.triton_fill_rows(scores, sizes, sizes, 0.2, None, spread)
-        fill_triton.triton_fill_lanes(scores, sizes, sizes, 0.2, True, force)
+        fill_triton.triton_topk_mask_per_row(scores, sizes, sizes, 0.2, None, spread)
+        fill_triton.triton_topk_mask_per_head(scores, sizes, sizes, 0.2, True, force)
     counts = ["_count"] * fill_triton.PASSES
-    lanes = ["_best_blocks", "_lane_budgets", *counts, "_count_ties", "_fill_lanes"]
-    check(compiled, ["_best_blocks", "_row_levels", "_fill_rows", *lanes], SM90)
+    lanes = ["_best_blocks", "_lane_budgets", *counts, "_count_ties", "_topk_mask_per_head"]
+    check(compiled, ["_best_blocks", "_row_levels", "_topk_mask_per_row", *lanes], SM90)
 
 
 @pytest.mark.parametrize("card", [SM90, SM86], ids=name)
 def test_attention_with_a_schedule(monkeypatch, card):
-    monkeypatch.setattr(triton_block_sparse, "_shared_memory", lambda device: card[1])
+    monkeypatch.setattr(triton_block_sparse, "shared_memory", lambda device: card[1])
     q = torch.empty(1, 1000, 2, 128, dtype=torch.bfloat16)
     mask = BlockMask.full(Partition(1000, 128), Partition(1000, 128))
-    starts = schedule(mask.lists()[0])
+    starts = schedule(mask.kv_blocks()[0])
     with compiling(card[0]) as compiled:
         triton_block_sparse.triton_block_sparse_attention(q, q, q, mask, scale=0.1, schedule=starts)
     check(compiled, ["_block_sparse_forward"], card)
@@ -194,7 +194,7 @@ def test_attention_with_a_schedule(monkeypatch, card):
     ids=name,
 )
 def test_clusters(monkeypatch, card, dtype, dim, permute):
-    monkeypatch.setattr(triton_block_sparse, "_shared_memory", lambda device: card[1])
+    monkeypatch.setattr(triton_block_sparse, "shared_memory", lambda device: card[1])
     sides = [ClusterPartition(1000, torch.full((1, 2, n), 1000 // n, dtype=torch.int32)) for n in (5, 20)]
     mask = ClusterMask(torch.ones(1, 2, 5, 20, dtype=torch.bool), *sides)
     q, order = torch.empty(1, 1000, 2, dim, dtype=dtype), torch.arange(1000, dtype=torch.int32).expand(1, 2, 1000)
@@ -206,12 +206,11 @@ def test_clusters(monkeypatch, card, dtype, dim, permute):
         assert all("wgmma" in kernel.asm["ptx"] for kernel in compiled[1:])
 
 
-@pytest.mark.parametrize("unit", [8, 16])
-def test_lists_of_the_hopper_kernel_for_clusters(unit):
+def test_lists_of_the_hopper_kernel_for_clusters():
     sides = [ClusterPartition(1000, torch.full((1, 2, n), 1000 // n, dtype=torch.int32)) for n in (5, 20)]
     mask = ClusterMask(torch.ones(1, 2, 5, 20, dtype=torch.bool), *sides)
     with compiling(SM90[0]) as compiled, NoSync():
-        hopper_clusters_lists.triton_lists(mask, hopper_clusters_lists.cut(mask.key, unit), range(2), 2)
+        hopper_clusters_lists.triton_lists(mask, hopper_clusters_lists.cut(mask.key), range(2), 2)
         hopper_clusters_lists.query_tiles(mask.query, mask.keep.sum(-1), 128, 0.7)
     check(compiled, ["_piece_lists"], SM90)
 
@@ -224,9 +223,9 @@ def test_skipped(card, dtype):
     keep = torch.ones(2, 8, 60, dtype=torch.bool)
     blocks = Blocks(keep, (1, 2, 1000, 1000), order, ends[..., :9], order, ends)
     with compiling(card[0]) as compiled, NoSync():
-        skipped_triton.triton_add_skipped(q, q, lse, blocks, means.bias, means, 0.1)
-        skipped_triton.triton_anchor(means.shift.to(dtype), q, q, blocks, 0.1)
-    check(compiled, ["_add_skipped", "_anchor"], card)
+        skipped_triton.triton_residual_attention(q, q, lse, blocks, means.bias, means, 0.1)
+        skipped_triton.triton_calibrate_at_centroid(means.shift.to(dtype), q, q, blocks, 0.1)
+    check(compiled, ["_residual_attention", "_anchor"], card)
     assert card != SM90 or not any(stack_bytes(kernel) for kernel in compiled)
 
 
@@ -235,7 +234,7 @@ def test_anchors_of_many_even_blocks():
     ends = torch.zeros(1, 1, 595, dtype=torch.int32)
     with compiling(SM90[0]) as compiled:
         blocks = Blocks(keep, (1, 1, 76_000, 76_000), None, ends, None, ends)
-        skipped_triton.triton_anchor(torch.empty(1, 594, 128, dtype=BF16), q, q, blocks, 0.1)
+        skipped_triton.triton_calibrate_at_centroid(torch.empty(1, 594, 128, dtype=BF16), q, q, blocks, 0.1)
     check(compiled, ["_anchor"], SM90)
     assert stack_bytes(compiled[0]) == 0 and "wgmma" in compiled[0].asm["ptx"]
 
@@ -245,10 +244,21 @@ def test_one_head_of_one_block():
     blocks = Blocks(torch.ones(1, 1, 1, dtype=torch.bool), (1, 1, 1024, 1024), None, ends, None, ends)
     means = Means(*(torch.empty(1, 1, n) for n in (64, 64, 1, 64)))
     with compiling(SM90[0]) as compiled:
-        skipped_triton.triton_add_skipped(q, q, torch.empty(1, 1, 1024), blocks, means.bias, means, 0.1)
-        skipped_triton.triton_anchor(means.shift.to(BF16), q, q, blocks, 0.1)
-        compensation_triton.triton_run_errors(torch.empty(1, 1, 1, 64), q, q, None, ends, 0.1)
-    check(compiled, ["_add_skipped", "_anchor", "_chunk_sums", "_run_means", "_key_numbers", "_run_errors"], SM90)
+        skipped_triton.triton_residual_attention(q, q, torch.empty(1, 1, 1024), blocks, means.bias, means, 0.1)
+        skipped_triton.triton_calibrate_at_centroid(means.shift.to(BF16), q, q, blocks, 0.1)
+        compensation_triton.triton_block_approximation_error(torch.empty(1, 1, 1, 64), q, q, None, ends, 0.1)
+    check(
+        compiled,
+        [
+            "_residual_attention",
+            "_anchor",
+            "_chunk_sums",
+            "_segment_means",
+            "_key_numbers",
+            "_block_approximation_error",
+        ],
+        SM90,
+    )
 
 
 @pytest.mark.parametrize(

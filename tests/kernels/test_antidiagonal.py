@@ -5,10 +5,11 @@ import torch
 from cases import inputs, random_order
 from places import GPU, INTERPRETED, everywhere, no_sync
 
-from dittools.blocks import Partition
-from dittools.kernels import antidiagonal as home
 from dittools.kernels import measure_antidiagonals
-from dittools.kernels.antidiagonal import fold, naive_antidiagonals
+from dittools.kernels.antidiagonal import dispatch as home
+from dittools.kernels.antidiagonal.dispatch import fold
+from dittools.kernels.antidiagonal.naive import naive_antidiagonals
+from dittools.kernels.masks.block_mask import Partition
 
 
 def close(found, wanted, dtype=torch.float32):
@@ -84,7 +85,7 @@ def test_a_few_heads_at_a_time_change_nothing(place, order, monkeypatch):
     want = naive_antidiagonals(q, k, blocks, 4, order=order)
     homes = [home]
     if implementation == "triton":
-        from dittools.kernels import antidiagonal_triton
+        from dittools.kernels.antidiagonal import triton as antidiagonal_triton
 
         homes.append(antidiagonal_triton)
     for bound in (1, 4 * 4 * 18 * 5 + 1):
@@ -98,7 +99,7 @@ def test_every_variant_of_the_kernel_gives_the_same(place):
     implementation, device = place
     if implementation != "triton":
         pytest.skip("plain PyTorch has none")
-    from dittools.kernels.antidiagonal_triton import Variant, triton_antidiagonals
+    from dittools.kernels.antidiagonal.triton import Variant, triton_antidiagonals
 
     q, k, _ = inputs(1, 1300, 2, 64, torch.bfloat16, device=device)
     blocks = Partition(1300, 128)
@@ -157,7 +158,7 @@ def test_long_sequences_on_the_gpu_without_a_host_sync(dim, ordered):
 
 @pytest.mark.skipif(INTERPRETED, reason="times nothing in the interpreter")
 def test_the_timing_checks_its_case_and_leaves_out_what_is_wrong(tmp_path, monkeypatch):
-    from dittools.kernels import time_antidiagonals
+    from dittools.benchmarks import time_antidiagonals
 
     small = ["--tokens", "203", "--heads", "2", "--dim", "16", "--block", "16", "--stride", "4", "--repeats", "1"]
     time_antidiagonals.main([*small, "--json", str(tmp_path / "found.json")])

@@ -3,10 +3,11 @@ import torch
 from cases import inputs
 from places import GPU, INTERPRETED, everywhere, no_sync
 
-from dittools.blocks import BlockMask, Partition
-from dittools.kernels import block_mass as home
 from dittools.kernels import block_sparse_attention, measure_block_mass, measure_lse
-from dittools.kernels.block_mass import naive_block_mass
+from dittools.kernels.block_mass import dispatch as home
+from dittools.kernels.block_mass.naive import naive_block_mass
+from dittools.kernels.capability import why_not_triton_lse
+from dittools.kernels.masks.block_mask import BlockMask, Partition
 
 
 def close(found, wanted, dtype=torch.float32):
@@ -66,7 +67,9 @@ def test_a_head_dim_too_wide_for_the_kernel_is_said():
     for call in (lambda: measure_lse(q, q, implementation="triton"), lambda: mass_of(q)):
         with pytest.raises(ValueError, match="triton"):
             call()
-    assert home._too_wide(q) == "needs a head dim of at most 256, got 512" and home._too_wide(q[..., :256]) is None
+    assert (
+        why_not_triton_lse(q) == "needs a head dim of at most 256, got 512" and why_not_triton_lse(q[..., :256]) is None
+    )
 
 
 def mass_of(q):
@@ -102,7 +105,7 @@ def test_one_pass_takes_heads_in_turns_any_strides_and_large_logits(place, monke
     q, k, _ = inputs(2, 70, 3, 16, keys=90, device=device)
     query, key = Partition(70, 16), Partition(90, 32)
     if implementation == "triton":
-        from dittools.kernels import block_mass_parts_triton
+        from dittools.kernels.block_mass import one_pass_triton as block_mass_parts_triton
 
         monkeypatch.setattr(block_mass_parts_triton, "PART_BYTES", 4 * 70 * 3 * 4)  # four lanes of six
     dim_first, heads_first = q.transpose(1, 3).contiguous().transpose(1, 3), k.transpose(1, 2).contiguous()
@@ -159,7 +162,7 @@ def test_an_lse_far_from_what_the_first_keys_say(place, dtype):
 @pytest.mark.parametrize("lengths", [(130, 130), (256, 512), (64, 1100), (200, 31)], ids=str)
 @pytest.mark.parametrize("blocks", [(128, 128), (64, 64), (128, 32)], ids=str)
 def test_every_variant_interpreted(lengths, blocks):
-    from dittools.kernels.block_mass_triton import Variant, triton_block_mass
+    from dittools.kernels.block_mass.triton import Variant, triton_block_mass
 
     q, k, _ = inputs(1, lengths[0], 2, 32, torch.bfloat16, keys=lengths[1])
     query, key = (Partition(*pair) for pair in zip(lengths, blocks, strict=True))

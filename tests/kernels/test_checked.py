@@ -8,19 +8,19 @@ import pytest
 import torch
 from cases import inputs, random_mask, random_order
 
-from dittools.blocks import Partition
-from dittools.clusters import ClusterMask, ClusterPartition
 from dittools.kernels import (
-    block_mass,
     block_sparse_attention,
+    capability,
     checked,
     choice,
-    dispatch,
     first_use,
-    hopper_clusters,
-    hopper_mass,
     implementations,
+    measure_block_mass,
+    measure_lse,
 )
+from dittools.kernels.clusters import dispatch as clusters
+from dittools.kernels.masks.block_mask import Partition
+from dittools.kernels.masks.cluster_mask import ClusterMask, ClusterPartition
 
 ENTRY = {
     "implementation": "hopper",
@@ -43,8 +43,8 @@ def table(tmp_path, monkeypatch):
 def on_hopper(monkeypatch):
     """CPU tensors that say they are on a Hopper card; every kernel can run there."""
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (9, 0))
-    able = {name: lambda *_: None for name in dispatch.REASONS}
-    monkeypatch.setattr(dispatch, "REASONS", able)
+    for name in capability.REASONS:
+        monkeypatch.setitem(capability.REASONS, name, lambda *_: None)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device=None: "Hopper of a test")
     monkeypatch.setattr(torch.Tensor, "device", torch.device("cuda"))
 
@@ -91,26 +91,26 @@ def test_hopper_is_chosen_once_it_is_checked_and_then_only_where_it_pays(table, 
     q, k, v = inputs(1, 300, 1, 64)
     mask = random_mask(300, 128, 64)
     order = random_order(1, 1, 300)
-    assert dispatch.choose(q, k, v, mask) == "triton"
-    assert dispatch.choose(q, k, v, mask, implementation="hopper") == "hopper"
+    assert choice.choose(q, k, v, mask) == "triton"
+    assert choice.choose(q, k, v, mask, implementation="hopper") == "hopper"
     assert "not yet checked" in dict(implementations("cuda", torch.bfloat16, 128))["hopper"]
     checked.enter(entry())
     assert dict(implementations("cuda", torch.bfloat16, 128))["hopper"] is None
-    assert dispatch.choose(q, k, v, mask) == "hopper"
-    assert dispatch.choose(q, k, v, mask, order=order) == "triton"
+    assert choice.choose(q, k, v, mask) == "hopper"
+    assert choice.choose(q, k, v, mask, order=order) == "triton"
 
 
 def test_tiles_of_64_rows_are_chosen_by_an_entry_of_their_own(table, on_hopper):
     q, k, v = inputs(1, 300, 1, 64)
     wide, narrow, order = random_mask(300, 128, 64), random_mask(300, 64, 64), random_order(1, 1, 300)
     checked.enter(entry())
-    assert (dispatch.choose(q, k, v, wide), dispatch.choose(q, k, v, narrow)) == ("hopper", "triton")
-    assert dispatch.choose(q, k, v, narrow, implementation="hopper") == "hopper"
+    assert (choice.choose(q, k, v, wide), choice.choose(q, k, v, narrow)) == ("hopper", "triton")
+    assert choice.choose(q, k, v, narrow, implementation="hopper") == "hopper"
     own = {"implementation": "hopper-64", "source": checked.fingerprint("hopper-64")}
     checked.enter(entry(**own, speedup_over_triton={"raster": 0.9, "ordered": 1.1}))
-    assert (dispatch.choose(q, k, v, wide), dispatch.choose(q, k, v, narrow)) == ("hopper", "triton")
-    assert dispatch.choose(q, k, v, wide, order=order) == "triton"
-    assert dispatch.choose(q, k, v, narrow, order=order) == "hopper"
+    assert (choice.choose(q, k, v, wide), choice.choose(q, k, v, narrow)) == ("hopper", "triton")
+    assert choice.choose(q, k, v, wide, order=order) == "triton"
+    assert choice.choose(q, k, v, narrow, order=order) == "hopper"
 
 
 def test_the_kernel_for_clusters_is_chosen_by_an_entry_of_its_own(table, on_hopper):
@@ -122,26 +122,26 @@ def test_the_kernel_for_clusters_is_chosen_by_an_entry_of_its_own(table, on_hopp
         random_order(1, 1, 300),
     )
     checked.enter(entry())
-    assert dispatch.choose(q, k, v, mask) == "triton"
-    assert dispatch.choose(q, k, v, mask, implementation="hopper") == "hopper"
+    assert choice.choose(q, k, v, mask) == "triton"
+    assert choice.choose(q, k, v, mask, implementation="hopper") == "hopper"
     of_clusters = {"implementation": "hopper-clusters", "source": checked.fingerprint("hopper-clusters")}
     checked.enter(entry(**of_clusters, speedup_over_triton={"raster": 0.9, "ordered": 1.4}))
-    assert dispatch.choose(q, k, v, mask) == "triton"
-    assert dispatch.choose(q, k, v, mask, order=order) == "hopper"
-    assert dispatch.choose(q, k, v, blocks) == "hopper"
-    assert dispatch.choose(q, k, v, blocks, order=order) == "triton"
+    assert choice.choose(q, k, v, mask) == "triton"
+    assert choice.choose(q, k, v, mask, order=order) == "hopper"
+    assert choice.choose(q, k, v, blocks) == "hopper"
+    assert choice.choose(q, k, v, blocks, order=order) == "triton"
     with pytest.raises(ValueError, match="'hopper' cannot run this call: it has no backward"):
-        dispatch.choose(q.requires_grad_(), k, v, mask, implementation="hopper")
+        choice.choose(q.requires_grad_(), k, v, mask, implementation="hopper")
 
 
 def test_the_kernel_for_mass_is_chosen_by_an_entry_of_its_own_and_then_only_where_it_pays(
     table, on_hopper, monkeypatch
 ):
-    monkeypatch.setattr(block_mass, "why_not_hopper_mass", lambda q, *blocks: None)
-    monkeypatch.setattr(choice, "why_not_triton", lambda *_, **__: None)
+    monkeypatch.setattr(choice, "why_not_hopper_mass", lambda q, *blocks: None)
+    monkeypatch.setattr(choice, "why_not_triton_at_all", lambda *_: None)
     q, k, _ = inputs(1, 300, 1, 64, torch.bfloat16)
     blocks = Partition(300, 128), Partition(300, 64)
-    ask = functools.partial(block_mass.choose_mass, q, k, *blocks)
+    ask = functools.partial(choice.choose_mass, q, k, *blocks)
     checked.enter(entry())
     assert "not yet checked" in checked.why_unchecked("hopper-mass", "9.0", call="one pass")
     assert (ask(), ask(known=True)) == ("triton", "triton") and ask(implementation="hopper") == "hopper"
@@ -153,26 +153,27 @@ def test_the_kernel_for_mass_is_chosen_by_an_entry_of_its_own_and_then_only_wher
     assert reason == "slower than triton on this card type (9.0): 0.90x with the LSE known"
     assert checked.why_unchecked("hopper-mass", "9.0") is None
     with pytest.raises(ValueError, match="'hopper' cannot run this call: it has no backward"):
-        block_mass.choose_mass(q.requires_grad_(), k, *blocks, implementation="hopper")
+        choice.choose_mass(q.requires_grad_(), k, *blocks, implementation="hopper")
 
 
 def test_where_the_kernel_for_mass_cannot_run_the_reason_is_said(monkeypatch):
     q, k, _ = inputs(1, 300, 1, 64, torch.bfloat16)
     for call in (
-        lambda: block_mass.measure_lse(q, k, implementation="hopper"),
-        lambda: block_mass.measure_block_mass(q, k, *[Partition(300, 64)] * 2, implementation="hopper"),
+        lambda: measure_lse(q, k, implementation="hopper"),
+        lambda: measure_block_mass(q, k, *[Partition(300, 64)] * 2, implementation="hopper"),
     ):
         with pytest.raises(ValueError, match="'hopper' cannot run this call: needs a CUDA device, got cpu"):
             call()
-    monkeypatch.setattr(hopper_mass, "why_not_hopper", lambda *_: None)
-    assert hopper_mass.why_not_hopper_mass(q, 128, 64) is None
-    assert hopper_mass.why_not_hopper_mass(q, 32, 64) == "needs blocks of 64 or 128, got 32 and 64"
+    monkeypatch.setattr(capability, "why_not_hopper", lambda *_: None)
+    assert capability.why_not_hopper_mass(q, 128, 64) is None
+    assert capability.why_not_hopper_mass(q, 32, 64) == "needs blocks of 64 or 128, got 32 and 64"
 
 
 @pytest.mark.parametrize("kernel", checked.SOURCES)
 def test_every_file_of_a_kernel_counts(kernel, monkeypatch, tmp_path):
     home = Path(checked.__file__).parent
     for name in checked.SOURCES[kernel]:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes((home / name).read_bytes())
     monkeypatch.setattr(checked, "__file__", str(tmp_path / "checked.py"))
     checked.fingerprint.cache_clear()
@@ -199,7 +200,7 @@ def test_a_call_hands_tensors_mask_and_orders_to_the_kernel_for_clusters(monkeyp
         seen.append((tensors, call))
         return q, q[..., 0]
 
-    monkeypatch.setattr(hopper_clusters, "hopper_cluster_attention", attend)
+    monkeypatch.setattr(clusters, "hopper_cluster_attention", attend)
     call = {"order": order, "key_order": key_order, "scale": 0.5, "implementation": "hopper"}
     assert block_sparse_attention(q, k, v, mask, **call) is q
     ((tensors, call),) = seen
@@ -212,9 +213,9 @@ def test_plain_pytorch_on_a_gpu_is_warned_about_with_the_reason(table, on_hopper
     q, k, v = inputs(1, 130, 1, 64)
     q.requires_grad_()
     with pytest.warns(UserWarning, match="because triton cannot: it has no backward: call it under torch.no_grad"):
-        assert dispatch.choose(q, k, v, random_mask(130, 64, 64)) == "portable"
+        assert choice.choose(q, k, v, random_mask(130, 64, 64)) == "portable"
     with pytest.raises(ValueError, match="'hopper' cannot run this call: it has no backward"):
-        dispatch.choose(q, k, v, random_mask(130, 64, 64), implementation="hopper")
+        choice.choose(q, k, v, random_mask(130, 64, 64), implementation="hopper")
 
 
 @pytest.mark.parametrize("triton", ["3.6.0", "3.7.1", "3.9.0"])

@@ -10,8 +10,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from places import INTERPRETED, everywhere
 
-from dittools.clusters import ClusterMask, ClusterPartition
 from dittools.kernels import block_sparse_attention
+from dittools.kernels.masks.cluster_mask import ClusterMask, ClusterPartition
 
 HALF, BF16, FULL = torch.float16, torch.bfloat16, torch.float32
 
@@ -189,7 +189,7 @@ def test_any_sizes(place, lanes, queries, keys, counts, density, ordered, seed):
 
 @pytest.mark.skipif(INTERPRETED, reason="times nothing in the interpreter")
 def test_the_timing_checks_its_case_and_writes_what_it_found(tmp_path, monkeypatch):
-    from dittools.kernels import time_clusters
+    from dittools.benchmarks import time_clusters
 
     small = ["--tokens", "300", "--heads", "2", "--dim", "64", "--clusters", "4", "12", "--repeats", "1"]
     time_clusters.main([*small, "--density", "0.4", "--json", str(tmp_path / "found.json")])
@@ -197,19 +197,19 @@ def test_the_timing_checks_its_case_and_writes_what_it_found(tmp_path, monkeypat
     assert set(found["r"]) == {"kernel", "call", "call+centroids"} and 0.2 < found["density"] < 0.6
     for form, r in found["r"].items():
         assert r == pytest.approx(found["milliseconds"]["dense"] * found["density"] / found["milliseconds"][form])
-    monkeypatch.setattr(time_clusters, "cluster_sparse_attention", lambda q, *_, **__: (q, None))
+    monkeypatch.setattr(time_clusters, "block_sparse_attention", lambda q, *_, **__: (q, None))
     with pytest.raises(RuntimeError, match="not timed"):
         time_clusters.case(2, 300, 64, (4, 12), 0.4)
 
 
 @pytest.mark.skipif(INTERPRETED, reason="times nothing in the interpreter")
 def test_the_timing_takes_the_hopper_kernel_where_it_runs(monkeypatch):
-    from dittools.kernels import time_clusters
+    from dittools.benchmarks import time_clusters
 
     taken = []
 
-    def attend(q, k, v, mask, *, order, scale, key_order=None, variant=None):
-        taken.append((key_order is None, variant))
+    def attend(q, k, v, mask, *, order, scale, key_order=None):
+        taken.append(key_order is None)
         orders = {"order": order, "key_order": torch.arange(300).expand(1, 1, -1) if key_order is None else key_order}
         return block_sparse_attention(q, k, v, mask, **orders, scale=scale, return_lse=True, implementation="portable")
 
@@ -217,15 +217,7 @@ def test_the_timing_takes_the_hopper_kernel_where_it_runs(monkeypatch):
     monkeypatch.setattr(time_clusters, "hopper_cluster_attention", attend)
     found = time_clusters.case(2, 300, 64, (4, 12), 0.4, repeats=1)
     hopper = {form for form in found["r"] if form.startswith("hopper")}
-    assert len(hopper) == 9 and {"hopper", "hopper call", "hopper, hold", "hopper, hold, no pin"} < hopper
-    assert {(v.pin, v.hold) for _, v in taken if v is not None} == {
-        (True, False),
-        (True, True),
-        (False, False),
-        (False, True),
-    }
-    assert {(v.stages, v.unit) for _, v in taken if v is not None} == {(2, 8), (2, 16), (3, 8), (3, 16)}
-    assert {in_order for in_order, _ in taken} == {True, False}
+    assert hopper == {"hopper", "hopper call"} and set(taken) == {True, False}
     monkeypatch.setattr(time_clusters, "hopper_cluster_attention", lambda q, *_, **__: (q, None))
     with pytest.raises(RuntimeError, match="not timed"):
         time_clusters.case(2, 300, 64, (4, 12), 0.4, repeats=1)

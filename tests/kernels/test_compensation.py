@@ -7,9 +7,10 @@ import torch
 from cases import inputs, random_order
 from places import GPU, everywhere, no_sync
 
-from dittools.kernels.compensation import naive_run_errors, run_errors
-from dittools.kernels.run_means import run_means
-from dittools.kernels.run_tiles import cut_runs
+from dittools.kernels.residual.error import block_approximation_error
+from dittools.kernels.residual.naive import naive_block_approximation_error
+from dittools.kernels.segment_mean.dispatch import segment_means
+from dittools.kernels.segment_mean.tiles import cut_runs
 
 BF16, FULL = torch.bfloat16, torch.float32
 SCALE = 0.125
@@ -30,8 +31,8 @@ def case(tokens, dim, dtype, batches=1, heads=2, queries=9, loud=1.0):
 def check(place, queries, k, v, order, offsets, scale=SCALE):
     implementation, device = place
     there = (x if x is None else x.to(device) for x in (queries, k, v, order, offsets))
-    found = run_errors(*there, scale, implementation=implementation).cpu()
-    wanted = naive_run_errors(queries, k, v, order, offsets, scale)
+    found = block_approximation_error(*there, scale, implementation=implementation).cpu()
+    wanted = naive_block_approximation_error(queries, k, v, order, offsets, scale)
     assert found.dtype == torch.float32 and found.shape == wanted.shape and (found >= 0).all()
     sizes = offsets.diff(dim=-1).expand(*found.shape[:2], -1)
     assert (found.transpose(-1, -2)[sizes == 0] == 0).all()
@@ -82,7 +83,7 @@ def test_logits_far_apart_stay_finite(place):
     implementation, device = place
     queries, k, v = (x.to(device) for x in case(200, 64, BF16, loud=200))
     offsets = offsets_of(RUNS["ragged"])[None].to(device)
-    found = run_errors(queries, k, v, None, offsets, 1.0, implementation=implementation)
+    found = block_approximation_error(queries, k, v, None, offsets, 1.0, implementation=implementation)
     assert found.isfinite().all() and (found >= 0).all()
 
 
@@ -92,7 +93,7 @@ def test_runs_of_equal_keys_and_values_leave_no_error(place):
     queries, k, v = case(192, 64, BF16)
     k, v = (x[:, ::64].repeat_interleave(64, 1).to(device) for x in (k, v))
     offsets = offsets_of((0, 64, 128, 192))[None].to(device)
-    found = run_errors(queries.to(device), k, v, None, offsets, SCALE, implementation=implementation)
+    found = block_approximation_error(queries.to(device), k, v, None, offsets, SCALE, implementation=implementation)
     assert found.max() < 1e-5 * v.float().square().sum(-1).max() / 64
 
 
@@ -124,7 +125,7 @@ def test_tiles_cover_every_run_once_and_in_order():
 def test_a_head_dim_that_the_kernel_lacks_is_named():
     queries, k, v = case(20, 32, FULL)
     with pytest.raises(ValueError, match=r"implementation 'triton' cannot run"):
-        run_errors(queries, k, v, None, offsets_of((0, 20))[None], SCALE, implementation="triton")
+        block_approximation_error(queries, k, v, None, offsets_of((0, 20))[None], SCALE, implementation="triton")
 
 
 @pytest.mark.parametrize("tokens", [pytest.param(32_760, marks=GPU)])
@@ -132,9 +133,9 @@ def test_long_sequences_on_the_gpu_without_a_host_sync(tokens):
     q, k, v = inputs(1, tokens, 4, 128, BF16, device="cuda")
     order = random_order(1, 4, tokens, device="cuda")
     offsets = offsets_of((*range(0, 30_001, 75), 31_000, tokens))[None].cuda()
-    queries = run_means(q, order, offsets[..., ::4].contiguous()).bfloat16().float()
-    run_errors(queries, k, v, order, offsets, 0.3)
+    queries = segment_means(q, order, offsets[..., ::4].contiguous()).bfloat16().float()
+    block_approximation_error(queries, k, v, order, offsets, 0.3)
     with no_sync():
-        found = run_errors(queries, k, v, order, offsets, 0.3)
-    portable = run_errors(queries, k, v, order, offsets, 0.3, implementation="portable")
+        found = block_approximation_error(queries, k, v, order, offsets, 0.3)
+    portable = block_approximation_error(queries, k, v, order, offsets, 0.3, implementation="portable")
     torch.testing.assert_close(found, portable, rtol=1e-3, atol=1e-5 * portable.max().item())

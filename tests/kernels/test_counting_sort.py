@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from places import GPU, INTERPRETED, everywhere, no_sync
 
 from dittools.kernels import sort_by_label
-from dittools.kernels.counting_sort import naive_sort_by_label
+from dittools.kernels.counting_sort.naive import naive_sort_by_label
 
 MANY = 5 if INTERPRETED else 20
 

@@ -4,8 +4,8 @@ from cases import inputs, random_mask, random_order
 from places import GPU
 from torch._dynamo.testing import CompileCounterWithBackend
 
-from dittools.blocks import BlockMask
 from dittools.kernels import block_sparse_attention, block_sparse_attention_op, from_mass, from_top_k, pool_blocks
+from dittools.kernels.masks.block_mask import BlockMask
 
 BLOCKS = {"query_block": 64, "key_block": 32}
 
@@ -23,9 +23,9 @@ def test_the_op_is_the_call_over_lists():
     bias = torch.randn(2, 1, mask.key.count, generator=torch.Generator().manual_seed(1))
     call = {"order": order, "scale": 0.3, "key_bias": bias}
     want = block_sparse_attention(q, k, v, mask, return_lse=True, **call)
-    found = block_sparse_attention_op(q, k, v, *mask.lists(), **BLOCKS, return_lse=True, **call)
+    found = block_sparse_attention_op(q, k, v, *mask.kv_blocks(), **BLOCKS, return_lse=True, **call)
     assert all(torch.equal(x, y) for x, y in zip(found, want, strict=True))
-    assert torch.equal(block_sparse_attention_op(q, k, v, *mask.lists(), **BLOCKS, **call), want[0])
+    assert torch.equal(block_sparse_attention_op(q, k, v, *mask.kv_blocks(), **BLOCKS, **call), want[0])
     assert hasattr(torch.ops.dittools, "block_sparse_attention")
 
 
@@ -36,7 +36,7 @@ def test_the_op_keeps_the_rules_of_torch(implementation, optional):
     mask = random_mask(70, 64, 32, heads=2)
     order = random_order(1, 2, 70) if optional else None
     bias = torch.zeros(1, 1, mask.key.count) if optional else None
-    args = (q, k, v, *mask.lists(), 64, 32, 0.25, order, bias, implementation)
+    args = (q, k, v, *mask.kv_blocks(), 64, 32, 0.25, order, bias, implementation)
     torch.library.opcheck(torch.ops.dittools.block_sparse_attention.default, args)
 
 
@@ -54,7 +54,7 @@ def test_one_graph_serves_every_mask(backend):
     for seed in range(4):
         q, k, v = inputs(1, 150, 2, 32, seed=seed)
         # From step to step the kept blocks and their numbers change: first all, then few, at last none.
-        counts, indices = random_mask(150, 64, 32, heads=2, density=1 - seed / 3, seed=seed).lists()
+        counts, indices = random_mask(150, 64, 32, heads=2, density=1 - seed / 3, seed=seed).kv_blocks()
         order = random_order(1, 2, 150, seed)
         found = compiled(q, k, v, counts, indices, order)
         for x, y in zip(found, step(q, k, v, counts, indices, order), strict=True):
@@ -82,12 +82,12 @@ def test_selection_is_traced_into_the_same_graph():
 
 def test_wrong_lists_are_refused_when_the_op_runs():
     q, k, v = inputs(1, 150, 2, 32)
-    counts, indices = random_mask(100, 64, 32).lists()
+    counts, indices = random_mask(100, 64, 32).kv_blocks()
     with pytest.raises(ValueError, match="lists have 2 rows of 4 blocks, but their partitions have 3 x 5"):
         block_sparse_attention_op(q, k, v, counts, indices, **BLOCKS)
     with pytest.raises(ValueError, match="implementation 'triton' cannot run this call"):
         block_sparse_attention_op(
-            q, k, v, *random_mask(150, 64, 32).lists(), implementation="triton", query_block=64, key_block=32
+            q, k, v, *random_mask(150, 64, 32).kv_blocks(), implementation="triton", query_block=64, key_block=32
         )
 
 
@@ -99,8 +99,8 @@ def test_one_graph_serves_every_mask_on_the_gpu(backend):
     for seed in range(3):
         q, k, v = inputs(1, 1000, 2, 64, torch.bfloat16, seed=seed, device="cuda")
         mask = random_mask(1000, 128, 128, heads=2, density=0.3 * (seed + 1), seed=seed, device="cuda")
-        made = BlockMask.from_lists(*mask.lists(), mask.query, mask.key)
-        found, want = compiled(q, k, v, *mask.lists()), block_sparse_attention(q, k, v, made) + 1
+        made = BlockMask.from_kv_blocks(*mask.kv_blocks(), mask.query, mask.key)
+        found, want = compiled(q, k, v, *mask.kv_blocks()), block_sparse_attention(q, k, v, made) + 1
         torch.testing.assert_close(found, want, atol=1e-2, rtol=1e-2)
     assert counter.frame_count == 1
 

@@ -6,24 +6,24 @@ import torch
 import torch.nn.functional as F
 from cases import inputs, random_mask, random_order
 
-from dittools.blocks import BlockMask
 from dittools.kernels import (
     block_sparse_attention,
+    capability,
     choose,
     dense_attention,
     dense_kernel_name,
-    dispatch,
     implementations,
 )
+from dittools.kernels.masks.block_mask import BlockMask
 
 
 def test_importing_the_kernels_imports_no_triton():
     code = """
 import sys, torch
 before = "triton" in sys.modules
-import dittools.kernels, dittools.blocks
+import dittools.kernels, dittools.kernels.masks.block_mask
 dittools.kernels.block_sparse_attention, dittools.kernels.implementations("cpu", torch.float32, 64)
-assert "dittools.kernels.triton_block_sparse" not in sys.modules
+assert "dittools.kernels.block_sparse.triton" not in sys.modules
 assert before or "triton" not in sys.modules
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
@@ -76,7 +76,7 @@ def test_every_implementation_is_listed_with_a_reason_or_none(monkeypatch):
 def test_the_triton_predicate_names_the_offending_value(monkeypatch, head_dim, dtype, blocks, reason):
     pytest.importorskip("triton")
     monkeypatch.setenv("TRITON_INTERPRET", "1")
-    assert dispatch.why_not_triton(torch.device("cpu"), dtype, head_dim, blocks) == reason
+    assert capability.why_not_triton(torch.device("cpu"), dtype, head_dim, blocks) == reason
 
 
 def test_asking_for_what_cannot_run_says_why(monkeypatch):

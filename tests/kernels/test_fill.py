@@ -2,8 +2,9 @@ import pytest
 import torch
 from places import GPU, everywhere, no_sync
 
-from dittools.kernels import fill as home
-from dittools.kernels.fill import fill_lanes, fill_rows
+from dittools.kernels.capability import MAX_ROW_BLOCKS, why_not_triton_topk_mask
+from dittools.kernels.topk_mask import dispatch as home
+from dittools.kernels.topk_mask.dispatch import topk_mask_per_head, topk_mask_per_row
 
 
 def case(blocks, lanes=(2, 3), seed=0, kinds=5, device="cpu"):
@@ -57,7 +58,7 @@ def test_a_lane_keeps_the_best_that_fit_into_its_share(place, blocks, forced, de
     force = force if forced else torch.zeros_like(force)
     if density == "each":
         density = 0.5 if across else torch.tensor([[0.1, 0.5, 1.0]], device=device).expand(2, -1)
-    found = fill_lanes(
+    found = topk_mask_per_head(
         scores, queries, keys, density, across_heads=across, force=force if forced else None,
         implementation=implementation,
     )  # fmt: skip
@@ -99,7 +100,9 @@ def test_rows_keep_the_best_that_fit_into_what_forced_rows_leave(place, blocks, 
     force &= forced
     if density == "each":
         density = torch.tensor([[0.1, 0.5, 1.0]], device=device).expand(2, -1)
-    found = fill_rows(scores, queries, keys, density, force=force if forced else None, implementation=implementation)
+    found = topk_mask_per_row(
+        scores, queries, keys, density, force=force if forced else None, implementation=implementation
+    )
     scores, queries, keys, force, found = (x.cpu() for x in (scores, queries, keys, force, found))
     rounding = home.rounding(blocks[0], torch.device("cpu"))
     for b in range(2):
@@ -130,16 +133,18 @@ def test_scores_of_every_kind_and_long_rows(place, kinds):
     scores[0, 0, :2] = torch.tensor([-torch.inf, 1e-40, 0.0, -0.0, 1e30] * 30, device=device)
     scores[0, 0, 2] = -torch.inf
     found, want = (
-        fill_lanes(scores, queries, keys, 0.2, across_heads=True, force=force, implementation=one)
+        topk_mask_per_head(scores, queries, keys, 0.2, across_heads=True, force=force, implementation=one)
         for one in (implementation, "portable")
     )
     assert torch.equal(found, want)
-    found, want = (fill_rows(scores, queries, keys, 0.2, implementation=one) for one in (implementation, "portable"))
+    found, want = (
+        topk_mask_per_row(scores, queries, keys, 0.2, implementation=one) for one in (implementation, "portable")
+    )
     assert torch.equal(found, want)
 
 
 @everywhere
-@pytest.mark.parametrize("fill", [fill_rows, fill_lanes])
+@pytest.mark.parametrize("fill", [topk_mask_per_row, topk_mask_per_head])
 def test_no_row_is_left_with_blocks_that_hold_no_keys(place, fill):
     implementation, device = place
     scores = torch.zeros(1, 1, 5, 4, device=device)
@@ -154,9 +159,9 @@ def test_no_row_is_left_with_blocks_that_hold_no_keys(place, fill):
 
 
 def test_too_many_blocks_for_the_kernel_are_said():
-    scores = torch.zeros(1, 1, 2, home.MAX_TRITON_BLOCKS + 1)
-    assert "at most 8192 query and key blocks, got [2, 8193]" in home._too_wide(scores)
-    assert home._too_wide(scores[..., 1:]) is None
+    scores = torch.zeros(1, 1, 2, MAX_ROW_BLOCKS + 1)
+    assert "at most 8192 query and key blocks, got [2, 8193]" in why_not_triton_topk_mask(scores)
+    assert why_not_triton_topk_mask(scores[..., 1:]) is None
 
 
 @pytest.mark.parametrize("blocks", [pytest.param(591, marks=GPU)])
@@ -165,11 +170,13 @@ def test_shares_are_filled_on_the_gpu_without_a_host_sync(blocks):
     sizes = torch.full((blocks,), 128, device="cuda")
     sizes[-1:] = 80
     force = torch.eye(blocks, dtype=torch.bool, device="cuda")[None, None]
-    fill_rows(scores, sizes, sizes, 0.2, force=force)
+    topk_mask_per_row(scores, sizes, sizes, 0.2, force=force)
     with no_sync():
-        found = [fill_rows(scores, sizes, sizes, 0.2, force=force)]
-        found += [fill_lanes(scores, sizes, sizes, 0.2, across_heads=across, force=force) for across in (False, True)]
+        found = [topk_mask_per_row(scores, sizes, sizes, 0.2, force=force)]
+        found += [
+            topk_mask_per_head(scores, sizes, sizes, 0.2, across_heads=across, force=force) for across in (False, True)
+        ]
     call = {"force": force, "implementation": "portable"}
-    assert torch.equal(found[0], fill_rows(scores, sizes, sizes, 0.2, **call))
+    assert torch.equal(found[0], topk_mask_per_row(scores, sizes, sizes, 0.2, **call))
     for mask, across in zip(found[1:], (False, True), strict=True):
-        assert torch.equal(mask, fill_lanes(scores, sizes, sizes, 0.2, across_heads=across, **call))
+        assert torch.equal(mask, topk_mask_per_head(scores, sizes, sizes, 0.2, across_heads=across, **call))

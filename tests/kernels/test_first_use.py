@@ -14,11 +14,12 @@ import pytest
 import torch
 from cases import inputs, random_mask
 
-from dittools.bench import first_use as short
-from dittools.bench import proof
-from dittools.bench.check import Wrong
-from dittools.kernels import checked, dispatch, first_use, hopper, naive
-from dittools.kernels.custom_op import block_sparse_attention_op
+from dittools.kernels import capability, checked, choice, first_use
+from dittools.kernels.block_sparse import dispatch, naive
+from dittools.kernels.block_sparse.custom_op import block_sparse_attention_op
+from dittools.kernels.proof import cases as proof
+from dittools.kernels.proof import short
+from dittools.kernels.proof.check import Wrong
 
 CUDA = torch.device("cuda", 0)
 PROVED, LATER = "right in 3 cases", "it will prove itself at its first use"
@@ -205,34 +206,34 @@ def test_where_it_is_kept(monkeypatch, tmp_path, variable):
 
 
 def test_calls_take_the_slower_kernel_with_its_reason_until_then(card, monkeypatch):
-    able = {name: lambda *_: None for name in dispatch.REASONS}
-    monkeypatch.setattr(dispatch, "REASONS", able)
-    monkeypatch.setattr(dispatch, "is_hopper", lambda device: True)
+    for name in capability.REASONS:
+        monkeypatch.setitem(capability.REASONS, name, lambda *_: None)
+    monkeypatch.setattr(choice, "is_hopper", lambda device: True)
     monkeypatch.setattr(torch.Tensor, "device", CUDA)
     q, k, v = inputs(1, 300, 1, 64)
     mask = random_mask(300, 128, 64)
     begun = card("wrong")
-    assert dispatch.choose(q, k, v, mask) == "triton" and len(begun()) == 1
-    reason = dispatch.why_slower("triton", q, k, v, mask)
+    assert choice.choose(q, k, v, mask) == "triton" and len(begun()) == 1
+    reason = choice.why_slower("triton", q, k, v, mask)
     assert "RMS error" in reason and checked.CHECK in reason
-    assert dispatch.why_slower("hopper", q, k, v, mask) is None
-    proofs = dict(dispatch.hopper_kernels(CUDA, torch.bfloat16, 128))
+    assert choice.why_slower("hopper", q, k, v, mask) is None
+    proofs = dict(choice.hopper_kernels(CUDA, torch.bfloat16, 128))
     assert list(proofs) == list(checked.SOURCES) and "RMS error" in proofs["hopper"] and LATER in proofs["hopper-64"]
-    monkeypatch.setattr(dispatch, "is_hopper", lambda device: False)
-    assert dispatch.why_slower("triton", q, k, v, mask) is None and dispatch.hopper_kernels(CUDA, q.dtype, 64) == []
+    monkeypatch.setattr(choice, "is_hopper", lambda device: False)
+    assert choice.why_slower("triton", q, k, v, mask) is None and choice.hopper_kernels(CUDA, q.dtype, 64) == []
 
 
 def test_a_compiled_model_proves_it_when_it_runs(card, monkeypatch):
-    monkeypatch.setitem(dispatch.REASONS, "hopper", lambda *_: None)
+    monkeypatch.setitem(capability.REASONS, "hopper", lambda *_: None)
     taken = []
 
     def attend(q, k, v, mask, **call):
         taken.append("hopper")
         return naive.naive_block_sparse_attention(q, k, v, mask, **call)
 
-    monkeypatch.setattr(hopper, "hopper_block_sparse_attention", attend)
+    monkeypatch.setattr(dispatch, "hopper_block_sparse_attention", attend)
     q, k, v = inputs(1, 300, 1, 64)
-    lists = random_mask(300, 128, 64).lists()
+    lists = random_mask(300, 128, 64).kv_blocks()
 
     @torch.compile(backend="eager", fullgraph=True)
     def model(q):
@@ -247,24 +248,53 @@ def test_a_compiled_model_proves_it_when_it_runs(card, monkeypatch):
 @pytest.mark.parametrize("kernel", proof.KERNELS)
 def test_the_short_proof_is_part_of_the_whole_and_times_every_kind_of_call(kernel, monkeypatch, tmp_path):
     jobs, whole = short.jobs(kernel), {job["id"]: job for job in proof.jobs(kernel)}
-    cases = [job for job in jobs if "seconds" not in job]
-    assert len(cases) == len(short.PICKED[kernel]) and {job["head_dim"] for job in cases} == {64, 128}
+    cases, timed = ([job for job in jobs if ("seconds" in job) == speed] for speed in (False, True))
+    ids, calls = {job["id"] for job in cases}, {str(job.get("calls")) for job in cases}
+    assert len(ids) == len(short.PICKED[kernel]) and len(cases) == len(ids) * len(calls)
+    assert {job["head_dim"] for job in cases} == {64, 128}
     assert {job["dtype"] for job in cases} == {"bfloat16", "float16"}
-    assert all({**whole[job["id"]], "seconds": 1} == {**job, "seconds": 1} for job in jobs)
+    assert all(whole[job["id"]].items() <= job.items() and job.keys() - whole[job["id"]] <= {"calls"} for job in cases)
+    assert all({**whole[job["id"]], "seconds": 1} == job for job in timed)
 
     def done(job, at):
         with (tmp_path / "done").open("a") as file:
-            file.write(f"{job['id']} on {job['device']} {job.get('seconds')}\n")
+            what = [job["seconds"], *job.get("kernels", ["both"])] if "seconds" in job else job.get("calls")
+            file.write(f"{os.getpid() == parent}: {job['id']} on {job['device']} {what}\n")
         return {"speedup": 1.5}
 
+    parent = os.getpid()
     monkeypatch.setattr(short.proof, "KINDS", dict.fromkeys(short.proof.KINDS, done))
     found = short.handle({"kernel": kernel, "device": "cpu"}, lambda *_: None)
     kinds = {"two passes", "one pass"} if kernel == proof.MASS else {"raster", "ordered"}
-    assert found == {"cases": len(cases), "speedup_over_triton": dict.fromkeys(kinds, 1.5)}
+    assert found == {"cases": len(ids), "speedup_over_triton": dict.fromkeys(kinds, 1.5)}
     said = (tmp_path / "done").read_text().splitlines()
-    timed = [f"{job['id']} on cpu" for job in jobs if "seconds" in job]
-    assert sorted(said[:-2]) == sorted([*(f"{job['id']} on cpu None" for job in cases), *(f"{x} 0" for x in timed)])
-    assert said[-2:] == [f"{x} 1" for x in timed]  # alone on the card
+    others = [f"{job['id']} on cpu {job.get('calls')}" for job in cases]
+    others += [f"{job['id']} on cpu {[0, name]}" for job in timed for name in ("hopper", "triton")]
+    assert sorted(said[:-2]) == sorted(f"{x == others[0]}: {x}" for x in others)  # this process does one of them
+    assert said[-2:] == [f"True: {job['id']} on cpu {[1, 'both']}" for job in timed]  # alone on the card
+
+
+@pytest.mark.parametrize("kernel", short.CALLS)
+def test_kinds_of_calls_that_a_case_makes_are_all_that_it_makes_whole(kernel, monkeypatch):
+    job = next(job for job in short.jobs(kernel) if "calls" in job and job["tokens"] <= 4_111)
+    job = {**job, "tokens": 150, "device": "cpu", "kernel": "portable", "dtype": "float32"}
+    made = []
+    attend = proof._attend
+
+    def counted(*args, **kwargs):
+        made.append([kwargs.get(key) is not None for key in ("order", "key_order")])
+        return attend(*args, **kwargs)
+
+    monkeypatch.setattr(proof, "_attend", counted)
+    by_kind = []
+    for kind in short.CALLS[kernel]:
+        made.clear()
+        proof.KINDS[job["kind"]]({**job, "calls": [kind]}, lambda *_: None)
+        assert made and all(call == made[0] for call in made)
+        by_kind.append(made[0])
+    made.clear()
+    proof.KINDS[job["kind"]]({name: job[name] for name in job if name != "calls"}, lambda *_: None)
+    assert [call for n, call in enumerate(made) if call not in made[:n]] == by_kind
 
 
 @pytest.mark.parametrize(("how", "why"), [("wrong", "not finite"), ("crash", "ended at once")])

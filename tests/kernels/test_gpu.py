@@ -4,8 +4,8 @@ import pytest
 import torch
 from cases import check, inputs, plain_attention, random_mask, random_order, rms_error, token_mask
 
-from dittools.blocks import BlockMask, Partition
 from dittools.kernels import block_sparse_attention, dense_attention, dense_kernel_name
+from dittools.kernels.masks.block_mask import BlockMask, Partition
 
 pytestmark = [
     pytest.mark.gpu,

@@ -16,37 +16,31 @@ from machine_code import (
     register_limits,
 )
 
-from dittools.kernels.hopper import why_no_gluon
-from dittools.kernels.hopper_clusters import Variant
+from dittools.kernels.capability import why_no_gluon
 
 pytestmark = pytest.mark.skipif(why_no_gluon() is not None, reason=str(why_no_gluon()))
 
-# name: head dim, dtype, with an order, variant
+# name: head dim, dtype, with an order
 BUILDS = {
-    "hd128": (128, "bfloat16", False, Variant()),
-    "hd128-ordered": (128, "float16", True, Variant()),
-    "hd128-stages2": (128, "bfloat16", True, Variant(stages=2)),
-    "hd128-units16": (128, "bfloat16", True, Variant(unit=16)),
-    "hd128-hold": (128, "bfloat16", True, Variant(hold=True)),
-    "hd128-hold-no-pin": (128, "bfloat16", True, Variant(hold=True, pin=False)),
-    "hd64": (64, "bfloat16", False, Variant()),
-    "hd64-hold-no-pin": (64, "bfloat16", True, Variant(hold=True, pin=False)),
-    "hd64-ordered": (64, "float16", True, Variant(stages=2, unit=16)),
+    "hd128": (128, "bfloat16", False),
+    "hd128-ordered": (128, "float16", True),
+    "hd64": (64, "bfloat16", False),
+    "hd64-ordered": (64, "float16", True),
 }
 
 
-def build(head_dim, dtype, ordered, variant):
-    """Compile one variant from the arguments of a real call; return its resources and SASS."""
+def build(head_dim, dtype, ordered):
+    """Compile one build from the arguments of a real call; return its resources and SASS."""
     import torch
 
-    from dittools.clusters import ClusterMask, ClusterPartition
-    from dittools.kernels.hopper_clusters import launch_arguments
-    from dittools.kernels.hopper_clusters_forward import cluster_forward
+    from dittools.kernels.clusters.hopper import launch_arguments
+    from dittools.kernels.clusters.hopper_forward import cluster_forward
+    from dittools.kernels.masks.cluster_mask import ClusterMask, ClusterPartition
 
     q = torch.empty(2, 1000, 3, head_dim, dtype=getattr(torch, dtype))
     some = ClusterPartition(1000, torch.tensor([[[300, 0, 700]]], dtype=torch.int32))
     order = torch.arange(1000, dtype=torch.int32).expand(1, 3, -1) if ordered else None
-    _, _, launches = launch_arguments(q, q, q, ClusterMask.full(some, some), 0.1, order, variant)
+    _, _, launches = launch_arguments(q, q, q, ClusterMask.full(some, some), 0.1, order)
     ((_, arguments, options),) = launches
     return machine_code(cluster_forward.warmup(*arguments, **options, grid=(1,)))
 
@@ -70,7 +64,7 @@ def test_nothing_spills_and_it_fits(builds, name):
 
 @pytest.mark.parametrize("name", BUILDS)
 def test_products_run_on_the_tensor_cores_and_copies_on_tma(builds, name):
-    build, (head_dim, _, _, variant) = builds[name], BUILDS[name]
+    build, head_dim = builds[name], BUILDS[name][0]
     products = [build["sass"][i] for i in instructions(build, "HGMMA")]
     # Two consumers, each QK and PV in the loop, and the first QK and the last PV outside it.
     assert len(products) == 2 * 2 * (head_dim // 16 + 128 // 16)
@@ -79,8 +73,7 @@ def test_products_run_on_the_tensor_cores_and_copies_on_tma(builds, name):
     assert not instructions(build, "HMMA")
     # K and V: for each size of piece one copy a panel of 64 columns, in a loop over pieces; Triton 3.8 and newer make
     # one piece of code of all sizes but the smallest.
-    sizes = {4 if variant.unit == 8 else 3, 2}
-    assert len(instructions(build, "UTMALDG")) in {2 * count * (head_dim // 64) for count in sizes}
+    assert len(instructions(build, "UTMALDG")) in {2 * count * (head_dim // 64) for count in (4, 2)}
 
 
 @pytest.mark.parametrize("name", BUILDS)
@@ -94,7 +87,7 @@ def test_a_piece_costs_few_instructions(builds, name):
     assert all(end - begin <= 30 for begin, end in zip(begins, ends, strict=True))
 
 
-@pytest.mark.parametrize("name", [name for name in BUILDS if BUILDS[name][3].pin])
+@pytest.mark.parametrize("name", BUILDS)
 def test_the_softmax_runs_between_the_two_waits_and_the_mask_is_read_before(builds, name):
     build = builds[name]
     early = [i for i in instructions(build, "WARPGROUP.DEPBAR.LE") if "0x1" in build["sass"][i]]

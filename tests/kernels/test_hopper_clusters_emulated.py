@@ -1,16 +1,19 @@
 """The source of the Hopper kernel for clusters, run in `gluon_emulator` against the oracle."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from cases import inputs, random_order, rms_error
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dittools.clusters import ClusterMask, ClusterPartition
-from dittools.kernels import gather_tokens, hopper_clusters
-from dittools.kernels.clustered import naive_cluster_attention
-from dittools.kernels.hopper import why_no_gluon
-from dittools.kernels.hopper_clusters import Variant, launch_arguments
+from dittools.kernels import gather_tokens
+from dittools.kernels.capability import why_no_gluon
+from dittools.kernels.clusters import hopper as hopper_clusters
+from dittools.kernels.clusters.hopper import launch_arguments
+from dittools.kernels.clusters.naive import naive_cluster_attention
+from dittools.kernels.masks.cluster_mask import ClusterMask, ClusterPartition
 
 pytestmark = pytest.mark.skipif(why_no_gluon() is not None, reason=str(why_no_gluon()))
 
@@ -35,13 +38,13 @@ def random_mask(queries, keys, counts, lanes=(1, 1), density=0.5, seed=0):
     return ClusterMask(keep, *parts)
 
 
-def run(q, k, v, mask, *, order=None, key_order=None, scale=0.1, variant=None, seed=0):
+def run(q, k, v, mask, *, order=None, key_order=None, scale=0.1, seed=0):
     from gluon_emulator import emulate
 
-    from dittools.kernels.hopper_clusters_forward import cluster_forward
+    from dittools.kernels.clusters.hopper_forward import cluster_forward
 
     placed = (k, v) if key_order is None else gather_tokens((k, v), key_order)
-    out, lse, launches = launch_arguments(q, *placed, mask, scale, order, variant)
+    out, lse, launches = launch_arguments(q, *placed, mask, scale, order)
     out.fill_(torch.nan)
     lse.fill_(torch.nan)
     for programs, arguments, options in launches:
@@ -70,19 +73,18 @@ def run(q, k, v, mask, *, order=None, key_order=None, scale=0.1, variant=None, s
     dtype=st.sampled_from([torch.bfloat16, torch.float16]),
     density=st.sampled_from([0.0, 0.15, 0.5, 1.0]),
     ordered=st.booleans(),
-    stages=st.integers(2, 3),
-    unit=st.sampled_from([8, 16]),
-    pin=st.booleans(),
-    hold=st.booleans(),
     seed=st.integers(0, 99),
 )
-def test_any_sizes_in_any_variant(
-    queries, keys, counts, lanes, dim, dtype, density, ordered, stages, unit, pin, hold, seed
-):
-    q, k, v = inputs(lanes[0], queries, lanes[1], dim, dtype, keys=keys, seed=seed)
-    mask = random_mask(queries, keys, counts, lanes, density, seed)
+def test_any_sizes(**case):
+    any_sizes(SimpleNamespace(**case))
+
+
+def any_sizes(case):
+    queries, keys, lanes, seed, ordered = case.queries, case.keys, case.lanes, case.seed, case.ordered
+    q, k, v = inputs(lanes[0], queries, lanes[1], case.dim, case.dtype, keys=keys, seed=seed)
+    mask = random_mask(queries, keys, case.counts, lanes, case.density, seed)
     orders = (random_order(*lanes, queries, seed), random_order(*lanes, keys, seed + 1)) if ordered else (None, None)
-    run(q, k, v, mask, order=orders[0], key_order=orders[1], variant=Variant(stages, unit, pin, hold), seed=seed)
+    run(q, k, v, mask, order=orders[0], key_order=orders[1], seed=seed)
 
 
 # Sizes of key clusters that make each kind of slot: full ones, pieces of every size, rests over several slots.
@@ -98,16 +100,15 @@ KEY_SIZES = {
 }
 
 
-@pytest.mark.parametrize("unit", [8, 16])
 @pytest.mark.parametrize("dim", [64, 128])
 @pytest.mark.parametrize("sizes", KEY_SIZES.values(), ids=KEY_SIZES)
-def test_every_kind_of_slot(sizes, dim, unit):
+def test_every_kind_of_slot(sizes, dim):
     key = clusters(*sizes)
     query = clusters(64, 3, 0, 128, 65, 130, 1)
     q, k, v = inputs(1, query.length, 1, dim, torch.bfloat16, keys=key.length)
     keep = torch.rand(1, 1, query.count, key.count, generator=torch.Generator().manual_seed(2)) < 0.7
     keep[0, 0, 0], keep[0, 0, 3], keep[0, 0, 4] = True, True, False
-    run(q, k, v, ClusterMask(keep, query, key), variant=Variant(unit=unit))
+    run(q, k, v, ClusterMask(keep, query, key))
 
 
 def test_tiles_of_every_height():
@@ -180,7 +181,7 @@ def test_units_behind_the_end_of_a_list_are_zeros_and_no_key():
 def test_a_tile_writes_the_rows_of_its_cluster_and_no_other():
     from gluon_emulator import emulate
 
-    from dittools.kernels.hopper_clusters_forward import cluster_forward
+    from dittools.kernels.clusters.hopper_forward import cluster_forward
 
     q, k, v = inputs(1, 300, 1, 64, torch.bfloat16)
     mask = ClusterMask.full(clusters(70, 30, 180, 20), clusters(100, 200))

@@ -4,13 +4,12 @@ import pytest
 import torch
 from places import INTERPRETED, PLACES
 
-from dittools.clusters import ClusterMask, ClusterPartition
+from dittools.kernels.masks.cluster_mask import ClusterMask, ClusterPartition
 
-lists = pytest.importorskip("dittools.kernels.hopper_clusters_lists")
+lists = pytest.importorskip("dittools.kernels.clusters.hopper_lists")
 
 MAKE = {"portable": lists.plain_lists, "triton": lists.triton_lists}
 places = pytest.mark.parametrize("place", [p for p in PLACES if p.id != "portable-cuda"])
-UNIT = pytest.mark.parametrize("unit", [8, 16])
 
 
 def random_mask(queries, keys, counts, lanes=(1, 1), density=0.5, seed=0):
@@ -26,11 +25,11 @@ def random_mask(queries, keys, counts, lanes=(1, 1), density=0.5, seed=0):
     return ClusterMask(keep, *sides)
 
 
-def slots_of(found, lane, row, unit):
+def slots_of(found, lane, row):
     """The list read as the kernel does: of each slot its 128 keys, None for a dead one."""
     counts, pieces = found.counts[lane, row].tolist(), found.pieces[lane, row].tolist()
     rows, before = [], 0
-    for section, (size, end) in enumerate(zip((64, 32, 16, 8, unit), counts, strict=True)):
+    for section, (size, end) in enumerate(zip((64, 32, 16, 8, 8), counts, strict=True)):
         for first in pieces[before:end]:
             assert len(rows) % size == 0, "a piece straddles two slots"
             rows += range(first, first + size)
@@ -50,9 +49,9 @@ def slots_of(found, lane, row, unit):
     return slots
 
 
-def check(place, mask, unit, heads, lanes):
+def check(place, mask, heads, lanes):
     implementation, device = place
-    table = lists.cut(mask.to(device).key, unit)
+    table = lists.cut(mask.to(device).key)
     found = MAKE[implementation](mask.to(device), table, lanes, heads)
     found = lists.Lists(*(x.cpu() for x in found))
     assert all(x.dtype == torch.int32 and x.shape[:2] == (len(lanes), mask.query.count) for x in found)
@@ -61,7 +60,7 @@ def check(place, mask, unit, heads, lanes):
         b, h = lane // heads, lane % heads
         mine = offsets[0 if offsets.shape[0] == 1 else b, 0 if offsets.shape[1] == 1 else h].tolist()
         for row in range(mask.query.count):
-            slots = slots_of(found, i, row, unit)
+            slots = slots_of(found, i, row)
             kept = sorted(x for slot in slots for x in slot if x is not None)
             if mine[row] < mine[row + 1]:
                 assert kept == mask.to_tokens(b, h, [mine[row]])[0].nonzero().flatten().tolist()
@@ -71,21 +70,19 @@ def check(place, mask, unit, heads, lanes):
 
 
 @places
-@UNIT
 @pytest.mark.parametrize("counts", [(1, 1), (3, 7), (2, 60)], ids=str)
 @pytest.mark.parametrize("density", [0.0, 0.4, 1.0])
-def test_lists_hold_the_keys_of_the_clusters_kept(place, counts, density, unit):
-    check(place, random_mask(50, 900, counts, density=density), unit, 1, range(1))
+def test_lists_hold_the_keys_of_the_clusters_kept(place, counts, density):
+    check(place, random_mask(50, 900, counts, density=density), 1, range(1))
 
 
 @places
-@UNIT
-def test_lists_of_lanes_that_share_or_do_not(place, unit):
+def test_lists_of_lanes_that_share_or_do_not(place):
     one, other = random_mask(40, 500, (3, 11), (2, 3)), random_mask(40, 500, (3, 11), (1, 1), seed=1)
-    check(place, one, unit, 3, range(6))
-    check(place, one, unit, 3, range(2, 5))
-    check(place, ClusterMask(one.keep, other.query, other.key), unit, 3, range(6))
-    check(place, ClusterMask(other.keep, one.query, one.key), unit, 3, range(1, 6))
+    check(place, one, 3, range(6))
+    check(place, one, 3, range(2, 5))
+    check(place, ClusterMask(one.keep, other.query, other.key), 3, range(6))
+    check(place, ClusterMask(other.keep, one.query, one.key), 3, range(1, 6))
 
 
 @places
@@ -93,15 +90,14 @@ def test_lists_are_longer_than_what_one_program_reads_at_a_time(place):
     sizes = torch.full((1, 1, 1100), 11, dtype=torch.int32)
     key = ClusterPartition(12100, sizes)
     keep = torch.rand(1, 1, 2, 1100, generator=torch.Generator().manual_seed(0)) < 0.9
-    check(place, ClusterMask(keep, random_mask(9, 9, (2, 2)).query, key), 8, 1, range(1))
+    check(place, ClusterMask(keep, random_mask(9, 9, (2, 2)).query, key), 1, range(1))
 
 
 @pytest.mark.parametrize("place", [p for p in PLACES if "portable" not in p.id])
-@UNIT
-def test_both_ways_give_the_same(place, unit):
+def test_both_ways_give_the_same(place):
     mask = random_mask(50, 2000, (9, 40), (1, 2))
-    found = check(place, mask, unit, 2, range(2))
-    want = lists.plain_lists(mask, lists.cut(mask.key, unit), range(2), 2)
+    found = check(place, mask, 2, range(2))
+    want = lists.plain_lists(mask, lists.cut(mask.key), range(2), 2)
     assert torch.equal(found.counts, want.counts) and torch.equal(found.live, want.live)
     for i, end in enumerate(want.counts[..., -1].flatten().tolist()):
         assert torch.equal(found.pieces.flatten(0, 1)[i, :end], want.pieces.flatten(0, 1)[i, :end])

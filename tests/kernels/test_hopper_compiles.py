@@ -19,66 +19,49 @@ from machine_code import (
     register_limits,
 )
 
-from dittools.kernels.hopper import why_no_gluon
-from dittools.kernels.hopper_variants import Variant, default_variant
+from dittools.kernels.block_sparse.hopper_variants import variant_of
+from dittools.kernels.capability import why_no_gluon
 
 pytestmark = pytest.mark.skipif(why_no_gluon() is not None, reason=str(why_no_gluon()))
 
-# name: rows of a tile, head dim, key block, dtype, with an order, with a bias, variant (the default when None)
+# name: rows of a tile, head dim, key block, dtype, with an order, with a bias
 BUILDS = {
-    "hd128": (128, 128, 128, "bfloat16", False, False, Variant()),
-    "hd128-keys64": (128, 128, 64, "bfloat16", False, False, Variant()),
-    "hd128-stages3": (128, 128, 128, "bfloat16", False, False, Variant(stages=3)),
-    "hd128-persistent": (128, 128, 128, "bfloat16", False, False, Variant(persistent=True)),
-    "hd128-biased": (128, 128, 64, "bfloat16", False, True, Variant(persistent=True)),
-    "hd128-hold": (128, 128, 128, "bfloat16", False, False, Variant(hold=True)),
-    "hd128-default": (128, 128, 128, "bfloat16", False, False, None),
-    "hd128-default-keys64": (128, 128, 64, "float16", False, False, None),
-    "hd128-default-biased": (128, 128, 64, "bfloat16", False, True, None),
-    "hd128-ordered-pinned": (128, 128, 128, "bfloat16", True, False, Variant()),
-    "hd64-pinned": (128, 64, 128, "bfloat16", False, False, Variant(stages=3)),
-    "rows64-pinned": (64, 128, 64, "bfloat16", False, False, Variant(stages=3, slot=64, hold=True)),
-    "rows64-ordered-pinned": (64, 128, 64, "bfloat16", True, False, Variant(stages=3, slot=64, hold=True)),
-    "hd128-ordered": (128, 128, 128, "bfloat16", True, False, None),
-    "hd128-ordered-keys64": (128, 128, 64, "float16", True, False, None),
-    "hd128-ordered-persistent": (128, 128, 128, "bfloat16", True, False, Variant(persistent=True)),
-    "hd128-ordered-biased": (128, 128, 128, "bfloat16", True, True, None),
-    "hd64": (128, 64, 128, "bfloat16", False, False, None),
-    "hd64-ordered": (128, 64, 128, "bfloat16", True, False, None),
-    "hd64-keys64-persistent": (128, 64, 64, "float16", False, False, Variant(stages=3, persistent=True)),
-    "rows64": (64, 128, 64, "bfloat16", False, False, None),
-    "rows64-keys128": (64, 128, 128, "bfloat16", False, False, None),
-    "rows64-biased": (64, 128, 64, "bfloat16", False, True, None),
-    "rows64-keys128-biased": (64, 128, 128, "bfloat16", False, True, None),
-    "rows64-ordered": (64, 128, 64, "bfloat16", True, False, None),
-    "rows64-ordered-keys128": (64, 128, 128, "float16", True, False, None),
-    "rows64-ordered-biased": (64, 128, 64, "bfloat16", True, True, None),
-    "rows64-read": (64, 128, 64, "bfloat16", False, False, Variant(stages=3, slot=64)),
-    "rows64-in-turn": (64, 128, 64, "bfloat16", False, False, Variant(stages=3, slot=64, overlap=False)),
-    "rows64-slots128": (64, 128, 64, "bfloat16", False, False, Variant(stages=1, slot=128, hold=True)),
-    "rows64-persistent": (64, 128, 64, "bfloat16", False, False, Variant(slot=64, hold=True, persistent=True)),
-    "rows64-hd64": (64, 64, 64, "bfloat16", False, False, None),
-    "rows64-hd64-keys128": (64, 64, 128, "float16", False, False, None),
-    "rows64-hd64-ordered": (64, 64, 64, "bfloat16", True, False, None),
-    "rows64-hd64-biased": (64, 64, 64, "bfloat16", False, True, None),
-    "rows64-hd64-slots64": (64, 64, 64, "bfloat16", False, False, Variant(stages=6, slot=64, hold=True)),
+    "hd128-default": (128, 128, 128, "bfloat16", False, False),
+    "hd128-default-keys64": (128, 128, 64, "float16", False, False),
+    "hd128-default-biased": (128, 128, 64, "bfloat16", False, True),
+    "hd128-ordered": (128, 128, 128, "bfloat16", True, False),
+    "hd128-ordered-keys64": (128, 128, 64, "float16", True, False),
+    "hd128-ordered-biased": (128, 128, 128, "bfloat16", True, True),
+    "hd64": (128, 64, 128, "bfloat16", False, False),
+    "hd64-ordered": (128, 64, 128, "bfloat16", True, False),
+    "rows64": (64, 128, 64, "bfloat16", False, False),
+    "rows64-keys128": (64, 128, 128, "bfloat16", False, False),
+    "rows64-biased": (64, 128, 64, "bfloat16", False, True),
+    "rows64-keys128-biased": (64, 128, 128, "bfloat16", False, True),
+    "rows64-ordered": (64, 128, 64, "bfloat16", True, False),
+    "rows64-ordered-keys128": (64, 128, 128, "float16", True, False),
+    "rows64-ordered-biased": (64, 128, 64, "bfloat16", True, True),
+    "rows64-hd64": (64, 64, 64, "bfloat16", False, False),
+    "rows64-hd64-keys128": (64, 64, 128, "float16", False, False),
+    "rows64-hd64-ordered": (64, 64, 64, "bfloat16", True, False),
+    "rows64-hd64-biased": (64, 64, 64, "bfloat16", False, True),
 }  # fmt: skip
 
 
-def build(rows, head_dim, key_block, dtype, ordered, biased, variant):
-    """Compile one variant from the arguments of a real call; return its resources and SASS."""
+def build(rows, head_dim, key_block, dtype, ordered, biased):
+    """Compile one build from the arguments of a real call; return its resources and SASS."""
     import torch
 
-    from dittools.blocks import BlockMask, Partition
-    from dittools.kernels.hopper import launch_arguments
-    from dittools.kernels.hopper_forward import block_sparse_forward
+    from dittools.kernels.block_sparse.hopper import launch_arguments
+    from dittools.kernels.block_sparse.hopper_forward import block_sparse_forward
+    from dittools.kernels.masks.block_mask import BlockMask, Partition
 
     q = torch.empty(2, 1000, 3, head_dim, dtype=getattr(torch, dtype))
     mask = BlockMask.full(Partition(1000, rows), Partition(1000, key_block))
     bias = torch.zeros(1, 3, mask.key.count) if biased else None
     order = torch.arange(1000, dtype=torch.int32).expand(1, 3, -1) if ordered else None
     results = torch.empty_like(q), torch.empty(2, 3, 1000)
-    _, arguments, options = launch_arguments(q, q, q, mask, 0.1, bias, variant, order, *results)
+    _, arguments, options = launch_arguments(q, q, q, mask, 0.1, bias, order, results)
     return machine_code(block_sparse_forward.warmup(*arguments, **options, grid=(1,)))
 
 
@@ -89,8 +72,8 @@ def builds(tmp_path_factory):
 
 def of(name):
     """(rows, head dim, with an order, variant) of a build."""
-    rows, head_dim, _, _, ordered, _, variant = BUILDS[name]
-    return rows, head_dim, ordered, variant or default_variant(head_dim, rows, ordered)
+    rows, head_dim, _, _, ordered, _ = BUILDS[name]
+    return rows, head_dim, ordered, variant_of(head_dim, rows, ordered)
 
 
 def loops(build):
@@ -138,14 +121,14 @@ def test_products_run_on_the_tensor_cores_and_copies_on_tma(builds, name):
     assert sum("tnspB" in x and yes for x, yes in zip(products, by_register, strict=True)) == (
         2 * consumers * variant.slot // 16
     )
-    assert sum(by_register) == 2 * consumers * (variant.slot // 16 + variant.hold * head_dim // 16)
+    assert sum(by_register) == 2 * consumers * (variant.slot // 16 + head_dim // 16)
     assert instructions(build, "UTMALDG")
     # By an order the output leaves row by row, else as one box of each consumer.
     assert len(instructions(build, "UTMASTG")) == (0 if ordered else consumers)
     assert not instructions(build, "HMMA")
 
 
-@pytest.mark.parametrize("name", [name for name in BUILDS if of(name)[3].overlap and of(name)[3].pin])
+@pytest.mark.parametrize("name", [name for name in BUILDS if not of(name)[3].persistent])
 def test_the_softmax_runs_between_the_two_waits(builds, name):
     build, (rows, _, _, variant) = builds[name], of(name)
     early = [i for i in instructions(build, "WARPGROUP.DEPBAR.LE") if "0x1" in build["sass"][i]]
@@ -159,8 +142,8 @@ def test_the_softmax_runs_between_the_two_waits(builds, name):
 
 @pytest.mark.parametrize(
     ("name", "without"),
-    [("hd128-ordered", "hd128-default"), ("hd128-ordered-pinned", "hd128"), ("hd64-ordered", "hd64"),
-     ("rows64-ordered", "rows64"), ("rows64-ordered-pinned", "rows64-pinned"), ("rows64-hd64-ordered", "rows64-hd64")],
+    [("hd128-ordered", "hd128-default"), ("hd64-ordered", "hd64"),
+     ("rows64-ordered", "rows64"), ("rows64-hd64-ordered", "rows64-hd64")],
 )  # fmt: skip
 def test_an_order_costs_the_loop_nothing(builds, name, without):
     for ordered, plain in zip(loops(builds[name]), loops(builds[without]), strict=True):
@@ -170,14 +153,14 @@ def test_an_order_costs_the_loop_nothing(builds, name, without):
 
 @pytest.mark.parametrize("name", [name for name in BUILDS if of(name)[2]])
 def test_rows_of_q_are_read_wide_and_are_there_for_all_warps_before_the_first_product(builds, name):
-    build, (rows, head_dim, _, variant) = builds[name], of(name)
+    build, (rows, head_dim, *_) = builds[name], of(name)
     sass = build["sass"]
     # 64 rows of each consumer, by 128 threads of 8 elements.
     wide = [i for i in instructions(build, "LDG") if ".128" in sass[i]]
     assert len(wide) == rows * head_dim // (128 * 8)
     stores = [i for i in instructions(build, "STS") if ".128" in sass[i]]
     assert len(stores) == len(wide)
-    reads = instructions(build, "LDSM") if variant.hold else instructions(build, "HGMMA")
+    reads = instructions(build, "LDSM")
     firsts = {next(i for i in reads if i > store) for store in stores}
     assert len(firsts) == rows // 64
     for first in firsts:

@@ -1,6 +1,6 @@
 """The Hopper kernel's source, run in `gluon_emulator` against the oracle."""
 
-from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -8,23 +8,25 @@ from cases import inputs, random_mask, random_order, rms_error
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dittools.kernels import gather_tokens, hopper
-from dittools.kernels.hopper import launch_arguments, why_no_gluon
-from dittools.kernels.hopper_variants import Variant, default_variant, tile_bytes
-from dittools.kernels.naive import naive_block_sparse_attention
+from dittools.kernels import gather_tokens
+from dittools.kernels.block_sparse import hopper
+from dittools.kernels.block_sparse.hopper import launch_arguments
+from dittools.kernels.block_sparse.hopper_variants import tile_bytes, variant_of
+from dittools.kernels.block_sparse.naive import naive_block_sparse_attention
+from dittools.kernels.capability import why_no_gluon
 
 pytestmark = pytest.mark.skipif(why_no_gluon() is not None, reason=str(why_no_gluon()))
 
 
-def run(q, k, v, mask, *, order=None, scale=0.1, key_bias=None, variant=None, programs=None, seed=0):
+def run(q, k, v, mask, *, order=None, scale=0.1, key_bias=None, programs=None, seed=0):
     from gluon_emulator import emulate
 
-    from dittools.kernels.hopper_forward import block_sparse_forward
+    from dittools.kernels.block_sparse.hopper_forward import block_sparse_forward
 
     out = torch.full_like(q, torch.nan, memory_format=torch.contiguous_format)
     lse = torch.full((q.shape[0], q.shape[2], q.shape[1]), torch.nan)
     placed = (k, v) if order is None else gather_tokens((k, v), order)
-    tiles, arguments, options = launch_arguments(q, *placed, mask, scale, key_bias, variant, order, out, lse)
+    tiles, arguments, options = launch_arguments(q, *placed, mask, scale, key_bias, order, (out, lse))
     emulate(block_sparse_forward, programs or tiles, arguments, options, seed)
     exact, exact_lse = naive_block_sparse_attention(
         q.float(), k.float(), v.float(), mask, order=order, scale=scale, key_bias=key_bias
@@ -50,24 +52,23 @@ def run(q, k, v, mask, *, order=None, scale=0.1, key_bias=None, variant=None, pr
     density=st.sampled_from([0.0, 0.15, 0.5, 1.0]),
     ordered=st.booleans(),
     biased=st.booleans(),
-    stages=st.integers(1, 3),
-    overlap=st.booleans(),
-    slot=st.sampled_from([64, 128]),
-    hold=st.booleans(),
     programs=st.sampled_from([None, 1, 2, 5]),
     seed=st.integers(0, 99),
 )
-def test_any_shape_in_any_variant(
-    queries, keys, dim, query_block, key_block, density, ordered, biased, stages, overlap, slot, hold, programs, seed
-):
-    if ordered:
-        keys = queries
-    q, k, v = inputs(1, queries, 2, dim, torch.bfloat16, keys=keys, seed=seed)
-    mask = random_mask(queries, query_block, key_block, heads=2, density=density, keys=keys, seed=seed)
-    bias = torch.randn(1, 2, mask.key.count) if biased else None
-    order = random_order(1, 2, queries, seed) if ordered else None
-    variant = Variant(stages, overlap, persistent=programs is not None, slot=slot, hold=hold)
-    run(q, k, v, mask, order=order, key_bias=bias, variant=variant, programs=programs, seed=seed)
+def test_any_shape(**case):
+    any_shape(SimpleNamespace(**case))
+
+
+def any_shape(case):
+    queries, keys, heads, seed = case.queries, case.queries if case.ordered else case.keys, 2, case.seed
+    q, k, v = inputs(1, queries, heads, case.dim, torch.bfloat16, keys=keys, seed=seed)
+    blocks = case.query_block, case.key_block
+    mask = random_mask(queries, *blocks, heads=heads, density=case.density, keys=keys, seed=seed)
+    bias = torch.randn(1, heads, mask.key.count) if case.biased else None
+    order = random_order(1, heads, queries, seed) if case.ordered else None
+    # A program a tile where they draw none from a queue.
+    programs = case.programs if variant_of(case.dim, case.query_block, case.ordered).persistent else None
+    run(q, k, v, mask, order=order, key_bias=bias, programs=programs, seed=seed)
 
 
 @pytest.mark.parametrize("ordered", [False, True])
@@ -88,16 +89,16 @@ def test_strides_are_read_as_they_are_or_copied(layout, key_block, ordered):
 
 
 @pytest.mark.parametrize("query_block", [64, 128])
-@pytest.mark.parametrize("slot", [64, 128])
+@pytest.mark.parametrize("dim", [64, 128])
 @pytest.mark.parametrize("keys", [1, 63, 64, 65, 128, 129, 191, 192, 193, 256])
-def test_the_last_key_block_may_hold_half_its_keys_or_less(keys, slot, query_block):
-    q, k, v = inputs(1, 192, 1, 64, torch.bfloat16, keys=keys)
+def test_the_last_key_block_may_hold_half_its_keys_or_less(keys, dim, query_block):
+    q, k, v = inputs(1, 192, 1, dim, torch.bfloat16, keys=keys)
     mask = random_mask(192, query_block, 128, density=1.0, keys=keys)
     mask.keep[0, 0, 0, -1], mask.keep[0, 0, 1] = False, False
     mask.keep[0, 0, 1, -1] = True
     bias = torch.randn(1, 1, mask.key.count)
     for key_bias in (None, bias):
-        run(q, k, v, mask, key_bias=key_bias, variant=Variant(slot=slot))
+        run(q, k, v, mask, key_bias=key_bias)
 
 
 @pytest.mark.parametrize("lanes", [(1, 1), (1, 3), (2, 1), (2, 3)], ids=str)
@@ -105,8 +106,7 @@ def test_the_last_key_block_may_hold_half_its_keys_or_less(keys, slot, query_blo
 def test_orders_are_shared_or_belong_to_a_batch_and_a_head(lanes, query_block):
     q, k, v = inputs(2, 150, 3, 64, torch.bfloat16)
     mask, order = random_mask(150, query_block, 64, 2, 3, density=0.6), random_order(*lanes, 150)
-    for persistent in (False, True):
-        run(q, k, v, mask, order=order, variant=Variant(persistent=persistent), programs=3 if persistent else None)
+    run(q, k, v, mask, order=order, programs=3 if query_block == 128 else None)
     run(q, k, v, mask, order=order.long())
     run(q, k, v, mask, order=order.transpose(1, 2).contiguous().transpose(1, 2))
 
@@ -117,7 +117,7 @@ def test_orders_are_shared_or_belong_to_a_batch_and_a_head(lanes, query_block):
 def test_a_call_with_an_order_copies_k_and_v_some_heads_at_a_time(monkeypatch, lanes, heads_at_a_time, query_block):
     from gluon_emulator import emulate
 
-    from dittools.kernels.hopper_forward import block_sparse_forward
+    from dittools.kernels.block_sparse.hopper_forward import block_sparse_forward
 
     q, k, v = inputs(2, 200, 3, 64, torch.bfloat16)
     mask = random_mask(200, query_block, 64, 1, lanes, density=0.5)
@@ -127,7 +127,7 @@ def test_a_call_with_an_order_copies_k_and_v_some_heads_at_a_time(monkeypatch, l
     def launch(*call):
         programs, arguments, options = launch_arguments(*call)
         launched.append(call[0].shape[2])
-        call[-2].fill_(torch.nan)
+        call[-1][0].fill_(torch.nan)
         emulate(block_sparse_forward, programs, arguments, options)
 
     monkeypatch.setattr(hopper, "_launch", launch)
@@ -142,12 +142,12 @@ def test_a_call_with_an_order_copies_k_and_v_some_heads_at_a_time(monkeypatch, l
 
 @pytest.mark.parametrize("query_block", [64, 128])
 def test_a_bias_of_minus_infinity_counts_as_skipped(query_block):
-    q, k, v = inputs(1, 150, 1, 64, torch.bfloat16)
     mask = random_mask(150, query_block, 64, density=1.0)
     mask.keep[0, 0, -1] = torch.tensor([0, 1, 1])
     bias = torch.tensor([0.0, -torch.inf, -torch.inf]).view(1, 1, 3)
-    for slot in (64, 128):
-        _, lse = run(q, k, v, mask, key_bias=bias, variant=Variant(slot=slot))
+    for dim in (64, 128):  # tiles of 64 rows have slots of 128 keys at 64, and of 64 at 128
+        q, k, v = inputs(1, 150, 1, dim, torch.bfloat16)
+        _, lse = run(q, k, v, mask, key_bias=bias)
         assert lse[0, 0, 128:].isneginf().all()
 
 
@@ -177,10 +177,8 @@ def test_skipped_keys_have_no_influence(query_block, ordered):
 def test_what_tiles_take_lets_two_programs_of_64_rows_share_a_multiprocessor(head_dim):
     half = (228 << 10) // 2 - (1 << 10)
     for ordered in (False, True):
-        variant = default_variant(head_dim, 64, ordered)
-        more = replace(variant, stages=variant.stages + 1)
-        assert tile_bytes(variant, head_dim, 64, ordered) < half - 1000 < tile_bytes(more, head_dim, 64, ordered)
-    variant = replace(variant, persistent=False)
-    persistent = replace(variant, persistent=True)
-    assert tile_bytes(persistent, head_dim, 64) - tile_bytes(variant, head_dim, 64) == 64 * head_dim * 2
-    assert tile_bytes(persistent, head_dim, 64, True) == tile_bytes(variant, head_dim, 64)
+        variant = variant_of(head_dim, 64, ordered)
+        taken, slot = tile_bytes(head_dim, 64, ordered), 2 * 2 * head_dim * variant.slot
+        assert taken < half - 1000 < taken + slot
+        # Persistent programs have room for the output beside q, where no order scatters it.
+        assert taken == slot * variant.stages + 2 * 64 * head_dim * (1 + (variant.persistent and not ordered))

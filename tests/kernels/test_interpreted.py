@@ -20,7 +20,7 @@ FILES = (
     "test_lists.py",
     "test_permute.py",
     "test_probe.py",
-    "test_run_means.py",
+    "test_segment_means.py",
     "test_skipped.py",
 )
 

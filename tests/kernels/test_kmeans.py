@@ -6,8 +6,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from places import GPU, INTERPRETED, everywhere, no_sync
 
-from dittools.kernels import cluster_runs, cluster_tokens, kmeans, nearest_centroids, sort_by_label, stratified_start
-from dittools.kernels.kmeans import naive_kmeans
+from dittools.kernels import cluster_runs, cluster_tokens, nearest_centroids, sort_by_label, stratified_start
+from dittools.kernels.kmeans import dispatch as kmeans
+from dittools.kernels.kmeans.naive import naive_kmeans
 
 MANY = 4 if INTERPRETED else 20
 
@@ -148,7 +149,7 @@ def test_every_variant_of_the_assignment_gives_the_same(place):
     implementation, device = place
     if implementation != "triton":
         pytest.skip("plain PyTorch has none")
-    from dittools.kernels.kmeans_triton import Variant, triton_assign
+    from dittools.kernels.kmeans.triton import Variant, triton_assign
 
     x = points(2, 300, 40, dtype=torch.bfloat16, device=device)
     centroids = points(2, 70, 40, seed=1, device=device)
@@ -179,7 +180,7 @@ def test_every_variant_of_the_update_gives_the_means(place, clusters, share, dty
     implementation, device = place
     if implementation != "triton":
         pytest.skip("plain PyTorch has none")
-    from dittools.kernels.kmeans_update_triton import Variant, triton_update
+    from dittools.kernels.kmeans.update_triton import Variant, triton_update
 
     x = points(2, 301, 20, dtype=dtype, device=device).unflatten(0, (1, 2))
     x[0, 1, 5] = torch.nan  # spoils its own cluster and no other
@@ -286,7 +287,7 @@ def test_long_sequences_on_the_gpu_without_a_host_sync(dtype):
 
 @pytest.mark.skipif(INTERPRETED, reason="times nothing in the interpreter")
 def test_the_timing_checks_its_case_and_leaves_out_what_is_wrong(tmp_path, monkeypatch):
-    from dittools.kernels import time_kmeans
+    from dittools.benchmarks import time_kmeans
 
     small = ["--tokens", "300", "--heads", "2", "--dim", "16", "--clusters", "4", "12", "--repeats", "1"]
     time_kmeans.main([*small, "--json", str(tmp_path / "found.json")])

@@ -3,8 +3,9 @@ import torch
 from cases import inputs, random_order
 from places import everywhere
 
-from dittools.kernels.likeness import naive_run_likeness, run_likeness
-from dittools.kernels.run_means import naive_run_means
+from dittools.kernels.cosine_similarity.dispatch import intra_block_cosine_similarity
+from dittools.kernels.cosine_similarity.naive import naive_intra_block_cosine_similarity
+from dittools.kernels.segment_mean.naive import naive_segment_means
 
 
 def offsets_of(ends, device="cpu"):
@@ -22,9 +23,9 @@ def test_means_and_mean_cosines_of_runs(place, lanes, dim, dtype):
     order = None if lanes is None else random_order(*lanes, 150, device=device)
     for ends in ((0, 64, 128, 150), (0, 0, 1, 90, 150)):
         offsets = offsets_of(ends, device)
-        means, likeness = run_likeness(x, order, offsets, implementation=implementation)
-        torch.testing.assert_close(means, naive_run_means(x, order, offsets), rtol=1e-5, atol=1e-5)
-        want = naive_run_likeness(x, order, offsets).to(device)
+        means, likeness = intra_block_cosine_similarity(x, order, offsets, implementation=implementation)
+        torch.testing.assert_close(means, naive_segment_means(x, order, offsets), rtol=1e-5, atol=1e-5)
+        want = naive_intra_block_cosine_similarity(x, order, offsets).to(device)
         torch.testing.assert_close(likeness, want, rtol=1e-5, atol=1e-5)
 
 
@@ -34,7 +35,9 @@ def test_runs_and_orders_of_each_head(place):
     x = inputs(1, 40, 2, 16, device=device)[0]
     order = random_order(1, 2, 40, device=device)
     offsets = torch.tensor([[[0, 10, 40], [0, 33, 40]]], dtype=torch.int32, device=device)
-    means, likeness = run_likeness(x.transpose(1, 3).contiguous().transpose(1, 3), order, offsets,
+    means, likeness = intra_block_cosine_similarity(x.transpose(1, 3).contiguous().transpose(1, 3), order, offsets,
                                    implementation=implementation)  # fmt: skip
-    torch.testing.assert_close(means, naive_run_means(x, order, offsets), rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(likeness, naive_run_likeness(x, order, offsets).to(device), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(means, naive_segment_means(x, order, offsets), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(
+        likeness, naive_intra_block_cosine_similarity(x, order, offsets).to(device), rtol=1e-5, atol=1e-5
+    )

@@ -5,7 +5,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from places import GPU, INTERPRETED, everywhere, no_sync
 
-from dittools.blocks import BlockMask, Partition
 from dittools.kernels import (
     block_sparse_attention,
     from_keep,
@@ -16,6 +15,7 @@ from dittools.kernels import (
     schedule,
     to_keep,
 )
+from dittools.kernels.masks.block_mask import BlockMask, Partition
 
 MANY = 8 if INTERPRETED else 30
 # Few distinct scores, so that ties are everywhere.
@@ -193,11 +193,11 @@ def test_the_schedule_starts_long_rows_first_and_keeps_heads_together(rows, seed
 
 def test_a_mask_from_lists_is_the_mask_they_stand_for():
     mask = random_mask(150, 64, 32, 2, 3)
-    counts, indices = mask.lists()
-    made = BlockMask.from_lists(counts, indices[..., :4], mask.query, mask.key)
+    counts, indices = mask.kv_blocks()
+    made = BlockMask.from_kv_blocks(counts, indices[..., :4], mask.query, mask.key)
     short = torch.where(mask.keep.cumsum(-1) <= 4, mask.keep, False)
-    made = BlockMask.from_lists(counts.clamp_max(4), indices[..., :4], mask.query, mask.key)
-    assert made.lists()[1].shape == mask.keep.shape and made.lists() is made.lists()
+    made = BlockMask.from_kv_blocks(counts.clamp_max(4), indices[..., :4], mask.query, mask.key)
+    assert made.kv_blocks()[1].shape == mask.keep.shape and made.kv_blocks() is made.kv_blocks()
     assert "keep" not in vars(made)
     assert torch.equal(made.keep, short) and made.keep is made.keep
     assert torch.equal(made.density(), BlockMask(short, mask.query, mask.key).density())
@@ -209,21 +209,21 @@ def test_a_mask_from_lists_is_the_mask_they_stand_for():
 def test_attention_over_a_mask_from_lists():
     q, k, v = inputs(1, 150, 2, 32)
     mask = random_mask(150, 32, 32, heads=2)
-    made = BlockMask.from_lists(*mask.lists(), mask.query, mask.key)
+    made = BlockMask.from_kv_blocks(*mask.kv_blocks(), mask.query, mask.key)
     check("portable", q, k, v, made)
     assert torch.equal(block_sparse_attention(q, k, v, made), block_sparse_attention(q, k, v, mask))
 
 
 def wrong_lists():
-    counts, indices = random_mask(150, 64, 32, 2, 3).lists()
+    counts, indices = random_mask(150, 64, 32, 2, 3).kv_blocks()
     query, key = Partition(150, 64), Partition(150, 32)
     return {
-        "dtype": ((counts.long(), indices, query, key), "got counts torch.int64 and indices torch.int32"),
+        "dtype": ((counts.long(), indices, query, key), "got kv_num_blocks torch.int64 and kv_indices torch.int32"),
         "ndim": ((counts[0], indices[0], query, key), r"got \[3, 3\] and \[3, 3, 5\]"),
         "heads": ((counts[:, :1], indices, query, key), r"got \[2, 1, 3\] and \[2, 3, 3, 5\]"),
         "rows": ((counts, indices, Partition(300, 64), key), "3 rows of 5 blocks, but their partitions have 5 x 5"),
         "columns": ((counts, indices, query, Partition(90, 32)), "3 rows of 5 blocks, but their partitions have 3 x 3"),
-        "device": ((counts, indices.to("meta"), query, key), "counts are on cpu, but indices on meta"),
+        "device": ((counts, indices.to("meta"), query, key), "kv_num_blocks are on cpu, but kv_indices on meta"),
     }
 
 
@@ -231,7 +231,7 @@ def wrong_lists():
 def test_lists_that_do_not_fit_are_refused(case):
     args, message = wrong_lists()[case]
     with pytest.raises(ValueError, match=message):
-        BlockMask.from_lists(*args)
+        BlockMask.from_kv_blocks(*args)
 
 
 @pytest.mark.parametrize("blocks", [pytest.param(591, marks=GPU)])
@@ -242,6 +242,6 @@ def test_lists_are_made_on_the_gpu_without_a_host_sync(blocks):
     with no_sync():
         for counts, indices in (from_top_k(scores, 60, force), from_mass(scores, 0.5, min_share=0.1, force=force)):
             schedule(counts)
-            BlockMask.from_lists(counts, indices, partition, partition).density()
+            BlockMask.from_kv_blocks(counts, indices, partition, partition).density()
     for made, keep in zip(from_top_k(scores, 60), from_keep(keep_top_k(scores.cpu(), 60)), strict=True):
         assert torch.equal(made.cpu(), keep)

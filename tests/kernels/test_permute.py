@@ -4,7 +4,7 @@ from cases import inputs, random_order
 from places import GPU, everywhere, no_sync
 
 from dittools.kernels import gather_tokens, scatter_tokens
-from dittools.kernels.permute import naive_permute
+from dittools.kernels.permute.naive import naive_permute
 
 
 def check(tensors, order, place):

@@ -5,9 +5,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from places import GPU
 
-from dittools.blocks import Partition
 from dittools.kernels import pool_blocks
-from dittools.kernels.pooling import naive_pool_blocks
+from dittools.kernels.masks.block_mask import Partition
+from dittools.kernels.segment_mean.naive import naive_pool_blocks
 
 
 @settings(max_examples=25, deadline=None)

@@ -3,8 +3,9 @@ import torch
 from cases import check, inputs, random_mask, random_order
 from contract import *  # noqa: F403
 
-from dittools.blocks import BlockMask, Partition
-from dittools.kernels import block_sparse_attention, portable
+from dittools.kernels import block_sparse_attention
+from dittools.kernels.block_sparse import portable
+from dittools.kernels.masks.block_mask import BlockMask, Partition
 
 
 @pytest.fixture(params=["portable"])
@@ -21,13 +22,13 @@ def test_any_block_size_and_head_dim(query_block, key_block, dim):
 def test_it_computes_the_pairs_it_keeps_and_no_others(monkeypatch):
     q, k, v = inputs(1, 640, 3, 64)
     mask = random_mask(640, 64, 64, heads=3, density=0.2)
-    pairs, attend = [], portable._attend
+    pairs, attend = [], portable.attend
 
     def counting(q, k, *rest):
         pairs.append(q.shape[0] * q.shape[1] * k.shape[1])
         return attend(q, k, *rest)
 
-    monkeypatch.setattr(portable, "_attend", counting)
+    monkeypatch.setattr(portable, "attend", counting)
     block_sparse_attention(q, k, v, mask, implementation="portable")
     assert sum(pairs) == round(mask.density().sum().item() * 640 * 640)
 

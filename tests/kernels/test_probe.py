@@ -3,8 +3,9 @@ import torch
 from cases import inputs, rms_error
 from places import GPU, everywhere, no_sync
 
-from dittools.kernels import probe as home
-from dittools.kernels.probe import naive_probe_errors, pack_masks, pack_rows, probe_errors, unpack_masks
+from dittools.kernels.capability import why_not_triton_probe
+from dittools.kernels.probe.dispatch import pack_masks, pack_rows, probe_errors, unpack_masks
+from dittools.kernels.probe.naive import naive_probe_errors
 
 
 def drawn_masks(count, rows, keys, seed=0):
@@ -63,7 +64,7 @@ def test_errors_are_those_of_the_masked_softmax(place, batches, rows, keys, dim,
 def test_splits_of_the_keys_change_nothing(place, monkeypatch):
     implementation, device = place
     if implementation == "triton":
-        from dittools.kernels import probe_triton
+        from dittools.kernels.probe import triton as probe_triton
 
         monkeypatch.setattr(probe_triton, "_room", lambda _: 1000)
     q, k, v = inputs(1, 16, 2, 64, keys=500, device=device)
@@ -124,7 +125,10 @@ def test_a_wrong_call_is_refused(case):
 
 def test_a_head_dim_too_wide_for_the_kernel_is_said():
     q = torch.zeros(1, 8, 1, 256)
-    assert home._too_wide(q) == "needs a head dim of at most 128, got 256" and home._too_wide(q[..., :128]) is None
+    assert (
+        why_not_triton_probe(q) == "needs a head dim of at most 128, got 256"
+        and why_not_triton_probe(q[..., :128]) is None
+    )
     assert probe_errors(q, q, q, pack_masks(torch.ones(1, 8, 8, dtype=torch.bool))).item() == 0
 
 
@@ -142,7 +146,7 @@ def test_long_sequences_on_the_gpu_without_a_host_sync(dim, tokens):
 
 @pytest.mark.parametrize("programs", [1, 6, 24, 80, 200, 264, 300, 2000])
 def test_splits_are_as_few_as_keep_a_card_busy(programs):
-    from dittools.kernels.probe_triton import BUSY, WAVES, _splits
+    from dittools.kernels.probe.triton import BUSY, WAVES, _splits
 
     room, keys = 264, 75_600
     split, splits = _splits(keys, 64, programs, room)

@@ -7,7 +7,8 @@ from places import GPU, everywhere, no_sync
 from test_clustered import random_clusters
 
 from dittools.kernels import block_sparse_attention
-from dittools.kernels.skipped import Blocks, add_skipped, anchor, naive_add_skipped, summarise
+from dittools.kernels.residual.dispatch import Blocks, calibrate_at_centroid, residual_attention, summarise
+from dittools.kernels.residual.naive import naive_residual_attention
 from dittools.methods.base import Plan
 
 BF16, FULL = torch.bfloat16, torch.float32
@@ -29,7 +30,7 @@ def prepared(kind, tokens, dim, dtype, anchored, batches=1, lanes=(1, 2)):
     blocks = Blocks.of(plan, q)
     means = summarise(k, v, blocks)
     if anchored:
-        means = anchor(q, k, v, blocks, means, dim**-0.5)
+        means = calibrate_at_centroid(q, k, v, blocks, means, dim**-0.5)
     return q, out, lse, blocks, means, dim**-0.5
 
 
@@ -55,9 +56,9 @@ def moved(x, device):
 )
 def test_matches_the_oracle(place, kind, tokens, dim, dtype, anchored):
     case = prepared(kind, tokens, dim, dtype, anchored)
-    found = add_skipped(*(moved(x, place[1]) for x in case), implementation=place[0])
+    found = residual_attention(*(moved(x, place[1]) for x in case), implementation=place[0])
     assert found.dtype == dtype and found.shape == case[1].shape
-    wanted = naive_add_skipped(*case)
+    wanted = naive_residual_attention(*case)
     assert rms_error(found.cpu(), wanted) < (1e-5 if dtype == FULL else 6e-3)
     assert rms_error(case[1], wanted) > 0.05
 
@@ -66,8 +67,8 @@ def test_matches_the_oracle(place, kind, tokens, dim, dtype, anchored):
 def test_batches_have_blocks_of_their_own(place):
     for lanes in ((1, 1), (2, 2)):
         case = prepared("clusters", 120, 64, FULL, True, batches=2, lanes=lanes)
-        found = add_skipped(*(moved(x, place[1]) for x in case), implementation=place[0])
-        assert rms_error(found.cpu(), naive_add_skipped(*case)) < 1e-5
+        found = residual_attention(*(moved(x, place[1]) for x in case), implementation=place[0])
+        assert rms_error(found.cpu(), naive_residual_attention(*case)) < 1e-5
 
 
 @everywhere
@@ -76,9 +77,9 @@ def test_rows_that_skip_nothing_or_keep_nothing(place):
     blocks.keep[:, 0], blocks.keep[:, 1] = True, False
     lse[..., 64:128] = -torch.inf
     case = (q, out, lse, blocks, means, scale)
-    found = add_skipped(*(moved(x, place[1]) for x in case), implementation=place[0]).cpu()
+    found = residual_attention(*(moved(x, place[1]) for x in case), implementation=place[0]).cpu()
     assert torch.equal(found[:, :64], out[:, :64])
-    assert rms_error(found, naive_add_skipped(*case)) < 1e-5
+    assert rms_error(found, naive_residual_attention(*case)) < 1e-5
 
 
 @everywhere
@@ -92,7 +93,7 @@ def test_anchors_are_where_mass_and_output_of_the_skipped_are_exact(place, kind,
     blocks = Blocks.of(plan, q)
     blocks.keep[0, 1], scale = True, 0.2  # a query block that skips nothing
     means = summarise(k, v, blocks)
-    found = anchor(
+    found = calibrate_at_centroid(
         *(moved(x, device) for x in (q, k, v, blocks, means)), scale, implementation=implementation
     )  # fmt: skip
     found = moved(found, "cpu")
@@ -122,8 +123,8 @@ def test_anchors_make_the_mean_query_exact(place):
     out, lse = block_sparse_attention(q, k, v, mask, return_lse=True, implementation="naive")
     q, k, v, out, lse = (x.to(device) for x in (q, k, v, out, lse))
     blocks = Blocks.of(Plan(None, mask.to(device)), q)
-    means = anchor(q, k, v, blocks, summarise(k, v, blocks), 0.125, implementation=implementation)
-    found = add_skipped(q, out, lse, blocks, means, 0.125, implementation=implementation)
+    means = calibrate_at_centroid(q, k, v, blocks, summarise(k, v, blocks), 0.125, implementation=implementation)
+    found = residual_attention(q, out, lse, blocks, means, 0.125, implementation=implementation)
     dense = torch.nn.functional.scaled_dot_product_attention(*(x.transpose(1, 2) for x in (q, k, v))).transpose(1, 2)
     assert rms_error(found, dense) < 1e-5
 
@@ -140,9 +141,9 @@ def test_tiles_of_many_query_blocks_and_a_giant_one(place):
     there = moved(Blocks.of(plan, q), place[1])
     q, k, v, out, lse = (x.to(place[1]) for x in (q, k, v, out, lse))
     means = summarise(k, v, there, implementation=place[0])
-    means = anchor(q, k, v, there, means, 0.125, implementation=place[0])
-    found = add_skipped(q, out, lse, there, means, 0.125, implementation=place[0])
-    wanted = naive_add_skipped(*(moved(x, "cpu") for x in (q, out, lse, there, means)), 0.125)
+    means = calibrate_at_centroid(q, k, v, there, means, 0.125, implementation=place[0])
+    found = residual_attention(q, out, lse, there, means, 0.125, implementation=place[0])
+    wanted = naive_residual_attention(*(moved(x, "cpu") for x in (q, out, lse, there, means)), 0.125)
     assert rms_error(found.cpu(), wanted) < 6e-3
 
 
@@ -151,9 +152,9 @@ def test_splits_of_the_keys_add_up(place):
     q, k, v = inputs(1, 200, 1, 64)
     plan = Plan(None, random_clusters(200, 200, (3, 40), density=0.5))
     blocks = Blocks.of(plan, q)
-    portable = anchor(q, k, v, blocks, summarise(k, v, blocks), 0.3, implementation="portable")
+    portable = calibrate_at_centroid(q, k, v, blocks, summarise(k, v, blocks), 0.3, implementation="portable")
     q, k, v, blocks = (moved(x, place[1]) for x in (q, k, v, blocks))
-    found = anchor(q, k, v, blocks, summarise(k, v, blocks), 0.3, implementation=place[0])
+    found = calibrate_at_centroid(q, k, v, blocks, summarise(k, v, blocks), 0.3, implementation=place[0])
     found = moved(found, "cpu")
     found = found._replace(bias=found.bias.masked_fill(plan.mask.keep[0], -torch.inf))  # that of kept blocks is unused
     torch.testing.assert_close(found, portable, atol=1e-4, rtol=1e-4)
@@ -174,8 +175,8 @@ def test_long_sequences_on_the_gpu_without_a_host_sync(kind):
     def correct(implementation=None):
         blocks = Blocks.of(plan, q)
         means = summarise(k, v, blocks, implementation=implementation)
-        means = anchor(q, k, v, blocks, means, 0.3, implementation=implementation)
-        return add_skipped(q, out, lse, blocks, means, 0.3, implementation=implementation)
+        means = calibrate_at_centroid(q, k, v, blocks, means, 0.3, implementation=implementation)
+        return residual_attention(q, out, lse, blocks, means, 0.3, implementation=implementation)
 
     correct()
     with no_sync():
@@ -190,5 +191,5 @@ def test_what_is_skipped_may_outweigh_what_is_computed_by_far(place, dtype):
     lse[:, 0] -= 60
     lse[:, 1, :70] -= 200
     case = (q, out, lse, blocks, means, scale)
-    found = add_skipped(*(moved(x, place[1]) for x in case), implementation=place[0])
-    assert rms_error(found.cpu(), naive_add_skipped(*case)) < 6e-3
+    found = residual_attention(*(moved(x, place[1]) for x in case), implementation=place[0])
+    assert rms_error(found.cpu(), naive_residual_attention(*case)) < 6e-3

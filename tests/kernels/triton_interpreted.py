@@ -6,7 +6,8 @@ import torch
 from cases import check, inputs, random_mask, random_order
 from contract import *  # noqa: F403
 
-from dittools.kernels import block_sparse_attention, schedule, triton_block_sparse
+from dittools.kernels import block_sparse_attention, schedule
+from dittools.kernels.block_sparse import triton as triton_block_sparse
 
 
 @pytest.fixture(params=["triton"])
@@ -36,7 +37,7 @@ def test_a_schedule_changes_when_rows_start_and_nothing_else(tokens, dtype):
     order = random_order(1, 2, tokens)
     call = {"order": order, "scale": 0.125}
     wanted = triton_block_sparse.triton_block_sparse_attention(q, k, v, mask, **call)
-    starts = schedule(mask.lists()[0])
+    starts = schedule(mask.kv_blocks()[0])
     assert not torch.equal(starts[0, 0], torch.arange(mask.query.count).int())
     found = triton_block_sparse.triton_block_sparse_attention(q, k, v, mask, schedule=starts, **call)
     exact = block_sparse_attention(q, k, v, mask, implementation="naive", return_lse=True, **call)

@@ -2,9 +2,10 @@
 
 import torch
 
-from dittools.blocks import Partition
 from dittools.kernels import gather_tokens, measure_block_mass
+from dittools.kernels.masks.block_mask import Partition
 from dittools.methods import AttentionCall
+from dittools.scoped_cache import ScopedCache
 from dittools.tokens import TokenGrid
 
 GRIDS = {
@@ -40,9 +41,12 @@ def scene(grid: TokenGrid, batches: int = 1, seed: int = 0):
     return q, k, v
 
 
-def call(grid, sparsity=0.8, *, layer=1, step=5, steps=10, seed=0, block=BLOCK, memo=None, state=None):
+def call(grid, sparsity=0.8, *, layer=1, step=5, steps=10, seed=0, block=BLOCK, run_cache=None, state=None):
     made = torch.Generator().manual_seed(seed)
-    carried = {"memo": {} if memo is None else memo, "state": {} if state is None else state}
+    carried = {
+        "run_cache": ScopedCache() if run_cache is None else run_cache,
+        "branch_state": {} if state is None else state,
+    }
     return AttentionCall(layer, 4, "cond", step, steps, grid, sparsity, DIM**-0.5, made, block, **carried)
 
 

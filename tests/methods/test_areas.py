@@ -5,10 +5,10 @@ import pytest
 import torch
 
 from dittools.orders.named import ORDERS
-from dittools.selectors.areas import AreaPair, area_pairs, areas_of
-from dittools.selectors.boxes import boxes_of
-from dittools.selectors.budget import SCOPES, spend
-from dittools.selectors.ordered_blocks import cut_into_blocks
+from dittools.selection.areas import AreaPair, area_pairs, areas_of
+from dittools.selection.boxes import boxes_of
+from dittools.selection.budget import SCOPES, select_topk_blocks
+from dittools.selection.ordered_blocks import cut_into_blocks
 from dittools.tokens import Part, TokenGrid
 
 IMAGE = Part.of("reference", 1, 9, 7)  # 63 tokens
@@ -41,7 +41,7 @@ def test_each_kind_of_pair_keeps_what_is_asked_and_a_picture_alone_is_spent_as_e
     blocks = cut_into_blocks(GRID, 16, "raster")
     scores = torch.rand(1, 3, 23, 23, generator=made)
     scores[..., 13:] += 5  # whatever beckons elsewhere
-    keep = blocks.spend(scores, 0.3, scope=scope, force=blocks.force_text)
+    keep = blocks.select_topk(scores, 0.3, scope=scope, force=blocks.force_text)
     for pair in area_pairs(blocks.areas):
         found = (torch.from_numpy(pair.weight) * keep[(..., *pair.place)]).sum((-1, -2)).mean() / pair.weight.sum()
         held = pair.query.mixed[:, None] | pair.key.mixed
@@ -54,8 +54,8 @@ def test_each_kind_of_pair_keeps_what_is_asked_and_a_picture_alone_is_spent_as_e
     alone = cut_into_blocks(TokenGrid(3, 10, 7), 16, "raster")
     scores = torch.rand(1, 3, 14, 14, generator=made)
     assert not alone.force_text.any()
-    want = spend(scores, alone.sizes, alone.sizes, 0.3, scope=scope)
-    assert torch.equal(alone.spend(scores, 0.3, scope=scope, force=alone.force_text), want)
+    want = select_topk_blocks(scores, alone.sizes, alone.sizes, 0.3, scope=scope)
+    assert torch.equal(alone.select_topk(scores, 0.3, scope=scope, force=alone.force_text), want)
 
 
 @pytest.mark.parametrize("flat", [False, True])

@@ -6,9 +6,10 @@ import torch
 from dittools.orders.curve import curve
 from dittools.orders.named import ORDERS, named_order, tile_shape
 from dittools.orders.tiles import tiles
-from dittools.selectors.neighbours import MOST, affordable, contact, touching, window
-from dittools.selectors.ordered_blocks import cut_into_blocks, ordered_blocks
-from dittools.selectors.packed import pack_bits, unpack_bits
+from dittools.scoped_cache import ScopedCache
+from dittools.selection.neighbours import MOST, affordable, contact, touching, window
+from dittools.selection.ordered_blocks import cut_into_blocks, ordered_blocks
+from dittools.selection.packed import pack_bits, unpack_bits
 from dittools.tokens import TokenGrid
 from tests.methods.scenes import GRIDS, call
 
@@ -73,8 +74,10 @@ def test_text_and_diagonal_are_forced_and_nothing_else(order):
 
 
 def test_blocks_are_cut_once_a_run():
-    memo = {}
-    first, again = (ordered_blocks(call(GRIDS["video"], memo=memo), torch.device("cpu"), "curve") for _ in range(2))
+    memo = ScopedCache()
+    first, again = (
+        ordered_blocks(call(GRIDS["video"], run_cache=memo), torch.device("cpu"), "curve") for _ in range(2)
+    )
     assert first is again
 
 

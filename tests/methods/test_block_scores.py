@@ -3,14 +3,14 @@
 import pytest
 import torch
 
-from dittools.kernels import antidiagonal
-from dittools.kernels.block_mass import naive_block_mass
-from dittools.selectors import in_order
-from dittools.selectors.antidiagonal import antidiagonal_mass
-from dittools.selectors.measured import block_mass, row_lse, sampled_positions
-from dittools.selectors.ordered_blocks import cut_into_blocks
-from dittools.selectors.pooled import block_softmax, centred, mean_logits, pool, pooled_logits
-from dittools.selectors.self_similarity import means_and_similarity, self_similarity
+from dittools.kernels.antidiagonal import dispatch as antidiagonal
+from dittools.kernels.block_mass.naive import naive_block_mass
+from dittools.selection import in_order
+from dittools.selection.antidiagonal import antidiagonal_mass
+from dittools.selection.measured import block_mass, row_lse, sampled_positions
+from dittools.selection.ordered_blocks import cut_into_blocks
+from dittools.selection.pooled import block_softmax, centred, mean_logits, pool, pooled_logits
+from dittools.selection.self_similarity import means_and_similarity, self_similarity
 from dittools.tokens import TokenGrid
 
 GRIDS = [TokenGrid(3, 6, 7), TokenGrid(2, 5, 9, text=11, text_position="first")]

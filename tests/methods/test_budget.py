@@ -5,8 +5,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dittools.blocks import Partition
-from dittools.selectors.budget import head_levels, spend
+from dittools.kernels.masks.block_mask import Partition
+from dittools.selection.budget import head_levels, select_topk_blocks
 
 SHAPES = {"even": (1024, 64), "ragged": (1000, 64), "long": (4099, 128)}
 
@@ -25,7 +25,9 @@ def drawn(lanes, query, key, seed=0):
 @pytest.mark.parametrize("shape", SHAPES)
 def test_the_asked_share_of_pairs_is_kept(shape, density, scope, ranking):
     sizes = Partition(*SHAPES[shape]).sizes()
-    keep = spend(drawn((2, 3), len(sizes), len(sizes)), sizes, sizes, density, scope=scope, ranking=ranking)
+    keep = select_topk_blocks(
+        drawn((2, 3), len(sizes), len(sizes)), sizes, sizes, density, scope=scope, ranking=ranking
+    )
     kept = pairs(keep, sizes, sizes)
     # Below one key block a row nothing can be skipped any more.
     least = max(density, 1 / len(sizes))
@@ -48,7 +50,7 @@ def test_what_is_kept_scores_no_less_than_what_is_not(rows, columns, density, sc
     query[0] += 1
     key[0] += 1
     scores = torch.randint(0, 5, (1, 2, rows, columns), generator=made).float()
-    keep = spend(scores, query, key, density, scope=scope)
+    keep = select_topk_blocks(scores, query, key, density, scope=scope)
     assert (keep & (key > 0)).any(-1).all()
     best = torch.zeros_like(keep).scatter_(-1, (scores + 9 * (key > 0)).argmax(-1, keepdim=True), True)
     for b, h in ((0, 0), (0, 1)):
@@ -64,7 +66,7 @@ def test_variable_sizes_of_every_head_count_what_they_hold():
     made = torch.Generator().manual_seed(1)
     query, key = (torch.randint(0, 60, (2, 3, n), generator=made) for n in (40, 90))
     for scope in ("row", "head", "layer"):
-        keep = spend(torch.rand(2, 3, 40, 90, generator=made), query, key, 0.3, scope=scope)
+        keep = select_topk_blocks(torch.rand(2, 3, 40, 90, generator=made), query, key, 0.3, scope=scope)
         kept = pairs(keep, query.double(), key.double())
         assert ((kept if scope != "layer" else kept.mean()) - 0.3).abs().max() < 0.02, scope
 
@@ -75,7 +77,7 @@ def test_forced_blocks_are_kept_and_the_rest_pay_for_them():
     force[..., :3, :] = True  # three rows stay dense
     force[..., :, 0] = True
     for scope in ("row", "head", "layer"):
-        keep = spend(drawn((1, 2), 40, 40), sizes, sizes, 0.3, scope=scope, force=force)
+        keep = select_topk_blocks(drawn((1, 2), 40, 40), sizes, sizes, 0.3, scope=scope, force=force)
         assert (keep | ~force).all()
         assert (pairs(keep, sizes, sizes) - 0.3).abs().max() < 0.02, scope
 
@@ -84,7 +86,7 @@ def test_a_head_with_more_to_gain_gets_more_of_a_layers_budget():
     scores = drawn((1, 2), 30, 30)
     scores[:, 1] *= 0.1
     sizes = torch.full((30,), 64)
-    kept = pairs(spend(scores, sizes, sizes, 0.2, scope="layer"), sizes, sizes)[0]
+    kept = pairs(select_topk_blocks(scores, sizes, sizes, 0.2, scope="layer"), sizes, sizes)[0]
     assert kept[0] > 2 * kept[1] and kept.mean() == pytest.approx(0.2, abs=0.02)
 
 
@@ -93,7 +95,7 @@ def test_cumulative_ranking_gives_every_row_the_nucleus_of_one_p():
     flat = torch.rand(1, 1, 20, 50, generator=made) * torch.linspace(0, 8, 20)[:, None]
     scores = flat.softmax(-1)
     sizes = torch.full((50,), 64)
-    keep = spend(scores, torch.full((20,), 64), sizes, 0.4, scope="head", ranking="cumulative")
+    keep = select_topk_blocks(scores, torch.full((20,), 64), sizes, 0.4, scope="head", ranking="cumulative")
     held = (scores * keep).sum(-1).flatten()
     last = torch.where(keep, scores, torch.inf).amin(-1).flatten()
     assert (held - last).max() <= held.min() + 1e-5, "one row stopped short of the others"
@@ -112,7 +114,7 @@ def test_a_common_share_is_the_one_that_sorting_everything_finds(scope, kind, de
     queries, keys = torch.full((9,), 16), torch.full((17,), 16)
     queries[-1], keys[-1] = 5, 3
     force = torch.rand(9, 17, generator=made) < 0.1
-    found = spend(scores, queries, keys, density, scope=scope, ranking="cumulative", force=force)
+    found = select_topk_blocks(scores, queries, keys, density, scope=scope, ranking="cumulative", force=force)
     # The definition: every block after the share that better ones of its row hold, all of a scope in one line.
     must = force | ((torch.arange(17) == scores.argmax(-1, keepdim=True)) & ~force.any(-1, keepdim=True))
     order = scores.masked_fill(must, torch.inf).argsort(dim=-1, descending=True, stable=True)
@@ -141,7 +143,7 @@ def test_wrong_settings_are_said():
         ({"density": 0.5, "ranking": "best"}, "score, cumulative"),
     ):
         with pytest.raises(ValueError, match=word):
-            spend(scores, sizes, sizes, **options)
+            select_topk_blocks(scores, sizes, sizes, **options)
 
 
 def test_three_levels_are_those_of_the_paper_and_leave_the_mean():
@@ -163,7 +165,7 @@ def test_adaptive_budgets_move_pairs_from_sure_heads_to_the_others():
     scores = torch.rand(1, 4, 40, 40, generator=made)
     scores[:, :2] = scores[:, :2] ** 30
     sizes = Partition(2500, 64).sizes()
-    kept = pairs(spend(scores, sizes, sizes, 0.2, scope="adaptive"), sizes, sizes)[0]
+    kept = pairs(select_topk_blocks(scores, sizes, sizes, 0.2, scope="adaptive"), sizes, sizes)[0]
     assert kept.tolist() == pytest.approx([0.1, 0.1, 0.3, 0.3], abs=0.01)
 
 
@@ -171,12 +173,12 @@ def test_adaptive_budgets_move_pairs_from_sure_heads_to_the_others():
 def test_each_head_may_have_a_density_of_its_own(scope):
     sizes = Partition(2500, 64).sizes()
     asked = torch.tensor([[0.1, 0.5, 1.0]])
-    keep = spend(drawn((2, 3), 40, 40), sizes, sizes, asked, scope=scope)
+    keep = select_topk_blocks(drawn((2, 3), 40, 40), sizes, sizes, asked, scope=scope)
     assert (pairs(keep, sizes, sizes) - asked).abs().max() < 0.01
 
 
 def test_a_row_with_something_forced_need_not_keep_its_best_too():
     sizes = torch.full((20,), 64)
     force = torch.eye(20, dtype=torch.bool)[None, None]
-    keep = spend(drawn((1, 1), 20, 20), sizes, sizes, 0.05, scope="head", force=force)
+    keep = select_topk_blocks(drawn((1, 1), 20, 20), sizes, sizes, 0.05, scope="head", force=force)
     assert torch.equal(keep, force)

@@ -5,15 +5,16 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from dittools.attention import attend
-from dittools.blocks import BlockMask, Partition
-from dittools.clusters import ClusterMask, ClusterPartition
+from dittools.kernels.masks.block_mask import BlockMask, Partition
+from dittools.kernels.masks.cluster_mask import ClusterMask, ClusterPartition
 from dittools.methods import AttentionCall
 from dittools.methods.base import Plan
 from dittools.methods.svg2 import SVG2
 from dittools.methods.svg_ear import SVGEAR, refill
 from dittools.orders.clusters import Start, cluster_order
-from dittools.selectors.budget import spend
-from dittools.selectors.clustered import centroid_mass, compensation_error
+from dittools.scoped_cache import ScopedCache
+from dittools.selection.budget import select_topk_blocks
+from dittools.selection.clustered import centroid_mass, compensation_error
 from dittools.tokens import TokenGrid
 from tests.methods.scenes import shares
 
@@ -33,9 +34,10 @@ def alike(grid, batches=1, heads=2, groups=12, spread=0.4, seed=0):
     return q, k, v
 
 
-def call(grid=VIDEO, sparsity=0.7, state=None, step=3, seed=0, branch="cond", memo=None):
-    """A call without a past, apart from the state and memo it is given."""
-    kept = {"state": {} if state is None else state, "memo": {} if memo is None else memo}
+def call(grid=VIDEO, sparsity=0.7, state=None, step=3, seed=0, branch="cond", run_cache=None):
+    """A call without a past, apart from the state and run cache it is given."""
+    kept = {"branch_state": {} if state is None else state}
+    kept["run_cache"] = ScopedCache() if run_cache is None else run_cache
     return AttentionCall(1, 4, branch, step, 10, grid, sparsity, 0.125, torch.Generator().manual_seed(seed), 64, **kept)
 
 
@@ -96,7 +98,7 @@ def test_it_finds_scattered_groups_that_blocks_of_neighbours_cannot(method):
     mass = (torch.einsum("bqhd,bkhd->bhqk", q, k) * 0.125).softmax(-1)
     mass = torch.stack([x.sum(-1) for x in mass.split(16, -1)], -1)
     mass = torch.stack([x.sum(-2) for x in mass.split(16, -2)], -2)
-    best = BlockMask(spend(mass, blocks.sizes(), blocks.sizes(), 0.3), blocks, blocks)
+    best = BlockMask(select_topk_blocks(mass, blocks.sizes(), blocks.sizes(), 0.3), blocks, blocks)
     neighbours, _ = attend(q, k, v, Plan(None, best), 0.125)
     assert error(out, dense(q, k, v)) < 0.5 * error(neighbours, dense(q, k, v))
 
@@ -191,7 +193,7 @@ def test_planning_waits_for_nothing(method, grid):
     state = {}
     with NoSync():
         plans = [method.plan(q, k, v, call(grid, state=state)) for _ in range(2)]
-        plans[-1].mask.density(), plans[-1].mask.lists()
+        plans[-1].mask.density(), plans[-1].mask.kv_blocks()
     with NoSync(), pytest.raises(AssertionError):
         plans[0].mask.keep.any().item()
 
@@ -263,7 +265,7 @@ def test_refilling_spends_what_was_there_and_keeps_what_is_sure():
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"query_clusters": 0}, "query_clusters must be a whole number"),
+        ({"query_clusters": 0}, "query_clusters must be 'auto' or a whole number of at least 1, got 0"),
         ({"iterations": True}, "iterations must be"),
         ({"top_p": 0.0}, "above 0 and at most 1"),
         ({"scope": "rows"}, "row, head, layer"),

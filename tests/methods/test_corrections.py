@@ -5,11 +5,13 @@ import torch
 
 from dittools import Config, corrections
 from dittools.attention import attend
-from dittools.blocks import BlockMask, Partition
+from dittools.call_info import CallInfo, Timing
 from dittools.corrections import SparseCall
 from dittools.corrections.centroids import Centroids
 from dittools.corrections.rettention import Rettention
-from dittools.kernels.skipped import Blocks, add_skipped, anchor, naive_add_skipped, summarise
+from dittools.kernels.masks.block_mask import BlockMask, Partition
+from dittools.kernels.residual.dispatch import Blocks, calibrate_at_centroid, residual_attention, summarise
+from dittools.kernels.residual.naive import naive_residual_attention
 from dittools.methods import AttentionCall
 from dittools.methods.base import Plan
 from dittools.methods.svg2 import SVG2
@@ -32,7 +34,9 @@ def neighbourly(grid, batches=1, heads=2, seed=0):
 
 def call(step=3, state=None):
     drawn = torch.Generator().manual_seed(0)
-    return AttentionCall(1, 4, "cond", step, 10, GRID, 0.7, SCALE, drawn, 16, state={} if state is None else state)
+    return AttentionCall(
+        1, 4, "cond", step, 10, GRID, 0.7, SCALE, drawn, 16, branch_state={} if state is None else state
+    )
 
 
 def blocks_plan(heads=2, batches=1, density=0.4, ordered=True, seed=0):
@@ -78,9 +82,9 @@ def test_skipped_blocks_enter_as_one_key_each(kind, anchored):
     blocks = Blocks.of(plan, q)
     means = summarise(k, v, blocks)
     if anchored:
-        means = anchor(q, k, v, blocks, means, SCALE)
-    found = add_skipped(q, out, lse, blocks, means, SCALE)
-    torch.testing.assert_close(found, naive_add_skipped(q, out, lse, blocks, means, SCALE), atol=1e-5, rtol=1e-4)
+        means = calibrate_at_centroid(q, k, v, blocks, means, SCALE)
+    found = residual_attention(q, out, lse, blocks, means, SCALE)
+    torch.testing.assert_close(found, naive_residual_attention(q, out, lse, blocks, means, SCALE), atol=1e-5, rtol=1e-4)
     done, _ = run(Centroids(anchored=anchored), q, k, v, plan)
     assert torch.equal(done.out, found) and not done.dense
 
@@ -196,8 +200,8 @@ def play(steps=8, fail=None, **settings):
     errors = {}
     for step in range(steps):
         q, k, v = (a * (1 - 0.03 * step) + b * 0.03 * step for a, b in zip(*ways, strict=True))
-        at = {"timestep": schedule[step], "timesteps": schedule, "step_index": step, "steps": steps}
-        runtime.begin_call(grid=grid, device=q.device, dtype=q.dtype, branch="cond", **at)
+        timing = Timing(schedule[step], schedule, "cond", step_index=step, steps=steps)
+        runtime.begin_call(CallInfo(timing, grid, q.device, q.dtype))
         bad = v.clone()
         if step == fail:
             bad[:] = torch.nan
@@ -283,8 +287,8 @@ def test_keys_that_a_mask_favours_less_are_weighed_against_all_that_was_restored
     for name in ("none", correction):
         config = Config(method="random", sparsity=0.7, correction=name, dense_steps=0, dense_layers=0)
         runtime = Runtime(config, [Layer("transformer.0", 0)])
-        about = {"device": torch.device("cpu"), "dtype": q.dtype, "layout": Layout(1, 24, 24, 0, None)}
-        runtime.begin_call(grid=grid, timestep=steps[0], timesteps=steps, **about)
+        layout = Layout(1, 24, 24, 0, None)
+        runtime.begin_call(CallInfo(Timing(steps[0], steps), grid, torch.device("cpu"), q.dtype, layout=layout))
         out = runtime.attend(0, q, k, v, dense=pytest.fail, mask=mask)
         wrong[name] = (out - want.transpose(1, 2)).square().mean().sqrt()
     assert wrong[correction] < within * wrong["none"]

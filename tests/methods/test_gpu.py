@@ -6,7 +6,8 @@ import torch
 import dittools
 from dittools import methods
 from dittools.attention import attend
-from dittools.profile import Made, Model, Profile
+from dittools.attention_profile import Made, Model, Profile
+from dittools.scoped_cache import ScopedCache
 from dittools.tokens import TokenGrid
 from tests.methods.scenes import call
 
@@ -50,7 +51,7 @@ def profile_of(name):
 @every
 def test_at_75600_tokens_and_40_heads_nothing_waits_and_memory_is_bounded(name, record_property):
     q, k, v = (torch.randn(1, GRID.tokens, HEADS, DIM, dtype=torch.bfloat16, device="cuda") for _ in range(3))
-    kept = {"memo": {}, "state": {}, "block": BLOCK}
+    kept = {"run_cache": ScopedCache(), "state": {}, "block": BLOCK}
     method = methods.create(name, {})
     profile = profile_of(name) if name in PROFILED else None
 

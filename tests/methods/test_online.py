@@ -9,7 +9,8 @@ import torch
 from dittools import methods
 from dittools.attention import attend
 from dittools.kinds import kept_by_kind
-from dittools.selectors.measured import sums_to_one
+from dittools.scoped_cache import ScopedCache
+from dittools.selection.measured import sums_to_one
 from dittools.tokens import Part, TokenGrid
 from tests.methods.scenes import DIM, GRIDS, call, dense, kept_mass, kept_tokens, scene, shares
 from tests.methods.watch import Memory, NoSync
@@ -118,7 +119,7 @@ def test_heads_that_differ_get_masks_that_differ(name):
 def test_a_plan_kept_for_later_is_made_again_as_it_was(name):
     grid = GRIDS["ragged"]
     plan = plan_of(name, *scene(grid), call(grid))
-    again = plan.fold()()
+    again = plan.pack()()
     assert torch.equal(plan.mask.keep, again.mask.keep) and again.notes == plan.notes
     assert again.order is plan.order
 
@@ -155,7 +156,7 @@ def test_the_oracle_keeps_most_in_every_lane_of_its_scope(scope):
 def test_a_later_search_of_adaspa_finds_what_a_fresh_one_would(grown):
     grid = GRIDS["text last"]
     q, k, v = scene(grid)
-    kept = {"memo": {}, "state": {}}
+    kept = {"run_cache": ScopedCache(), "state": {}}
     adaspa = methods.create("adaspa", {})
     first = adaspa.plan(q, k, v, call(grid, step=2, **kept))
     before = kept["state"]["lse"]
@@ -181,14 +182,14 @@ def test_masses_fit_while_no_row_of_blocks_is_far_from_one():
 def test_no_plan_waits_for_the_device(name):
     grid = dataclasses.replace(GRIDS["text last"], parts=(Part.of("history", 2, 6, 8), Part.of("reference", 1, 9, 9)))
     q, k, v = scene(grid)
-    kept = {"memo": {}, "state": {}}
+    kept = {"run_cache": ScopedCache(), "state": {}}
     method = methods.create(name, {})
     method.plan(q, k, v, call(grid, step=3, **kept))
     for step in (4, 6, 7):  # adaspa searches again at 6, and asks whether what it kept still fits
         with nullcontext() if name == "adaspa" and step == 6 else NoSync():
             plan = method.plan(q, k, v, call(grid, step=step, **kept))
             plan.mask.density()
-            plan.mask.lists()
+            plan.mask.kv_blocks()
             kept_by_kind(plan, grid)
 
 
@@ -206,7 +207,7 @@ def test_no_plan_waits_for_the_device(name):
 def test_a_threshold_in_place_of_sparsity_waits_for_nothing_and_more_of_it_keeps_more(name, options):
     grid = GRIDS["text last"]
     q, k, v = scene(grid)
-    kept = {"memo": {}}
+    kept = {"run_cache": ScopedCache()}
     knob, value = next(iter(options.items()))
     methods.create(name, options).plan(q, k, v, call(grid, 0.9, **kept))
     with NoSync():
@@ -232,7 +233,7 @@ def test_at_75600_tokens_and_40_heads_a_plan_holds_less_than_a_copy_of_q_k_and_v
     grid = TokenGrid(21, 45, 80)
     # Meta tensors have sizes and no values: whatever would read one fails.
     q, k, v = (torch.empty(1, grid.tokens, 40, 128, dtype=torch.bfloat16, device="meta") for _ in range(3))
-    kept = {"memo": {}, "state": {}, "block": 128}
+    kept = {"run_cache": ScopedCache(), "state": {}, "block": 128}
     methods.create(name, {}).plan(q, k, v, call(grid, **kept))
     with Memory() as memory, NoSync():
         plan = methods.create(name, {}).plan(q, k, v, call(grid, **kept))
@@ -249,12 +250,12 @@ def test_at_75600_tokens_and_40_heads_a_plan_holds_less_than_a_copy_of_q_k_and_v
         ("jenga", {"top_p": 1.5}, "top_p must be a number above 0 and at most 1, got 1.5"),
         ("jenga", {"first_frame": "yes"}, "first_frame must be True or False, got 'yes'"),
         ("nabla", {"top_p": 0}, "top_p must be a number above 0 and at most 1, got 0"),
-        ("nabla", {"window": [3, 3]}, "window must be three numbers"),
+        ("nabla", {"window": [3, 3]}, r"or three of them for frames, rows and columns, got \[3, 3\]"),
         ("nabla", {"window": [3, 2, 3]}, "window must be odd along each axis"),
-        ("nabla", {"window": [3, 0, 3]}, "window must be a whole number of at least 1, got 0"),
+        ("nabla", {"window": [3, 0, 3]}, r"window must be a whole number of at least 1, or .*, got \[3, 0, 3\]"),
         ("xattention", {"stride": 5}, "stride must be one of 4, 8, 16, got 5"),
         ("xattention", {"tau": True}, "tau must be a number"),
-        ("sparge", {"similarity": 2}, "similarity must be 'auto' or a cosine between -1 and 1, got 2"),
+        ("sparge", {"similarity": 2}, "similarity must be 'auto' or a number from -1 to 1, got 2"),
         ("sparge", {"sink": 1}, "sink must be True or False, got 1"),
         ("vmoba", {"scope": "adaptive"}, "scope must be one of row, head, layer, got 'adaptive'"),
         ("adaspa", {"search_at": [0.2, 3]}, r"search_at must be shares of the run in \[0, 1\]"),

@@ -9,7 +9,7 @@ from dittools.methods.base import Plan
 from dittools.methods.svg import SVG
 from dittools.orders.raster import raster
 from dittools.orders.token_major import token_major
-from dittools.selectors.geometric import Band, band_pattern, forced
+from dittools.selection.geometric import Band, band_pattern, forced
 from dittools.tokens import TokenGrid
 from tests.methods.scenes import shares
 

@@ -1,4 +1,4 @@
-"""Orders, tables and methods that decide from a profile, on heads whose habits are known."""
+"""Orders, tables and methods that decide from a profile, on heads whose patterns are known."""
 
 import copy
 import dataclasses
@@ -12,13 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from dittools import attention_profile as profiles
 from dittools import calibrate
-from dittools import profile as profiles
 from dittools.attention import attend
-from dittools.blocks import Partition
+from dittools.attention_profile import Made, Model, Profile, misfit
 from dittools.calibrate import Size
 from dittools.calibrate import paro as paro_calibration
-from dittools.calibrate.attention_tile import reference_frames, tile_density
+from dittools.calibrate.attention_tile import tile_density
 from dittools.calibrate.base import fill_groups
 from dittools.calibrate.block_statistics import (
     block_statistics,
@@ -28,21 +28,25 @@ from dittools.calibrate.block_statistics import (
     sparse_share,
 )
 from dittools.calibrate.sta import windows
-from dittools.clock import Tick
+from dittools.call_info import CallInfo, Timing
+from dittools.clock import StepInfo
 from dittools.config import Config
 from dittools.kernels import measure_block_mass
+from dittools.kernels.masks.block_mask import Partition
 from dittools.kinds import kept_by_kind
 from dittools.methods import AttentionCall, create
-from dittools.methods.sta import STA, Tiling
+from dittools.methods.sta import STA
 from dittools.orders.axes import AXES, axis_order, inverse
-from dittools.profile import Made, Model, Profile, misfit
-from dittools.runtime import Heard, Layer, Runtime
-from dittools.selectors import profiled
-from dittools.selectors.geometric import TOLERANCE
-from dittools.selectors.modes import choose_modes
-from dittools.selectors.packed import pack_bits, unpack_bits
-from dittools.selectors.searched import reference_counts, searched_windows, tile_windows, to_budget
-from dittools.selectors.stripes import stripes
+from dittools.runtime import AttentionEvent, Layer, Runtime
+from dittools.scoped_cache import ScopedCache
+from dittools.selection import profiled
+from dittools.selection.geometric import TOLERANCE
+from dittools.selection.modes import choose_modes
+from dittools.selection.packed import pack_bits, unpack_bits
+from dittools.selection.reference_frames import reference_frames
+from dittools.selection.searched import reference_counts, searched_windows, tile_windows, to_budget
+from dittools.selection.stripes import stripes
+from dittools.selection.tilings import Tiling
 from dittools.tokens import Part, TokenGrid
 from tests.calibrate.by_token import tile_rows, window_rows
 from tests.methods.scenes import shares
@@ -164,8 +168,8 @@ def test_text_and_a_ragged_tail_are_always_kept_but_no_whole_tail_and_no_tail_ab
 
 def test_a_group_in_which_a_layer_was_silent_takes_the_nearest_one():
     values = torch.arange(8.0).view(4, 2)
-    heard = torch.tensor([[True, False], [False, False], [False, True], [True, True]])
-    assert fill_groups(values, heard).tolist() == [[0, 5], [0, 5], [6, 5], [6, 7]]
+    event = torch.tensor([[True, False], [False, False], [False, True], [True, True]])
+    assert fill_groups(values, event).tolist() == [[0, 5], [0, 5], [6, 5], [6, 7]]
 
 
 # The budget of modes
@@ -229,19 +233,19 @@ def heads(grid, kinds, step=0, sharpness=9.0, size=32):
     return q, k, v
 
 
-def hear(calibrator, grid, kinds):
+def observe(calibrator, grid, kinds):
     """All rounds of a run in which every layer has these heads."""
     for round in range(calibrator.rounds):
         for step in range(STEPS):
             for layer in range(LAYERS):
-                tick = Tick(False, step, STEPS, "cond", True)
-                calibrator.hear(Heard(layer, *heads(grid, kinds, step), 0.2, tick, grid), round)
+                step_info = StepInfo(False, step, STEPS, "cond", True)
+                calibrator.observe(AttentionEvent(layer, *heads(grid, kinds, step), 0.2, step_info, grid), round)
 
 
 @functools.cache
 def tables(name, grid, kinds):
     calibrator = calibrate.CALIBRATORS[name](Size(LAYERS, len(kinds), STEPS, BLOCK))
-    hear(calibrator, grid, kinds)
+    observe(calibrator, grid, kinds)
     return calibrator.tables()
 
 
@@ -392,7 +396,7 @@ def test_a_sparsity_that_a_profile_cannot_give_is_noted():
         assert any(said in note for note in plan.notes), name
 
 
-def test_sparse_vdit_finds_the_habit_of_every_head():
+def test_sparse_vdit_finds_the_pattern_of_every_head():
     kinds = ("row", "place", "keys", "silent")
     profile = profile_for("sparse_vdit", kinds=kinds)
     profile.methods["sparse_vdit"]["cost"] = {
@@ -420,7 +424,7 @@ def test_sparse_vdit_finds_the_habit_of_every_head():
     ids=str,
 )
 def test_a_skipped_head_gives_zeros_for_all_of_the_video_and_text_as_ever(grid, monkeypatch):
-    monkeypatch.setattr("dittools.methods.sparse_vdit.choose_modes", lambda *_: [0, 1])
+    monkeypatch.setattr("dittools.selection.head_patterns.choose_modes", lambda *_: [0, 1])
     section = {"block_size": BLOCK, "habits": [["full", 1.0], ["skip", 0.0]]}
     blocks = -(-grid.tokens // BLOCK)
     arrays = {"error": torch.zeros(4, 2, 2), "power": torch.ones(4, 2), "columns": torch.ones(4, 2, blocks)}
@@ -515,7 +519,7 @@ def test_calibration_never_holds_a_tensor_of_tokens_by_tokens(name):
     q, k, v = torch.randn(3, 1, grid.tokens, 1, 16).unbind(0)
     with Largest() as seen:
         for round in range(calibrator.rounds):
-            calibrator.hear(Heard(0, q, k, v, 0.2, Tick(False, 1, 2, "cond", True), grid), round)
+            calibrator.observe(AttentionEvent(0, q, k, v, 0.2, StepInfo(False, 1, 2, "cond", True), grid), round)
     assert 1024 < seen.most < grid.tokens**2 // 2
 
 
@@ -654,11 +658,11 @@ def test_layers_have_their_own_references_and_meet_the_budget_together(large, sp
         {"attention_tile": copy.deepcopy(section)},
         {f"attention_tile.{key}": value for key, value in arrays.items()},
     )
-    method, found, memo = create("attention_tile", {}), {}, {}
+    method, found, memo = create("attention_tile", {}), {}, ScopedCache()
     q = k = v = torch.zeros(1, large.tokens, 2, 8)
     for layer in layers or range(4):
         asked = dataclasses.replace(
-            call(profile, sparsity=sparsity, layer=layer), layers=4, sparse_layers=layers, memo=memo
+            call(profile, sparsity=sparsity, layer=layer), layers=4, sparse_layers=layers, run_cache=memo
         )
         plan = method.plan(q, k, v, asked)
         found[layer] = plan.density().item()
@@ -684,24 +688,24 @@ def test_masks_are_made_once_for_the_steps_of_a_group(monkeypatch):
     q, k, v = heads(profile.grid, ("place", "row"))
     first, method = call(profile, step=2), create("sta", {})
     plan = method.plan(q, k, v, first)
-    groups, made = profile.methods["sta"]["groups"], len(first.memo)
+    groups, made = profile.methods["sta"]["groups"], len(first.run_cache)
     same = next(s for s in range(STEPS) if s != 2 and groups[s] == groups[2])
-    monkeypatch.setattr("dittools.methods.sta.set_window", None)  # nothing may be made again
+    monkeypatch.setattr("dittools.selection.tilings.set_window", None)  # nothing may be made again
     again = method.plan(q, k, v, dataclasses.replace(first, step=same, branch="uncond"))
-    assert torch.equal(again.mask.keep, plan.mask.keep) and len(first.memo) == made
-    assert torch.equal(plan.fold()().mask.keep, plan.mask.keep)
+    assert torch.equal(again.mask.keep, plan.mask.keep) and len(first.run_cache) == made
+    assert torch.equal(plan.pack()().mask.keep, plan.mask.keep)
 
 
 @pytest.mark.parametrize("name, chooser", [
-    ("sta", "sta.tile_windows"), ("attention_tile", "attention_tile.reference_counts"),
-    ("sparse_vdit", "sparse_vdit.choose_modes"),
+    ("sta", "searched.tile_windows"), ("attention_tile", "reference_frames.reference_counts"),
+    ("sparse_vdit", "head_patterns.choose_modes"),
 ])  # fmt: skip
 def test_a_later_run_finds_what_the_profile_decided_already(name, chooser, monkeypatch):
     profile = profile_for(name, LARGE["video"], ("place", "row"))
     q, k, v = heads(profile.grid, ("place", "row"))
     method = create(name, {})
     first = [method.plan(q, k, v, call(profile, sparsity)) for sparsity in (0.6, 0.8)]
-    monkeypatch.setattr(f"dittools.methods.{chooser}", None)  # nothing may be chosen again
+    monkeypatch.setattr(f"dittools.selection.{chooser}", None)  # nothing may be chosen again
     later = [method.plan(q, k, v, call(profile, sparsity)) for sparsity in (0.6, 0.8)]
     for plan, again in zip(first, later, strict=True):
         assert torch.equal(plan.mask.keep, again.mask.keep)
@@ -731,8 +735,8 @@ def test_paro_keeps_the_plan_of_the_present_group_of_steps_alone():
     asked, method = call(profile), create("paro", {})
     steps = [method.plan(q, k, v, dataclasses.replace(asked, step=step)) for step in (2, 3, 4, 5)]
     assert steps[2] is steps[3] and len({id(plan) for plan in steps}) == 3
-    assert sum(isinstance(kept, dict) and len(kept) for kept in asked.memo.values()) == 1
-    assert torch.equal(steps[0].fold()().mask.keep, steps[0].mask.keep)
+    assert sum(isinstance(key, tuple) and key[0] == "paro" for key in asked.run_cache) == 1
+    assert torch.equal(steps[0].pack()().mask.keep, steps[0].mask.keep)
 
 
 @pytest.mark.parametrize("name", OPTIONS)
@@ -785,19 +789,23 @@ def test_text_in_a_block_with_video_stays_exact_where_a_head_is_skipped_and_rest
     layers = [Layer(f"transformer.{depth}", depth) for depth in range(LAYERS)]
     runtime = Runtime(Config(sparsity=0.8, dense_steps=0, dense_layers=0, **config), layers, identity=profile.model)
     plans = []
-    runtime.plan_watchers.append(lambda heard, plan: plans.append(plan))
+    runtime.plan_watchers.append(lambda event, plan: plans.append(plan))
     # Of heads that are skipped by rights there would be nothing to see.
     q, k, v = torch.randn(3, 1, grid.tokens, len(KINDS), 16, generator=torch.Generator().manual_seed(0)) * 3
     full = torch.nn.functional.scaled_dot_product_attention(*(x.transpose(1, 2) for x in (q, k, v)), scale=0.2)
     times = torch.linspace(1000, 100, STEPS)
     for step in range(2):
-        about = {"device": torch.device("cpu"), "dtype": q.dtype}
-        runtime.begin_call(grid=grid, timestep=times[step], timesteps=times, **about)
+        runtime.begin_call(CallInfo(Timing(times[step], times), grid, torch.device("cpu"), q.dtype))
         out = runtime.attend(0, q, k, v, dense=pytest.fail, scale=0.2)
         text = grid.text_slice
         torch.testing.assert_close(out[:, text], full.transpose(1, 2)[:, text], rtol=1e-4, atol=1e-4)
         runtime.end_call()
     assert len(plans) == 2 and all(plan.rows is not None for plan in plans)
+
+
+def new_run(runtime, profile):
+    info = CallInfo(Timing(1000.0, None), profile.grid, torch.device("cpu"), torch.float32)
+    return runtime._setup.new_run(info, StepInfo(False, 0, STEPS, "cond", True), runtime._runs.clock)
 
 
 def test_an_acceleration_reads_its_profile_once_however_large(tmp_path, monkeypatch):
@@ -809,7 +817,7 @@ def test_an_acceleration_reads_its_profile_once_however_large(tmp_path, monkeypa
     layers = [Layer(f"transformer.{depth}", depth) for depth in range(LAYERS)]
     config = Config(method="paro", profile=str(tmp_path / "p.json"))
     runtime = Runtime(config, layers, identity=profile.model)
-    runs = [runtime._new_run(profile.grid, Tick(False, 0, STEPS, "cond", True), torch.device("cpu")) for _ in range(2)]
+    runs = [new_run(runtime, profile) for _ in range(2)]
     assert runs[0].profile is runs[1].profile and len(reads) == 1
     del runtime, runs
     Runtime(config, layers, identity=profile.model)
@@ -824,5 +832,5 @@ def test_a_run_says_which_layers_of_a_transformer_share_its_budget(tmp_path):
     dataclasses.replace(profile, model=two, arrays=arrays).save(path)
     layers = [Layer(f"{name}.{depth}", depth) for name in ("transformer", "transformer_2") for depth in range(3)]
     runtime = Runtime(Config(method="attention_tile", sparsity=0.6, profile=str(path)), layers, identity=two)
-    run = runtime._new_run(profile.grid, Tick(False, 0, STEPS, "cond", True), torch.device("cpu"))
+    run = new_run(runtime, profile)
     assert [run.sparse_layers[i] for i in range(6)] == [(1, 2)] * 3 + [(4, 5)] * 3

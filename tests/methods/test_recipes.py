@@ -4,10 +4,10 @@ import pytest
 import torch
 
 from dittools import methods
-from dittools.selectors.neighbours import contact, touching, window
-from dittools.selectors.nucleus import min_max_nucleus, within_mass
-from dittools.selectors.ordered_blocks import cut_into_blocks
-from dittools.selectors.pooled import block_softmax, pooled_logits
+from dittools.selection.neighbours import contact, touching, window
+from dittools.selection.nucleus import min_max_nucleus, within_mass
+from dittools.selection.ordered_blocks import cut_into_blocks
+from dittools.selection.pooled import block_softmax, pooled_logits
 from dittools.tokens import TokenGrid
 from tests.methods.scenes import BLOCK, DIM, GRIDS, call, kept_mass, scene
 
@@ -98,7 +98,7 @@ def test_nabla_with_top_p_is_the_published_mask():
 
 
 def test_xattention_with_tau_keeps_the_fewest_blocks_that_reach_it():
-    from dittools.selectors.antidiagonal import antidiagonal_mass
+    from dittools.selection.antidiagonal import antidiagonal_mass
 
     q, k, v = scene(GRID)
     mass = antidiagonal_mass(q, k, cut_into_blocks(GRID, BLOCK, "raster"), SCALE, 8)

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from dittools.kernels import probe
-from dittools.selectors.sampled import sampled_errors, stratified_rows
+from dittools.kernels.probe import dispatch as probe
+from dittools.selection.sampled import sampled_errors, stratified_rows
 
 
 def test_rows_come_one_from_each_stretch_of_the_whole_sequence():

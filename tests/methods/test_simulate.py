@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from dittools.methods.gna import GNA
-from dittools.selectors.windows import sees, window_starts
+from dittools.selection.windows import sees, window_starts
 from dittools.simulate import simulate, tiles_visited
 from dittools.tokens import TokenGrid
 

@@ -8,14 +8,16 @@ import torch
 
 from dittools.attention import attend
 from dittools.methods import AttentionCall
-from dittools.methods.attention_tile import AttentionTile, reference_frames, tile_ranks
+from dittools.methods.attention_tile import AttentionTile
 from dittools.methods.clear import Clear
-from dittools.methods.radial import FLOOR, Radial, levels
+from dittools.methods.radial import Radial
 from dittools.methods.todo import ToDo
 from dittools.orders.raster import raster
-from dittools.selectors.boxes import boxes_of
-from dittools.selectors.levels import up_to
-from dittools.selectors.strided import PICKS
+from dittools.selection.boxes import boxes_of
+from dittools.selection.levels import mask_at
+from dittools.selection.radial_bands import FLOOR, levels
+from dittools.selection.reference_frames import reference_frames, tile_ranks
+from dittools.selection.strided import PICKS
 from dittools.tokens import TokenGrid
 
 
@@ -133,7 +135,7 @@ def test_a_budget_reaches_the_block_pairs_that_hold_a_pair_of_a_band_by_decay(gr
     want = by_block(radial_pairs(grid, decay, size, sink=grid.text == 0), order, size)
     text = np.flatnonzero(places(grid)[:, 0] < 0) // size
     want[text] = want[:, text] = True
-    assert np.array_equal(up_to(grid, order, level, FLOOR + decay, size).mask.keep[0, 0].numpy(), want)
+    assert np.array_equal(mask_at(grid, order, level, FLOOR + decay, size).mask.keep[0, 0].numpy(), want)
 
 
 @pytest.mark.parametrize(

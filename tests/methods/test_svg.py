@@ -93,7 +93,7 @@ def test_masks_are_made_once_a_run():
 def test_a_kept_plan_is_made_again_as_it_was():
     q, k, v = heads(GRIDS[0], [["frame", "place"]])
     plan = SVG().plan(q, k, v, call(GRIDS[0]))
-    again = plan.fold()()
+    again = plan.pack()()
     assert torch.equal(plan.order, again.order) and torch.equal(plan.mask.keep, again.mask.keep)
 
 
@@ -116,4 +116,4 @@ def test_planning_reads_nothing_back_from_the_device():
     q, k, v = (torch.empty(1, grid.tokens, 12, 128, dtype=torch.bfloat16, device="meta") for _ in range(3))
     plan = SVG().plan(q, k, v, call(grid, block_size=128))
     assert plan.order.shape == (1, 12, 32760) and plan.mask.keep.shape == (1, 12, 256, 256)
-    assert plan.mask.density().device.type == plan.mask.lists()[0].device.type == "meta"
+    assert plan.mask.density().device.type == plan.mask.kv_blocks()[0].device.type == "meta"

@@ -12,7 +12,7 @@ from dittools import methods
 from dittools.methods.gna import GNA
 from dittools.methods.sta import STA
 from dittools.orders.tiles import tiles
-from dittools.selectors.windows import fitted, growing, sees
+from dittools.selection.windows import fitted, growing, sees
 from dittools.tokens import TokenGrid
 
 

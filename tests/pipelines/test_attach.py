@@ -8,11 +8,13 @@ from diffusers.hooks import HookRegistry, ModelHook
 from diffusers.models.attention_dispatch import AttentionBackendName, _AttentionBackendRegistry
 
 import dittools
+from dittools.attention_profile import Made, Model, Profile
+from dittools.config import Config
 from dittools.pipelines import backend
+from dittools.pipelines.attach import attach
 from dittools.pipelines.errors import BadInput
 from dittools.pipelines.families import FAMILIES, family_of, find_family
 from dittools.pipelines.root_hook import RootHook
-from dittools.profile import Made, Model, Profile
 from dittools.runtime import Runtime
 from dittools.tokens import TokenGrid
 from tests.tiny import draw, tiny_pipeline
@@ -227,6 +229,22 @@ def test_what_replaced_an_acceleration_in_its_block_stays_after_the_block(pipe):
     assert not same(draw(pipe), before) and later.record()["calls"]["sparse"] > 0
     later.restore()
     assert traces(pipe) == state
+
+
+def test_each_attachment_says_where_it_stands(pipe):
+    def on(*made):
+        return [one.state.name.lower() for one in made]
+
+    before, dense = traces(pipe), Config(method="dense")
+    first, second = attach(pipe, dense), attach(pipe, dense)
+    assert on(first, second) == ["suspended", "attached"]
+    with second, attach(pipe, dense) as inner:
+        first.detach()  # while another has its place
+        with attach(pipe, dense) as innermost:
+            second.detach()
+            assert on(first, second, inner, innermost) == ["restored", "restored", "suspended", "attached"]
+        assert on(inner, innermost) == ["attached", "restored"]
+    assert on(first, second, inner) == ["restored"] * 3 and traces(pipe) == before
 
 
 class Around:

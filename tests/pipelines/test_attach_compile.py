@@ -70,8 +70,8 @@ def test_a_transformer_compiled_whole_runs_with_graph_breaks():
 @pytest.mark.parametrize(
     "cache, options",
     [
-        ("taylorseer", {"interval": 3, "start": 0, "first": 1}),
-        ("first_block", {"threshold": 1e9, "max_skips": 2}),
+        ("taylorseer", {"interval": 3, "start": 0, "warmup_steps": 1}),
+        ("first_block", {"threshold": 1e9, "max_consecutive_skips": 2}),
         ("pab", {"interval": 2, "low": 0, "high": 2000}),
     ],
 )
@@ -99,7 +99,7 @@ def test_a_cache_adds_no_graph_to_repeated_blocks(cache, options, compile_first)
 def test_a_cache_on_a_transformer_compiled_whole(how):
     pipe = tiny_pipeline()
     asked = {"method": "svg", "sparsity": 0.7, "dense_steps": 1, "cache": "taylorseer"}
-    asked["cache_options"] = {"interval": 3, "start": 0, "first": 1}
+    asked["cache_options"] = {"interval": 3, "start": 0, "warmup_steps": 1}
     with dittools.accelerate(pipe, **asked) as fast:
         eager = draw(pipe, steps=6)
     reused = fast.record()["calls"]["reused"]

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from dittools import runtime as runtime_module
+from dittools import call_splitter
 from dittools import sparse as sparse_module
 from tests.tiny import draw, svg, tiny_pipeline
 
@@ -39,12 +39,12 @@ def poison(monkeypatch, times, layers_hit):
 
 def test_a_non_finite_result_is_named_and_that_layer_redone_dense(shared, monkeypatch):
     with monkeypatch.context() as expected, svg(shared):
-        why = runtime_module.Runtime._why_dense
+        why = call_splitter.CallSplitter._why_dense
 
-        def layer_1_dense_in_step_2(self, layer, q, k):
-            return "asked" if (layer, self._tick.step) == (1, 2) else why(self, layer, q, k)
+        def layer_1_dense_in_step_2(self, call, run, step):
+            return "asked" if (call.layer, step) == (1, 2) else why(self, call, run, step)
 
-        expected.setattr(runtime_module.Runtime, "_why_dense", layer_1_dense_in_step_2)
+        expected.setattr(call_splitter.CallSplitter, "_why_dense", layer_1_dense_in_step_2)
         right = draw(shared)
     poison(monkeypatch, 99, {(2, 1, "cond"): 0})
     with svg(shared) as fast:

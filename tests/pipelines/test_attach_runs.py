@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import dittools
-from dittools import runtime as runtime_module
+from dittools import methods
 from tests.tiny import draw, svg, tiny_pipeline
 
 
@@ -115,8 +115,8 @@ def test_auto_runs_sparse_where_there_are_enough_tokens(shared):
 def test_whatever_auto_picks_its_options_are_told(shared, monkeypatch):
     enough = {"frames": 17, "height": 288, "width": 288, "steps": 2}
     for options, told in (({}, "svg"), ({"probe_rows": 20, "sink": False}, "svg (probe_rows=20, sink=False)")):
-        picked = runtime_module.methods.create("svg", options)
-        monkeypatch.setattr(runtime_module.auto, "pick", lambda steps, frames, device, method=picked: method)
+        picked = methods.create("svg", options)
+        monkeypatch.setattr(methods.auto, "pick", lambda steps, frames, device, method=picked: method)
         with dittools.accelerate(shared, sparsity=0.7) as fast:
             draw(shared, **enough)
         assert fast.record()["method"] == "svg" and fast.record()["method_options"] == options
@@ -162,13 +162,13 @@ def test_without_guidance_there_is_one_branch(shared):
 
 def test_each_branch_has_plans_of_its_own_and_refresh_says_for_how_long(shared, monkeypatch):
     made = []
-    plan = runtime_module.methods.METHODS["svg"].plan
+    plan = methods.METHODS["svg"].plan
 
     def counted(self, q, k, v, call):
         made.append((call.layer, call.branch, call.step))
         return plan(self, q, k, v, call)
 
-    monkeypatch.setattr(runtime_module.methods.METHODS["svg"], "plan", counted)
+    monkeypatch.setattr(methods.METHODS["svg"], "plan", counted)
     with svg(shared, refresh=3, dense_layers=2, share_branches=False) as fast:
         draw(shared, steps=6)
     assert made == [(2, branch, step) for step in (1, 4) for branch in ("cond", "uncond")]

@@ -22,11 +22,11 @@ from tests.pipelines.test_families import grid_of
 ABLE = [family.name for family in FAMILIES if family.why_not is None]
 STEPS = 5
 # All steps but the first two are reused.
-ONCE = {"interval": 100, "start": 0, "first": 2, "last": 0, "order": 0}
+ONCE = {"interval": 100, "start": 0, "warmup_steps": 2, "cooldown_steps": 0, "taylor_order": 0}
 DECIDE = {
-    "easycache": {"threshold": 1e9, "first": 2, "last": 0},
-    "sea": {"threshold": 1e9, "first": 2, "last": 0, "max_skips": 0},
-    "first_block": {"threshold": 1e9, "first": 2, "last": 0},
+    "easycache": {"threshold": 1e9, "warmup_steps": 2, "cooldown_steps": 0},
+    "sea": {"threshold": 1e9, "warmup_steps": 2, "cooldown_steps": 0, "max_consecutive_skips": 0},
+    "first_block": {"threshold": 1e9, "warmup_steps": 2, "cooldown_steps": 0},
 }
 """Caches that look at something, at a threshold that nothing reaches."""
 
@@ -171,7 +171,7 @@ def test_the_picture_is_watched_where_there_are_as_many_text_tokens(made, family
         hidden = inspect.signature(type(module).forward).bind(module, *args, **kwargs).arguments["hidden_states"]
         added.append(out[1] - hidden)
 
-    attachment = model.with_cache("first_block", threshold=1e-9, sample=1, first=1, last=0)
+    attachment = model.with_cache("first_block", threshold=1e-9, sample=1, warmup_steps=1, cooldown_steps=0)
     hook = block.register_forward_hook(hear, with_kwargs=True)
     try:
         model.run(**changes)
@@ -185,10 +185,10 @@ def test_the_picture_is_watched_where_there_are_as_many_text_tokens(made, family
 
 @pytest.mark.parametrize("family", ["framepack", "krea-2", "ernie-image", "flux"])
 def test_tokens_of_history_text_and_references_are_not_watched(made, family, monkeypatch):
-    from dittools.reuse import Reuse
+    from dittools.caches.output_reuse import OutputReuse
 
-    seen, watch = [], Reuse.watch
-    monkeypatch.setattr(Reuse, "watch", lambda self, tokens: seen.append(tokens) or watch(self, tokens))
+    seen, watch = [], OutputReuse.watch
+    monkeypatch.setattr(OutputReuse, "watch", lambda self, tokens: seen.append(tokens) or watch(self, tokens))
     model = made(family)
     changes = {}
     if family == "flux":  # a reference picture behind the picture, as Kontext has it
@@ -196,7 +196,7 @@ def test_tokens_of_history_text_and_references_are_not_watched(made, family, mon
         ids[:, 0] = 1
         changes["img_ids"] = torch.cat([model.arguments["img_ids"], ids])
         changes["hidden_states"] = torch.cat([model.arguments["hidden_states"]] * 2, 1)
-    attachment = model.with_cache("first_block", first=1, last=0)
+    attachment = model.with_cache("first_block", warmup_steps=1, cooldown_steps=0)
     try:
         model.run(**changes)
     finally:
@@ -211,7 +211,7 @@ def test_a_reference_behind_packed_latents_changes_no_signal(made):
     for references in (0, 1):
         given = model.arguments["hidden_states"]
         seen = []
-        attachment = model.with_cache("sea", threshold=1e-9, first=1, last=0)
+        attachment = model.with_cache("sea", threshold=1e-9, warmup_steps=1, cooldown_steps=0)
         model.scheduler.set_timesteps(STEPS)
         try:
             with torch.no_grad():

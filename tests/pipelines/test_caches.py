@@ -10,13 +10,15 @@ import pytest
 import torch
 
 import dittools
-from dittools import caches, summary
-from dittools import runtime as runtime_module
+from dittools import caches, methods, summary
 from dittools import sparse as sparse_module
 from dittools.caches import Shapes
+from dittools.caches.base import OutputCache
+from dittools.call_info import CallInfo, Reusable, Timing
 from dittools.config import Config
 from dittools.pipelines.attach import attach
 from dittools.pipelines.families import FAMILIES, find_family
+from dittools.runtime import Layer, Runtime
 from dittools.tokens import TokenGrid
 from tests.families_tiny import TINY, transformer
 from tests.pipelines.test_families import Holder, grid_of
@@ -34,8 +36,21 @@ NOTHING = {
 }
 """Settings of each cache with which nothing is reused."""
 
+THIRD = {"interval": 3, "start": 0, "taylor_order": 0, "warmup_steps": 1}
+SCHEDULES = [
+    ("taylorseer", {}, "CCC-C----C-C"),
+    ("taylorseer", THIRD | {"reuse": "delta"}, "C--C--C--C-C"),
+    ("taylorseer", THIRD | {"reuse": "stack"}, "C--C--C--C-C"),
+    ("easycache", {"threshold": 1e9, "max_consecutive_skips": 3}, "CC---C---C-C"),
+    ("first_block", {"threshold": 1e9, "max_consecutive_skips": 2}, "C--C--C--C-C"),
+    ("first_block", {"threshold": 1e9, "max_consecutive_skips": 2, "reuse": "stack"}, "C--C--C--C-C"),
+    ("sea", {"threshold": 1e9, "max_consecutive_skips": 2}, "C--C--C--C-C"),
+    ("sea", {"threshold": 1e-9}, "CCCCCCCCCCCC"),
+]
+"""Caches that reuse whole calls: options, and which of 12 steps are computed (C) and reused (-)."""
+BY_PROFILE = {"teacache", "magcache"}  # whose schedules need a profile, and are tested with one
+
 SMALL = {"frames": 5, "height": 48, "width": 64}
-THIRD = {"interval": 3, "start": 0, "order": 0, "first": 1}
 
 
 def cached(pipe, cache, method="dense", **options):
@@ -72,8 +87,10 @@ def profile(tmp_path_factory):
     return str(path)
 
 
-def test_the_table_above_has_every_cache():
+def test_the_tables_above_have_every_cache():
     assert set(NOTHING) == set(caches.CACHES)
+    whole = {name for name, kind in caches.CACHES.items() if issubclass(kind, OutputCache)}
+    assert {name for name, *_ in SCHEDULES} | BY_PROFILE == whole
     assert all(caches.create(name, options).bind(caches.Model()).never() for name, options in NOTHING.items())
 
 
@@ -102,20 +119,7 @@ def test_a_cache_that_reuses_nothing_is_bit_identical_to_none_in_every_family(fa
     assert all(torch.equal(*pair) for pair in zip(run(), before, strict=True))
 
 
-@pytest.mark.parametrize(
-    "cache, options, schedule",
-    [
-        ("taylorseer", {}, "CCC-C----C-C"),
-        ("taylorseer", THIRD | {"reuse": "delta"}, "C--C--C--C-C"),
-        ("taylorseer", THIRD | {"reuse": "stack"}, "C--C--C--C-C"),
-        ("easycache", {"threshold": 1e9, "max_skips": 3}, "CC---C---C-C"),
-        ("first_block", {"threshold": 1e9, "max_skips": 2}, "C--C--C--C-C"),
-        ("first_block", {"threshold": 1e9, "max_skips": 2, "reuse": "stack"}, "C--C--C--C-C"),
-        ("sea", {"threshold": 1e9, "max_skips": 2}, "C--C--C--C-C"),
-        ("sea", {"threshold": 1e-9}, "CCCCCCCCCCCC"),
-    ],
-    ids=str,
-)
+@pytest.mark.parametrize("cache, options, schedule", SCHEDULES, ids=str)
 @pytest.mark.parametrize("guidance", [1.0, 4.0], ids=["alone", "guided"])
 def test_a_cache_saves_the_steps_its_schedule_says(shared, cache, options, schedule, guidance):
     ran = []
@@ -141,7 +145,7 @@ def test_profiles_of_a_model_are_masks_before_sampling(shared, profile):
     for cache, options, schedule in (
         ("teacache", {}, "CC--C--C"),
         ("magcache", {}, "CC---C-C"),
-        ("taylorseer", {"schedule": profile, "order": 0, "first": 1}, "CC-C--CC"),
+        ("taylorseer", {"schedule": profile, "taylor_order": 0, "warmup_steps": 1}, "CC-C--CC"),
     ):
         options = options or {"profile": profile}
         with cached(shared, cache, **options) as fast:
@@ -182,7 +186,7 @@ def test_teacache_by_the_first_blocks_input_decides_before_any_block_runs(shared
     monkeypatch.setattr(signals, "modulated_input", lambda block, args, kwargs: signals.first_tensor(args, kwargs))
     monkeypatch.setattr(signals, "knows_input", lambda block: True)
     hook = shared.transformer.blocks[0].register_forward_hook(lambda *_: ran.append(1))
-    with cached(shared, "teacache", profile=path, threshold=1e9, max_skips=2) as fast:
+    with cached(shared, "teacache", profile=path, threshold=1e9, max_consecutive_skips=2) as fast:
         draw(shared, steps=8, **SMALL)
     hook.remove()
     record = fast.record()
@@ -218,7 +222,7 @@ def test_what_a_branch_gets_does_not_depend_on_which_others_there_are(shared, ca
     options = {
         "taylorseer": THIRD | {"reuse": "delta"},
         "pab": {"interval": 3, "low": 0, "high": 2000},
-        "easycache": {"threshold": 5.0, "first": 2},
+        "easycache": {"threshold": 5.0, "warmup_steps": 2},
         "first_block": {"threshold": 1.0},
         "sea": {"threshold": 5.0},
     }[cache]
@@ -277,7 +281,7 @@ def test_gradients_are_never_cut_by_a_reused_output(shared):
 
 def test_wan_2_2_computes_the_first_step_of_its_second_expert_and_reuses_nothing_across():
     pipe = tiny_pipeline(experts=2)
-    with cached(pipe, "taylorseer", interval=100, start=0, order=0, first=1) as fast:
+    with cached(pipe, "taylorseer", interval=100, start=0, taylor_order=0, warmup_steps=1) as fast:
         draw(pipe, steps=10, **SMALL)
     log = fast.runtime.run.reuse.log
     for branch in ("cond", "uncond"):
@@ -309,7 +313,10 @@ def test_conditioning_channels_of_image_to_video_are_left_out():
     pipe.transformer = WanTransformer3DModel.from_config(config).eval().requires_grad_(False)
     pipe.scheduler.set_timesteps(4)
     text, out = torch.randn(1, 16, 32), []
-    for cache, options in (("easycache", {"threshold": 1e9, "first": 2}), ("taylorseer", THIRD | {"reuse": "delta"})):
+    for cache, options in (
+        ("easycache", {"threshold": 1e9, "warmup_steps": 2}),
+        ("taylorseer", THIRD | {"reuse": "delta"}),
+    ):
         with cached(pipe, cache, **options) as fast, torch.no_grad():
             for t in pipe.scheduler.timesteps:
                 out.append(pipe.transformer(torch.randn(1, 36, 2, 6, 8), t.expand(1), text).sample)
@@ -341,16 +348,16 @@ def test_sparse_attention_and_a_cache_share_one_warm_up_and_each_switch_is_compu
 
 def test_plans_are_made_anew_by_the_true_step_not_by_the_number_of_calls(shared, monkeypatch):
     made = []
-    plan = runtime_module.methods.METHODS["svg"].plan
+    plan = methods.METHODS["svg"].plan
 
     def counted(self, q, k, v, call):
         made.append((call.branch, call.step))
         return plan(self, q, k, v, call)
 
-    monkeypatch.setattr(runtime_module.methods.METHODS["svg"], "plan", counted)
+    monkeypatch.setattr(methods.METHODS["svg"], "plan", counted)
     settings = {"dense_steps": 1, "dense_layers": 2, "refresh": 4}
     with dittools.accelerate(
-        shared, **SPARSE, **settings, cache="taylorseer", cache_options=THIRD | {"last": 0}
+        shared, **SPARSE, **settings, cache="taylorseer", cache_options=THIRD | {"cooldown_steps": 0}
     ) as fast:
         draw(shared, steps=12)
     assert fast.record()["cache"]["computed_steps"] == [0, 1, 3, 6, 9]
@@ -394,16 +401,16 @@ def test_an_adapters_own_attention_does_not_take_the_place_of_a_layers(adapter):
     """As FLUX's IP-Adapter: a second call in the same layer, to keys of its own."""
     grid, timesteps = TokenGrid(1, 4, 4), torch.tensor([800.0, 600.0, 400.0, 200.0])
     config = Config(method="dense", cache="pab", cache_options={"interval": 2, "low": 0, "high": 1001})
-    runtime, computed = runtime_module.Runtime(config, [runtime_module.Layer("layer", 0)]), []
+    runtime, computed = Runtime(config, [Layer("layer", 0)]), []
     for t in timesteps:
-        runtime.begin_call(grid=grid, timestep=t, timesteps=timesteps, device=torch.device("cpu"), dtype=torch.float32,
-                           branch="cond", latents=torch.zeros(1, 16, 4))  # fmt: skip
+        about = {"device": torch.device("cpu"), "dtype": torch.float32, "reusable": Reusable(torch.zeros(1, 16, 4))}
+        runtime.begin_call(CallInfo(Timing(t, timesteps, "cond"), grid, **about))
         q, keys = torch.randn(1, 16, 2, 8), torch.randn(1, 4, 2, 8)
         runtime.attend(0, q, q, q, dense=lambda q=q: computed.append("own") or q)
         if adapter:
             runtime.attend(0, q, keys, keys, dense=lambda q=q: computed.append("adapter") or q)
         runtime.end_call()
-        runtime.run.reuse.carry(torch.zeros(1, 16, 4), [torch.zeros(1, 16, 4)])
+        runtime.run.reuse.update(torch.zeros(1, 16, 4), [torch.zeros(1, 16, 4)])
     assert computed.count("own") == 3 and runtime.run.reused_calls == 1  # the last step is computed
     assert computed.count("adapter") == 4 * adapter
 
@@ -554,10 +561,10 @@ def test_offloading_put_on_before_or_after_and_taken_off_first_or_last(order):
 @pytest.mark.parametrize(
     "cache, options",
     [
-        ("taylorseer", THIRD | {"order": 1}),
+        ("taylorseer", THIRD | {"taylor_order": 1}),
         ("taylorseer", THIRD | {"reuse": "delta"}),
         ("taylorseer", THIRD | {"reuse": "stack"}),
-        ("easycache", {"threshold": 5.0, "first": 2}),
+        ("easycache", {"threshold": 5.0, "warmup_steps": 2}),
         ("sea", {"threshold": 5.0}),
         ("first_block", {"threshold": 1e9}),
         ("pab", {"interval": 2, "low": 0, "high": 2000}),
@@ -603,8 +610,8 @@ def test_on_the_embedded_model_each_cache_saves_what_its_schedule_says(embedded,
 # Calls that change within a run
 
 CHANGING = {
-    "taylorseer": THIRD | {"interval": 4, "order": 1, "reuse": "delta"},
-    "easycache": {"threshold": 1e9, "first": 2},
+    "taylorseer": THIRD | {"interval": 4, "taylor_order": 1, "reuse": "delta"},
+    "easycache": {"threshold": 1e9, "warmup_steps": 2},
     "first_block": {"threshold": 1e9},
     "sea": {"threshold": 1e9},
     "pab": {"interval": 3, "low": 0, "high": 2000},

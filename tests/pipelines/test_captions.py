@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from dittools.pipelines.embedded import captions, evaluation, world
+from dittools.pipelines.embedded import captions
 from dittools.pipelines.embedded import vocabulary as voc
+from dittools.training import evaluation, world
 
 
 def test_every_caption_of_the_evaluation_is_read_as_its_objects():

@@ -1,10 +1,8 @@
 """Every pipeline class that diffusers has around the transformers of nine families, with dittools on."""
 
-import importlib.util
-from pathlib import Path
-
 import pytest
 
+from dittools.tools import pipelines_page
 from tests.classes_tiny import ROWS, class_of, listed
 from tests.classes_tiny.outcome import run
 
@@ -14,11 +12,7 @@ def test_every_class_that_diffusers_lists_has_a_row():
 
 
 def test_the_page_of_pipelines_is_of_the_classes_there_are():
-    path = Path(__file__).parents[2] / "docs" / "pipelines.py"
-    spec = importlib.util.spec_from_file_location("docs_pipelines", path)
-    page = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(page)
-    assert page.problem() is None
+    assert pipelines_page.problem() is None
 
 
 @pytest.mark.parametrize("name", ROWS)

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from dittools.pipelines import embedded
-from dittools.pipelines.embedded import architecture, train
 from dittools.pipelines.embedded import vocabulary as voc
-from dittools.pipelines.embedded.optim import orthogonalise
+from dittools.training import architecture, train
+from dittools.training.optim import orthogonalise
 
 
 def files():

@@ -13,20 +13,21 @@ import pytest
 import torch
 
 from dittools import methods, summary
-from dittools.blocks import BlockMask, Partition
 from dittools.config import Config
+from dittools.kernels.masks.block_mask import BlockMask, Partition
 from dittools.methods.base import Method, Plan
 from dittools.pipelines.attach import attach
 from dittools.pipelines.backend import names_backend
 from dittools.pipelines.errors import BadInput
 from dittools.pipelines.families import FAMILIES, find_family
+from dittools.pipelines.grids import GRIDS
 from tests.families_tiny import TINY, noise, transformer
 
 ABLE = [family.name for family in FAMILIES if family.why_not is None]
 UNABLE = [family.name for family in FAMILIES if family.why_not is not None]
 JOINT = [name for name in ABLE if find_family(name).text_position != "none"]
 
-# What each test shows of a family; docs/models.py keeps which passed.
+# What each test shows of a family; tools/models_matrix.py keeps which passed.
 CHECKS = {
     "test_full_budget_is_dense_in_a_batch_whose_texts_differ_in_length": "budget",
     "test_a_mask_along_an_axis_keeps_a_change_where_it_was_made": "axes",
@@ -123,6 +124,11 @@ def changed(before: torch.Tensor, after: torch.Tensor, axes: str, patch, grid) -
     differs = differs if "f" in axes else differs[None]
     (f, pf), (h, ph), (w, pw) = zip(grid, patch, strict=True)
     return differs.view(f, pf, h, ph, w, pw).any(5).any(3).any(1)
+
+
+def test_every_family_that_runs_sparse_has_a_tiny_model_and_a_reader_of_its_grid():
+    assert [name for name in ABLE if name not in TINY] == []
+    assert [name for name in ABLE if find_family(name).grid not in GRIDS] == []
 
 
 @pytest.mark.parametrize("name", ABLE)

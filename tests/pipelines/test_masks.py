@@ -121,10 +121,10 @@ def test_chroma_draws_sparsely_from_prompts_of_other_lengths():
 
 
 def test_padding_as_numbers_made_anew_in_each_layer_is_read_once(monkeypatch):
-    from dittools import runtime
+    from dittools import call_splitter
 
-    read, key_bias = [], runtime.key_bias
-    monkeypatch.setattr(runtime, "key_bias", lambda *given: read.append(given) or key_bias(*given))
+    read, key_bias = [], call_splitter.key_bias
+    monkeypatch.setattr(call_splitter, "key_bias", lambda *given: read.append(given) or key_bias(*given))
     holder, arguments = Holder("cogview-4"), TINY["cogview-4"].arguments(grid_of("cogview-4"), 2)
     there = torch.ones(arguments["encoder_hidden_states"].shape[:2], dtype=torch.int32)
     there[1, -3:] = 0

@@ -23,11 +23,13 @@ def test_results_kept_are_those_of_the_tests_there_are():
     pairs = {name.removeprefix("test_").replace("_", " ") for name in vars(test_pairs) if name.startswith("test_")}
     assert set(kept["pairs"]) == pairs
     assert set(kept["kinds"]) == {name.replace("_", " ") for name in test_kinds.KINDS}
-    assert kept["versions"]["diffusers"] == diffusers.__version__, "run python docs/models.py --test"
+    assert kept["versions"]["diffusers"] == diffusers.__version__, "run python -m dittools.tools.models_matrix --test"
 
 
 def test_the_readme_has_the_matrix_of_the_records():
-    done = subprocess.run([sys.executable, ROOT / "docs" / "models.py", "--check"], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "dittools.tools.models_matrix", "--check"], capture_output=True, text=True, cwd=ROOT
+    )
     assert done.returncode == 0, done.stderr
 
 

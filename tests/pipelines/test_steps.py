@@ -114,7 +114,7 @@ def test_two_pipelines_on_one_transformer_run_within_one_another(shared):
         mixed = draw(shared, steps=8, callback_on_step_end=draw_within, **SMALL)
         assert torch.equal(mixed, alone[0]) and torch.equal(inner[0][0], alone[1])
         assert inner[0][1] == [0, 1, 2, 3] and seen(fast) == list(range(8))
-        assert fast.runtime.run.reuse.held_bytes() == 0 and fast.runtime._aside is None
+        assert fast.runtime.run.reuse.held_bytes() == 0 and fast.runtime._runs._aside is None
 
 
 def test_loops_of_ones_own_that_take_turns_keep_their_runs(shared):

@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from dittools.report.folder import LOCK, Folder, InUse, Unreadable
+from dittools.report.folder import LOCK, WRITER, Folder, InUse, Unreadable
 
 HOLD = """
 import sys, time, pathlib
@@ -58,15 +58,15 @@ def test_the_lock_of_a_killed_writer_is_free_and_named(folder, holder):
 
 def test_a_number_that_another_process_has_now_holds_no_lock(folder):
     folder.path.mkdir()
-    (folder.path / LOCK).write_text(json.dumps({"pid": os.getppid()}))
+    (folder.path / WRITER).write_text(json.dumps({"pid": os.getppid()}))
     with folder.held() as before:
         assert before == os.getppid()
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"pid": "x"}', "null"])
-def test_a_lock_file_that_says_nothing_does_not_matter(folder, text):
+def test_a_writers_file_that_says_nothing_does_not_matter(folder, text):
     folder.path.mkdir()
-    (folder.path / LOCK).write_text(text)
+    (folder.path / WRITER).write_text(text)
     with folder.held() as before:
         assert before is None
 
@@ -80,7 +80,7 @@ def test_what_a_killed_run_left_unfinished_goes(folder):
     (folder.cases / "abc" / "record.json").write_text("{}")
     with folder.held():
         left = sorted(str(path.relative_to(folder.path)) for path in folder.path.rglob("*"))
-    assert left == [LOCK, "cases", "cases/abc", "cases/abc/record.json"]
+    assert left == [LOCK, WRITER, "cases", "cases/abc", "cases/abc/record.json"]
 
 
 def test_a_case_is_there_only_when_it_is_whole(folder):
@@ -108,6 +108,15 @@ def test_a_manifest_of_another_version_is_refused(folder):
         folder.manifest()
 
 
+def test_baselines_of_a_report_that_was_begun_under_their_old_name_are_read(folder):
+    known = {"dense_kernel": "flash", "other_kernel": None, "fewer_steps": 3, "notes": []}
+    with folder.held():
+        (folder.path / "yardsticks.json").write_text(json.dumps(known))
+        assert folder.baselines() == known
+        folder.write_baselines({**known, "fewer_steps": 4})
+        assert folder.baselines()["fewer_steps"] == 4
+
+
 def test_a_case_that_was_not_finished_makes_room_for_one_that_is(folder):
     (folder.case("abc")).mkdir(parents=True)
     (folder.case("abc") / "frames.mkv").write_bytes(b"half")
@@ -131,8 +140,9 @@ def test_a_folder_of_its_own_goes_again_where_nothing_was_written(folder):
     [
         ("manifest.json", "[]", "it is \\[\\]"),
         ("manifest.json", '{"report": 1}', "command is missing"),
+        ("baselines.json", '{"a": 1}', "dense_kernel is missing"),
+        ("baselines.json", "null", "it is null"),
         ("yardsticks.json", '{"a": 1}', "dense_kernel is missing"),
-        ("yardsticks.json", "null", "it is null"),
         ("failures.json", "[1]", "\\[0\\] is 1"),
         ("failures.json", "{}", "it is {}"),
         ("cases/abc/record.json", "{}", "seconds is missing"),
@@ -146,7 +156,7 @@ def test_json_of_another_shape_is_named_with_what_is_wrong_and_what_to_do(folder
     folder.case("abc").mkdir(parents=True)
     (folder.path / name).write_text(text)
     readers = (
-        *(folder.manifest, folder.yardsticks, folder.failures),
+        *(folder.manifest, folder.baselines, folder.failures),
         *(lambda: folder.record("abc"), lambda: folder.record("abc", 1)),
         *(lambda: folder.scores("abc", "def"), lambda: folder.judged("abc")),
     )

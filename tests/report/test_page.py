@@ -1,19 +1,24 @@
 """The page and the tables from a folder made by hand: right figures, and nothing from outside gets through."""
 
+import base64
 import csv
 import dataclasses
+import hashlib
+import html
 import html.parser
 import io
 import json
 import math
+import re
 
 import pytest
 
-from dittools.report import charts, markdown, page, words
+from dittools.report import charts, markdown, page, text
 from dittools.report.folder import Folder
-from dittools.report.pictures import Shown
+from dittools.report.pictures import Shown, Strip
 from dittools.report.plan import rows, settings
-from dittools.report.results import gather, quality_csv, spread, summary, summary_csv
+from dittools.report.results import gather, spread
+from dittools.report.tables import quality_csv, summary, summary_csv
 from tests.report.test_plan import KNOWN, PLAN
 
 HOSTILE = (
@@ -36,7 +41,7 @@ def write(folder, plan, known=KNOWN, failures=(), chosen=("svg", {})):
             "plan": plan.to_dict(),
             "notes": ["a <u>note</u>"],
         })  # fmt: skip
-        folder.write_yardsticks(known._asdict())
+        folder.write_baselines(known._asdict())
         folder.write_failures(list(failures))
         for place, row in enumerate(rows(plan, settings(plan, known))):
             kind = row.setting.kind
@@ -105,9 +110,9 @@ def test_dense_with_fewer_steps_takes_part_in_the_front(tmp_path, denoise, psnr,
     write(folder, PLAN)
     results = drawn_again(folder, "steps", denoise, psnr)
     assert [line["setting"] for line in summary(results) if line["pareto"]] == front
-    told = page.page(results, {}) + markdown.page(results)
+    told = html.unescape(page.page(results, {})) + markdown.page(results)
     assert ("Dense with 3 of 4 steps beats every setting in both" in told) == (front == ["dense, 3 steps"])
-    assert "of the settings under test, dense and &quot;dense, 3 steps&quot;, none is both faster and closer" in told
+    assert 'of the settings under test, dense and "dense, 3 steps", none is both faster and closer' in told
 
 
 def test_a_setting_that_is_slower_than_dense_is_on_no_front(tmp_path):
@@ -117,9 +122,9 @@ def test_a_setting_that_is_slower_than_dense_is_on_no_front(tmp_path):
     assert not any(line["pareto"] for line in summary(results) if line["kind"] == "sweep")
 
 
-def test_an_asterisk_claims_nothing_of_a_yardstick_that_was_not_drawn(tmp_path):
+def test_an_asterisk_claims_nothing_of_a_baseline_that_was_not_drawn(tmp_path):
     results = write(Folder(tmp_path / "report"), PLAN, KNOWN._replace(fewer_steps=None))
-    assert words.front(results).endswith("how dense with fewer steps would do is not known.")
+    assert text.front(results).endswith("how dense with fewer steps would do is not known.")
 
 
 def test_tables_have_a_line_for_each_row_and_setting(results):
@@ -178,8 +183,27 @@ def test_hostile_prompts_break_neither_page_nor_table(tmp_path, negative):
 def test_the_page_needs_no_other_file_and_allows_no_other_script(results):
     text = page.page(results, {})
     assert "http://" not in text.replace("http://www.w3.org/2000/svg", "") and "https://" not in text
-    assert "default-src 'none'" in text and "script-src 'sha256-" in text
+    script = text.partition("<script>")[2].partition("</script>")[0]
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    assert f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'" in text
     assert "prefers-color-scheme: dark" in text and "width=device-width" in text
+
+
+def test_cases_of_a_pair_play_together_and_each_frame_wipes_between_dense_and_the_case(results):
+    clip, images = "data:video/mp4;base64,", tuple(f"data:image/webp;base64,{n}" for n in "DCX")
+    keys = [line.setting.key for line in results.lines]
+    shown = {(key, 0, 0): Shown([Strip(7, "the middle", images)] * (key != "dense"), clip, None) for key in keys}
+    text = page.page(results, {**shown, (keys[1], 1, 0): Shown([], None, "cases/a/video.mp4")})
+    players = text.split('<div class="player">')[1:]
+    assert len(players) == 1 and players[0].count(f'<video src="{clip}"') == len(keys)
+    wipes = text.split('<div class="wipe">')[1:]
+    assert len(wipes) == len(keys) - 1
+    for line, wipe in zip(results.lines[1:], wipes, strict=True):
+        assert re.findall('src="(.*?)"', wipe)[:3] == list(images), "dense below, the case over it, then the difference"
+        assert f'aria-label="Wipe from dense to {html.escape(line.setting.name)}' in wipe
+    assert re.findall('<a href="(.*?)">', text) == ["cases/a/video.mp4"]
+    heads = re.findall(r'<th scope="row" data-value="(\d+)">', text)
+    assert heads == [str(number) for number, _ in enumerate(keys, 1)]
 
 
 def test_what_was_left_out_is_named_with_the_reason(results):
@@ -193,7 +217,7 @@ def test_what_was_left_out_is_named_with_the_reason(results):
 def test_what_auto_stood_for_is_named_with_its_options(tmp_path):
     plan = dataclasses.replace(PLAN, sweep={"method": ["auto"], "sparsity": [0.8]})
     results = write(Folder(tmp_path / "report"), plan, chosen=("adaspa", {"rows": 8}))
-    assert "Method auto stood for adaspa (rows=8) here." in words.explained(results)
+    assert "Method auto stood for adaspa (rows=8) here." in text.explained(results)
 
 
 def test_a_report_without_a_single_case_still_has_a_page(tmp_path):

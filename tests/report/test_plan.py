@@ -32,7 +32,7 @@ def planned(**changes):
     return dataclasses.replace(PLAN, **changes)
 
 
-def test_cases_are_the_product_of_the_sweeps_and_every_yardstick():
+def test_cases_are_the_product_of_the_sweeps_and_every_baseline():
     assert [setting.name for setting in settings(PLAN, KNOWN)] == [
         "dense",
         "svg, sparsity 0.5",
@@ -153,7 +153,7 @@ def test_repeats_come_after_everything_was_drawn_once():
     assert schedule.count(planned(repeats=3), Decided("flash", "math")) == 60
 
 
-def test_a_yardstick_that_is_decided_late_catches_up():
+def test_a_baseline_that_is_decided_late_catches_up():
     told = []
 
     def decided():
@@ -186,3 +186,19 @@ def test_settings_of_dense_that_differ_in_nothing_it_does_are_one():
         *("dense, easycache threshold 0.05", "dense, easycache threshold 0.1"),
     ]
     assert len(found) == 2 + 8 and len({s.name for s in found}) == len({s.key for s in found}) == 10
+
+
+def test_a_swept_name_may_carry_its_options():
+    base = Config(method="svg", sparsity=0.8).to_dict()
+    sweep = {"method": ["SVG2:iterations=3", "svg2:iterations=4"], "correction": ["none", "rettention:every=4"]}
+    found, _ = swept(base, sweep, 4)
+    assert [setting.name for setting in found][:2] == [
+        "svg2 iterations 3, sparsity 0.8", "svg2 iterations 3, sparsity 0.8, rettention every 4",
+    ]  # fmt: skip
+    assert [setting.config["options"]["iterations"] for setting in found] == [3, 3, 4, 4]
+    assert [setting.config["correction_options"] for setting in found] == [{}, {"every": 4}] * 2
+
+
+def test_a_cache_option_is_swept_by_its_old_name_too():
+    found, _ = swept(Config(method="svg", cache="sea").to_dict(), {"cache_max_skips": [1, 2]}, 4)
+    assert [setting.config["cache_options"] for setting in found] == [{"max_consecutive_skips": k} for k in (1, 2)]

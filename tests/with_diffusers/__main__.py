@@ -2,7 +2,7 @@
 
     python tests/with_diffusers FOLDER                 all files; FOLDER holds a checkout of diffusers, or its tests/
     python tests/with_diffusers FOLDER --only wan flux files with these words in their names
-    python tests/with_diffusers FOLDER --json OUT      also keep what was found
+    python tests/with_diffusers FOLDER --json OUT      also keep what was found, and go on from there
     python tests/with_diffusers FOLDER --plain FILE    keep what passes without dittools, and find it kept next time
 
 With dittools on, each transformer that a test makes is accelerated at once: a method that keeps all pairs, and a cache
@@ -106,6 +106,31 @@ def compare(folder: Path, file: str, plain: Plain) -> dict:
     return row
 
 
+def kept(path: Path | None) -> list[dict]:
+    """Rows of a file of results, as far as they were found with the versions of this environment."""
+    from dittools.provenance import versions
+
+    if path is None or not path.exists():
+        return []
+    found = json.loads(path.read_text(encoding="utf-8"))
+    return [row for row in found["files"] if "error" not in row] if found["versions"] == versions() else []
+
+
+def totals(rows: list[dict]) -> dict[str, int]:
+    """Tests that pass without dittools, and how many of them do not with it."""
+    return {"passed": sum(row["passed"] for row in rows), "lost": sum(len(row["lost"]) for row in rows)}
+
+
+def keep(path: Path | None, rows: list[dict]) -> None:
+    """Write what is known so far."""
+    from dittools.provenance import versions
+
+    if path is not None:
+        rows = sorted(rows, key=lambda row: row["file"])
+        found = {"versions": versions(), **totals(rows), "files": rows}
+        path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
@@ -118,17 +143,16 @@ def main() -> int:
     if not files:
         print(f"{asked.folder} has no test files of transformers that run sparse", file=sys.stderr)
         return 2
+    rows = kept(asked.json)
+    todo = [file for file in files if file not in {row["file"] for row in rows}]
     with ThreadPoolExecutor(asked.workers) as pool:
         plain = Plain(asked.folder, asked.plain)
-        rows = list(pool.map(lambda file: compare(asked.folder, file, plain), files))
-    passed, lost = sum(row["passed"] for row in rows), sum(len(row["lost"]) for row in rows)
-    print(f"{len(rows)} files, {passed} tests pass without dittools, {lost} of them not with it")
-    if asked.json:
-        from dittools.provenance import versions
-
-        found = {"versions": versions(), "passed": passed, "lost": lost, "files": rows}
-        asked.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    return int(lost > 0 or any("error" in row for row in rows))
+        for row in pool.map(lambda file: compare(asked.folder, file, plain), todo):
+            rows.append(row)
+            keep(asked.json, rows)
+    found = totals(rows)
+    print(f"{len(rows)} files, {found['passed']} tests pass without dittools, {found['lost']} of them not with it")
+    return int(found["lost"] > 0 or any("error" in row for row in rows))
 
 
 if __name__ == "__main__":

@@ -78,7 +78,7 @@ def _attaching(init, component: str):
 
 def _everything() -> type:
     """A method that keeps every pair, on any grid: calls go the way of sparse ones, whatever their size."""
-    from dittools.blocks import BlockMask, Partition
+    from dittools.kernels.masks.block_mask import BlockMask, Partition
     from dittools.methods.base import Method, Plan
 
     @dataclass(frozen=True)

@@ -1,0 +1,116 @@
+"""Checks of flags that need nothing heavy to be imported: what they rule out is answered at once."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import sys
+from pathlib import Path
+from typing import Any
+
+from dittools.cli._flags import Run
+from dittools.naming import name_and_options, unknown
+from dittools.pipelines import loading, places, weights
+from dittools.pipelines.errors import BadInput
+from dittools.pipelines.families import FAMILIES, Family, find_family
+from dittools.pipelines.limits import check_memory, check_steps
+from dittools.pipelines.sizes import size_rule
+
+_LARGEST_SEED = 2**63 - 1
+
+
+def check_run(flags: Run) -> None:
+    """Raise BadInput for flags that no run could go by, whatever the machine."""
+    check_place(flags.device, flags.dtype)
+    if flags.offload not in loading.OFFLOADS:
+        raise BadInput(unknown("--offload", flags.offload, loading.OFFLOADS))
+    _numbers(flags)
+    _texts(flags)
+    family = find_family(flags.model)
+    _can_generate(flags, family)
+    folder = weights_folder(flags)
+    size_rule(family, folder).check(flags.frames, flags.height, flags.width)
+    check_steps(flags.steps, folder)
+    if None not in (flags.frames, flags.height, flags.width):
+        check_memory(flags.frames, flags.height, flags.width)
+
+
+def check_place(device: str, dtype: str) -> None:
+    """Raise BadInput for a device or dtype that there is none of."""
+    if not loading.is_device(device):
+        raise BadInput(unknown("--device", device, (*loading.DEVICES, "cuda:1")))
+    if dtype not in loading.DTYPES:
+        raise BadInput(unknown("--dtype", dtype, loading.DTYPES))
+
+
+def reads(flags: Any) -> list[places.Read]:
+    """The files that flags name, for what is written to be none of them."""
+    named = {"--config": flags.config, "--profile": flags.profile}
+    with contextlib.suppress(ValueError):  # what is wrong with it is told by who reads it
+        named["--cache"] = name_and_options(flags.cache or "", "cache")[1].get("profile")
+    return [(flag, Path(name).expanduser()) for flag, name in named.items() if isinstance(name, str)]
+
+
+def weights_folder(flags: Run) -> Path | None:
+    """The folder of weights that flags alone tell, checked; None where the hub's cache has to be asked.
+
+    Raises:
+        BadInput: where it holds no whole pipeline.
+    """
+    if flags.weights == weights.EMBEDDED:
+        return weights.embedded().folder
+    return weights.check_asked(flags.weights, find_family(flags.model).text_to)
+
+
+def _can_generate(flags: Run, family: Family) -> None:
+    if not family.text_to:
+        reason = f" ({family.why_not})" if family.why_not else ""
+        able = ", ".join(f.name for f in FAMILIES if f.text_to)
+        raise BadInput(
+            f"--model {family.name} cannot generate here{reason}: use one of {able}, or its pipeline in Python"
+        )
+    if family.name != "wan" and flags.weights == weights.EMBEDDED:
+        raise BadInput(f"the embedded model is a wan, not a {family.name}: use --model wan, or other --weights")
+    if family.draws == "image" and flags.frames not in (None, 1):
+        raise BadInput(f"--model {family.name} generates images: --frames is 1, got {flags.frames}")
+
+
+def _texts(flags: Run) -> None:
+    """Raises BadInput for a prompt that no model can read, and for names of files that are empty."""
+    for flag, text in (("--prompt", flags.prompt), ("--negative-prompt", flags.negative_prompt)):
+        check_prompt(flag, text)
+    for name in ("config", "profile"):
+        if getattr(flags, name, None) == "":
+            raise BadInput(f"--{name} is empty: give the name of a file, or leave it out")
+
+
+def check_prompt(flag: str, text: str | None) -> None:
+    """Raises BadInput for what no model can read; None is a prompt that was not given."""
+    if text is None or places.is_text(text):
+        return
+    if "\0" in text:
+        raise BadInput(f"{flag} holds a NUL character, which is no text: leave it out")
+    encoding = sys.getfilesystemencoding()
+    raise BadInput(
+        f"{flag} holds bytes that are no text in this system's encoding ({encoding}): give it in that encoding, or use "
+        "one of UTF-8 (LC_ALL=C.UTF-8)"
+    )
+
+
+def _numbers(flags: Run) -> None:
+    for flag, value, least in (
+        ("--frames", flags.frames, 1),
+        ("--height", flags.height, 1),
+        ("--width", flags.width, 1),
+    ):
+        if value is not None and value < least:
+            raise BadInput(f"{flag} must be at least {least}, got {value}")
+    if flags.guidance is not None and not (math.isfinite(flags.guidance) and flags.guidance >= 0):
+        raise BadInput(f"--guidance must be a number of at least 0 (1 turns it off), got {flags.guidance:g}")
+    check_seed("--seed", flags.seed)
+
+
+def check_seed(flag: str, seed: int) -> None:
+    """Raises BadInput for a seed that no generator takes."""
+    if not 0 <= seed <= _LARGEST_SEED:
+        raise BadInput(f"{flag} must be from 0 to {_LARGEST_SEED}, got {seed}")

@@ -1,0 +1,187 @@
+"""What the verbs that run a model have in common: open a model, encode, denoise densely or sparsely, decode."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dittools.cli.control import StepTimes
+from dittools.cli.output import Output
+from dittools.cli.request import Request, Scene, complete
+from dittools.cli.stages import Stages
+from dittools.config import Config
+from dittools.pipelines import loading, weights
+from dittools.pipelines import stages as pipeline
+from dittools.pipelines.errors import BadInput, RunFailed
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """What a request comes to on this machine, before anything is loaded."""
+
+    device: Any
+    dtype: Any
+    weights: weights.Weights
+    folder: Path
+    scene: Scene
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A loaded pipeline and what it generates by default. `limit`: how many prompt tokens it reads."""
+
+    pipe: Any
+    device: Any
+    dtype: str
+    weights: weights.Weights
+    scene: Scene
+    limit: int
+
+
+def choose(request: Request, output: Output) -> Chosen:
+    """Choose and fetch the weights, and complete the request by their defaults."""
+    flags = request.flags
+    for text in request.notes:
+        output.note(text)
+    device = loading.pick_device(flags.device)
+    family, cuda = request.family, device.type == "cuda"
+    classes = family.text_to
+    ours = family.name == "wan"  # the embedded model is one
+    note = output.note if ours else lambda text: None
+    chosen = weights.choose(flags.weights, family.repo, cuda=cuda, classes=classes, note=note)
+    if chosen.embedded and not ours:
+        raise BadInput(f"no {family.name} weights at hand, and none were downloaded: give --weights a folder or a repo")
+    folder = weights.fetch(chosen, classes=classes, note=output.note)
+    dtype = loading.pick_dtype(flags.dtype, device)
+    return Chosen(device, dtype, chosen, folder, complete(request, chosen, folder, device))
+
+
+def open_model(
+    request: Request,
+    stages: Stages,
+    output: Output,
+    chosen: Chosen | None = None,
+    check: Callable[[Chosen], None] = lambda chosen: None,
+) -> Opened:
+    """Load what was chosen; without `chosen`, choose first. `check` may refuse the choice before it is loaded."""
+    flags = request.flags
+    chosen = chosen or choose(request, output)
+    check(chosen)
+    with stages("load"):
+        stages.cuda = chosen.device.type == "cuda"
+        stages.size = size_of(chosen.scene)
+        pipe = loading.load(
+            chosen.folder, device=chosen.device, dtype=chosen.dtype, offload=flags.offload, note=output.note
+        )
+        if flags.compile:
+            loading.compile_blocks(pipe)
+    limit = chosen.scene.max_text or pipeline.longest_text(pipe)
+    dtype = dtype_name(chosen.dtype)
+    return Opened(pipe, chosen.device, dtype, chosen.weights, chosen.scene, limit)
+
+
+def dtype_name(dtype: Any) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def size_of(scene: Scene) -> str:
+    """For people: frames x height x width."""
+    return f"{scene.shot.frames} x {scene.shot.height} x {scene.shot.width}"
+
+
+def run_facts(request: Request, opened: Opened, scene: Scene) -> dict[str, Any]:
+    """The `run` entry of a record."""
+    shot = scene.shot
+    return {
+        "frames": shot.frames,
+        "height": shot.height,
+        "width": shot.width,
+        "fps": scene.fps,
+        "guidance": shot.guidance,
+        "dtype": opened.dtype,
+        "offload": request.flags.offload,
+        "compile": request.flags.compile,
+    }
+
+
+def prompt_notes(opened: Opened, scene: Scene) -> list[str]:
+    """What the model will not read as it was meant."""
+    notes = []
+    if not scene.prompt.strip():
+        notes.append("the prompt is empty: the model generates what it likes")
+    if opened.weights.embedded:
+        from dittools.pipelines import embedded
+
+        unknown = embedded.unknown_words(scene.prompt)
+        if unknown:
+            named = ", ".join(unknown[:10]) + (f" and {len(unknown) - 10} more" if len(unknown) > 10 else "")
+            notes.append(f"the embedded model does not know: {named}")
+    for flag, text in (("--prompt", scene.prompt), ("--negative-prompt", scene.negative_prompt)):
+        count = pipeline.prompt_tokens(opened.pipe, text)
+        if count > opened.limit:
+            notes.append(f"{flag} has {count} tokens and the model reads {opened.limit}: the end is cut off")
+    return notes
+
+
+def encode(opened: Opened, scene: Scene, stages: Stages) -> dict[str, Any]:
+    """Text embeddings as the pipeline takes them."""
+    with stages("text"):
+        return pipeline.encode(opened.pipe, scene.prompt, scene.negative_prompt, scene.shot.guidance, opened.limit)
+
+
+def warm_up(opened: Opened, embeds: dict, scene: Scene, config: Config | None) -> None:
+    """One untimed step, with every step sparse and computed; None: the untouched pipeline."""
+    import dittools
+
+    if config is None:
+        pipeline.denoise(opened.pipe, embeds, scene.shot, only_steps=1)
+        return
+    warm = dataclasses.replace(config, dense_steps=0, dense_last_steps=0, cache="none", cache_options={})
+    with dittools.accelerate(opened.pipe, config=warm):
+        pipeline.denoise(opened.pipe, embeds, scene.shot, only_steps=1)
+
+
+def denoise_dense(
+    opened: Opened,
+    embeds: dict,
+    scene: Scene,
+    stages: Stages,
+    stage: str = "dense",
+    times: StepTimes | None = None,
+    only_steps: int | None = None,
+) -> Any:
+    """Latents of the untouched pipeline. `times` hears of every step; `only_steps` ends the run after so many."""
+    with stages(stage, only_steps or scene.shot.steps):
+        tell = stages.progress.step if times is None else times.around(stages.progress.step)
+        return pipeline.denoise(opened.pipe, embeds, scene.shot, tell, only_steps=only_steps)
+
+
+def denoise_sparse(
+    opened: Opened, embeds: dict, scene: Scene, config: Config, stages: Stages, times: StepTimes | None = None
+) -> tuple[Any, Any]:
+    """Latents, and the `Acceleration`, its pipeline restored, to be asked what it did. `times` hears of every step."""
+    import dittools
+
+    with stages("denoise", scene.shot.steps), dittools.accelerate(opened.pipe, config=config) as fast:
+        shares: list[float] = []
+
+        def heard(step: int, steps: int, share: float | None, seconds: float | None) -> None:
+            if share is not None:
+                shares.append(share)
+                stages.progress.skipped(sum(shares) / len(shares))
+
+        fast.runtime.listeners.append(heard)
+        tell = stages.progress.step if times is None else times.around(stages.progress.step)
+        latents = pipeline.denoise(opened.pipe, embeds, scene.shot, tell)
+    return latents, fast
+
+
+def decode(opened: Opened, latents: Any, scene: Scene, levels: bool = False) -> Any:
+    """Frames `[T, H, W, 3]`, float32 in [0, 1], or uint8 levels. Raises RunFailed when they are no numbers."""
+    try:
+        return pipeline.decode(opened.pipe, latents, scene.shot, levels)
+    except FloatingPointError:
+        raise RunFailed("the model's frames are not finite numbers: try --dtype fp32; nothing was written") from None

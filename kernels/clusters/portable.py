@@ -1,0 +1,61 @@
+"""Attention between clusters in plain PyTorch."""
+
+from __future__ import annotations
+
+import torch
+
+from dittools.kernels.block_sparse.portable import attend
+
+
+def portable_cluster_attention(
+    q, k, v, mask, *, order=None, key_order=None, scale: float, return_lse: bool = True
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """The same in PyTorch operators: one dense call a query cluster, over its gathered keys; nothing is padded.
+
+    Keys and values are brought into the key order side by side, so that a kept run of clusters is one stretch
+    of memory. Sizes go to the host: on a CPU that is free.
+
+    Args and returns: as `cluster_sparse_attention`, already validated.
+    """
+    batches, queries, heads, dim = q.shape
+    rows = _flat_rows(order, q)  # [lanes, Sq]
+    columns = _flat_rows(key_order, k)  # [lanes, Sk]
+    lanes = batches * heads
+    in_order = q.reshape(-1, dim).index_select(0, rows.flatten()).view(lanes, queries, dim)
+    pairs = torch.cat((k, v), -1).view(-1, 2 * dim)
+    keep, query_sizes, labels = (
+        x.expand(batches, heads, *x.shape[2:]).flatten(0, 1) for x in (mask.keep, mask.query.sizes(), mask.key.labels())
+    )
+    outs, lses = [], []
+    for i, sizes in enumerate(query_sizes.tolist()):
+        both = pairs.index_select(0, columns[i])  # [Sk, 2 D]
+        kept = keep[i][:, labels[i]]  # [Mq, Sk]
+        wanted = kept.nonzero()[:, 1].split(kept.sum(-1).tolist())
+        for part, positions in zip(in_order[i].split(sizes), wanted, strict=True):
+            if len(part) == 0:
+                continue
+            if len(positions) == 0:
+                out, lse = torch.zeros_like(part), part.new_full((len(part),), -torch.inf, dtype=torch.float32)
+            else:
+                mine = (both if len(positions) == len(both) else both.index_select(0, positions))[None]
+                out, lse = attend(part[None], mine[..., :dim], mine[..., dim:], scale, None, return_lse)
+                out, lse = out[0], None if lse is None else lse[0]
+            outs.append(out)
+            lses.append(lse)
+    out = torch.cat(outs)
+    out = torch.empty_like(out).index_copy(0, rows.flatten(), out).view(batches, queries, heads, dim)
+    if not return_lse:
+        return out, None
+    lse = torch.cat(lses).view(batches, heads, queries)
+    if order is not None:
+        lse = torch.empty_like(lse).scatter(-1, order.expand(batches, heads, -1).long(), lse)
+    return out, lse
+
+
+def _flat_rows(order: torch.Tensor | None, x: torch.Tensor) -> torch.Tensor:
+    """Where each position's vector lies in x seen as ``[B * S * H, D]``: int64 ``[B * H, S]``."""
+    batches, tokens, heads, _ = x.shape
+    order = torch.arange(tokens, device=x.device) if order is None else order.long()
+    batch = torch.arange(batches, device=x.device)[:, None, None]
+    head = torch.arange(heads, device=x.device)[:, None]
+    return ((batch * tokens + order) * heads + head).flatten(0, 1)
