@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 
@@ -18,12 +18,24 @@ SHORT = "Say what a run would come to, without weights."
 HELP = """Say what a run would come to: tokens, blocks, how much attention would be computed, the most that can be
 gained, and which kernel would run or why it would stay dense. Loads no weights and draws nothing.
 
-Shares and gain are of arithmetic, not of seconds: an upper bound, before the cost of choosing what to skip."""
+Shares and gain are of arithmetic, not of seconds: an upper bound, before the cost of choosing what to skip.
+
+With --gpus: one step on 1, 2, 4 and so on up to N GPUs, seconds of attention and of exchange, memory a GPU, and where
+more GPUs stop paying. It is an estimate, from a call that was measured on one GPU at the model's real shape."""
 EXAMPLES = """\b
 Examples:
   dittools plan --model wan --height 720 --width 1280
   dittools plan --model flux --device cuda
-  dittools plan --model hunyuan-video --sparsity 0.9 --json"""
+  dittools plan --model hunyuan-video --sparsity 0.9 --json
+  dittools plan --model wan --gpus 16 --nodes 2 --bandwidth 300,50"""
+
+GPUS = "Several GPUs"
+Gpus = Annotated[int | None, f.flag("--gpus", "Split a measured call over up to so many GPUs, 64 at most.", GPUS, "N")]
+Nodes = Annotated[int | None, f.flag("--nodes", "Machines they are in.  [default: one for each 8]", GPUS, "N")]
+Bandwidth = Annotated[
+    str | None,
+    f.flag("--bandwidth", "GB/s of a GPU in a machine, and between machines.  [default: 300,50]", GPUS, "GB/S[,GB/S]"),
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,15 +49,21 @@ class Flags(f.Settings, f.Common):
     model: f.Model = "wan"
     device: f.Device = "auto"
     dtype: f.Dtype = "auto"
+    gpus: Gpus = None
+    nodes: Nodes = None
+    bandwidth: Bandwidth = None
 
 
 @takes(Flags)
 def command(ctx: typer.Context, flags: Flags) -> None:
+    from dittools.cli import plan_gpus
     from dittools.cli.flag_checks import check_place
     from dittools.pipelines.families import find_family
 
     family = find_family(flags.model)
     check_place(flags.device, flags.dtype)
+    if flags.gpus is None:
+        plan_gpus.check_alone(flags)
 
     from dittools.cli.settings import config_of
 
@@ -53,6 +71,10 @@ def command(ctx: typer.Context, flags: Flags) -> None:
     output = Output.of(flags)
     for note in notes:
         output.note(note)
+    if flags.gpus is not None:
+        split = plan_gpus.facts(family, flags, config)
+        output.data(split, lambda: plan_gpus.readable(split))
+        return
     facts = _facts(family, flags, config)
     output.data(facts, lambda: _readable(facts))
 

@@ -118,3 +118,61 @@ def test_the_estimate_counts_what_a_matrix_product_counts():
     assert found.attention_share == pytest.approx(attention / counter.get_total_flops())
     assert found.density == 0.5 and found.blocks == 4
     assert found.gain == pytest.approx(1 / (1 - 0.5 * found.attention_share))
+
+
+def test_several_gpus_are_planned_from_a_measured_call_and_said_to_be_an_estimate(cli):
+    facts = plan(cli, "--model", "wan", "--gpus", "64")
+    assert facts["estimate"] is True and facts["card"] == "NVIDIA H200" and facts["tokens"] == 75_600
+    assert [row["gpus"] for row in facts["rows"]] == [1, 2, 4, 8, 16, 32, 64]
+    assert facts["rows"][0]["speedup"] == 1 and facts["rows"][0]["exchange_seconds"] == 0
+    assert facts["bandwidth_gb_s"] == {"inside": 300, "between": 50} and facts["gpus_a_machine"] == 8
+    human = cli("plan", "--model", "wan", "--gpus", "64").out
+    assert "An estimate from one NVIDIA H200, not measured on several" in human and "It pays to " in human
+    assert max(map(len, human.splitlines())) <= 80
+
+
+@pytest.mark.parametrize("model", ["wan", "hunyuan-video", "cogvideox", "ltx", "flux", "qwen-image"])
+def test_every_family_that_was_measured_is_split_at_its_real_shape(cli, model):
+    facts = plan(cli, "--model", model, "--gpus", "8")
+    assert facts["tokens"] == facts["measured_tokens"] and len(facts["rows"]) == 4
+    assert max(map(len, cli("plan", "--model", model, "--gpus", "64").out.splitlines())) <= 80
+
+
+def test_machines_and_bandwidths_change_the_exchange_alone(cli):
+    near = plan(cli, "--gpus", "16", "--nodes", "1", "--bandwidth", "400")
+    far = plan(cli, "--gpus", "16", "--nodes", "4", "--bandwidth", "400,25")
+    assert (near["gpus_a_machine"], far["gpus_a_machine"]) == (16, 4)
+    assert near["bandwidth_gb_s"] == {"inside": 400, "between": 400}
+    assert far["rows"][-1]["step_seconds"] > near["rows"][-1]["step_seconds"]
+    assert near["rows"][0] == far["rows"][0]
+
+
+def test_a_dense_call_and_another_size_are_split_too(cli):
+    dense, sparse = plan(cli, "--gpus", "2", "--method", "dense"), plan(cli, "--gpus", "2")
+    assert dense["call_seconds"] > 2 * sparse["call_seconds"] and dense["method"] == "dense"
+    small = plan(cli, "--gpus", "2", "--height", "480", "--width", "832")
+    assert small["tokens"] == 32_760 and small["call_seconds"] < sparse["call_seconds"] * 32_760 / 75_600
+    assert "scaled from 75,600 tokens" in " ".join(
+        cli("plan", "--gpus", "2", "--height", "480", "--width", "832").out.split()
+    )
+    assert "not of draft" in cli("plan", "--gpus", "2", "--method", "draft").out
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (["--gpus", "0"], "--gpus must be from 1 to 64, got 0"),
+        (["--gpus", "65"], "--gpus must be from 1 to 64, got 65"),
+        (["--gpus", "8", "--nodes", "3"], "--nodes must be machines that share --gpus 8 evenly, got 3"),
+        (["--gpus", "8", "--bandwidth", "fast"], "--bandwidth must be GB/s"),
+        (["--gpus", "8", "--bandwidth", "0"], "--bandwidth must be GB/s"),
+        (["--nodes", "2"], "--nodes is for several GPUs: give --gpus too"),
+        (["--bandwidth", "300"], "--bandwidth is for several GPUs: give --gpus too"),
+        (["--gpus", "8", "--model", "mochi"], "no call of mochi was measured"),
+        (["--gpus", "8", "--height", "730"], "use 720 or 736"),
+        (["--gpus", "8", "--model", "cogvideox", "--height", "480"], "known at 81 x 768 x 1360 alone"),
+    ],
+)
+def test_what_cannot_be_split_is_one_line(cli, flags, says):
+    done = cli("plan", *flags)
+    assert done.code == 2 and says in done.err and done.err.count("\n") == 1
