@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -61,6 +62,7 @@ class BudgetCheck:
     def __init__(self):
         self.note: str | None = None
         self._coming: deque[tuple[HostReading, float, str, str]] = deque()
+        self._shared: list[tuple[torch.Tensor, float, str, str]] = []  # of this rank's heads alone
 
     def of(self, plan: Plan, name: str, asked: float, call: AttentionCall) -> tuple[str, ...]:
         """The notes of a plan that ``name`` made; ``asked`` is the share of the picture's pairs with itself that it was
@@ -72,15 +74,38 @@ class BudgetCheck:
         new = call.grid not in plan.readings
         if new:
             by_kind = kept_by_kind(plan, call.grid)
-            plan.readings[call.grid] = HostReading(plan.share if by_kind is None else by_kind[0, 0])
+            kept = plan.share if by_kind is None else by_kind[0, 0]
+            plan.readings[call.grid] = HostReading(kept)
         reading = plan.readings[call.grid]
-        seen = reading, asked, f"{name}, layer {call.layer}, step {call.step}", why(plan, call, asked)
+        where = f"{name}, layer {call.layer}, step {call.step}"
+        if not call.heads.alone:
+            if new:
+                self._shared.append((kept, asked, where, why(plan, call, asked)))
+            return ()
+        seen = reading, asked, where, why(plan, call, asked)
         if self._judge(*seen):
             return (self.note,)
         told = self.note
         if new and reading.comes and reading.value is None:
             self._coming.append(seen)
         while self._coming and self._coming[0][0].value is not None:
+            self._judge(*self._coming.popleft())
+        return () if self.note == told else (self.note,)
+
+    def shares(self) -> list[torch.Tensor]:
+        """What the new plans of several ranks keep, each of this one's heads: scalar tensors."""
+        return [kept for kept, *_ in self._shared]
+
+    def settle(self, shares: Sequence[torch.Tensor]) -> tuple[str, ...]:
+        """The notes of these plans.
+
+        Args:
+            shares: what each of `shares` is over the heads of all ranks.
+        """
+        told = self.note
+        self._coming.extend((HostReading(kept), *about) for kept, (_, *about) in zip(shares, self._shared, strict=True))
+        self._shared = []
+        while self._coming and (not self._coming[0][0].comes or self._coming[0][0].value is not None):
             self._judge(*self._coming.popleft())
         return () if self.note == told else (self.note,)
 

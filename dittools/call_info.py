@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 
 from dittools.caches.state import Latents
+from dittools.ranks import ALL, ALONE, Heads, Ranks
 from dittools.timesteps import Reading
 from dittools.tokens import Layout, TokenGrid
 
@@ -80,6 +81,7 @@ class CallInfo:
         boundary: timestep below which the second transformer runs, where there are two.
         life: dies when the caller that has the loop returns or raises; what the run holds goes with it.
         source: identity of the scheduler: with other timesteps it has left its earlier run.
+        ranks: that make this forward together.
     """
 
     timing: Timing
@@ -93,6 +95,7 @@ class CallInfo:
     boundary: float | None = None
     life: weakref.ref | None = None
     source: int | None = None
+    ranks: Ranks = ALONE
 
 
 class AttentionInputs(NamedTuple):
@@ -103,6 +106,8 @@ class AttentionInputs(NamedTuple):
         q, k, v: ``[B, S, H, D]`` after RoPE.
         scale: factor on the logits.
         mask: as PyTorch's attention takes it, or None.
+        heads: which of the layer's heads these are.
+        spread: ranks over which the tokens are spread, where they are those of one of them.
     """
 
     layer: int
@@ -111,8 +116,11 @@ class AttentionInputs(NamedTuple):
     v: torch.Tensor
     scale: float
     mask: torch.Tensor | None = None
+    heads: Heads = ALL
+    spread: int = 1
 
     @property
     def pairs(self) -> float:
-        """Query-key pairs of all samples and heads."""
-        return float(self.q.shape[0] * self.q.shape[2] * self.q.shape[1] * self.k.shape[1])
+        """Query-key pairs of all samples, heads and ranks."""
+        lanes = self.q.shape[0] * self.heads.total(self.q.shape[2])
+        return float(lanes * self.q.shape[1] * self.k.shape[1] * self.spread**2)

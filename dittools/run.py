@@ -13,6 +13,7 @@ from dittools.attention_profile import Profile
 from dittools.corrections.base import Correction
 from dittools.kinds import kinds_of
 from dittools.methods.base import Method, Plan
+from dittools.ranks import ALONE, Heads, Ranks
 from dittools.scoped_cache import ScopedCache
 from dittools.stopwatch import Stopwatch
 from dittools.tally import Tally
@@ -48,6 +49,19 @@ class Call(NamedTuple):
     density: torch.Tensor | None
     kernel: str | None = None
     parts: tuple[KeptOf, ...] = ()
+
+
+class Exchanged:
+    """What went to other ranks: bytes of this one, and the stopwatches of every exchange."""
+
+    def __init__(self):
+        self.bytes = 0
+        self.watches: list[Stopwatch] = []
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of all exchanges. On CUDA it waits."""
+        return sum(watch.seconds or 0.0 for watch in self.watches)
 
 
 class CachedPlan(NamedTuple):
@@ -113,7 +127,11 @@ class Run:
         self.kernels: dict[tuple, str] = {}  # the kernel of each kind of sparse call
         self.kernel_reasons: dict[str, str] = {}  # by kernel, why a call could not have the faster one of its card
         self.why_no_kernel: dict[tuple, str | None] = {}  # by device, dtype and head dim
+        self.ranks: Ranks = ALONE  # that make it together
+        self.exchanged = Exchanged()
+        self.kept_by_rank: list[tuple[list[float], torch.Tensor]] = []  # by forward, as `dittools.agreement` has it
         self._sums: list[tuple[int, torch.Tensor]] = []  # of the outputs of this forward, with their layers
+        self._heads: dict[tuple, tuple[int, ...]] = {}  # whose states these are
 
     def begin_forward(self, step: StepInfo, part: int) -> None:
         """A forward of a transformer starts."""
@@ -142,6 +160,13 @@ class Run:
             for key in [key for key in kept if key[0] in layers and branch in (key[1], _branch_of(kept[key]))]:
                 del kept[key]
         del self.calls[calls:], self.facts[facts:]
+
+    def state_of(self, key: tuple, heads: Heads) -> ScopedCache:
+        """What a layer and branch carry from step to step, of the heads that this rank has now."""
+        if self._heads.setdefault(key, heads.mine) != heads.mine:
+            self.states.pop(key, None)
+            self._heads[key] = heads.mine
+        return self.states[key]
 
     def let_go(self) -> None:
         """Let go of all tensors that calls to come would need; what was counted stays."""

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 
 from dittools import attention_profile as profile
+from dittools.agreement import agreed_layers, share_counts
 from dittools.caches.state import Model
 from dittools.call_info import AttentionInputs, CallInfo, Layer
 from dittools.call_splitter import CallSplitter
@@ -15,12 +16,13 @@ from dittools.config import Config
 from dittools.methods.base import Plan
 from dittools.observer import AttentionEvent
 from dittools.progress import OnStep
+from dittools.ranks import ALONE, Heads, Ranks
 from dittools.run import Call, Run
 from dittools.run_setup import RunSetup
 from dittools.runs_under_way import RunsUnderWay
 from dittools.sparse import OnResult, Sparse
 from dittools.stopwatch import Stopwatch
-from dittools.tokens import TokenGrid
+from dittools.tokens import Layout, TokenGrid
 
 
 class Runtime:
@@ -70,6 +72,9 @@ class Runtime:
         self._mark = None
         self._reruns = 0
         self._sparse_in_call = False
+        self._ranks: Ranks = ALONE  # of the present forward
+        self._shared: float | None = None  # share of a layer's heads that this rank has, once a call came by heads
+        self._held_back: Exception | None = None  # raised in this forward, which the other ranks have to end first
 
     @property
     def run(self) -> Run | None:
@@ -85,6 +90,11 @@ class Runtime:
     def cache(self):
         """The step cache with its settings; None without one."""
         return self._setup.cache
+
+    @property
+    def layout(self) -> Layout | None:
+        """Where the picture is in the calls of the present forward; None where its grid is not known."""
+        return self._splitter.layout
 
     def begin_call(self, info: CallInfo) -> bool | None:
         """A transformer forward starts. True: compute it. False: reuse. None: `StepCache.watch` decides on the way.
@@ -106,6 +116,8 @@ class Runtime:
         if self._sparse is None or self._sparse.run is not run:
             self._sparse = Sparse(run, self.config, self.plan_watchers, self.result_watchers)
         self._step = self.latest = step
+        self._ranks = run.ranks = info.ranks
+        self._shared = self._held_back = None
         run.begin_forward(step, info.part)
         self._splitter.begin(info.grid, info.layout, info.why_no_grid)
         self._calls = {}
@@ -139,6 +151,7 @@ class Runtime:
         given = info.reusable
         if given is None:
             return True
+        run.reuse.ranks = info.ranks
         known = given.noise(step.step, step.steps) if given.noise is not None and self.cache.needs_noise else None
         why = given.why_compute(run) if callable(given.why_compute) else given.why_compute
         return run.reuse.begin(step, info.part, given.latents, known, why, form=given.form, tokens=given.tokens)
@@ -165,10 +178,19 @@ class Runtime:
     def end_call(self) -> bool:
         """The forward is over. True: a sparse result was not finite, so the same forward has to run again.
 
+        Ranks that share its calls agree on it.
+
         Raises:
             RuntimeError: for a non-finite result when the config is strict.
+            Exception: that a call raised on one of several ranks.
         """
         bad = self.run.non_finite_layers() if self._sparse_in_call else []
+        if self._shared is not None:
+            try:
+                bad = agreed_layers(self._ranks, len(self.layers), bad, self._held_back)
+            except Exception:
+                self.fail()
+                raise
         if bad:
             # What follows the first bad layer may only have inherited it: that layer goes dense alone at
             # first.
@@ -178,6 +200,8 @@ class Runtime:
             self._calls = {}
             self._reruns, self._sparse_in_call = self._reruns + 1, False
             return True
+        if self._shared is not None:
+            share_counts(self.run, *self._mark[:2], self._shared)
         self.run.tally.end()
         self._end()
         return False
@@ -220,13 +244,45 @@ class Runtime:
         Raises:
             ValueError: when a method was asked for by name and the call is not one it can take.
         """
+        scale = q.shape[-1] ** -0.5 if scale is None else scale
+        return self.attend_inputs(AttentionInputs(layer, q, k, v, scale, mask), dense, why_dense)
+
+    def attend_inputs(
+        self, call: AttentionInputs, dense: Callable[[], torch.Tensor], why_dense: str | None = None
+    ) -> torch.Tensor:
+        """`attend`, of some of a layer's heads too: other ranks have the others, and make the same call.
+
+        What it raises then comes at the end of the forward, on all ranks: until there they need what this one gives.
+        """
         if self._step is None:
             return dense()
-        run = self.run
+        if call.heads.alone:
+            return self._kept_or_attended(call, dense, why_dense)
+        here = call.q.shape[2]
+        self._shared = here / call.heads.total(here)
+        try:
+            return self._kept_or_attended(call, dense, why_dense)
+        except Exception as error:
+            self._held_back = self._held_back or error
+            return call.q.new_zeros(*call.q.shape[:3], call.v.shape[-1])
+
+    def note_exchange(self, sent: int, *watches: Stopwatch) -> None:
+        """Count what a call sent to other ranks, in bytes, and how long that took."""
+        if self._step is not None:
+            self.run.exchanged.bytes += sent
+            self.run.exchanged.watches += watches
+
+    def heads_of(self, layer: int, ranks: Ranks, total: int) -> Heads:
+        """Who has which heads of a layer in the present forward."""
+        return Heads.even(ranks, total)
+
+    def _kept_or_attended(
+        self, call: AttentionInputs, dense: Callable[[], torch.Tensor], why_dense: str | None
+    ) -> torch.Tensor:
+        run, layer, q, k = self.run, call.layer, call.q, call.k
         if run.tally.came(layer) and q.shape[1] != k.shape[1]:
             return dense()  # an adapter's own attention, beside the layer's
         run.tally.call(layer)
-        call = AttentionInputs(layer, q, k, v, q.shape[-1] ** -0.5 if scale is None else scale, mask)
         # Keys of other tokens are no self-attention: an adapter's pictures, or what a model keeps itself.
         if run.reuse is None or q.shape[1] != k.shape[1]:
             return self._attend(call, dense, why_dense)
@@ -261,7 +317,7 @@ class Runtime:
         """Let watchers see a call that is in the order of its grid."""
         if not self.watchers or self._splitter.layout is None:
             return
-        layer, q, k, v, scale, _ = call
+        layer, q, k, v, scale = call[:5]
         grid = self.run.grid
         if q.shape == k.shape and q.shape[1] == grid.tokens and self._splitter.layout.in_order(grid.tokens):
             for watch in self.watchers:

@@ -74,7 +74,8 @@ class Sparse:
             ``[B, S, H, D]``; None when the method wants this call dense, which is counted as a fallback.
         """
         run = self.run
-        layer, q, k, v, scale, mask = inputs
+        layer, q, k, v, scale, mask = inputs[:6]
+        heads = inputs.heads.total(q.shape[2])
         out = None if parts[0].whole else torch.empty_like(q)
         pairs, kept, kernel = 0.0, 0.0, None
         kinds = []
@@ -91,7 +92,7 @@ class Sparse:
             join = None if piece.beside is None else partial(piece.join, q=taken[0], k=k, v=v, scale=scale)
             result, density, kernel = self._piece(layer, taken, planned, call, join)
             by_kind = planned.density if planned.by_kind is None else planned.by_kind
-            kinds.append(KeptOf(piece.grid, len(taken[0]) * q.shape[2], by_kind))
+            kinds.append(KeptOf(piece.grid, len(taken[0]) * heads, by_kind))
             size = float(len(taken[0])) * piece.grid.tokens**2
             pairs += size
             if len(parts) > 1:
@@ -106,7 +107,7 @@ class Sparse:
         share = density if len(parts) == 1 else kept / pairs
         if kernel is None:
             share = None
-        run.calls.append(Call(step.step, layer, pairs * q.shape[2], share, kernel, tuple(kinds)))
+        run.calls.append(Call(step.step, layer, pairs * heads, share, kernel, tuple(kinds)))
         run.dtype = q.dtype
         with part("check"):
             run.flag_non_finite(layer, out)
@@ -203,14 +204,15 @@ class Sparse:
             generator=self._generator(step.step, layer),
             block_size=run.block_size,
             run_cache=run.caches[grid],
-            branch_state=run.states[layer, step.branch, part],
+            branch_state=run.state_of((layer, step.branch, part), inputs.heads),
             profile=run.profile,
             sparse_layers=run.sparse_layers.get(layer, ()),
+            heads=inputs.heads,
         )
 
     def _plan(self, q, k, v, call: AttentionCall, part: tuple[int, int]) -> Planned | StayDense:
         """A plan made now, or one that is kept: from a step before, or from another branch of this step."""
-        run, shape = self.run, (q.shape, q.dtype, q.device)
+        run, shape = self.run, (q.shape, q.dtype, q.device, call.heads.mine)
         refresh = max(self._config.refresh, run.correction.keeps_plans if run.correction else 1)
         # In the first step nobody knows yet whether there will be another branch.
         shared = self._config.share_branches and (len(run.branches) > 1 or call.step == run.first_step)
@@ -225,7 +227,7 @@ class Sparse:
                 run.plans_reused += not others
                 run.plans_shared += others
                 return Planned(kept.plan(), kept.density, kept.by_kind, others)
-        plan = run.method.plan(q, k, v, call)
+        plan = self._made(q, k, v, call)
         if isinstance(plan, StayDense):
             return plan
         by_kind = kept_by_kind(plan, call.grid)
@@ -235,6 +237,20 @@ class Sparse:
         run.facts.append((call.layer, plan.facts))
         run.notes.update(dict.fromkeys(plan.notes))
         return Planned(plan, plan.share, by_kind, True)
+
+    def _made(self, q, k, v, call: AttentionCall) -> Plan | StayDense:
+        """The method's answer; where ranks have to wait for each other, one that all of them give."""
+        method, ranks = self.run.method, call.heads.ranks
+        if call.heads.alone or not method.asks_others(q, call):
+            return method.plan(q, k, v, call)
+        if not method.knows_heads:
+            self.run.notes[
+                f"method {method.name} does not know of heads on other ranks: what heads share, those of a rank do"
+            ] = None
+        plan, reason = ranks.together(
+            lambda: method.plan(q, k, v, call), lambda made: made.reason if isinstance(made, StayDense) else None
+        )
+        return plan if reason is None else StayDense(reason)
 
     def _generator(self, step: int, layer: int) -> torch.Generator:
         seed = (self._config.seed * 100_003 + step) * 10_007 + layer

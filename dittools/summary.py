@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
+from dittools.agreement import density_by_rank
 from dittools.json_numbers import number
 from dittools.naming import with_options
 from dittools.run import Run
@@ -49,6 +50,7 @@ def record(runtime: Runtime) -> dict[str, Any]:
         "kernels": dict(Counter(call.kernel for call in sparse if call.kernel)),
         "kernel_reasons": dict(run.kernel_reasons),
         "cache": cache_facts(runtime, run),
+        **({} if run.ranks.alone else {"parallel": parallel_facts(run)}),
         "fallbacks": [{"reason": r, "count": n} for r, n in run.fallbacks.most_common()],
         "heads": run.fact_counts(),
         "step_seconds": run.step_seconds(),
@@ -87,6 +89,18 @@ def cache_facts(runtime: Runtime, run: Run) -> dict[str, Any]:
         "signals_not_finite": reuse.bad_signals,
         "bytes_held": reuse.peak_bytes,
         "attention_pairs": run.pair_budget(),
+    }
+
+
+def parallel_facts(run: Run) -> dict[str, Any]:
+    """The `parallel` entry of a run that several ranks made: what this one sent to others, and what each kept of the
+    pairs of its heads in sparse calls. Waits for the device.
+    """
+    return {
+        "ranks": run.ranks.size,
+        "exchanged_bytes": run.exchanged.bytes,
+        "exchange_seconds": run.exchanged.seconds,
+        "density_by_rank": density_by_rank(run),
     }
 
 
@@ -129,6 +143,8 @@ def summary(runtime: Runtime, replaced: bool = False) -> str:
         lines += _pairs_lines(sparsity)
     if "branches" in values["cache"]:
         lines += _cache_lines(values["cache"])
+    if "parallel" in values:
+        lines += _parallel_lines(values["parallel"])
     lines += [f"fallback  {f['count']} calls dense: {f['reason']}" for f in values["fallbacks"]]
     lines += [f"note      {note}" for note in (*values["notes"], *([REPLACED] if replaced else []))]
     lines += ["", "step   skipped  seconds"]
@@ -151,6 +167,14 @@ def _pairs_lines(sparsity: dict[str, Any]) -> list[str]:
         else:
             lines.append(f"pairs     {name} {kept:.3f} kept, {share:.3f} of all pairs")
     return [*lines, f"pairs     all others dense, {dense:.3f} of all pairs"]
+
+
+def _parallel_lines(parallel: dict[str, Any]) -> list[str]:
+    kept = ", ".join(_share(None if share is None else 1 - share) for share in parallel["density_by_rank"])
+    return [
+        f"ranks     {parallel['ranks']}; skipped by each {kept}; {parallel['exchanged_bytes'] / 2**20:.1f} MiB sent by "
+        f"this one in {parallel['exchange_seconds']:.2f} s"
+    ]
 
 
 def _cache_lines(cache: dict[str, Any]) -> list[str]:

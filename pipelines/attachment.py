@@ -144,7 +144,7 @@ class Attachment:
                     for layer, (place, module) in enumerate(self._modules)
                     if place.name.startswith(f"{component}.")
                 }
-                hook.layers = undo.enter_context(Layers(mine, slot))
+                hook.layers = undo.enter_context(Layers(mine, slot, model))
                 hook.install(model, undo)
                 if hook.reuse is not None:
                     hook.reuse.install(undo)

@@ -23,6 +23,9 @@ from diffusers.models.attention_dispatch import (
     dispatch_attention_fn,
 )
 
+from dittools.call_info import AttentionInputs
+from dittools.pipelines.parallel.ulysses import attend as attend_shared
+from dittools.pipelines.parallel.ulysses import context_of
 from dittools.pipelines.rebinding import calls_torch
 from dittools.runtime import Runtime
 
@@ -59,12 +62,21 @@ class BackendSlot:
     def __init__(self, runtime: Runtime):
         self.runtime = runtime
         self.seats: dict[int, Seat] = {}  # by layer
+        self.models: dict[int, weakref.ref] = {}  # the transformer of each layer
         self.attachment: Any = None  # the `Attachment` that uses it
         self.number = next(n for n in range(len(_slots_in_use) + 1) if n not in _slots_in_use)
         self.line = _line(self.number)
         _AttentionBackendRegistry.register(self.line.backend)(self.line.function)
         _slots_in_use[self.number] = self
         _sweep()
+
+    def parallel(self, layer: int) -> Any:
+        """What `enable_parallelism` left on a layer's processor, or on its transformer where the processor takes
+        none.
+        """
+        found = getattr(self.seats[layer].processor, "_parallel_config", None)
+        model = self.models[layer]() if found is None and layer in self.models else None
+        return getattr(model, "_parallel_config", None) if found is None else found
 
     def close(self) -> None:
         """Leave the table."""
@@ -150,23 +162,25 @@ def _attend(q, k, v, mask, current_layer, *settings):
     scale, dropout, causal, grouped = Settings(*settings)
     number, layer = current_layer.tolist()
     slot = _slots_in_use[number]
-    processor = slot.seats[layer].processor
-    parallel = getattr(processor, "_parallel_config", None)
+    processor, runtime, parallel = slot.seats[layer].processor, slot.runtime, slot.parallel(layer)
+
+    def dispatch(q, k, v, mask, config: Any = None, grouped: bool = False) -> torch.Tensor:
+        call = {"attn_mask": mask, "dropout_p": dropout, "is_causal": causal, "scale": scale, "enable_gqa": grouped}
+        return dispatch_attention_fn(q, k, v, **call, backend=dense_backend(processor), parallel_config=config)
 
     def dense() -> torch.Tensor:
-        call = {"attn_mask": mask, "dropout_p": dropout, "is_causal": causal, "scale": scale}
-        backend = dense_backend(processor)
-        return dispatch_attention_fn(q, k, v, **call, enable_gqa=grouped, backend=backend, parallel_config=parallel)
+        return dispatch(q, k, v, mask, parallel, grouped)
 
-    why_dense = None
-    if causal or dropout:
-        why_dense = "the call is causal or has dropout"
-    elif parallel is not None:
-        why_dense = "context parallelism is on"
+    why_dense = "the call is causal or has dropout" if causal or dropout else None
     heads = q.shape[2] // k.shape[2] if grouped else 1
     keys, values = (x if heads == 1 else x.repeat_interleave(heads, dim=2) for x in (k, v))
-    runtime = slot.runtime
-    out = runtime.attend(layer, q, keys, values, dense=dense, scale=scale, mask=mask, why_dense=why_dense)
+    context = context_of(parallel)
+    if context is None:
+        out = runtime.attend(layer, q, keys, values, dense=dense, scale=scale, mask=mask, why_dense=why_dense)
+    else:
+        scale_ = q.shape[-1] ** -0.5 if scale is None else scale
+        inputs = AttentionInputs(layer, q, keys, values, scale_, mask)
+        out = attend_shared(runtime, inputs, context, dispatch, dense, why_dense)
     return out.contiguous()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Mapping
 
 import torch
@@ -17,11 +18,14 @@ class Layers:
     Args:
         modules: attention modules by the number of their layer.
         slot: where they are led.
+        model: the transformer.
     """
 
-    def __init__(self, modules: Mapping[int, torch.nn.Module], slot: BackendSlot):
+    def __init__(self, modules: Mapping[int, torch.nn.Module], slot: BackendSlot, model: torch.nn.Module | None = None):
         self._modules = dict(modules)
         self._seats = [Seat(module, slot, layer) for layer, module in modules.items()]
+        if model is not None:
+            slot.models.update(dict.fromkeys(modules, weakref.ref(model)))
         self._runtime = slot.runtime
         self._astray: list[int] = []
         self.follow()

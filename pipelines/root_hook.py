@@ -23,6 +23,7 @@ from dittools.pipelines.copies import Listening, Unshared
 from dittools.pipelines.errors import BadInput
 from dittools.pipelines.families import Family
 from dittools.pipelines.layers import Layers
+from dittools.pipelines.parallel.ulysses import ranks_of
 from dittools.pipelines.step_reuse import StepReuse, picture_in
 from dittools.run import Run
 from dittools.runtime import Runtime
@@ -138,6 +139,7 @@ class RootHook:
             boundary=_boundary(loop),
             life=loop.life,
             source=None if loop.scheduler is None else id(loop.scheduler),
+            ranks=ranks_of(self._model(), given.device),
         )
         return self._runtime.begin_call(info)
 

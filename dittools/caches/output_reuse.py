@@ -85,6 +85,8 @@ class OutputReuse(StepCache):
             self.cache.add(state, signal)
         enough = self.cache.enough(state) if scheduled is None else scheduled
         compute = why is not None or enough
+        if scheduled is None:  # what ranks see may differ in its last bits
+            compute = bool(self.ranks.agree_max([compute])[0])
         self._verdict = self._now.call.step, compute
         return self._log(state, compute, why, signal)
 

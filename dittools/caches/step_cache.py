@@ -14,6 +14,7 @@ import torch
 
 from dittools.caches.state import BranchState, Entry, Latents, StepCall, Trajectory
 from dittools.clock import StepInfo
+from dittools.ranks import ALONE, Ranks
 
 if TYPE_CHECKING:
     from dittools.caches.base import Cache
@@ -52,6 +53,7 @@ class StepCache:
     def __init__(self, cache: Cache, run: Trajectory):
         self.cache = cache
         self.run = run
+        self.ranks: Ranks = ALONE  # that decide alike
         self.mask = cache.mask(run)
         self.notes = dict.fromkeys(cache.why_not(run))
         self.log: list[Entry] = []

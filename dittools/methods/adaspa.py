@@ -29,6 +29,7 @@ class AdaSpa(Method):
     """Order: raster. Selector: measured block mass at search steps. Budget: rows alike, heads in three levels."""
 
     name: ClassVar[str] = "adaspa"
+    knows_heads: ClassVar[bool] = True
     summary: ClassVar[str] = "block mass measured at a few steps, budgets by head (AdaSpa)"
 
     search_at: Sequence[float] = option((0.2, 0.6), "when to search, as shares of the run", kind="shares")
@@ -41,7 +42,7 @@ class AdaSpa(Method):
         blocks = ordered_blocks(call, q.device, self.order)
         if self.searches(call, q.shape):
             mass = self.mass(q, k, blocks, call)
-            keep = blocks.select_topk(mass, call.density, scope=self.scope, force=blocks.force_text)
+            keep = blocks.select_topk(mass, call.density, scope=self.scope, heads=call.heads, force=blocks.force_text)
             call.branch_state.update(keep=pack_bits(keep), searched=call.step, shape=q.shape)
         keep = unpack_bits(call.branch_state["keep"], blocks.partition.count)
         return block_plan(blocks, keep)
@@ -52,6 +53,9 @@ class AdaSpa(Method):
             return True
         return any(call.branch_state["searched"] < int(t * call.steps + 0.5) <= call.step for t in self.search_at)
 
+    def asks_others(self, q: torch.Tensor, call: AttentionCall) -> bool:
+        return self.searches(call, q.shape)
+
     def mass(self, q, k, blocks, call: AttentionCall) -> torch.Tensor:
         """What a search finds, from the log-sum-exp of an earlier one where that still fits."""
         if not self.reuse_lse or self.rows:
@@ -60,7 +64,7 @@ class AdaSpa(Method):
         if lse is not None:
             mass = block_mass(q, k, blocks, call.scale, lse=lse)
             # Waits for the device, once a layer and later search: runs have one of these.
-            if sums_to_one(mass):
+            if call.heads.every(sums_to_one(mass)):
                 return mass
         call.branch_state["lse"] = row_lse(q, k, blocks, call.scale)
         return block_mass(q, k, blocks, call.scale, lse=call.branch_state["lse"])

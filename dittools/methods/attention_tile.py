@@ -26,6 +26,7 @@ class AttentionTile(StaticVideo):
     """
 
     name: ClassVar[str] = "attention_tile"
+    knows_heads: ClassVar[bool] = True
     profile_use: ClassVar[str] = "given"
     summary: ClassVar[str] = "its own frame and k frames that everyone sees (Efficient-vDiT)"
     decides: ClassVar[tuple[str, ...]] = ("references",)

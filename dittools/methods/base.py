@@ -16,7 +16,9 @@ from dittools.kernels.masks.block_mask import BlockMask, Partition
 from dittools.kernels.masks.cluster_mask import ClusterMask
 from dittools.keys import KeySubset
 from dittools.options import Options
+from dittools.ranks import ALL, Heads
 from dittools.scoped_cache import ScopedCache
+from dittools.selection.budget import POOLED
 from dittools.selection.ordered_blocks import OrderedBlocks
 from dittools.selection.packed import pack_bits, unpack_bits
 from dittools.tokens import TokenGrid
@@ -115,6 +117,9 @@ class AttentionCall:
         profile: the run's profile, which fits model and grid; None for a method that uses none.
         sparse_layers: layers of this one's transformer that the schedule lets run sparse, for what layers share;
             empty: all layers.
+        heads: which of the layer's heads q, k and v have, where other ranks have the others. What heads share is
+            decided for all of them: scores that compete are gathered (`Heads.gather`), random numbers are drawn and
+            tables read for all heads and cut (`Heads.of`).
     """
 
     layer: int
@@ -131,6 +136,7 @@ class AttentionCall:
     branch_state: dict[Hashable, Any] = field(default_factory=ScopedCache)
     profile: Profile | None = None
     sparse_layers: tuple[int, ...] = ()
+    heads: Heads = ALL
 
     @property
     def density(self) -> float:
@@ -155,6 +161,7 @@ class Method(Options):
 
     `profile_use`: "none" takes no profile; "given" uses one that the user names; "needed" cannot run without one.
     `decides`: options that decide what is kept in place of the sparsity, where they are neither None nor "auto".
+    `knows_heads`: whether what heads share is decided for those of all ranks (`AttentionCall.heads`).
 
     Every plan is held against what was asked of it (`asked`): a miss is told in its notes.
     """
@@ -165,6 +172,7 @@ class Method(Options):
     takes_corrections: ClassVar[bool] = True  # not where it takes fewer keys in place of skipping blocks
     profile_use: ClassVar[str] = "none"
     decides: ClassVar[tuple[str, ...]] = ()
+    knows_heads: ClassVar[bool] = False
 
     def __init_subclass__(cls, **options: Any):
         super().__init_subclass__(**options)
@@ -183,6 +191,13 @@ class Method(Options):
     def asked(self, call: AttentionCall) -> float | None:
         """Share of the picture's pairs to skip in this call; None where an option decides in place of the sparsity."""
         return None if any(getattr(self, name) not in (None, "auto") for name in self.decides) else call.sparsity
+
+    def asks_others(self, q: torch.Tensor, call: AttentionCall) -> bool:
+        """Whether `plan` talks to other ranks in this call, or may stay dense for what it sees in its own heads.
+
+        Ranks then wait for each other at its end, and all do what one has to.
+        """
+        return not self.knows_heads or getattr(self, "scope", None) in POOLED
 
     def why_not(self, grid: TokenGrid, block_size: int) -> str | None:
         """None when this method can run on ``grid``, else why it cannot."""

@@ -23,6 +23,7 @@ class Clear(Static):
     """Order: 2-D patches of a block's size. Selector: distance below the radius. Budget: the radius."""
 
     name: ClassVar[str] = "clear"
+    knows_heads: ClassVar[bool] = True
     summary: ClassVar[str] = "a circle around every token of an image, of every frame in a video (CLEAR)"
     decides: ClassVar[tuple[str, ...]] = ("radius",)
 

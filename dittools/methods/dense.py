@@ -13,6 +13,7 @@ class Dense(Method):
     """Dense attention as the untouched pipeline runs it; the runtime never asks it for a plan."""
 
     name: ClassVar[str] = "dense"
+    knows_heads: ClassVar[bool] = True
     summary: ClassVar[str] = "every call dense: the pipeline as it was, with steps timed"
 
     def why_not(self, grid, block_size: int) -> str | None:

@@ -24,6 +24,7 @@ class Draft(Method):
     """Order: 2-D patches. Selector: softmax of pooled queries and keys. Budget: one a head, text and diagonal first."""
 
     name: ClassVar[str] = "draft"
+    knows_heads: ClassVar[bool] = True
     summary: ClassVar[str] = "brightest blocks of a pooled attention map, in 2-D patches (DraftAttention)"
 
     scope: str = scope_option("head")
@@ -32,5 +33,5 @@ class Draft(Method):
     def plan(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, call: AttentionCall) -> Plan:
         blocks = ordered_blocks(call, q.device, self.order)
         draft = block_softmax(pooled_logits(q, k, blocks, call.scale), blocks)
-        keep = blocks.select_topk(draft, call.density, scope=self.scope, force=blocks.force)
+        keep = blocks.select_topk(draft, call.density, scope=self.scope, heads=call.heads, force=blocks.force)
         return block_plan(blocks, keep)

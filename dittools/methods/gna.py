@@ -22,6 +22,7 @@ class GNA(Static):
     """Order: 3-D tiles of a block's volume. Selector: windows. Budget: the window, in the grid's proportions."""
 
     name: ClassVar[str] = "gna"
+    knows_heads: ClassVar[bool] = True
     summary: ClassVar[str] = "a window around every query, by stride and dilation (NATTEN)"
     decides: ClassVar[tuple[str, ...]] = ("window",)
 

@@ -27,6 +27,7 @@ class Jenga(Method):
     """Order: space-filling curve. Selector: pooled softmax and the 26 neighbours. Budget: the same for every row."""
 
     name: ClassVar[str] = "jenga"
+    knows_heads: ClassVar[bool] = True
     summary: ClassVar[str] = "neighbours and best pooled blocks along a space-filling curve (Jenga)"
     decides: ClassVar[tuple[str, ...]] = ("top_p",)
 
@@ -46,7 +47,7 @@ class Jenga(Method):
         if self.top_p is not None:
             keep = keep_mass(scores, self.top_p, min_share=call.density) | near
             return block_plan(blocks, keep, f"top_p {self.top_p:g} and neighbours add to what sparsity would keep")
-        keep = blocks.select_topk(scores, call.density, scope=self.scope, force=near)
+        keep = blocks.select_topk(scores, call.density, scope=self.scope, heads=call.heads, force=near)
         return block_plan(blocks, keep, *notes)
 
     def nearness(self, call: AttentionCall, blocks: OrderedBlocks) -> torch.Tensor:

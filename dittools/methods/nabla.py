@@ -28,6 +28,7 @@ class Nabla(Method):
     """Order: tiles of one frame. Selector: top-p of the pooled softmax, and a window. Budget: one p for a layer."""
 
     name: ClassVar[str] = "nabla"
+    knows_heads: ClassVar[bool] = True
     summary: ClassVar[str] = "nucleus of a pooled attention map, and a window of tiles (NABLA)"
     decides: ClassVar[tuple[str, ...]] = ("top_p",)
 
@@ -50,7 +51,9 @@ class Nabla(Method):
         if self.top_p is not None:
             keep = keep_mass(scores, self.top_p) | near
             return block_plan(blocks, keep, f"top_p {self.top_p:g} decides what is kept, in place of sparsity")
-        keep = blocks.select_topk(scores, call.density, scope=self.scope, ranking="cumulative", force=near)
+        keep = blocks.select_topk(
+            scores, call.density, scope=self.scope, heads=call.heads, ranking="cumulative", force=near
+        )
         return block_plan(blocks, keep, *notes)
 
     def near(self, blocks, call: AttentionCall, budget: float) -> tuple[torch.Tensor, tuple[str, ...]]:

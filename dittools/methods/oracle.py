@@ -22,6 +22,7 @@ class Oracle(Method):
     """Order: raster. Selector: true block mass. Budget: the same for every row."""
 
     name: ClassVar[str] = "oracle"
+    knows_heads: ClassVar[bool] = True
     summary: ClassVar[str] = "yardstick, slower than dense: the blocks that truly hold most mass"
 
     scope: str = scope_option("row")
@@ -30,5 +31,5 @@ class Oracle(Method):
     def plan(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, call: AttentionCall) -> Plan:
         blocks = ordered_blocks(call, q.device, self.order)
         mass = block_mass(q, k, blocks, call.scale)
-        keep = blocks.select_topk(mass, call.density, scope=self.scope, force=blocks.force_text)
+        keep = blocks.select_topk(mass, call.density, scope=self.scope, heads=call.heads, force=blocks.force_text)
         return block_plan(blocks, keep)

@@ -31,6 +31,7 @@ class PARO(Method):
     """
 
     name: ClassVar[str] = "paro"
+    knows_heads: ClassVar[bool] = True
     summary: ClassVar[str] = "per head: the axis order that groups its mass, then the heaviest blocks (PAROAttention)"
     profile_use: ClassVar[str] = "needed"
 
@@ -42,19 +43,20 @@ class PARO(Method):
         tables = Tables(call.profile)
         group = tables.groups[call.step]
         # Masks cost a sort of masses: the plan of the present group of steps is kept, and no other.
-        key = "paro", call.layer, call.sparsity, q.device
+        key = "paro", call.layer, call.sparsity, q.device, call.heads.mine
         if key not in call.run_cache or call.run_cache[key][0] != group:
             call.run_cache[key] = group, compact(self._plan(call, tables, group, q.device), q, call.layers)
         return call.run_cache[key][1]()
 
     def _plan(self, call: AttentionCall, tables: Tables, group: int, device: torch.device) -> Plan:
         """The plan of a layer in a group of steps."""
-        axes, partition = tables.axes[call.layer], Partition(call.grid.tokens, call.block_size)
+        axes, partition = call.heads.of(tables.axes[call.layer], 0), Partition(call.grid.tokens, call.block_size)
         orders = call.run_cache.get_or_make(("axis orders", device), lambda: _orders(call.grid, device))
         own = call.run_cache.get_or_make(
-            ("paro order", call.layer, device), lambda: orders[upload(axes.long(), device)][None]
+            ("paro order", call.layer, device, call.heads.mine), lambda: orders[upload(axes.long(), device)][None]
         )
         keep = tables.keep(group, call.layer, call.sparsity, call.block_size, self.scope, device)
+        keep = call.heads.of(keep, 1)
         if call.grid != call.profile.grid:
             keep = with_other_text(keep, call.grid, partition)
         return mask_plan(keep, own, partition, {"not in raster": order_count(axes.tolist())}, ())

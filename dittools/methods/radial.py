@@ -27,6 +27,7 @@ class Radial(StaticVideo):
     """Order: raster. Selector: bands whose width halves as frame distance doubles. Budget: the decay."""
 
     name: ClassVar[str] = "radial"
+    knows_heads: ClassVar[bool] = True
     summary: ClassVar[str] = "a band whose width halves as the distance of frames doubles (Radial Attention)"
     decides: ClassVar[tuple[str, ...]] = ("decay",)
 

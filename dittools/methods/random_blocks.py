@@ -18,13 +18,15 @@ class RandomBlocks(Method):
     """Order: raster. Selector: chance, for each head; text and diagonal stay. Budget: the same for every row."""
 
     name: ClassVar[str] = "random"
+    knows_heads: ClassVar[bool] = True
     summary: ClassVar[str] = "yardstick: random blocks beside text and diagonal"
 
     order: str = order_option("raster")
 
     def plan(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, call: AttentionCall) -> Plan:
         blocks = ordered_blocks(call, q.device, self.order)
-        shape = 1, q.shape[2], blocks.partition.count, blocks.partition.count  # a batch shares it
-        scores = upload(torch.rand(shape, generator=call.generator), q.device)
+        heads, count = call.heads.total(q.shape[2]), blocks.partition.count
+        drawn = torch.rand((1, heads, count, count), generator=call.generator)  # a batch shares it
+        scores = upload(call.heads.of(drawn, 1), q.device)
         keep = blocks.select_topk(scores, call.density, force=blocks.force)
         return block_plan(blocks, keep)

@@ -32,6 +32,7 @@ class Sparge(Method):
     """Order: raster, or a curve. Selector: pooled softmax with a similarity gate. Budget: the same for every row."""
 
     name: ClassVar[str] = "sparge"
+    knows_heads: ClassVar[bool] = True
     summary: ClassVar[str] = "pooled scores, trusted where the tokens of a block are alike (SpargeAttn)"
     decides: ClassVar[tuple[str, ...]] = ("tau",)
 
@@ -65,5 +66,5 @@ class Sparge(Method):
         if self.tau is not None:
             keep = within_mass(scores, self.tau) | force | (mixed > 0)
             return block_plan(blocks, keep, f"tau {self.tau:g} decides what is kept, in place of sparsity")
-        keep = blocks.select_topk(scores + mixed, call.density, scope=self.scope, force=force)
+        keep = blocks.select_topk(scores + mixed, call.density, scope=self.scope, heads=call.heads, force=force)
         return block_plan(blocks, keep)

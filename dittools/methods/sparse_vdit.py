@@ -29,6 +29,7 @@ class SparseVDiT(Method):
     """
 
     name: ClassVar[str] = "sparse_vdit"
+    knows_heads: ClassVar[bool] = True
     summary: ClassVar[str] = "per head: full, skip, diagonal, multi-diagonal or stripe, by measured error (Sparse-vDiT)"
     profile_use: ClassVar[str] = "needed"
 
@@ -40,7 +41,7 @@ class SparseVDiT(Method):
         if why := misfit_of_call(call.profile, call.grid):
             return StayDense(why)
         return call.run_cache.get_or_make(
-            ("sparse_vdit", call.layer, q.device), lambda: self.plan_layer(call, q.device)
+            ("sparse_vdit", call.layer, q.device, call.heads.mine), lambda: self.plan_layer(call, q.device)
         )
 
     def plan_layer(self, call: AttentionCall, device: torch.device) -> Plan:
@@ -48,12 +49,14 @@ class SparseVDiT(Method):
         partition = Partition(call.grid.tokens, call.block_size)
         key = self, call.layer, call.sparsity
         chosen, bits = call.profile_cache.get_or_make(key, lambda: choose_patterns(call, partition, self.cost_weight))
-        keep = unpack_bits(upload(bits, device), partition.count)[None]
+        every = dict.fromkeys(pattern.mode for pattern in chosen)
+        chosen = call.heads.pick(chosen)
+        keep = unpack_bits(upload(call.heads.of(bits, 0), device), partition.count)[None]
         order, ordered = None, torch.tensor([pattern.mode == "multi_diagonal" for pattern in chosen])
         if ordered.any():
             orders = call.run_cache.get_or_make(("pattern orders", device), lambda: pattern_orders(call.grid, device))
             order = orders[upload(ordered.long(), device)][None]
         modes = [pattern.mode for pattern in chosen]
-        facts = {mode: torch.tensor(modes.count(mode)) for mode in dict.fromkeys(modes)}
+        facts = {mode: torch.tensor(modes.count(mode)) for mode in every}
         rows = skipped_text_rows(call.grid, partition, chosen, device)
         return Plan(order, BlockMask(keep, partition, partition), facts, rows=rows)

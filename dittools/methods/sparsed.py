@@ -24,6 +24,7 @@ class SparseD(Method):
     """Order: raster. Selector: measured block mass, once a run. Budget: the same for every row."""
 
     name: ClassVar[str] = "sparsed"
+    knows_heads: ClassVar[bool] = True
     summary: ClassVar[str] = "block mass measured once and kept to the end of the run (SparseD)"
 
     scope: str = scope_option("row")
@@ -34,7 +35,7 @@ class SparseD(Method):
         blocks = ordered_blocks(call, q.device, self.order)
         if call.branch_state.get("shape") != q.shape:
             mass = block_mass(q, k, blocks, call.scale, rows=self.rows)
-            keep = blocks.select_topk(mass, call.density, scope=self.scope, force=blocks.force_text)
+            keep = blocks.select_topk(mass, call.density, scope=self.scope, heads=call.heads, force=blocks.force_text)
             call.branch_state.update(keep=pack_bits(keep), shape=q.shape)
         keep = unpack_bits(call.branch_state["keep"], blocks.partition.count)
         return block_plan(blocks, keep)

@@ -32,6 +32,7 @@ class STA(Static):
     """
 
     name: ClassVar[str] = "sta"
+    knows_heads: ClassVar[bool] = True
     profile_use: ClassVar[str] = "given"
     summary: ClassVar[str] = "a window of whole tiles around every tile (Sliding Tile Attention)"
     decides: ClassVar[tuple[str, ...]] = ("window",)
@@ -56,7 +57,8 @@ class STA(Static):
         # Steps of a group share their windows, and heads of any layer the masks of equal ones.
         place = self, search.groups[call.step], call.layer, call.sparsity
         windows = call.profile_cache.get_or_make(place, lambda: search.of_heads(call))
-        masks = call.run_cache.get_or_make((place, q.device), lambda: search.masks(windows, call, q.device))
+        own = call.heads.pick(windows)
+        masks = call.run_cache.get_or_make((place, tuple(own), q.device), lambda: search.masks(own, call, q.device))
         order = call.run_cache.get_or_make(
             (self, "order", q.device), lambda: upload(tiles(call.grid, search.tiling.tile), q.device)[None, None]
         )

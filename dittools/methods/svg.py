@@ -33,6 +33,7 @@ class SVG(Method):
     """
 
     name: ClassVar[str] = "svg"
+    knows_heads: ClassVar[bool] = True
     profile_use: ClassVar[str] = "given"
     summary: ClassVar[str] = "per head: near frames, or the same place in all frames (Sparse VideoGen)"
 
@@ -76,7 +77,7 @@ def known_temporal(q: torch.Tensor, call: AttentionCall) -> torch.Tensor:
     """Which heads a profile found temporal, bool ``[B, H]``: nothing is probed then."""
     model = call.profile.model
     table = call.profile.array("svg.temporal", (model.layers, model.heads), torch.uint8)[call.layer]
-    return table.bool().to(q.device).expand(q.shape[0], -1)
+    return call.heads.of(table, 0).bool().to(q.device).expand(q.shape[0], -1)
 
 
 def pattern_plan(both: TwoPatterns, temporal: torch.Tensor) -> Plan:

@@ -32,6 +32,7 @@ class SVG2(Method):
     """
 
     name: ClassVar[str] = "svg2"
+    knows_heads: ClassVar[bool] = True
     summary: ClassVar[str] = "clusters of alike queries attend to clusters of alike keys (Sparse VideoGen2)"
     decides: ClassVar[tuple[str, ...]] = ("top_p",)
 
@@ -76,4 +77,4 @@ class SVG2(Method):
         mass = centroid_mass(query, key, call.scale)
         if self.top_p is not None:
             return keep_mass(mass, self.top_p, min_share=self.min_share, force=force)
-        return select_topk_clusters(mass, query, key, call.density, scope=self.scope)
+        return select_topk_clusters(mass, query, key, call.density, scope=self.scope, heads=call.heads)

@@ -23,6 +23,7 @@ class SVGEAR(SVG2):
     """
 
     name: ClassVar[str] = "svg_ear"
+    knows_heads: ClassVar[bool] = True
     summary: ClassVar[str] = "svg2 where skipped clusters enter as their means, and errors decide (SVG-EAR)"
     correction: ClassVar[str] = "centroids"
 
@@ -34,7 +35,7 @@ class SVGEAR(SVG2):
         # An error is suffered by all queries of a cluster and saved at the price of all pairs: by key, that is.
         gain = compensation_error(query, key, k, v, call.scale) / sizes[1].clamp_min(1)[..., None, :]
         if self.top_p is None:
-            return select_topk_clusters(gain, query, key, call.density, scope=self.scope)
+            return select_topk_clusters(gain, query, key, call.density, scope=self.scope, heads=call.heads)
         mass = centroid_mass(query, key, call.scale)
         room = keep_mass(mass, self.top_p, min_share=2 * self.min_share if self.min_share <= 0.5 else 1.0, force=force)
         sure = keep_mass(mass, 0.0, min_share=self.min_share, force=force)

@@ -27,6 +27,7 @@ class ToDo(Method):
     """
 
     name: ClassVar[str] = "todo"
+    knows_heads: ClassVar[bool] = True
     summary: ClassVar[str] = "all queries see the same few keys, one for each cell of every frame (ToDo)"
     decides: ClassVar[tuple[str, ...]] = ("stride",)
     takes_corrections: ClassVar[bool] = False

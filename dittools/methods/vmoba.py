@@ -36,6 +36,7 @@ class VMoBA(Method):
     """Order: 1-D, 2-D or 3-D chunks by layer. Selector: key means gated by queries. Budget: the same for every row."""
 
     name: ClassVar[str] = "vmoba"
+    knows_heads: ClassVar[bool] = True
     summary: ClassVar[str] = "means of key chunks, in 1-D, 2-D and 3-D chunks by turns of layers (VMoBA)"
     decides: ClassVar[tuple[str, ...]] = ("tau",)
 
@@ -46,7 +47,7 @@ class VMoBA(Method):
         blocks = ordered_blocks(call, q.device, CYCLE[call.layer % 3])
         gate = pooled_logits(q, k, blocks, scale=1)
         if self.tau is not None:
-            keep = min_max_nucleus(gate, self.tau, self.scope, blocks.force)
+            keep = min_max_nucleus(gate, self.tau, self.scope, blocks.force, call.heads)
             return block_plan(blocks, keep, f"tau {self.tau:g} decides what is kept, in place of sparsity")
-        keep = blocks.select_topk(gate, call.density, scope=self.scope, force=blocks.force)
+        keep = blocks.select_topk(gate, call.density, scope=self.scope, heads=call.heads, force=blocks.force)
         return block_plan(blocks, keep)

@@ -29,6 +29,7 @@ class XAttention(Method):
     """Order: raster. Selector: antidiagonal sums after softmax. Budget: one cumulative threshold for a layer."""
 
     name: ClassVar[str] = "xattention"
+    knows_heads: ClassVar[bool] = True
     summary: ClassVar[str] = "blocks with most mass on a sample of antidiagonals (XAttention)"
     decides: ClassVar[tuple[str, ...]] = ("tau",)
 
@@ -43,5 +44,7 @@ class XAttention(Method):
         if self.tau is not None:
             keep = keep_mass(mass, self.tau) | blocks.force_text
             return block_plan(blocks, keep, f"tau {self.tau:g} decides what is kept, in place of sparsity")
-        keep = blocks.select_topk(mass, call.density, scope=self.scope, ranking="cumulative", force=blocks.force_text)
+        keep = blocks.select_topk(
+            mass, call.density, scope=self.scope, heads=call.heads, ranking="cumulative", force=blocks.force_text
+        )
         return block_plan(blocks, keep)

@@ -8,9 +8,12 @@ import torch
 
 from dittools.kernels.topk_mask.dispatch import topk_mask_per_head, topk_mask_per_row
 from dittools.kernels.topk_mask.share import must_keep
+from dittools.ranks import ALL, Heads
 from dittools.selection.areas import Area, AreaPair, alone
 
 SCOPES = ("row", "head", "layer", "adaptive")
+POOLED = ("layer", "adaptive")
+"""Scopes in which the heads of a layer share a budget."""
 RANKINGS = ("score", "cumulative")
 # A head that keeps this share of its mass can spare some of its budget (AdaSpa).
 RECALL = 0.8
@@ -25,6 +28,7 @@ def select_topk_blocks(
     scope: str = "row",
     ranking: str = "score",
     force: torch.Tensor | None = None,
+    heads: Heads = ALL,
 ) -> torch.Tensor:
     """Keep the best blocks of each scope until the asked share of its query-key pairs is kept.
 
@@ -45,6 +49,7 @@ def select_topk_blocks(
             "cumulative": the share of its row's total that better blocks hold already, so that every row keeps
             its nucleus of one common p (top-p).
         force: bool, broadcastable to the scores.
+        heads: which of the layer's heads these are: heads that share a budget do so with those of other ranks.
 
     Returns:
         bool ``[B, H, Mq, Nk]``.
@@ -58,6 +63,11 @@ def select_topk_blocks(
     if not isinstance(density, torch.Tensor) and not 0 < density <= 1:
         raise ValueError(f"density must be above 0 and at most 1, got {density:g}")
     scores = scores.float()
+    if scope == "layer" and not heads.alone:
+        lanes = scores.shape[1]
+        query_sizes, key_sizes, force = (_of_all(x, lanes, heads) for x in (query_sizes, key_sizes, force))
+        how = {"scope": scope, "ranking": ranking, "force": force}
+        return heads.of(select_topk_blocks(heads.gather(scores, 1), query_sizes, key_sizes, density, **how), 1)
     budget = {"query_sizes": query_sizes, "key_sizes": key_sizes, "force": force}
     if scope in ("row", "adaptive"):
         keep = topk_mask_per_row(scores, density=density, **budget)
@@ -65,7 +75,8 @@ def select_topk_blocks(
             return keep
         weight = scores * query_sizes.to(scores.device)[..., None]
         held = (weight * keep).sum((-1, -2)) / weight.sum((-1, -2)).clamp_min(torch.finfo(torch.float32).tiny)
-        return topk_mask_per_row(scores, density=head_levels(held, density), **budget)
+        levels = heads.of(head_levels(heads.gather(held, 1), density), 1)
+        return topk_mask_per_row(scores, density=levels, **budget)
     if ranking == "cumulative":
         scores = -_held_before(scores, must_keep(scores, force, key_sizes))
     return topk_mask_per_head(scores, density=density, across_heads=scope == "layer", **budget)
@@ -84,23 +95,23 @@ def select_topk_blocks_apart(
     scope: str = "row",
     ranking: str = "score",
     force: torch.Tensor | None = None,
+    heads: Heads = ALL,
 ) -> torch.Tensor:
     """`select_topk_blocks` for each segment of queries with each segment of keys by itself; blocks in no segment keep
     all and are kept by all.
 
     Args:
-        scores, scope, ranking, force: as `select_topk_blocks`.
+        scores, scope, ranking, force, heads: as `select_topk_blocks`.
         queries, keys: segments that do not overlap.
         density: of the run of queries and the run of keys of these numbers.
     """
     keep = torch.ones_like(scores, dtype=torch.bool)
+    how = {"scope": scope, "ranking": ranking, "heads": heads}
     for i, (rows, query_sizes) in enumerate(queries):
         for j, (columns, key_sizes) in enumerate(keys):
             place = (..., rows, columns)
             held = None if force is None else force.expand(scores.shape)[place]
-            keep[place] = select_topk_blocks(
-                scores[place], query_sizes, key_sizes, density(i, j), scope=scope, ranking=ranking, force=held
-            )
+            keep[place] = select_topk_blocks(scores[place], query_sizes, key_sizes, density(i, j), force=held, **how)
     return keep
 
 
@@ -113,16 +124,18 @@ def select_topk_blocks_by_area(
     scope: str = "row",
     ranking: str = "score",
     force: torch.Tensor | None = None,
+    heads: Heads = ALL,
 ) -> torch.Tensor:
     """`select_topk_blocks` with a budget for each kind of pair; text keeps all and is kept by all.
 
     Args:
-        scores, scope, ranking, force: as `select_topk_blocks`; ``force`` holds rows and columns of blocks with text.
+        scores, scope, ranking, heads: as `select_topk_blocks`.
+        force: as there, with rows and columns of blocks with text.
         sizes: int64 ``[M]``, positions in each block.
         areas: of those blocks.
         density: share to keep of the pairs of each kind.
     """
-    how = {"scope": scope, "ranking": ranking, "force": force}
+    how = {"scope": scope, "ranking": ranking, "force": force, "heads": heads}
     if alone(areas, len(sizes)):
         return select_topk_blocks(scores, sizes, sizes, density, **how)
     runs = [(area.blocks, area.sizes(scores.device)) for area in areas]
@@ -149,6 +162,11 @@ def head_levels(recall: torch.Tensor, density: float) -> torch.Tensor:
     rank = recall.argsort(dim=-1, descending=True, stable=True).argsort(dim=-1)
     step = min(density / 2, 1 - density)
     return density - step * (rank < sure).float() + step * (rank >= heads - sure).float()
+
+
+def _of_all(x: torch.Tensor | None, lanes: int, heads: Heads) -> torch.Tensor | None:
+    """What goes with scores of ``lanes`` heads, ``[B or 1, H or 1, ...]`` or without lanes, for all heads."""
+    return heads.gather(x, 1) if x is not None and x.ndim > 2 and x.shape[1] == lanes else x
 
 
 def _held_before(scores: torch.Tensor, must: torch.Tensor) -> torch.Tensor:

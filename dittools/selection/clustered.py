@@ -6,6 +6,7 @@ import torch
 
 from dittools.kernels.residual.error import block_approximation_error
 from dittools.orders.clusters import Clustered
+from dittools.ranks import ALL, Heads
 from dittools.selection.budget import select_topk_blocks, select_topk_blocks_apart
 
 
@@ -41,19 +42,19 @@ def compensation_error(
 
 
 def select_topk_clusters(
-    scores: torch.Tensor, query: Clustered, key: Clustered, density: float, *, scope: str = "row"
+    scores: torch.Tensor, query: Clustered, key: Clustered, density: float, *, scope: str = "row", heads: Heads = ALL
 ) -> torch.Tensor:
     """Pairs of clusters to keep, with a budget for each kind of pair; text keeps all and is kept by all.
 
     Args:
         scores: ``[B, H, Mq, Nk]``, more is better.
         density: share to keep of the pairs of each kind.
-        scope: as `dittools.selection.budget.select_topk_blocks`.
+        scope, heads: as `dittools.selection.budget.select_topk_blocks`.
 
     Returns:
         bool ``[B, H, Mq, Nk]``.
     """
     queries, keys = ([(at, side.partition.run_sizes[..., at]) for at in side.areas] for side in (query, key))
     if len(keys) == 1 and key.text is None:
-        return select_topk_blocks(scores, queries[0][1], keys[0][1], density, scope=scope)
-    return select_topk_blocks_apart(scores, queries, keys, lambda i, j: density, scope=scope)
+        return select_topk_blocks(scores, queries[0][1], keys[0][1], density, scope=scope, heads=heads)
+    return select_topk_blocks_apart(scores, queries, keys, lambda i, j: density, scope=scope, heads=heads)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import torch
 
+from dittools.ranks import ALL, Heads
+
 
 def within_mass(scores: torch.Tensor, p: float) -> torch.Tensor:
     """Best blocks of each row while their sum stays within p of it: the block that would cross p is left out.
@@ -24,18 +26,21 @@ def within_mass(scores: torch.Tensor, p: float) -> torch.Tensor:
     return torch.zeros_like(chosen).scatter_(-1, order, chosen)
 
 
-def min_max_nucleus(gate: torch.Tensor, p: float, scope: str, force: torch.Tensor) -> torch.Tensor:
+def min_max_nucleus(gate: torch.Tensor, p: float, scope: str, force: torch.Tensor, heads: Heads = ALL) -> torch.Tensor:
     """Blocks whose min-max normalised gates reach the share p of their sum, forced ones first, and one more at least.
 
     Args:
         gate: ``[B, H, M, N]``, any numbers.
         p: share in (0, 1]; 1 keeps every block.
         scope: over what gates are normalised and summed: "row", "head" or "layer".
-        force: bool, broadcastable to the gate.
+        force: bool, broadcastable to the gate, one for all heads where other ranks have some.
+        heads: which of the layer's heads these are.
 
     Returns:
         bool ``[B, H, M, N]``. Source: VMoBA's threshold mode.
     """
+    if scope == "layer" and not heads.alone:
+        return heads.of(min_max_nucleus(heads.gather(gate, 1), p, scope, force), 1)
     force = force.expand(gate.shape)
     if p == 1:
         return torch.ones_like(force)

@@ -9,6 +9,7 @@ import torch
 
 from dittools.kernels.masks.block_mask import Partition
 from dittools.orders.named import named_order
+from dittools.ranks import ALL, Heads
 from dittools.selection.areas import Area, alone, areas_of
 from dittools.selection.budget import select_topk_blocks_by_area
 from dittools.tokens import TokenGrid
@@ -64,13 +65,14 @@ class OrderedBlocks:
         scope: str = "row",
         ranking: str = "score",
         force: torch.Tensor | None = None,
+        heads: Heads = ALL,
     ) -> torch.Tensor:
         """`dittools.selection.budget.select_topk_blocks_by_area` of these blocks.
 
         ``force`` holds `force_text` where there is text.
         """
         return select_topk_blocks_by_area(
-            scores, self.sizes, self.areas, density, scope=scope, ranking=ranking, force=force
+            scores, self.sizes, self.areas, density, scope=scope, ranking=ranking, force=force, heads=heads
         )
 
 

@@ -1,0 +1,77 @@
+"""What the ranks of a forward tell each other at its end: what broke, and what each of them kept.
+
+One small all-reduce says whether the forward stands, and one gather makes the counts of every rank those of all heads;
+the second does not wait for the device.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from dittools.budget_check import BudgetCheck
+from dittools.ranks import FailedElsewhere, Ranks
+from dittools.run import Run
+
+
+def agreed_layers(ranks: Ranks, layers: int, bad: list[int], error: Exception | None) -> list[int]:
+    """The layers whose result is not finite on any rank.
+
+    Args:
+        layers: how many there are.
+        bad: of this rank.
+        error: that this rank held back so that the others came to the end of the forward.
+
+    Raises:
+        Exception: on all ranks where one held an error back: that one, and `FailedElsewhere` on the others.
+    """
+    flags = [0] * layers
+    for layer in bad:
+        flags[layer] = 1
+    failed, *flags = ranks.agree_max([int(error is not None), *flags])
+    if failed:
+        text = ranks.agree_text(None if error is None else f"rank {ranks.rank}: {error}")
+        raise error or FailedElsewhere(text)
+    return [layer for layer, flag in enumerate(flags) if flag]
+
+
+def share_counts(run: Run, calls: int, facts: int, share: float) -> None:
+    """Turn what a forward counted of this rank's heads into what it counted of all.
+
+    Args:
+        calls, facts: how many the run had before the forward.
+        share: of the heads of a layer that this rank has.
+    """
+    sparse = [at for at in range(calls, len(run.calls)) if run.calls[at].density is not None]
+    checks = [cache[BudgetCheck] for cache in run.caches.values() if BudgetCheck in cache]
+    means = [run.calls[at].density for at in sparse]
+    means += [piece.kept for at in sparse for piece in run.calls[at].parts]
+    means += [kept for check in checks for kept in check.shares()]
+    sums = [value.sum() for _, named in run.facts[facts:] for value in named.values()]
+    if not means and not sums:
+        return
+    device = run.ranks.device
+    given = [torch.as_tensor(x, dtype=torch.float32).to(device).flatten() for x in (share, *means, *sums)]
+    found = torch.stack(run.ranks.gather(torch.cat(given)))  # [ranks, numbers]
+    shares = found[:, :1]
+    run.kept_by_rank.append(([run.calls[at].pairs for at in sparse], found[:, : len(sparse) + 1]))
+    count = sum(x.numel() for x in given[1 : len(means) + 1])
+    parts = iter((shares * found[:, 1 : count + 1]).sum(0).split([x.numel() for x in given[1 : len(means) + 1]]))
+    for at in sparse:
+        run.calls[at] = run.calls[at]._replace(density=next(parts)[0])
+    for at in sparse:
+        kept = tuple(piece._replace(kept=next(parts).view(piece.kept.shape)) for piece in run.calls[at].parts)
+        run.calls[at] = run.calls[at]._replace(parts=kept)
+    for check in checks:
+        run.notes.update(dict.fromkeys(check.settle([next(parts)[0] for _ in check.shares()])))
+    totals = iter(found[:, count + 1 :].sum(0).unbind())
+    run.facts[facts:] = [(layer, {name: next(totals) for name in named}) for layer, named in run.facts[facts:]]
+
+
+def density_by_rank(run: Run) -> list[float | None]:
+    """Share of its pairs of sparse calls that each rank computed; None where it had none. Waits for the device."""
+    computed, whole = [0.0] * run.ranks.size, [0.0] * run.ranks.size
+    for pairs, found in run.kept_by_rank:
+        for rank, (share, *kept) in enumerate(found.tolist()):
+            computed[rank] += sum(share * n * each for n, each in zip(pairs, kept, strict=True))
+            whole[rank] += share * sum(pairs)
+    return [None if not all_ else part / all_ for part, all_ in zip(computed, whole, strict=True)]

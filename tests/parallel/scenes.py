@@ -1,0 +1,161 @@
+"""Tiny transformers that draw on one device and on several ranks, and what each of both gave."""
+
+from __future__ import annotations
+
+import functools
+import traceback
+import types
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from dittools import summary
+from dittools.config import Config
+from dittools.pipelines.attach import attach
+from dittools.pipelines.families import find_family
+from tests import families_tiny
+from tests.families_tiny import TINY, noise, shown
+from tests.parallel.pool import SIZE
+
+HEADS, TEXT, STEPS = 4, 8, 4
+GRIDS = {"wan": (4, 12, 16), "ltx": (4, 12, 16), "flux": (1, 24, 32), "flux-2": (1, 24, 32), "qwen-image": (1, 24, 32)}
+BRANCHES = ("cond", "uncond")
+
+
+class Scene:
+    """A transformer of a family with a loop around it; as much of a pipeline as an acceleration needs.
+
+    Args:
+        name: of the family.
+        degree: ranks that share it; 1 for one device.
+        batch: samples; two where texts of other lengths make a mask.
+        heads: of attention.
+        grid: tokens along frames, rows and columns.
+        text: tokens of text.
+        anything: whether diffusers is told that tokens and heads need not divide.
+    """
+
+    def __init__(self, name, degree=1, *, batch=None, heads=HEADS, grid=None, text=TEXT, anything=False):
+        self.name, self.degree, self.batch = name, degree, batch or (2 if name == "qwen-image" else 1)
+        self.heads, self.text, self.anything = heads, text, anything
+        self.grid = grid or GRIDS[name]
+        self.scheduler = types.SimpleNamespace(timesteps=torch.linspace(900.0, 100.0, STEPS))
+        self.transformer = self.model()
+
+    def model(self) -> torch.nn.Module:
+        config = TINY[self.name].config
+        before = dict(config)
+        config["num_attention_heads"] = self.heads
+        if "cross_attention_dim" in config:
+            config["cross_attention_dim"] = self.heads * config["attention_head_dim"]
+        try:
+            return families_tiny.transformer(self.name, find_family(self.name).transformer)
+        finally:
+            config.update(before)
+
+    def arguments(self) -> dict[str, Any]:
+        given = TINY[self.name].arguments(self.grid, self.batch)
+        given["encoder_hidden_states"] = noise(self.batch, self.text, given["encoder_hidden_states"].shape[-1])
+        if "txt_ids" in given:
+            given["txt_ids"] = torch.zeros(self.text, given["txt_ids"].shape[-1])
+        if self.name == "flux-2":  # whose ids have a batch in the pipeline
+            given |= {ids: given[ids].expand(self.batch, -1, -1) for ids in ("img_ids", "txt_ids")}
+        if "encoder_attention_mask" in given:  # with which diffusers' own attention to text fails on several ranks
+            given["encoder_attention_mask"] = None
+        if "encoder_hidden_states_mask" in given:
+            given["encoder_hidden_states_mask"] = shown(self.batch, self.text).bool()
+        return given
+
+    def share(self) -> None:
+        """Split it among the ranks, as a user does."""
+        from diffusers import ContextParallelConfig
+
+        config = ContextParallelConfig(
+            ulysses_degree=self.degree, mesh=mesh(self.degree), ulysses_anything=self.anything
+        )
+        count, torch.accelerator.device_count = torch.accelerator.device_count, lambda: 1
+        try:
+            self.transformer.enable_parallelism(config=config)
+        finally:
+            torch.accelerator.device_count = count
+
+    def draw(self) -> torch.Tensor:
+        """The latents after a few steps of both branches."""
+        given, clock = self.arguments(), find_family(self.name)
+        scale = 1e-3 if given["timestep"].max() < 1 else 1.0
+        latents = given.pop("hidden_states")
+        timesteps = self.scheduler.timesteps
+        with torch.no_grad():
+            for t in timesteps:
+                outs = []
+                for number, branch in enumerate(BRANCHES):
+                    asked = given | {"encoder_hidden_states": given["encoder_hidden_states"] * (1 - number / 2)}
+                    asked |= {"hidden_states": latents, clock.timestep: t.expand(self.batch) * scale}
+                    with self.transformer.cache_context(branch):
+                        outs.append(self.transformer(**asked, return_dict=False)[0])
+                latents = latents - 0.3 * (1.5 * outs[0] - 0.5 * outs[1])
+        return latents
+
+    def accelerated(self, **settings: Any) -> tuple[torch.Tensor, dict[str, Any]]:
+        """Latents and record under these settings."""
+        how = {"sparsity": 0.6, "dense_steps": 1, "dense_layers": 0}
+        attachment = attach(self, Config(**(how | settings)))
+        try:
+            out = self.draw()
+            return out, summary.record(attachment.runtime)
+        finally:
+            attachment.detach()
+
+
+@functools.cache
+def mesh(degree: int):
+    """The ranks in groups of ``degree``; each group has the whole of a model."""
+    from torch.distributed.device_mesh import init_device_mesh
+
+    whole = init_device_mesh("cpu", (SIZE // degree, 1, degree), mesh_dim_names=("groups", "ring", "ulysses"))
+    return whole["ring", "ulysses"]
+
+
+def compare(name: str, degrees: tuple[int, ...], cases: list[dict[str, Any]], **how: Any) -> list[dict[str, Any]]:
+    """For each degree and case the largest difference from one device, and both records. The same on every rank."""
+    rank = dist.get_rank()
+    alone = Scene(name, **how)
+    mine = {at: attempt(alone, case) for at, case in enumerate(cases) if at % SIZE == rank}
+    found: list[Any] = [None] * SIZE
+    dist.all_gather_object(found, mine)
+    expected = {at: one for part in found for at, one in part.items()}
+    answers = []
+    for degree in degrees:
+        scene = Scene(name, degree, **how)
+        scene.share()
+        group = rank // degree
+        mine = {at: attempt(scene, case) for at, case in enumerate(cases) if at % (SIZE // degree) == group}
+        dist.all_gather_object(found, mine)
+        for at in range(len(cases)):
+            outs = [part[at] for part in found if at in part]
+            answers.append({"degree": degree, "case": cases[at], "alone": expected[at], "ranks": outs})
+    for one in answers:
+        one["difference"] = max(difference(one["alone"]["out"], other.pop("out")) for other in one["ranks"])
+    for one in expected.values():
+        one.pop("out")
+    return answers if rank == 0 else []
+
+
+def attempt(scene: Scene, case: dict[str, Any]) -> dict[str, Any]:
+    try:
+        out, record = scene.accelerated(**case)
+    except Exception as error:
+        return {
+            "out": None,
+            "error": f"{type(error).__name__}: {error}",
+            "record": None,
+            "where": traceback.format_exc(),
+        }
+    return {"out": out, "error": None, "record": record}
+
+
+def difference(one: torch.Tensor | None, other: torch.Tensor | None) -> float:
+    if one is None or other is None:
+        return float("inf")
+    return (one - other).abs().max().item() / one.abs().max().item()
