@@ -265,3 +265,20 @@ def test_pictures_show_the_measured_points_in_light_and_dark(tmp_path, capsys):
     drawn = {scheme: curves.draw(shown, scheme) for scheme in curves.INK}
     assert all(curves.told(picture) == shown for picture in drawn.values())
     assert "easycache</text>" in drawn["light"] and drawn["light"] != drawn["dark"]
+
+
+def test_ways_to_deal_heads_stand_in_one_cell_for_each_layout(tmp_path):
+    def row(parallel, ranks, natural):
+        ways = {"natural": {"balance": natural, "worst": 2.0}, "snake": {"balance": 1.1, "worst": 1.5},
+                "greedy": {"balance": 1.0, "worst": 1.25}}  # fmt: skip
+        return {"model": "wan", "heads": 40, "method": "nabla", "parallel": parallel, "ranks": ranks, "ways": ways,
+                "density": {"mean": 0.2, "least": 0.1, "most": 0.9, "varied": 0.5}}  # fmt: skip
+
+    rows = [row("ulysses:8", 8, 1.3), row("ulysses:8,ring:8", 64, 1.4)]
+    found = result(rows, measured_by=["python", "-m", "dittools.benchmarks.head_density"])
+    (tmp_path / "deal_simulated.json").write_text(json.dumps(found))
+    page = figures.filled("<!-- deal_simulated -->\n<!-- end -->", tmp_path)
+    lines = [line for line in page.splitlines() if line.startswith("| ")]
+    assert lines[2] == "| wan | nabla | 0.200 | 0.100 | 0.900 | 0.500 |"
+    assert lines[3].startswith("| wan, 40 heads a layer | 8: `ulysses:8` | 64: `ulysses:8,ring:8` | worst of 8 |")
+    assert lines[5] == ("| nabla | 1.300 / 1.100 / 1.000 | 1.400 / 1.100 / 1.000 | 2.00 / 1.50 / 1.25 | 1.30x |")

@@ -33,6 +33,7 @@ RENDER = {
     "gpu_tests": blocks.gpu_tests,
     "tritons": blocks.tritons,
     "first_use": blocks.first_use,
+    "deal_simulated": blocks.deals,
     "in_short": blocks.in_short,
     "embedded_model": blocks.embedded_model,
     "svg_480p": blocks.sweep,

@@ -277,6 +277,40 @@ def costs(result: dict) -> tuple[list[str], list[list]]:
     return head, rows
 
 
+def deals(result: dict) -> list[tuple[list[str], list[list]]]:
+    """Heads and rows: a table of the densities that are dealt, then one for each model, a source a line and a layout
+    of ranks a column: how long ranks wait with heads in natural order, in a snake, and greedily dealt.
+    """
+    models: dict[str, dict[str, list[dict]]] = {}
+    for row in result["rows"]:
+        lines = models.setdefault(f"{row['model']}, {row['heads']} heads a layer", {})
+        lines.setdefault(row.get("method", "searched windows"), []).append(row)
+    parts = ("mean", "least", "most", "varied")
+    densities = [
+        [name.partition(",")[0], source, *(f"{row['density'][part]:.3f}" for part in parts)]
+        for name, lines in models.items()
+        for source, (row, *_) in lines.items()
+    ]
+    tables = [(["model", "densities of", *parts], densities)]
+    for name, lines in models.items():
+        layouts = next(iter(lines.values()))
+        head = [name, *(f"{row['ranks']}: `{row['parallel']}`" for row in layouts)]
+        whole = next(place for place, row in enumerate(layouts) if row["parallel"] == "ulysses:8")
+        rows = []
+        for source, found in lines.items():
+            ways = found[whole]["ways"]
+            rows.append([
+                source, *(_waits(row["ways"], "balance", 3) for row in found), _waits(ways, "worst", 2),
+                f"{ways['natural']['balance'] / ways['greedy']['balance']:.2f}x",
+            ])  # fmt: skip
+        tables.append(([*head, "worst of 8", "8 faster by greedy"], rows))
+    return tables
+
+
+def _waits(ways: dict, what: str, digits: int) -> str:
+    return " / ".join(f"{ways[way][what]:.{digits}f}" for way in ("natural", "snake", "greedy"))
+
+
 def cell(number: float | None, unit: str) -> str:
     """A figure with its unit; r has none."""
     if number is None:

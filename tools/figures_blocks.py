@@ -243,6 +243,13 @@ def gpu_tests(results: list[dict]) -> str:
     return "\n\n".join((*told, table(head, rows), where(results[0])))
 
 
+def deals(result: dict) -> str:
+    """What dealing heads to ranks would give, from densities that were measured or published."""
+    tables = [table(head, rows) for head, rows in figures_bench.deals(result)]
+    measured = "Densities of the embedded model: `" + " ".join(result["measured_by"]) + "`"
+    return "\n\n".join((*tables, measured, where(result), how(result)))
+
+
 def kept(result: dict) -> str:
     """PSNR and SSIM of every setting under test."""
     lines = [line for line in result["summary"] if line["kind"] == "sweep"]
