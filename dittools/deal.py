@@ -20,7 +20,7 @@ from dittools.naming import unknown
 
 @dataclass(frozen=True)
 class Deal:
-    """The heads of one layer, dealt to ranks.
+    """The heads of one layer, dealt to ranks: ``Heads(ranks, deal.heads)`` of `dittools.ranks` shares a call so.
 
     Args:
         heads: heads of each rank, in ascending order; a rank has none where there are more ranks than heads.

@@ -2,12 +2,14 @@
 
 import itertools
 import math
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dittools.deal import WAYS, Deal, deal, shares
+from dittools.ranks import Heads
 
 COSTS = st.lists(st.floats(0, 1e6, allow_nan=False), min_size=1, max_size=48)
 RANKS = st.integers(1, 64)
@@ -101,6 +103,12 @@ def test_heads_that_do_not_divide_leave_one_head_more_to_the_first_ranks():
     assert [len(some) for some in dealt.heads] == [2] * 8 + [1] * 8
     assert max(dealt.loads) == 3  # heads of 3 stand alone
     assert max(deal(costs, 16, "natural").loads) == 6
+
+
+@pytest.mark.parametrize(("heads", "ranks"), [(40, 8), (24, 16), (3, 4), (12, 1)])
+def test_the_natural_order_is_that_of_an_even_exchange(heads, ranks):
+    shared = Heads.even(SimpleNamespace(size=ranks), heads)
+    assert shared.by_rank == deal([1.0] * heads, ranks).heads
 
 
 def test_more_ranks_than_heads_leave_ranks_without_one():
