@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # a record alone answers without PyTorch
@@ -25,7 +25,28 @@ _CHANNELS = {
 }
 
 
-@dataclass(frozen=True, kw_only=True)
+# What many records say.
+ATTN1 = ("transformer_blocks.*.attn1",)
+DUAL_AND_SINGLE = ("transformer_blocks.*.attn", "single_transformer_blocks.*.attn")
+TEXT = ("encoder_hidden_states",)
+LINEAR = "its self-attention is linear: there are no query-key pairs to skip"
+
+
+def checkpoint(
+    picture: tuple[int, int, int], strides: tuple[int, int], model: tuple[int, int, int], **others: Any
+) -> dict[str, Any]:
+    """The fields of a record that say the sizes of its default checkpoint.
+
+    Args:
+        picture: default frames, height and width.
+        strides: see `Family`, as ``others``: ``patch``, ``multiple``, ``text_tokens``...
+        model: layers, heads and head_dim.
+    """
+    sizes = dict(zip(("frames", "height", "width", "layers", "heads", "head_dim"), (*picture, *model), strict=True))
+    return {**sizes, "strides": strides, **others}
+
+
+@dataclass(frozen=True)
 class Family:
     """A family of models that share a transformer class.
 
@@ -66,8 +87,9 @@ class Family:
 
     name: str
     title: str
-    draws: str
     transformer: str
+    _: KW_ONLY
+    draws: str
     self_attention: tuple[str, ...]
     grid: str
     aliases: tuple[str, ...] = ()
