@@ -66,7 +66,7 @@ class Attachment:
             self._hooks.append(hook)
         self._undo = ExitStack()  # takes it off the pipeline
         self._in_block = False  # whether its ``with`` block is open
-        self._suspended_by: Callable[[], Attachment | None] = _nobody
+        self._suspended_by: Callable[[], Attachment | None] = lambda: None
         self._stack: list[Attachment] = []  # those that may come back, oldest first, and the one that is on
 
     @property
@@ -156,7 +156,3 @@ def present_on(module: torch.nn.Module) -> Attachment | None:
     """The attachment that a self-attention module is led to."""
     seat = seat_of(module)
     return None if seat is None else seat.slot.attachment
-
-
-def _nobody() -> None:
-    return None

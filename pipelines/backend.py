@@ -101,22 +101,16 @@ def dense_backend(processor: Any) -> Any:
     return AttentionBackendName.NATIVE if calls_torch(processor) else None
 
 
-@torch.library.custom_op(
-    "dittools::enter_layer", mutates_args=("current_layer",), schema="(Tensor(a!) current_layer, Tensor place) -> ()"
-)
+_on_layer = functools.partial(torch.library.custom_op, mutates_args=("current_layer",))
+
+
+@_on_layer("dittools::enter_layer", schema="(Tensor(a!) current_layer, Tensor place) -> ()")
 def _enter_layer(current_layer: torch.Tensor, place: torch.Tensor) -> None:
     """Write (slot number, layer) into ``current_layer``."""
     current_layer.copy_(place)
 
 
-@_enter_layer.register_fake
-def _(current_layer, place):
-    return None
-
-
-@torch.library.custom_op(
-    "dittools::skip_layer", mutates_args=("current_layer",), schema="(Tensor(a!) current_layer, Tensor place) -> ()"
-)
+@_on_layer("dittools::skip_layer", schema="(Tensor(a!) current_layer, Tensor place) -> ()")
 def _skip_layer(current_layer: torch.Tensor, place: torch.Tensor) -> None:
     """Count that this layer runs as if nothing were attached."""
     # Written so that a compiler does not drop the call.
@@ -125,23 +119,15 @@ def _skip_layer(current_layer: torch.Tensor, place: torch.Tensor) -> None:
     _slots_in_use[number].runtime.skip(layer, "gradients are enabled: call the pipeline under torch.no_grad()")
 
 
-@_skip_layer.register_fake
-def _(current_layer, place):
-    return None
-
-
-@torch.library.custom_op(
-    "dittools::skip_call", mutates_args=("current_layer",), schema="(Tensor(a!) current_layer, str reason) -> ()"
-)
+@_on_layer("dittools::skip_call", schema="(Tensor(a!) current_layer, str reason) -> ()")
 def _skip_call(current_layer: torch.Tensor, reason: str) -> None:
     """Count that the current layer runs dense."""
     number, layer = current_layer.tolist()
     _slots_in_use[number].runtime.skip(layer, reason)
 
 
-@_skip_call.register_fake
-def _(current_layer, reason):
-    return None
+for _operator in (_enter_layer, _skip_layer, _skip_call):
+    _operator.register_fake(lambda current_layer, said: None)
 
 
 class Settings(NamedTuple):

@@ -73,7 +73,7 @@ def find_loop(model: torch.nn.Module, timestep: Any, pipe: Any) -> Loop:
             own = None if _has(found, names) else _that_stands(found, inner)
             return replace(found, life=_life_of(own or _that_walks(found, frame, names, callers)))
         inner.append((frame, names))
-        mine = [holder for holder in holders if holder[1] is not None and _holds(holder[1], model)]
+        mine = [holder for holder in holders if any(value is model for value in _own(holder[1]).values())]
         listed = _listed(names)
         if life is None and (mine or listed is not None):
             within = callers if listed is None else ()
@@ -84,7 +84,7 @@ def find_loop(model: torch.nn.Module, timestep: Any, pipe: Any) -> Loop:
             scheduler, owner = holders[0]
         if mine:
             break
-    known = _prepared(_attribute(pipe, "scheduler"))
+    known = _prepared(getattr(pipe, "scheduler", None))
     if known is not None:
         found = _in_schedule(given, known, pipe)
         if found is not None:
@@ -202,7 +202,7 @@ def _in_sequence(given: Sequence[Any], names: dict[str, Any], holders: Sequence[
 
 def _in_schedule(given: Sequence[Any], scheduler: Any, owner: Any) -> Loop | None:
     """The loop over a scheduler's own timesteps."""
-    for t in (*given, _attribute(owner, "_current_timestep")):
+    for t in (*given, getattr(owner, "_current_timestep", None)):
         place = place_in(t, scheduler.timesteps)
         if place is not None:
             return Loop((scheduler.timesteps,), place, scheduler=scheduler, owner=owner)
@@ -212,14 +212,6 @@ def _in_schedule(given: Sequence[Any], scheduler: Any, owner: Any) -> Loop | Non
 def _is_entry(t: Any) -> bool:
     """Whether a timestep is one entry of some longer tensor."""
     return isinstance(t, torch.Tensor) and t.ndim == 0 and t.untyped_storage().nbytes() > t.element_size()
-
-
-def _holds(owner: Any, model: torch.nn.Module) -> bool:
-    return any(value is model for value in _own(owner).values())
-
-
-def _attribute(owner: Any, name: str) -> Any:
-    return None if owner is None else getattr(owner, name, None)
 
 
 def _each_once(tensors: Sequence[torch.Tensor]) -> Iterator[torch.Tensor]:

@@ -54,16 +54,12 @@ class Listening:
 
     def remove(self) -> None:
         """Leave. Where someone wrapped it since, it has to stay inside theirs; it only passes things on."""
-        module, self._answer = self._module(), _gone
+        module, self._answer = self._module(), lambda: None
         if module is not None and module.__dict__.get(self.__name__) is self._bound:
             del module.__dict__[self.__name__]
             if self._theirs is not None:
                 module.__dict__[self.__name__] = self._theirs
         self._bound = None
-
-
-def _gone() -> None:
-    return None
 
 
 def _nothing(*args: Any, **kwargs: Any) -> None:

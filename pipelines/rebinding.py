@@ -29,9 +29,7 @@ def is_led(processor: Any) -> bool:
 def rebindable(processor: Any) -> bool:
     """Whether the code of this processor calls attention under a name that can be led elsewhere."""
     call = _call_of(processor)
-    if call is None:
-        return False
-    return calls_torch(processor) or _DISPATCH in call.__code__.co_names
+    return call is not None and bool(_torch_names(call) or _DISPATCH in call.__code__.co_names)
 
 
 def calls_torch(processor: Any) -> bool:

@@ -73,8 +73,7 @@ class RootHook:
         self.reuse: StepReuse | None = None
         self.layout: Layout | None = None
         self.layers: Layers | None = None
-        parameters = [name for name in inspect.signature(type(model).forward).parameters if name != "self"]
-        self._positions = {name: i for i, name in enumerate(parameters)}
+        self._parameters = [name for name in inspect.signature(type(model).forward).parameters if name != "self"]
 
     def install(self, model: torch.nn.Module, undo: ExitStack) -> None:
         """Hook the model; ``undo`` takes what unhooks it."""
@@ -107,11 +106,7 @@ class RootHook:
 
         latents, form: as `StepCache.begin`, where a cache is on.
         """
-
-        def argument(name: str) -> Any:
-            return self._argument(name, args, kwargs)
-
-        family, given = self._family, self.latents(args, kwargs)
+        family, argument, given = self._family, self.named(args, kwargs).get, self.latents(args, kwargs)
         grid, why_no_grid = None, None
         try:
             self.layout = family.layout(self._config, argument)
@@ -120,15 +115,14 @@ class RootHook:
             self.layout, why_no_grid = None, f"the token grid cannot be read: {error}"
         timestep = argument(family.timestep)
         loop = find_loop(self._model(), timestep, self._pipe())
-        read_it = self._reader(timestep, loop)
-        place = _place(loop, self._context, read_it)
+        timing = _timing(loop, self._context, self._reader(timestep, loop))
         reusable = None
         if self.reuse is not None:
             tokens = picture_in(self.layout, given.shape[1]) if given.ndim == 3 else None
             latents = [given] if latents is None else latents
-            reusable = Reusable(latents, _noise(loop, place.timesteps), why_compute, form, tokens)
+            reusable = Reusable(latents, _noise(loop, timing.timesteps), why_compute, form, tokens)
         info = CallInfo(
-            Timing(read_it, place.timesteps, self._context.branch, place.step, place.steps, place.first),
+            timing,
             grid,
             given.device,
             given.dtype,
@@ -136,7 +130,7 @@ class RootHook:
             self.layout,
             why_no_grid,
             reusable,
-            boundary=_boundary(loop),
+            boundary=signals.boundary(loop.owner, loop.scheduler),
             life=loop.life,
             source=None if loop.scheduler is None else id(loop.scheduler),
             ranks=ranks_of(self._model(), given.device),
@@ -145,19 +139,12 @@ class RootHook:
 
     def latents(self, args: tuple, kwargs: dict[str, Any]) -> torch.Tensor:
         """What the transformer is given to denoise; the first of them where it is given a list."""
-        latents = self._argument(self._family.latents, args, kwargs)
+        latents = self.named(args, kwargs).get(self._family.latents)
         return latents[0] if isinstance(latents, list) else latents
-
-    def optional(self, name: str, args: tuple, kwargs: dict[str, Any], default: Any) -> Any:
-        """An argument that may not be given."""
-        if name in kwargs:
-            return kwargs[name]
-        place = self._positions.get(name, len(args))
-        return args[place] if place < len(args) else default
 
     def named(self, args: tuple, kwargs: dict[str, Any]) -> dict[str, Any]:
         """The arguments of a forward by their names."""
-        return dict(zip(self._positions, args, strict=False)) | kwargs
+        return dict(zip(self._parameters, args, strict=False)) | kwargs
 
     def _after(self, model: torch.nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> Any:
         if self.rerunning:
@@ -180,12 +167,6 @@ class RootHook:
         known = isinstance(timestep, (torch.Tensor, int, float))
         return functools.cache(lambda: read(timestep if known else 0.0, convert))
 
-    def _argument(self, name: str, args: tuple, kwargs: dict[str, Any]) -> Any:
-        if name in kwargs:
-            return kwargs[name]
-        place = self._positions.get(name, len(args))
-        return args[place] if place < len(args) else None
-
     @contextmanager
     def _in_context(self, theirs: Callable[..., Any], name: Any, *args: Any, **kwargs: Any) -> Iterator[Any]:
         """The model's ``cache_context``, listened to."""
@@ -204,28 +185,21 @@ def _context(name: Any, details: dict[str, Any]) -> Context:
     return Context(branch, None if index is None else int(index), None if steps is None else int(steps))
 
 
-class Place(NamedTuple):
-    """Where a call stands, as far as it is known without reading its timestep; see `StepClock.observe`."""
-
-    timesteps: torch.Tensor | None
-    step: int | None = None
-    steps: int | None = None
-    first: int | None = None
-
-
-def _place(loop: Loop, context: Context, timestep: Callable[[], Reading]) -> Place:
+def _timing(loop: Loop, context: Context, timestep: Callable[[], Reading]) -> Timing:
+    """When a call is, as far as that is known without reading its timestep."""
+    told = functools.partial(Timing, timestep, branch=context.branch)
     if loop.step is not None:
-        return Place(loop.schedules[0], loop.step, loop.steps, loop.first)
+        return told(loop.schedules[0], step_index=loop.step, steps=loop.steps, first=loop.first)
     if context.step_index is not None:
         least = context.steps or context.step_index + 1
         known = next((one for one in loop.schedules if len(one) >= least), None)
         # The pipeline counts from where it enters its schedule.
         late = len(known) - context.steps if known is not None and context.steps else 0
         steps = None if context.steps is None else context.steps + late
-        return Place(known, context.step_index + late, steps, late)
+        return told(known, step_index=context.step_index + late, steps=steps, first=late)
     if len(loop.schedules) < 2:
-        return Place(loop.schedules[0] if loop.schedules else None)
-    return Place(next((one for one in loop.schedules if timestep().steps_of(one)), loop.schedules[0]))
+        return told(loop.schedules[0] if loop.schedules else None)
+    return told(next((one for one in loop.schedules if timestep().steps_of(one)), loop.schedules[0]))
 
 
 def _noise(loop: Loop, timesteps: torch.Tensor | None) -> Callable[[int, int], float | None] | None:
@@ -234,11 +208,3 @@ def _noise(loop: Loop, timesteps: torch.Tensor | None) -> Callable[[int, int], f
     if scheduler is None or timesteps is None or timesteps.ndim > 1 or len(timesteps) != len(scheduler.timesteps):
         return None
     return lambda step, _: signals.noise_share(scheduler, step, len(timesteps))
-
-
-def _boundary(loop: Loop) -> float | None:
-    """The timestep below which a second expert runs, where the pipeline has one."""
-    config = getattr(loop.owner, "config", None)
-    ratio = config.get("boundary_ratio") if isinstance(config, dict) else None
-    trained = getattr(getattr(loop.scheduler, "config", None), "num_train_timesteps", None)
-    return None if ratio is None or trained is None else ratio * trained

@@ -101,16 +101,22 @@ _INPUTS: dict[str, Callable[[torch.nn.Module, dict[str, Any]], torch.Tensor]] = 
 }
 
 
+def boundary(pipe: Any, scheduler: Any) -> float | None:
+    """The timestep below which the second of a pipeline's two transformers runs, as Wan 2.2's; None where none does."""
+    share = getattr(getattr(pipe, "config", None), "boundary_ratio", None)
+    trained = getattr(getattr(scheduler, "config", None), "num_train_timesteps", None)
+    return None if share is None or trained is None else share * trained
+
+
 def takes_over(pipe: Any, timesteps: Sequence[float]) -> int | None:
-    """The step at which the second of a pipeline's two transformers takes over, as Wan 2.2's: below its boundary.
+    """The step at which the second of a pipeline's two transformers takes over: below its `boundary`.
 
     As many as there are steps where it never does; None where there is no boundary, or no schedule.
     """
-    share = getattr(getattr(pipe, "config", None), "boundary_ratio", None)
-    length = getattr(getattr(getattr(pipe, "scheduler", None), "config", None), "num_train_timesteps", None)
-    if share is None or length is None or not timesteps:
+    below = boundary(pipe, getattr(pipe, "scheduler", None))
+    if below is None or not timesteps:
         return None
-    return next((step for step, timestep in enumerate(timesteps) if timestep < share * length), len(timesteps))
+    return next((step for step, timestep in enumerate(timesteps) if timestep < below), len(timesteps))
 
 
 def first_tensor(args: tuple, kwargs: dict[str, Any]) -> torch.Tensor:

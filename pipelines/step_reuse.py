@@ -98,8 +98,9 @@ class StepReuse:
         if hook.rerunning:
             return inner(*args, **kwargs)
         self.ensure()
-        latents, form = self._latents(args, kwargs), call_form(hook.named(args, kwargs))
-        shape = bool(hook.optional("return_dict", args, kwargs, True)), form
+        named = hook.named(args, kwargs)
+        latents, form = self._latents(named), call_form(named)
+        shape = bool(named.get("return_dict", True)), form
         other = other_cache(self._model, self._inside)
 
         def why(run: Run) -> str | None:
@@ -149,10 +150,10 @@ class StepReuse:
         self._runtime.end_reused()
         return output
 
-    def _latents(self, args: tuple, kwargs: dict[str, Any]) -> list[torch.Tensor]:
+    def _latents(self, named: dict[str, Any]) -> list[torch.Tensor]:
         """What the transformer is given to denoise, in the order of what it gives: pictures, then sound."""
-        given = self._hook.optional(self._family.latents, args, kwargs, None)
-        others = (self._hook.optional(name, args, kwargs, None) for name in self._family.latents_beside)
+        given = named.get(self._family.latents)
+        others = map(named.get, self._family.latents_beside)
         others = [tensor for tensor in others if isinstance(tensor, torch.Tensor)]
         return [*(together(given) if isinstance(given, (list, tuple)) else [given]), *others]
 
