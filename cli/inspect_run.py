@@ -71,12 +71,12 @@ def _without_cache(request: Request) -> Request:
 
 def _check(wanted: dict[str, tuple[int, ...] | None], request: Request, chosen: generation.Chosen) -> None:
     """Refuse before the model is loaded what its configs say is not there."""
-    from dittools.pipelines.skeleton import layers_and_heads
+    from dittools.pipelines.skeleton import identity_of
 
     check_numbers("--at", wanted["--at"] or (), chosen.scene.shot.steps)
-    size = layers_and_heads(chosen.folder, request.family)
-    if size is not None:
-        _choice(wanted, chosen.scene.shot.steps, *size)
+    model = identity_of(chosen.folder, request.family)
+    if model is not None:
+        _choice(wanted, chosen.scene.shot.steps, model.layers, model.heads)
 
 
 def _choice(wanted: dict[str, tuple[int, ...] | None], steps: int, layers: int, heads: int) -> Choice:

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 
-from dittools.attention_profile import Model as Identity
-from dittools.attention_profile import fingerprint
 from dittools.caches.state import Model
 from dittools.config import Config
 from dittools.pipelines import signals
@@ -18,6 +15,7 @@ from dittools.pipelines.errors import BadInput
 from dittools.pipelines.families import family_of, transformers_of
 from dittools.pipelines.family import Family
 from dittools.pipelines.seats import can_enter
+from dittools.pipelines.skeleton import identity
 from dittools.pipelines.step_reuse import blocks_of
 from dittools.runtime import Layer, Runtime
 
@@ -37,7 +35,7 @@ def attach(pipe: Any, config: Config) -> Attachment:
     models = transformers_of(pipe, family)
     modules = []
     for component, model in models:
-        inside = [(path, module) for path, module in model.named_modules() if family.is_self_attention(path)]
+        inside = family.attention_in(model)
         if not inside:
             paths = " or ".join(family.self_attention)
             raise BadInput(f"{component} has no module {paths}: is it of the family {family.name}?")
@@ -53,8 +51,10 @@ def attach(pipe: Any, config: Config) -> Attachment:
                 f"{layer.name} runs {found}, which neither uses diffusers' attention dispatcher nor calls "
                 "PyTorch's attention itself, or has attributes in __slots__: give the module its own processor back"
             )
-    known = facts(pipe, family, models)
-    runtime = Runtime(config, [layer for layer, _ in modules], known, _identity(pipe, models, modules))
+    layers, attention = zip(*modules, strict=True)
+    schedule = getattr(getattr(pipe, "scheduler", None), "config", {})
+    profiled = identity([model for _, model in models], attention, schedule)
+    runtime = Runtime(config, list(layers), facts(pipe, family, models), profiled)
     attachment = Attachment(pipe, family, models, modules, runtime)
     attachment.take_over(list(present.values()))
     return attachment
@@ -64,31 +64,13 @@ def facts(pipe: Any, family: Family, models: list[tuple[str, torch.nn.Module]]) 
     """What a cache's profile may ask of these transformers."""
     first = models[0][1]
     reference, theirs = weakref.ref(first), weakref.ref(pipe)
-    paths = [path for path, _ in first.named_modules() if family.is_self_attention(path)]
-
-    def changes(signal: str, timesteps: Sequence[float]) -> list[float] | None:
-        return signals.time_changes(reference(), signal, timesteps)
-
     return Model(
         type(first).__name__,
         dict(first.config),
         len(models),
-        time_changes=changes,
+        time_changes=lambda signal, timesteps: signals.time_changes(reference(), signal, timesteps),
         pipeline=type(pipe).__name__,
-        block_input=signals.knows_input(blocks_of(first, paths)[0]),
+        block_input=signals.knows_input(blocks_of(first, dict(family.attention_in(first)))[0]),
         takes_over=lambda timesteps: signals.takes_over(theirs(), timesteps),
         channels=family.channels,
-    )
-
-
-def _identity(pipe: Any, models: list[tuple[str, Any]], modules: list[tuple[Layer, Any]]) -> Identity:
-    """What a profile of this pipeline has to fit."""
-    schedule = getattr(getattr(pipe, "scheduler", None), "config", {})
-    shift = schedule.get("flow_shift", schedule.get("shift"))
-    return Identity(
-        transformer=type(models[0][1]).__name__,
-        fingerprint=fingerprint([dict(model.config) for _, model in models]),
-        layers=len(modules),
-        heads=getattr(modules[0][1], "heads", 0),
-        shift=None if shift is None else float(shift),
     )

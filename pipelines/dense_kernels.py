@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -45,16 +46,19 @@ def fastest_first(found: list[str], shape: tuple[int, int, int, int], device: An
 
 def only(name: str) -> AbstractContextManager:
     """Dense attention by this kernel and no other."""
-    from torch.nn.attention import SDPBackend, sdpa_kernel
-
-    return sdpa_kernel([getattr(SDPBackend, _BACKENDS[name])])
+    return _by([name])
 
 
 def using(name: str) -> AbstractContextManager:
     """Dense attention by this kernel wherever it can run; calls it cannot take go to the others."""
-    from torch.nn.attention import SDPBackend, sdpa_kernel
+    from torch.nn.attention import sdpa_kernel
 
     if name == "math" or "set_priority" not in inspect.signature(sdpa_kernel).parameters:
-        return sdpa_kernel([getattr(SDPBackend, _BACKENDS[kernel]) for kernel in dict.fromkeys((name, "math"))])
-    order = [name, *(kernel for kernel in _BACKENDS if kernel != name)]
-    return sdpa_kernel([getattr(SDPBackend, _BACKENDS[kernel]) for kernel in order], set_priority=True)
+        return _by(dict.fromkeys((name, "math")))
+    return _by(dict.fromkeys((name, *_BACKENDS)), set_priority=True)
+
+
+def _by(order: Iterable[str], **how: bool) -> AbstractContextManager:
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    return sdpa_kernel([getattr(SDPBackend, _BACKENDS[name]) for name in order], **how)

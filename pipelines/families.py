@@ -10,7 +10,7 @@ from dittools.pipelines.family import Family
 from dittools.pipelines.image_families import IMAGE
 from dittools.pipelines.video_families import VIDEO
 
-__all__ = ["FAMILIES", "Family", "family_of", "find_family", "transformers_of", "vae_strides"]
+__all__ = ["FAMILIES", "Family", "family_of", "find_family", "transformers_of"]
 
 FAMILIES: tuple[Family, ...] = (*VIDEO, *IMAGE)
 
@@ -51,8 +51,3 @@ def transformers_of(pipe: Any, family: Family) -> list[tuple[str, Any]]:
         if model is not None:
             found.setdefault(id(model), (component, model))
     return list(found.values())
-
-
-def vae_strides(vae: Any) -> tuple[int, int]:
-    """(frames, pixels) that one latent stands for, from the VAE's config."""
-    return vae.config.scale_factor_temporal, vae.config.scale_factor_spatial

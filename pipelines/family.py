@@ -136,6 +136,10 @@ class Family:
             for pattern in self.self_attention
         )
 
+    def attention_in(self, model: Any) -> list[tuple[str, Any]]:
+        """(path, module) of each self-attention of a transformer."""
+        return [(path, module) for path, module in model.named_modules() if self.is_self_attention(path)]
+
     def layout(self, config: Any, arguments: Arguments) -> Layout:
         """Where the picture is in the attention sequences of one forward.
 

@@ -20,6 +20,7 @@ from dittools.tokens import Layout, Part
 
 Arguments = Callable[[str], Any]
 Answer = tuple[int, int, int] | Layout
+Reader = Callable[[Any, Arguments, str], Answer]
 TEXT = Part("text", None)
 
 
@@ -44,25 +45,18 @@ def _patches(config: Any, *size: int) -> Answer:
     return tuple(n // p for n, p in zip(size, _patch(config), strict=True))
 
 
-def video(config: Any, arguments: Arguments, name: str) -> Answer:
-    """Latents ``[B, C, F, H, W]``."""
-    return _patches(config, *_latents(arguments, name, "batch channels frames height width").shape[2:])
+def _of_axes(axes: str) -> Reader:
+    """Reads latents with these axes; without frames they are an image."""
+
+    def read(config: Any, arguments: Arguments, name: str) -> Answer:
+        size = dict(zip(axes.split(), _latents(arguments, name, axes).shape, strict=True))
+        return _patches(config, size.get("frames", 1), size["height"], size["width"])
+
+    return read
 
 
-def frames_first(config: Any, arguments: Arguments, name: str) -> Answer:
-    """Latents ``[B, F, C, H, W]``."""
-    frames, _, height, width = _latents(arguments, name, "batch frames channels height width").shape[1:]
-    return _patches(config, frames, height, width)
-
-
-def channels_last(config: Any, arguments: Arguments, name: str) -> Answer:
-    """Latents ``[B, F, H, W, C]``."""
-    return _patches(config, *_latents(arguments, name, "batch frames height width channels").shape[1:4])
-
-
-def image(config: Any, arguments: Arguments, name: str) -> Answer:
-    """Latents ``[B, C, H, W]``."""
-    return _patches(config, 1, *_latents(arguments, name, "batch channels height width").shape[2:])
+video = _of_axes("batch channels frames height width")
+image = _of_axes("batch channels height width")
 
 
 def image_or_video(config: Any, arguments: Arguments, name: str) -> Answer:
@@ -238,21 +232,18 @@ def square_or_sized(config: Any, arguments: Arguments, name: str) -> Answer:
     return 1, height, width
 
 
-GRIDS: dict[str, Callable[[Any, Arguments, str], Answer]] = {
-    reader.__name__: reader
-    for reader in (
-        video,
-        frames_first,
-        channels_last,
-        image,
-        image_or_video,
-        packed,
-        position_ids,
-        joint_ids,
-        shapes,
-        listed,
-        framepack,
-        helios,
-        square_or_sized,
-    )
+GRIDS: dict[str, Reader] = {
+    "video": video,
+    "frames_first": _of_axes("batch frames channels height width"),
+    "channels_last": _of_axes("batch frames height width channels"),
+    "image": image,
+    "image_or_video": image_or_video,
+    "packed": packed,
+    "position_ids": position_ids,
+    "joint_ids": joint_ids,
+    "shapes": shapes,
+    "listed": listed,
+    "framepack": framepack,
+    "helios": helios,
+    "square_or_sized": square_or_sized,
 }

@@ -9,7 +9,8 @@ from typing import Any
 from dittools.pipelines.families import FAMILIES
 
 _TEXT = {"none": "cross-attention", "first": "before the picture", "last": "behind the picture"}
-_DEFAULTS = ("frames", "height", "width", "steps", "guidance", "fps")
+_FACTS = ("name", "aliases", "title", "draws", "transformer", "why_not", "notes", "way", "self_attention")
+_DEFAULTS = ("repo", "frames", "height", "width", "steps", "guidance", "fps")
 
 
 def tested() -> dict[str, Any]:
@@ -22,19 +23,10 @@ def rows() -> list[dict[str, Any]]:
     results = tested()["families"]
     return [
         {
-            "name": family.name,
-            "aliases": list(family.aliases),
-            "title": family.title,
-            "draws": family.draws,
-            "transformer": family.transformer,
-            "why_not": family.why_not,
-            "notes": family.notes,
-            "way": family.way,
-            "self_attention": list(family.self_attention),
+            **{key: getattr(family, key) for key in _FACTS},
             "text": _TEXT[family.text_position],
             "guidance_passes": family.guidance_passes,
             "generate": bool(family.text_to),
-            "repo": family.repo,
             **{key: getattr(family, key) for key in _DEFAULTS},
             "tested": results.get(family.name, []),
         }

@@ -26,11 +26,6 @@ def path_of(flag: str, name: str, example: str, what: str = "file") -> Path:
     return path
 
 
-def bare_ending(path: Path, endings: Sequence[str]) -> bool:
-    """Whether a name is an ending alone, such as ".mp4": pathlib takes that for a hidden file without one."""
-    return path.name.lower() in endings
-
-
 def is_text(text: str) -> bool:
     """Whether a string from the command line is text: no bytes that could not be decoded, and no NUL."""
     return "\0" not in text and not any("\ud800" <= letter <= "\udfff" for letter in text)

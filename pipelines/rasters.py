@@ -25,7 +25,8 @@ def clips(coordinates: torch.Tensor) -> list[Clip]:
     time, rows, columns = coordinates.float().cpu()
     starts = ((time[1:] != time[:-1]) | (rows[1:] < rows[:-1])).nonzero().flatten() + 1
     found: list[list[_Frame]] = []
-    for frame in map(_frame, *(axis.tensor_split(starts) for axis in (time, rows, columns))):
+    for when, *place in zip(*(axis.tensor_split(starts) for axis in (time, rows, columns)), strict=True):
+        frame = _Frame(float(when[0]), *place, raster(*place))
         if found and frame.follows(found[-1][-1]):
             found[-1].append(frame)
         else:
@@ -51,10 +52,6 @@ class _Frame(NamedTuple):
             and torch.equal(self.rows, other.rows)
             and torch.equal(self.columns, other.columns)
         )
-
-
-def _frame(time: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor) -> _Frame:
-    return _Frame(float(time[0]), rows, columns, raster(rows, columns))
 
 
 def raster(rows: torch.Tensor, columns: torch.Tensor) -> tuple[int, int] | None:

@@ -34,8 +34,7 @@ def rebindable(processor: Any) -> bool:
 
 def calls_torch(processor: Any) -> bool:
     """Whether its code calls PyTorch's attention."""
-    call = _call_of(processor)
-    return call is not None and bool(_torch_names(call))
+    return bool(_torch_names(_call_of(processor)))
 
 
 def rebound_class(kind: type, attention: Callable) -> type:
@@ -73,9 +72,9 @@ def _call_of(processor: Any) -> types.FunctionType | None:
     return call if isinstance(call, types.FunctionType) else None
 
 
-def _torch_names(call: types.FunctionType) -> list[str]:
+def _torch_names(call: types.FunctionType | None) -> list[str]:
     """Names under which the code reaches `torch.nn.functional` to call attention."""
-    if _TORCH not in call.__code__.co_names:
+    if call is None or _TORCH not in call.__code__.co_names:
         return []
     return [name for name in call.__code__.co_names if call.__globals__.get(name) is F]
 

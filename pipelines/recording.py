@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -29,19 +30,16 @@ def recording(pipe: Any, see: See) -> Iterator[Model]:
     with ExitStack() as undo:
         runtime = undo.enter_context(attach(pipe, Config(method="dense"))).runtime
         for part, (_, model) in enumerate(models):
-            around = CallInterceptor(model, _teller(runtime, part, family.latents, see))
+            around = CallInterceptor(model, partial(_tell, runtime, part, family.latents, see))
             around.ensure()
             undo.callback(around.remove)
         yield facts(pipe, family, models)
 
 
-def _teller(runtime: Any, part: int, name: str, see: See) -> Callable[..., Any]:
-    def handler(inner: Callable[..., Any], args: tuple, kwargs: dict[str, Any]) -> Any:
-        output = inner(*args, **kwargs)
-        given = kwargs[name] if name in kwargs else args[0]
-        latents = together(given) if isinstance(given, (list, tuple)) else [given]
-        first = taken_apart(output, latents)[0][0]
-        see(part, runtime.latest.branch, runtime.latest.step, latents[0].detach(), first.detach())
-        return output
-
-    return handler
+def _tell(runtime: Any, part: int, name: str, see: See, inner: Callable[..., Any], args: tuple, kwargs: dict) -> Any:
+    output = inner(*args, **kwargs)
+    given = kwargs[name] if name in kwargs else args[0]
+    latents = together(given) if isinstance(given, (list, tuple)) else [given]
+    first = taken_apart(output, latents)[0][0]
+    see(part, runtime.latest.branch, runtime.latest.step, latents[0].detach(), first.detach())
+    return output

@@ -92,21 +92,21 @@ class RootHook:
             return
         if self.reuse is not None:
             self.reuse.ensure()  # something took its place: this call is computed, the next one is asked about
-        self.begin(args, kwargs, "the call came another way")
+        self.begin(self.named(args, kwargs), "the call came another way")
 
     def begin(
         self,
-        args: tuple,
-        kwargs: dict[str, Any],
+        named: dict[str, Any],
         why_compute: str | Callable[[Run], str | None] | None = None,
         latents: Sequence[torch.Tensor] | None = None,
         form: Hashable = None,
     ) -> bool | None:
-        """Tell the runtime of a forward with these arguments; its answer as `Runtime.begin_call`.
+        """Tell the runtime of a forward with these arguments, by their names; its answer as `Runtime.begin_call`.
 
         latents, form: as `StepCache.begin`, where a cache is on.
         """
-        family, argument, given = self._family, self.named(args, kwargs).get, self.latents(args, kwargs)
+        family, argument, given = self._family, named.get, named.get(self._family.latents)
+        given = given[0] if isinstance(given, list) else given
         grid, why_no_grid = None, None
         try:
             self.layout = family.layout(self._config, argument)
@@ -136,11 +136,6 @@ class RootHook:
             ranks=ranks_of(self._model(), given.device),
         )
         return self._runtime.begin_call(info)
-
-    def latents(self, args: tuple, kwargs: dict[str, Any]) -> torch.Tensor:
-        """What the transformer is given to denoise; the first of them where it is given a list."""
-        latents = self.named(args, kwargs).get(self._family.latents)
-        return latents[0] if isinstance(latents, list) else latents
 
     def named(self, args: tuple, kwargs: dict[str, Any]) -> dict[str, Any]:
         """The arguments of a forward by their names."""

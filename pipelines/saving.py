@@ -67,7 +67,7 @@ def plan(name: str, frames: int | None) -> Output:
     A name that ends in "/", has no suffix or is an existing folder means a folder of frames. Raises BadInput.
     """
     path = places.path_of(_FLAG, name, "out.mp4")
-    if places.bare_ending(path, FORMATS):
+    if path.name.lower() in FORMATS:  # pathlib takes ".mp4" for a hidden file without an ending
         raise BadInput(f"{_FLAG} {name} is an ending without a name: use a name such as out{path.name}")
     told = places.shown(name)
     with places.told(_FLAG, told):

@@ -1,8 +1,9 @@
-"""How large the model of a weights folder is, and what a profile of it has to fit: configs are read, and no weight."""
+"""What a profile of a model has to fit. Of a weights folder, configs tell it, and no weight is read."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,30 +13,32 @@ from dittools.pipelines.components import config_of
 from dittools.pipelines.family import Family
 
 
-def layers_and_heads(folder: Path, family: Family) -> tuple[int, int] | None:
-    """Self-attention layers over all transformers, and heads in each, as the loaded pipeline has them.
+def identity(models: Sequence[Any], attention: Sequence[Any], schedule: Mapping[str, Any]) -> Model:
+    """What a profile has to fit.
 
-    None where the configs make no such model: loading it says why.
+    Args:
+        models: transformers of a pipeline.
+        attention: all self-attention modules in them.
+        schedule: config of its scheduler.
     """
-    found = _attention(_models(folder, family), family)
-    return (len(found), getattr(found[0], "heads", 0)) if found else None
-
-
-def identity_of(folder: Path, family: Family) -> Model | None:
-    """What a profile of this model has to fit; None where the configs make no such model."""
-    models = _models(folder, family)
-    found = _attention(models, family)
-    if not found:
-        return None
-    schedule = config_of(folder / "scheduler")
     shift = schedule.get("flow_shift", schedule.get("shift"))
     return Model(
         transformer=type(models[0]).__name__,
         fingerprint=fingerprint([dict(model.config) for model in models]),
-        layers=len(found),
-        heads=getattr(found[0], "heads", 0),
+        layers=len(attention),
+        heads=getattr(attention[0], "heads", 0),
         shift=float(shift) if type(shift) in (int, float) else None,
     )
+
+
+def identity_of(folder: Path, family: Family) -> Model | None:
+    """The `identity` of a weights folder, as the loaded pipeline has it.
+
+    None where the configs make no such model: loading it says why.
+    """
+    models = _models(folder, family)
+    attention = [module for model in models for _, module in family.attention_in(model)]
+    return identity(models, attention, config_of(folder / "scheduler")) if attention else None
 
 
 def _models(folder: Path, family: Family) -> list[Any]:
@@ -55,7 +58,3 @@ def _models(folder: Path, family: Family) -> list[Any]:
     except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError):
         return []
     return found
-
-
-def _attention(models: list[Any], family: Family) -> list[Any]:
-    return [part for model in models for name, part in model.named_modules() if family.is_self_attention(name)]

@@ -73,13 +73,7 @@ STAGED = {
     "WanPipeline": Staged(("prompt_embeds", "negative_prompt_embeds"), _wan),
     "CogVideoXPipeline": Staged(("prompt_embeds", "negative_prompt_embeds"), _cogvideox),
     "LTXPipeline": Staged(
-        (
-            "prompt_embeds",
-            "prompt_attention_mask",
-            "negative_prompt_embeds",
-            "negative_prompt_attention_mask",
-        ),
-        _ltx,
+        ("prompt_embeds", "prompt_attention_mask", "negative_prompt_embeds", "negative_prompt_attention_mask"), _ltx
     ),
     "FluxPipeline": Staged(("prompt_embeds", "pooled_prompt_embeds", None), _flux, "image_processor", "images"),
 }

@@ -40,10 +40,7 @@ def encode(pipe: Any, prompt: str, negative_prompt: str, guidance: float, max_le
     takes = inspect.signature(type(pipe).encode_prompt).parameters
     options = {"prompt_2": None} if "prompt_2" in takes else {}
     if "do_classifier_free_guidance" in takes:
-        options |= {
-            "negative_prompt": negative_prompt if guided else None,
-            "do_classifier_free_guidance": guided,
-        }
+        options |= {"negative_prompt": negative_prompt if guided else None, "do_classifier_free_guidance": guided}
     with torch.no_grad():
         found = pipe.encode_prompt(prompt, max_sequence_length=max_length, **options)
     names = _staged(pipe).embeddings

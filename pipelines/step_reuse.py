@@ -8,7 +8,7 @@ first one, or carries over what all of them add.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
@@ -54,16 +54,16 @@ class StepReuse:
     """
 
     def __init__(self, model: torch.nn.Module, family: Family, hook: RootHook, runtime: Runtime):
-        paths = [path for path, _ in model.named_modules() if family.is_self_attention(path)]
-        blocks = blocks_of(model, paths)
-        self._inside = [*blocks, *map(model.get_submodule, paths)]
+        attention = dict(family.attention_in(model))
+        blocks = blocks_of(model, attention)
+        self._inside = [*blocks, *attention.values()]
         if other := other_cache(model, self._inside):
             raise BadInput(
                 f"diffusers' own cache is on ({other}), and two would each reuse what the other did: "
                 "disable_cache() first"
             )
         self._model, self._family, self._hook = model, family, hook
-        self._runtime, self._layers = runtime, len(paths)
+        self._runtime, self._layers = runtime, len(attention)
         self._root = CallInterceptor(model, self._call)
         self._undecided = self._skips_blocks = False
         # What makes an output of tensors, by run and by the form of the call.
@@ -73,7 +73,7 @@ class StepReuse:
         self._added: torch.Tensor | None = None  # by all blocks
         self._stack = getattr(runtime.cache, "reuse", "") == "stack"
         if self._stack:
-            _check_stack(family, blocks, paths)
+            _check_stack(family, blocks, attention)
         # A profile may make of any cache that has one a cache that watches the first block.
         watches = runtime.cache.signal_source.startswith("block") or hasattr(runtime.cache, "profile")
         self._first_block = blocks[0]
@@ -108,7 +108,7 @@ class StepReuse:
                 return "diffusers' own cache is on" if other else "gradients are enabled"
             return None if shape in self._forms.get(run, ()) else "an output of this form was not seen yet"
 
-        verdict = hook.begin(args, kwargs, why, latents, form)
+        verdict = hook.begin(named, why, latents, form)
         if other:
             runtime.run.notes[
                 f"diffusers' own cache is on ({other}): {runtime.cache.name} reuses nothing beside it; "
@@ -229,7 +229,7 @@ def together(tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
     return [torch.stack(list(tensors))] if same and len(tensors) else list(tensors)
 
 
-def blocks_of(model: torch.nn.Module, paths: Sequence[str]) -> list[torch.nn.Module]:
+def blocks_of(model: torch.nn.Module, paths: Iterable[str]) -> list[torch.nn.Module]:
     """The block each self-attention is in, by its path up to the first number, each once."""
     found: dict[str, torch.nn.Module] = {}
     for path in paths:
@@ -240,7 +240,7 @@ def blocks_of(model: torch.nn.Module, paths: Sequence[str]) -> list[torch.nn.Mod
     return list(found.values())
 
 
-def _check_stack(family: Family, blocks: Sequence[torch.nn.Module], paths: Sequence[str]) -> None:
+def _check_stack(family: Family, blocks: Sequence[torch.nn.Module], paths: Iterable[str]) -> None:
     if len(blocks) < 2:
         raise BadInput("reuse=stack needs a transformer of at least two blocks: use reuse=output")
     lists = {path.split(".")[0] for path in paths}

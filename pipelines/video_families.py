@@ -1,4 +1,7 @@
-"""Records of the families that draw videos; those of one architecture are made by one maker."""
+"""Records of the families that draw videos: a maker for each architecture, then the table.
+
+A record's own value goes before its maker's.
+"""
 
 from __future__ import annotations
 
@@ -7,11 +10,13 @@ from functools import partial
 from dittools.pipelines.family import ATTN1, DUAL_AND_SINGLE, LINEAR, TEXT, Family, checkpoint
 
 _video = partial(Family, draws="video", grid="video")
+# Text in cross-attention
 _wan = partial(_video, self_attention=("blocks.*.attn1",))
-_hunyuan = partial(_video, self_attention=DUAL_AND_SINGLE, block_output=0, text_position="last", text=TEXT)
-_plain = partial(_video, self_attention=ATTN1, way="call")
-_joint = partial(_plain, block_output=0, text_position="first", text=TEXT, guidance_passes="one batch")
 _ltx = partial(_video, self_attention=ATTN1, grid="packed", guidance_passes="one batch")
+_plain = partial(_video, self_attention=ATTN1, way="call")
+# Text in one sequence with the picture
+_joint = partial(_plain, block_output=0, text_position="first", text=TEXT, guidance_passes="one batch")
+_hunyuan = partial(_video, self_attention=DUAL_AND_SINGLE, block_output=0, text_position="last", text=TEXT)
 
 VIDEO = (
     _wan(

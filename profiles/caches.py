@@ -69,16 +69,13 @@ def entry(cache: str, model: Any, path: str) -> Mapping[str, Any]:
         return profile[cache] | {"steps": profile["steps"], "named": path}
     fitting = [known for known in builtin(cache)["models"] if _fits(known["match"], model)]
     if not fitting:
+        where = f" in {model.pipeline}" if model.pipeline else ""
         raise ValueError(
-            f"{cache} has no profile for {model}{_in(model)}: make one with dittools calibrate --cache, "
+            f"{cache} has no profile for {model}{where}: make one with dittools calibrate --cache, "
             "or use a cache that needs none (easycache, sea, taylorseer, first_block)"
         )
     best = min(fitting, key=lambda known: abs(known.get("frame_tokens", model.frame_tokens) - model.frame_tokens))
     return {**best, "named": best["model"]}
-
-
-def _in(model: Any) -> str:
-    return f" in {model.pipeline}" if model.pipeline else ""
 
 
 def check_model(profile: Mapping[str, Any], model: Any, name: str) -> None:

@@ -22,7 +22,7 @@ from dittools.cli.stages import Stages
 from dittools.config import Config
 from dittools.pipelines import dense_kernels, saving
 from dittools.pipelines.errors import BadInput, DiskFull, RunFailed
-from dittools.pipelines.families import transformers_of, vae_strides
+from dittools.pipelines.families import transformers_of
 from dittools.report import schedule
 from dittools.report.folder import FAILURES, FRAMES, RECORD, VIDEO, Folder
 from dittools.report.frames import lacking
@@ -259,8 +259,9 @@ class Drawer:
         """The token grid of every case, without text that shares its sequence."""
         import torch
 
-        plan, (time_stride, side) = self.plan, vae_strides(self.opened.pipe.vae)
-        shape = (1, 0, (plan.frames - 1) // time_stride + 1, plan.height // side, plan.width // side)
+        plan, vae = self.plan, self.opened.pipe.vae.config
+        stride, side = vae.scale_factor_temporal, vae.scale_factor_spatial
+        shape = (1, 0, (plan.frames - 1) // stride + 1, plan.height // side, plan.width // side)
         family, latents = self.request.family, torch.empty(shape, device="meta")
         return family.token_grid(family.layout(self._model().config, {family.latents: latents}.get), lambda name: None)
 

@@ -38,22 +38,7 @@ MAX_TOKENS = 64
 DEFAULT_PROMPT = "a large yellow star bouncing on a dark striped background"
 
 _SPECIAL = ("<pad>", "</s>", "<unk>")
-_FILLERS = (
-    "a",
-    "an",
-    "the",
-    "and",
-    "on",
-    "in",
-    "with",
-    "of",
-    "background",
-    "camera",
-    "video",
-    "object",
-    ",",
-    ".",
-)
+_FILLERS = ("a", "an", "the", "and", "on", "in", "with", "of", "background", "camera", "video", "object", ",", ".")
 
 
 @dataclass(frozen=True)

@@ -5,9 +5,14 @@ import pytest
 from dittools.config import Config
 from dittools.pipelines.attach import attach
 from dittools.pipelines.families import find_family
-from dittools.pipelines.skeleton import layers_and_heads
+from dittools.pipelines.skeleton import identity_of
 from tests.pipelines.test_families import ABLE, Holder
 from tests.tiny import tiny_transformer
+
+
+def layers_and_heads(folder, family):
+    found = identity_of(folder, family)
+    return found and (found.layers, found.heads)
 
 
 @pytest.mark.parametrize("name", ABLE)
