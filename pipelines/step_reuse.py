@@ -164,19 +164,18 @@ class StepReuse:
         self._into = hidden if self._stack else None
         if self._skips_blocks:
             return hidden
-        asks, self._undecided = self._undecided, False
-        reuse = self._runtime.run.reuse if asks else None
-        if asks and getattr(self._model, "_parallel_config", None) is not None:
+        reuse, self._undecided = (self._runtime.run.reuse if self._undecided else None), False
+        if reuse is not None and getattr(self._model, "_parallel_config", None) is not None:
             # Each rank has its own tokens here, and ranks that decide differently wait for each other for ever.
             reuse.watch(None)
-            asks = False
-        if asks and reuse.signal_source == "block_input":
+            reuse = None
+        if reuse is not None and reuse.signal_source == "block_input":
             seen = signals.modulated_input(self._first_block, args, kwargs)
             if not reuse.watch(None if seen is None else self._picture(seen)):
                 raise _Reused
-            asks = False
+            reuse = None
         output = inner(*args, **kwargs)
-        if asks:
+        if reuse is not None:
             place = self._family.block_output
             given = output if place is None else output[place]
             if not reuse.watch(self._picture(given - hidden)):
