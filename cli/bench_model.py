@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 from dittools.cli.bench_kernel import check_file, open_results
 from dittools.cli.bench_model_table import COLUMNS, COST_COLUMNS, cells_of, cost_cells_of, line_of
-from dittools.cli.flag_checks import check_place
+from dittools.cli.flag_checks import check_compile, check_place
 from dittools.cli.output import Output, table
 from dittools.naming import name_and_options, spelt
 from dittools.pipelines import loading
+from dittools.pipelines.compiler import why_not_compiled
 from dittools.pipelines.errors import BadInput, RunFailed, first_line
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ MEASURED = "measured on the random weights"
 def check(flags: ModelFlags, path: Path | None) -> None:
     """Raise BadInput for flags that make no sense."""
     check_place(flags.device, flags.dtype)
+    check_compile(flags.compile)
     if flags.repeats < 1:
         raise BadInput(f"--repeats must be at least 1, got {flags.repeats}")
     check_file(path)
@@ -49,7 +51,8 @@ def measure(flags: ModelFlags, path: Path | None, command: list[str], out: Outpu
     check_profile(flags, settings)
     device = loading.pick_device(flags.device)
     dtype = loading.pick_dtype(flags.dtype, device)
-    compiled = device.type == "cuda" if flags.compile is None else flags.compile
+    able = device.type == "cuda" and why_not_compiled() is None
+    compiled = able if flags.compile is None else flags.compile
     for one in settings:
         check_grid(one, grid, device)
     results = open_results(path, command, "model", device)

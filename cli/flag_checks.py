@@ -11,6 +11,7 @@ from typing import Any
 from dittools.cli._flags import Run
 from dittools.naming import name_and_options, unknown
 from dittools.pipelines import loading, places, weights
+from dittools.pipelines.compiler import why_not_compiled
 from dittools.pipelines.errors import BadInput
 from dittools.pipelines.families import FAMILIES, Family, find_family
 from dittools.pipelines.limits import check_memory, check_steps
@@ -24,6 +25,7 @@ def check_run(flags: Run) -> None:
     check_place(flags.device, flags.dtype)
     if flags.offload not in loading.OFFLOADS:
         raise BadInput(unknown("--offload", flags.offload, loading.OFFLOADS))
+    check_compile(flags.compile)
     _numbers(flags)
     _texts(flags)
     family = find_family(flags.model)
@@ -41,6 +43,13 @@ def check_place(device: str, dtype: str) -> None:
         raise BadInput(unknown("--device", device, (*loading.DEVICES, "cuda:1")))
     if dtype not in loading.DTYPES:
         raise BadInput(unknown("--dtype", dtype, loading.DTYPES))
+
+
+def check_compile(asked: bool | None) -> None:
+    """Raise BadInput where compiled blocks are asked for and this PyTorch cannot compile them."""
+    why = why_not_compiled()
+    if asked and why:
+        raise BadInput(f"--compile: {why}")
 
 
 def reads(flags: Any) -> list[places.Read]:

@@ -20,6 +20,7 @@ import torch
 from torch._guards import CompileContext
 
 from dittools.pipelines.backend import BackendSlot, Line, names_backend, open_slots
+from dittools.pipelines.compiler import why_not_compiled
 from dittools.pipelines.hunyuan15 import key_padded
 from dittools.pipelines.rebinding import is_led, kind_of, rebindable, rebound_class
 
@@ -145,6 +146,8 @@ def _led_class(kind: type) -> type:
     name, rotary embeddings among them.
     """
 
+    no_compiler = why_not_compiled() if names_backend(kind) else None
+
     @functools.wraps(kind.__call__)
     def call(self, *args: Any, **kwargs: Any) -> Any:
         seat = getattr(args[0] if args else kwargs.get("attn"), _SEAT, None)
@@ -155,6 +158,9 @@ def _led_class(kind: type) -> type:
                 torch.ops.dittools.skip_layer(seat.current_layer, seat.place)
                 return kind.__call__(self, *args, **kwargs)
             torch.ops.dittools.enter_layer(seat.current_layer, seat.place)
+            if no_compiler is not None:
+                torch.ops.dittools.skip_call(seat.current_layer, no_compiler)
+                return kind.__call__(self, *args, **kwargs)
         else:
             if seat.processor is not self:
                 return kind.__call__(self, *args, **kwargs)

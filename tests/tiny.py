@@ -7,8 +7,12 @@ VAE keeps Wan's strides (4 in time, 8 in space), so `frames=9, height=48, width=
 
 from __future__ import annotations
 
+import pytest
 import torch
 
+from dittools.pipelines.compiler import why_not_compiled
+
+COMPILES = pytest.mark.skipif(why_not_compiled() is not None, reason=str(why_not_compiled()))
 WORDS = ("a", "red", "green", "blue", "circle", "square", "moves", "left", "right", "up", "down", "grey")
 
 

@@ -12,6 +12,7 @@ from dittools.benchmarks import costs, speed_only
 from dittools.benchmarks import model as bench
 from dittools.kernels.block_sparse import dispatch
 from dittools.parts import PartTimes, part
+from tests.tiny import COMPILES
 
 CPU = torch.device("cpu")
 SETTINGS = {"method": "svg", "sparsity": 0.7, "dense_layers": 1, "dense_steps": 0}
@@ -74,6 +75,7 @@ def test_no_speed_is_told_of_a_wrong_call(pipe, forward, monkeypatch, fault):
     assert reason in row["error"] and row["seconds"] == [] and "median" not in row
 
 
+@COMPILES
 def test_compiled_blocks_are_measured_beside_eager_ones_and_left_eager(pipe, forward):
     torch._dynamo.reset()
     found = measure(pipe, forward, compiled=True, backend="eager")

@@ -9,6 +9,7 @@ import dittools
 from dittools.benchmarks import model as bench
 from dittools.benchmarks import speed_only
 from dittools.pipelines.errors import BadInput
+from tests.tiny import COMPILES
 
 CPU = torch.device("cpu")
 FAMILIES = list(speed_only.RECORDS)
@@ -64,7 +65,7 @@ def test_computed_tables_are_those_of_the_class(name):
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
+@pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=COMPILES)], ids=["eager", "compiled"])
 def test_sparse_with_the_full_budget_is_dense(name, compiled, tiny):
     pipe, call = tiny(name)
     settings = {"method": "draft", "sparsity": 0.0, "dense_layers": 0, "dense_steps": 0}

@@ -7,8 +7,11 @@ import torch
 from torch._dynamo.utils import counters
 
 import dittools
-from dittools.pipelines import backend
-from tests.tiny import draw, tiny_pipeline
+from dittools.cli import flag_checks
+from dittools.pipelines import backend, seats
+from dittools.pipelines.compiler import why_not_compiled
+from dittools.pipelines.errors import BadInput
+from tests.tiny import COMPILES, draw, tiny_pipeline
 
 
 @pytest.fixture(autouse=True)
@@ -25,6 +28,7 @@ def graphs():
     return counters["stats"]["unique_graphs"]
 
 
+@COMPILES
 @pytest.mark.parametrize("backend", ["eager", "aot_eager"])
 @pytest.mark.parametrize("compile_first", [True, False])
 def test_repeated_blocks_compile_once_for_dense_and_sparse_steps_alike(backend, compile_first):
@@ -42,6 +46,7 @@ def test_repeated_blocks_compile_once_for_dense_and_sparse_steps_alike(backend, 
     torch.testing.assert_close(out, eager, rtol=1e-3, atol=1e-4)
 
 
+@COMPILES
 def test_other_settings_on_the_same_pipeline_use_the_graph_again_and_restore_is_exact():
     pipe = tiny_pipeline()
     pipe.transformer.compile_repeated_blocks(fullgraph=True, backend="eager")
@@ -56,6 +61,7 @@ def test_other_settings_on_the_same_pipeline_use_the_graph_again_and_restore_is_
     assert graphs() == 2
 
 
+@COMPILES
 def test_a_transformer_compiled_whole_runs_with_graph_breaks():
     pipe = tiny_pipeline()
     with dittools.accelerate(pipe, method="svg", sparsity=0.7, dense_steps=1):
@@ -116,3 +122,29 @@ def test_a_cache_on_a_transformer_compiled_whole(how):
     out = draw(pipe, steps=6)
     assert fast.record()["calls"]["reused"] == reused > 0
     torch.testing.assert_close(out, eager, rtol=1e-3, atol=1e-4)
+
+
+def test_blocks_that_this_torch_cannot_compile_run_dense_and_say_why(monkeypatch):
+    """What torch 2.6 does: it stops at the name of a backend, so compiled calls name none."""
+    why = why_not_compiled() or "this compiler does not take names"
+    monkeypatch.setattr(seats, "why_not_compiled", lambda: why)
+    seats._led_class.cache_clear()
+    try:
+        pipe = tiny_pipeline()
+        dense = draw(pipe, steps=2)
+        pipe.transformer.compile_repeated_blocks(backend="eager", fullgraph=True)
+        with dittools.accelerate(pipe, method="draft", sparsity=0.5, dense_steps=0, dense_layers=0) as fast:
+            out, record = draw(pipe, steps=2), fast.record()
+    finally:
+        seats._led_class.cache_clear()
+    assert torch.equal(out, dense)
+    assert [one["reason"] for one in record["fallbacks"]] == [why]
+    assert record["calls"]["sparse"] == 0 < record["calls"]["dense"]
+
+
+def test_compile_is_refused_at_once_where_torch_cannot(monkeypatch):
+    monkeypatch.setattr(flag_checks, "why_not_compiled", lambda: "torch 2.6.0 cannot")
+    with pytest.raises(BadInput, match=r"--compile: torch 2\.6\.0 cannot"):
+        flag_checks.check_compile(True)
+    flag_checks.check_compile(None)
+    flag_checks.check_compile(False)
