@@ -72,6 +72,19 @@ Weights = Annotated[
 Device = Annotated[str, flag("--device", "Where to run.", MODEL, "auto|cpu|cuda[:N]")]
 Dtype = Annotated[str, flag("--dtype", "auto: bf16 on CUDA, fp32 on a CPU.", MODEL, "auto|bf16|fp16|fp32")]
 Offload = Annotated[str, flag("--offload", "Keep weights off the GPU while unused.", MODEL, "none|model|group")]
+Gpus = Annotated[
+    int | None, flag("--gpus", "Draw one video on N GPUs of this machine: N processes.  [default: 1]", MODEL, "N")
+]
+Parallel = Annotated[
+    str | None,
+    flag(
+        "--parallel",
+        "How N GPUs share it: ulysses:N (heads), ring:N (keys), or a product such as ulysses:2,ring:2.  "
+        "[default: ulysses:N]",
+        MODEL,
+        "HOW:N[,HOW:N]",
+    ),
+]
 Compile = Annotated[bool, flag("--compile", "torch.compile the repeated blocks first.", MODEL)]
 
 Prompt = Annotated[str | None, flag("--prompt", "What to show.  [default: by the weights]", VIDEO, "TEXT")]

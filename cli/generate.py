@@ -24,6 +24,7 @@ Examples:
   dittools generate --weights embedded --method dense --cache easycache
   dittools generate --weights embedded --config out.json --seed 1
   dittools generate --weights ./my-pipeline --output frames/ --json
+  dittools generate --gpus 4 --prompt "a cat playing piano"
 
 \b
 Output, by the name's ending: .mp4, .gif, .webp, .mkv (lossless), .npy
@@ -39,6 +40,8 @@ class Flags(f.Settings, f.Run):
     prompt: f.Prompt = None
     seed: f.Seed = 0
     compile: f.Compile = False
+    gpus: f.Gpus = None
+    parallel: f.Parallel = None
     output: f.OutputFile = "out.mp4"
     overwrite: f.Overwrite = False
     compare_dense: Annotated[
@@ -53,20 +56,31 @@ class Flags(f.Settings, f.Run):
 
 @takes(Flags)
 def command(ctx: typer.Context, flags: Flags) -> None:
+    from dittools.cli import member, ranks
     from dittools.cli.flag_checks import check_run, reads
     from dittools.pipelines import saving
     from dittools.pipelines.families import find_family
 
+    me = member.current()  # None where this process is alone
     check_run(flags)  # first what answers at once: the rest imports PyTorch
-    place = saving.plan(flags.output, 1 if find_family(flags.model).draws == "image" else flags.frames)
-    place.keep(reads(flags), flags.overwrite)
+    spec = ranks.spec_of(flags, me)
+    place = None
+    if me is None or me.place.rank == 0:
+        place = saving.plan(flags.output, 1 if find_family(flags.model).draws == "image" else flags.frames)
+        place.keep(reads(flags), flags.overwrite)
 
     from dittools.cli.request import check
     from dittools.cli.run import run
     from dittools.cli.summary import print_summary
 
+    if spec is not None and me is not None:
+        flags = ranks.on_device(flags, me)
     request = check(flags, place)
+    if spec is not None and me is None:
+        raise typer.Exit(ranks.launch(request, spec, ctx.obj["command"]))
     output = Output.of(flags)
-    record = run(request, ctx.obj["command"], output)
-    print_summary(record, request.output.record, output)
-    output.data(record, lambda: record["output"])
+    together = None if spec is None else ranks.Together(spec, me, request)
+    record = run(request, ctx.obj["command"], output, together)
+    if record is not None:
+        print_summary(record, request.output.record, output)
+        output.data(record, lambda: record["output"])

@@ -65,8 +65,14 @@ def open_model(
     output: Output,
     chosen: Chosen | None = None,
     check: Callable[[Chosen], None] = lambda chosen: None,
+    enable: Callable[[Any], None] = lambda pipe: None,
 ) -> Opened:
-    """Load what was chosen; without `chosen`, choose first. `check` may refuse the choice before it is loaded."""
+    """Load what was chosen; without `chosen`, choose first.
+
+    Args:
+        check: may refuse the choice before it is loaded.
+        enable: what else is done to the pipeline, before its blocks are compiled.
+    """
     flags = request.flags
     chosen = chosen or choose(request, output)
     check(chosen)
@@ -76,6 +82,7 @@ def open_model(
         pipe = loading.load(
             chosen.folder, device=chosen.device, dtype=chosen.dtype, offload=flags.offload, note=output.note
         )
+        enable(pipe)
         if flags.compile:
             loading.compile_blocks(pipe)
     limit = chosen.scene.max_text or pipeline.longest_text(pipe)

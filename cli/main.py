@@ -5,13 +5,10 @@ Nothing is imported before interrupts and kills are caught: the verbs take tenth
 
 from __future__ import annotations
 
+import os
 import sys
 
-INTERRUPTED, KILLED = 130, 143
-_SAID = {
-    INTERRUPTED: "interrupted: nothing half-written was left behind",
-    KILLED: "told to end (SIGTERM): nothing half-written was left behind",
-}
+from dittools.cli import INTERRUPTED, SAID
 
 
 def main(argv=None) -> int:
@@ -32,15 +29,24 @@ def main(argv=None) -> int:
             from dittools.cli.streams import heard
 
             with heard():
+                member = None
                 try:
+                    from dittools.cli.member import join
+
+                    member = join(given)  # None where this process is alone, as nearly always
                     from dittools.cli.app import run
 
                     return run(given)
                 except BaseException as error:
-                    return _ended(error, given, stopped)
+                    if member is None:
+                        return _ended(error, given, stopped)
+                    from dittools.cli.errors import explain
+
+                    code = member.ended(error, given, stopped, explain)
+                    return code if argv is not None else _at_once(code)
     except KeyboardInterrupt:  # before signals are caught, or once more while the first one is answered
         if stopped is None and sys.stderr is not None:
-            print(_SAID[INTERRUPTED], file=sys.stderr)
+            print(SAID[INTERRUPTED], file=sys.stderr)
         return INTERRUPTED
     except SystemExit as ended:
         return ended.code if isinstance(ended.code, int) else 1
@@ -53,8 +59,8 @@ def _ended(error: BaseException, given: list[str], stopped: list[int]) -> int:
         stopped: exit codes of the signals that came: a library may have made another error of what they raise.
     """
     code = stopped[0] if stopped else INTERRUPTED if isinstance(error, KeyboardInterrupt) else None
-    if code in _SAID:
-        print(_SAID[code], file=sys.stderr)
+    if code in SAID:
+        print(SAID[code], file=sys.stderr)
         return code
     if isinstance(error, SystemExit):
         return error.code if isinstance(error.code, int) else 1
@@ -63,3 +69,10 @@ def _ended(error: BaseException, given: list[str], stopped: list[int]) -> int:
     from dittools.cli.errors import told
 
     return told(error, given)
+
+
+def _at_once(code: int) -> int:
+    """End this process, in which libraries may still wait for ranks that are gone."""
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    os._exit(code)

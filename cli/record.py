@@ -85,5 +85,6 @@ class Generation:
             "output_sha256": self.output_sha256,
             **{name: found[name] for name in ("method", "method_options", "correction")},
             "run": self.run,
+            "parallel": found.get("parallel"),
             **{name: found[name] for name in ("heads", "notes")},
         }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from dittools import files
 from dittools.cli import generation
@@ -15,23 +15,38 @@ from dittools.cli.request import Request, Scene
 from dittools.cli.stages import Stages
 from dittools.pipelines import saving
 
+if TYPE_CHECKING:
+    from dittools.cli.ranks import Together
 
-def run(request: Request, command: list[str], output: Output) -> dict[str, Any]:
-    """Draw the video, write it with its record beside it, and return the record."""
+
+def run(
+    request: Request, command: list[str], output: Output, together: Together | None = None
+) -> dict[str, Any] | None:
+    """Draw the video, write it with its record beside it, and return the record.
+
+    Args:
+        command: the command line.
+        together: this rank, where several draw the video; but for the first one they return None and write nothing.
+    """
     begun = time.perf_counter()
     with Progress(output) as progress:
         stages = Stages(progress)
-        opened = generation.open_model(request, stages, output)
+        opened = generation.open_model(request, stages, output, **_ways(together))
         scene = opened.scene
         embeds = generation.encode(opened, scene, stages)
         for note in generation.prompt_notes(opened, scene):
             output.note(note)
 
-        dense = _dense_run(opened, embeds, scene, request, stages) if request.flags.compare_dense else None
+        leads = together is None or together.leads
+        dense = _dense_run(opened, embeds, scene, request, stages, leads) if request.flags.compare_dense else None
         times = StepTimes(opened.device) if dense else None
         latents, fast = generation.denoise_sparse(opened, embeds, scene, request.config, stages, times)
-        acceleration = fast.record()
+        acceleration = fast.record() if together is None else together.gathered(fast.record())
         known = None if dense is None else _control(opened, embeds, scene, stages, dense, times, acceleration)
+        if together is not None:
+            together.part()
+        if not leads:
+            return None
         with stages("decode"):
             frames = generation.decode(opened, latents, scene)
         return _save(
@@ -49,15 +64,21 @@ def run(request: Request, command: list[str], output: Output) -> dict[str, Any]:
         )
 
 
+def _ways(together: Together | None) -> dict[str, Any]:
+    return {} if together is None else {"check": together.check, "enable": together.enable}
+
+
 class _Dense(NamedTuple):
-    """The dense run: its frames, and seconds in all and of each step."""
+    """The dense run: its frames, None on ranks that do not decode, and seconds in all and of each step."""
 
     frames: Any
     seconds: float
     step_seconds: list[float]
 
 
-def _dense_run(opened: Any, embeds: dict, scene: Scene, request: Request, stages: Stages) -> _Dense:
+def _dense_run(
+    opened: Any, embeds: dict, scene: Scene, request: Request, stages: Stages, decoded: bool = True
+) -> _Dense:
     """A run of the untouched pipeline, after one untimed step each of both ways."""
     with stages("warm-up"):
         generation.warm_up(opened, embeds, scene, None)
@@ -66,7 +87,8 @@ def _dense_run(opened: Any, embeds: dict, scene: Scene, request: Request, stages
     times = StepTimes(opened.device)
     latents = generation.denoise_dense(opened, embeds, scene, stages, times=times)
     with stages("quality"):
-        return _Dense(generation.decode(opened, latents, scene), stages.seconds["dense"], times.seconds())
+        frames = generation.decode(opened, latents, scene) if decoded else None
+        return _Dense(frames, stages.seconds["dense"], times.seconds())
 
 
 def _control(

@@ -25,6 +25,7 @@ def summary_lines(record: dict[str, Any], record_path: Path, said: Collection[st
         f"{record['output']}: {frames} of {run['height']} x {run['width']}; record {record_path}",
         _skipped(with_options(record["method"], record["method_options"]), record["correction"], sparsity, calls),
         *_reused(record["cache"], calls),
+        *_together(record.get("parallel")),
         f"seconds {seconds['total']:.1f} ({stages})",
     ]
     quality = record["quality"]
@@ -48,6 +49,19 @@ def _reused(cache: dict[str, Any], calls: dict[str, int]) -> list[str]:
         f"cache {cache['name']}: {computed} steps computed, {reused} reused; {calls['reused']} of "
         f"{calls['dense'] + calls['sparse'] + calls['reused']} attention calls saved"
     ]
+
+
+def _together(parallel: dict[str, Any] | None) -> list[str]:
+    """How ranks shared the video, where several did."""
+    if not parallel:
+        return []
+    split = ", ".join(f"{name} {parallel[name]}" for name in ("cfg", "ulysses", "ring") if parallel[name] > 1)
+    said, known = parallel["exchanged_bytes"], [one for one in parallel["density_by_rank"] if one is not None]
+    moved = "" if said is None else f"; {said / 1e9:.2f} GB exchanged"
+    if said is not None and parallel["exchange_seconds"] is not None:
+        moved += f" in {parallel['exchange_seconds']:.1f} s"
+    spread = f"; density {min(known):.3f} to {max(known):.3f} by rank" if known else ""
+    return [f"{parallel['ranks']} ranks ({split}){moved}{spread}"]
 
 
 def _skipped(method: str, correction: str, sparsity: dict[str, Any], calls: dict[str, int]) -> str:

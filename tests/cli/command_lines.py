@@ -58,6 +58,8 @@ GOOD: dict[str, tuple[str, ...]] = {
     "--device": ("auto", "cpu", "cuda", "cuda:1"),
     "--dtype": ("auto", "bf16", "fp32"),
     "--offload": ("none", "model"),
+    "--gpus": ("1", "1", "2", "4", "65"),
+    "--parallel": ("ulysses:1", "ulysses:2", "ring:2", "ulysses:2,ring:2", "cfg:2", "ulysses"),
     "--phase": ("run", "quality", "render", "all"),
     "--share": ("1/1", "2/4", "5/4"),
     "--join": ("full", "empty"),

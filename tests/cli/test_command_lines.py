@@ -87,6 +87,7 @@ def nothing_drawn(monkeypatch):
     monkeypatch.setattr(generation, "encode", lambda opened, scene, stages: stage("text", {})(*[None] * 4, stages))
     monkeypatch.setattr(generation, "denoise_sparse", stage("denoise", (None, Fast())))
     monkeypatch.setattr("dittools.cli.run._dense_run", fail)
+    monkeypatch.setattr("dittools.cli.launch.launch", fail)
     monkeypatch.setattr("dittools.benchmarks.kernel.run", lambda jobs, results, told, limit: [])
     monkeypatch.setattr("dittools.cli.bench_model._measure_missing", lambda *given: None)
     return ended

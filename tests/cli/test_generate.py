@@ -44,6 +44,7 @@ KEYS = {
     "method_options": None,
     "correction": None,
     "run": {"frames", "height", "width", "fps", "guidance", "dtype", "offload", "compile"},
+    "parallel": None,
     "heads": None,
     "notes": None,
 }
