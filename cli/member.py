@@ -102,7 +102,7 @@ class Member:
         self._watcher: threading.Thread | None = None
 
     def watch(self) -> None:
-        """From now on, end with any other: call it when all have found each other."""
+        """From now on, end with any other."""
         self._watcher = threading.Thread(target=self._watch, daemon=True, name="ranks")
         self._watcher.start()
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from dittools.cli.request import Request
 
 MOST_ON_A_CPU = 64
-"""Ranks: more of them only take each other's time."""
+"""Processes: more of them only take each other's time."""
 
 
 def spec_of(flags: Any, member: Member | None) -> Spec | None:
@@ -72,7 +72,7 @@ def launch(request: Request, spec: Spec, command: Sequence[str]) -> int:
     Raises:
         BadInput: where this machine has not so many GPUs, or torch cannot start them.
     """
-    cpu = _check_gpus(request.flags.device, spec.ranks)
+    cpu = check_gpus(request.flags.device, spec.ranks)
     if not _can_launch():
         raise BadInput(f"--gpus {spec.ranks} needs torch.distributed, which this PyTorch is built without")
     from dittools.cli.launch import launch
@@ -80,21 +80,32 @@ def launch(request: Request, spec: Spec, command: Sequence[str]) -> int:
     return launch(command[1:], spec.ranks, cpu)
 
 
-def _check_gpus(asked: str, ranks: int) -> bool:
-    """Whether the ranks run on the CPU. Raises BadInput where there are not so many GPUs."""
+def check_gpus(asked: str, ranks: int, alike: bool = False) -> bool:
+    """Whether so many processes run on the CPU.
+
+    Args:
+        asked: the device.
+        alike: whether all GPUs have to be of one kind, as for times that are compared.
+
+    Raises:
+        BadInput: where there are not so many GPUs.
+    """
     import torch
 
     from dittools.pipelines import loading
 
     if loading.pick_device(asked).type == "cpu":
         if asked != "cpu":
-            raise BadInput(f"--gpus {ranks} asked, and no GPU answers here: with --device cpu, ranks share the CPU")
+            raise BadInput(f"--gpus {ranks} asked, and no GPU answers here: with --device cpu, all share the CPU")
         if ranks > MOST_ON_A_CPU:
-            raise BadInput(f"--gpus {ranks} on a CPU: at most {MOST_ON_A_CPU} ranks make sense there")
+            raise BadInput(f"--gpus {ranks} on a CPU: at most {MOST_ON_A_CPU} processes make sense there")
         return True
     there = torch.cuda.device_count()
     if ranks > there:
         raise BadInput(f"--gpus {ranks} asked, and this machine has {there}: use at most --gpus {there}")
+    kinds = {torch.cuda.get_device_name(number) for number in range(ranks)} if alike else {""}
+    if len(kinds) > 1:
+        raise BadInput(f"--gpus {ranks}: times are compared, and GPUs here differ ({', '.join(sorted(kinds))})")
     return False
 
 
@@ -119,11 +130,11 @@ class Together:
     def __init__(self, spec: Spec, member: Member, request: Request):
         from dittools.pipelines import loading
 
+        member.watch()
         setup.check_diffusers(spec, request.family)
         self.spec, self._member, self._family = spec, member, request.family
         self._world = setup.start(spec, loading.pick_device(request.flags.device))
         self._uneven, self._verbose = False, request.flags.verbose
-        member.watch()
 
     @property
     def leads(self) -> bool:
@@ -158,49 +169,37 @@ class Together:
 
 
 def gathered(records: Sequence[dict[str, Any]], spec: Spec) -> dict[str, Any]:
-    """One record from those of all ranks, each of which has its own heads or its own part of the queries.
+    """One record from those of all ranks, which count all heads already: what each of them alone knows is added.
 
-    Shares are means, counts of heads are sums, and calls are those of one rank: every one has each call's own part.
+    ``exchanged_bytes`` are what all of them sent, ``exchange_seconds`` those of the slowest.
     """
     first = records[0]
     own = [record.get("parallel") or {} for record in records]
-    skipped = [record["sparsity"]["sparse_calls"] for record in records]
-    notes = {note: [rank for rank, record in enumerate(records) if note in record["notes"]] for note in _notes(records)}
     return {
         **first,
-        "sparsity": _mean([record["sparsity"] for record in records]),
         "fallbacks": _most(records),
         "kernel_reasons": {name: why for record in reversed(records) for name, why in record["kernel_reasons"].items()},
-        "heads": [_sum(counts) for counts in zip(*(record["heads"] for record in records), strict=True)],
-        "notes": [note if len(on) == len(records) else f"{_named(on)}: {note}" for note, on in notes.items()],
+        "notes": _notes(records),
         "parallel": {
             **spec.facts(),
-            "exchanged_bytes": _total([each.get("exchanged_bytes") for each in own]),
-            "exchange_seconds": _total([each.get("exchange_seconds") for each in own], most=True),
-            "density_by_rank": [None if share is None else round(1 - share, 6) for share in skipped],
+            "exchanged_bytes": sum(each.get("exchanged_bytes") or 0 for each in own),
+            "exchange_seconds": max(each.get("exchange_seconds") or 0.0 for each in own),
+            "density_by_rank": own[0].get("density_by_rank", [None] * len(records)),
         },
     }
 
 
 def _notes(records: Sequence[dict[str, Any]]) -> list[str]:
-    return list(dict.fromkeys(note for record in records for note in record["notes"]))
+    """Those of all ranks once, and those of some with their numbers."""
+    found: dict[str, list[int]] = {}
+    for rank, record in enumerate(records):
+        for note in dict.fromkeys(record["notes"]):
+            found.setdefault(note, []).append(rank)
+    return [note if len(on) == len(records) else f"{_named(on)}: {note}" for note, on in found.items()]
 
 
 def _named(ranks: list[int]) -> str:
     return f"rank{'s' * (len(ranks) > 1)} {', '.join(map(str, ranks))}"
-
-
-def _mean(values: Sequence[Any]) -> Any:
-    """The mean of numbers, inside of lists and mappings too; what is no number is taken from the first."""
-    first = values[0]
-    if isinstance(first, dict):
-        return {key: _mean([value[key] for value in values if key in value]) for key in first}
-    if isinstance(first, list) and all(isinstance(value, list) and len(value) == len(first) for value in values):
-        return [_mean(each) for each in zip(*values, strict=True)]
-    known = [value for value in values if isinstance(value, (int, float)) and not isinstance(value, bool)]
-    if not known:
-        return first
-    return first if all(value == known[0] for value in known) else sum(known) / len(known)
 
 
 def _most(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -210,16 +209,3 @@ def _most(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         for entry in record["fallbacks"]:
             found[entry["reason"]] = max(found.get(entry["reason"], 0), entry["count"])
     return [{"reason": reason, "count": count} for reason, count in sorted(found.items(), key=lambda one: -one[1])]
-
-
-def _sum(counts: Sequence[dict[str, int]]) -> dict[str, int]:
-    found: dict[str, int] = {}
-    for each in counts:
-        for name, count in each.items():
-            found[name] = found.get(name, 0) + count
-    return found
-
-
-def _total(values: Sequence[float | None], most: bool = False) -> float | None:
-    known = [value for value in values if value is not None]
-    return None if not known else max(known) if most else sum(known)

@@ -56,12 +56,10 @@ def _together(parallel: dict[str, Any] | None) -> list[str]:
     if not parallel:
         return []
     split = ", ".join(f"{name} {parallel[name]}" for name in ("cfg", "ulysses", "ring") if parallel[name] > 1)
-    said, known = parallel["exchanged_bytes"], [one for one in parallel["density_by_rank"] if one is not None]
-    moved = "" if said is None else f"; {said / 1e9:.2f} GB exchanged"
-    if said is not None and parallel["exchange_seconds"] is not None:
-        moved += f" in {parallel['exchange_seconds']:.1f} s"
+    known = [one for one in parallel["density_by_rank"] if one is not None]
+    moved = f"{parallel['exchanged_bytes'] / 1e9:.2f} GB exchanged in {parallel['exchange_seconds']:.1f} s"
     spread = f"; density {min(known):.3f} to {max(known):.3f} by rank" if known else ""
-    return [f"{parallel['ranks']} ranks ({split}){moved}{spread}"]
+    return [f"{parallel['ranks']} ranks ({split}): {moved}{spread}"]
 
 
 def _skipped(method: str, correction: str, sparsity: dict[str, Any], calls: dict[str, int]) -> str:

@@ -4,4 +4,5 @@ import sys
 
 from dittools.cli.main import main
 
-sys.exit(main())
+if __name__ == "__main__":  # not in the processes that a report starts
+    sys.exit(main())

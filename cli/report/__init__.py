@@ -27,6 +27,7 @@ Examples:
   dittools report --sweep method=svg,sparge correction=none,centroids
   dittools report --plan report.yaml --output report
   dittools report --output report --phase render
+  dittools report --prompts prompts.txt --sweep method=svg --gpus 4
   dittools report --sweep method=svg --share 2/4 --phase run --output part2
   dittools report --join part1 part2 part3 part4 --output report
 

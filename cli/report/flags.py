@@ -60,9 +60,13 @@ class Flags(f.Settings, f.Run):
         list[str] | None, f.flag("--join", "Make one report of the parts in these folders.", REPORT, "FOLDER...")
     ] = None
     compile: f.Compile = False
+    gpus: Annotated[
+        int | None,
+        f.flag("--gpus", "Draw N cases at a time, each on a GPU of its own.  [default: 1]", f.MODEL, "N"),
+    ] = None
 
 
 ABOUT = {"output", "phase", "join", *(field.name for field in fields(f.Common))}
 """Flags on the command itself, which say nothing of what is generated."""
-PLANNED = tuple(field.name for field in fields(Flags) if field.name not in (*ABOUT, "plan", "share"))
+PLANNED = tuple(field.name for field in fields(Flags) if field.name not in (*ABOUT, "plan", "share", "gpus"))
 """Names that a YAML plan may hold."""

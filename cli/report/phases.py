@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from dittools import provenance
-from dittools.cli import fits, generation, request
+from dittools.cli import fits, generation, ranks, request
 from dittools.cli.output import Output
 from dittools.cli.prompts import PROMPTS, builtin_prompts
 from dittools.cli.report.join import GROUND, check, join
@@ -77,7 +77,10 @@ def _checked(wanted: ReportRequest, folder: Folder) -> tuple[request.Request, li
         if not (folder.path / MANIFEST).exists():  # what is drawn already needs its profiles no more
             check_files(found)
 
-    return request.check(wanted.flags, None, also=check_sweeps), notes
+    made = request.check(wanted.flags, None, also=check_sweeps)
+    if (wanted.flags.gpus or 1) > 1:
+        ranks.check_gpus(wanted.flags.device, wanted.flags.gpus, alike=True)
+    return made, notes
 
 
 def _draw(
@@ -94,9 +97,12 @@ def _draw(
     manifest = folder.manifest()
     if manifest is not None:
         _same(manifest, plan, chosen.device, folder)
-    drawer = Drawer(made, chosen, plan, folder, command, output, _mine(wanted.share, plan))
+    gpus = wanted.flags.gpus or 1
+    if gpus > 1 and plan.timed and chosen.device.type == "cpu":
+        notes = [*notes, f"{gpus} cases at a time shared one CPU: each took longer than it would alone"]
+    drawer = Drawer(made, chosen, plan, folder, command, output, _mine(wanted.share, plan), gpus)
 
-    def begin(opened: Any) -> None:
+    def begin(unread: list[str]) -> None:
         """Write the manifest once, and say what the model will not read."""
         if folder.manifest() is not None:
             return
@@ -105,13 +111,10 @@ def _draw(
             found.append(
                 f"{MANIFEST} was gone and was made again: cases from before may be of another machine or version"
             )
-        for number, prompt in enumerate(plan.prompts, 1):
-            scene = dataclasses.replace(opened.scene, prompt=prompt)
-            found += [f"prompt {number}: {note}" for note in generation.prompt_notes(opened, scene)]
-        for note in found:
+        for note in found + unread:
             output.note(note)
         with saving.told(folder.path / MANIFEST):
-            folder.write_manifest(_manifest(plan, chosen.device, command, found))
+            folder.write_manifest(_manifest(plan, chosen.device, command, found + unread))
 
     drawer.run(begin)
 

@@ -75,11 +75,15 @@ class ReportRequest:
             check_seed("--seeds", seed)
             if seed in seeds[:number]:
                 raise BadInput(f"--seeds: {seed} is given twice, and would generate the same: give it once")
-        for flag, value in (("--repeats", flags.repeats), ("--fewer-steps", flags.fewer_steps)):
+        for flag, value in (("--repeats", flags.repeats), ("--fewer-steps", flags.fewer_steps), ("--gpus", flags.gpus)):
             if value is not None and value < 1:
                 raise BadInput(f"{flag} must be at least 1, got {value}")
         if flags.repeats > 1 and flags.untimed:
             raise BadInput(f"--repeats {flags.repeats} is for times, and --untimed leaves them out: drop one of them")
+        if (flags.gpus or 1) > 1 and ":" in flags.device:
+            raise BadInput(
+                f"--device {flags.device} names one GPU, and --gpus {flags.gpus} takes more: use --device cuda"
+            )
         share = None if flags.share is None else _share(flags.share)
         return cls(flags, prompts, count, seeds, sweep, share, not flags.untimed)
 

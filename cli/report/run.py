@@ -1,36 +1,28 @@
-"""The run phase of a report: draw what is not there yet, one case after the other, and keep each at once."""
+"""The run phase of a report: draw what is not there yet, and keep each case at once."""
 
 from __future__ import annotations
 
-import dataclasses
-import gc
-import hashlib
 import time
-from collections.abc import Callable, Collection
-from pathlib import Path
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
-from dittools import files
-from dittools.cli import generation
-from dittools.cli import record as records
 from dittools.cli.output import Output, one_line
 from dittools.cli.progress import Progress
 from dittools.cli.report.baselines import Baselines
-from dittools.cli.report.profiles import check_files, check_model
-from dittools.cli.request import Request, Scene
-from dittools.cli.stages import Stages
-from dittools.config import Config
-from dittools.pipelines import dense_kernels, saving
+from dittools.cli.report.case import Cases, Model
+from dittools.cli.report.profiles import check_files
+from dittools.cli.report.side_by_side import SideBySide
+from dittools.cli.request import Request
+from dittools.pipelines import saving
 from dittools.pipelines.errors import BadInput, DiskFull, RunFailed
-from dittools.pipelines.families import transformers_of
 from dittools.report import schedule
-from dittools.report.folder import FAILURES, FRAMES, RECORD, VIDEO, Folder
+from dittools.report.folder import FAILURES, RECORD, Folder
 from dittools.report.frames import lacking
-from dittools.report.plan import Case, Plan
+from dittools.report.plan import Plan, Setting
 from dittools.report.schedule import Unit
-from dittools.tokens import TokenGrid
 
-Write = Callable[[generation.Opened], None]
+Write = Callable[[list[str]], None]
 
 
 class Failures:
@@ -70,6 +62,7 @@ class Drawer:
     Args:
         chosen: what the request came to. command: as it was typed.
         prompts: numbers of the prompts to draw; None draws all.
+        gpus: how many cases are drawn at a time, each on a GPU of its own.
     """
 
     def __init__(
@@ -81,43 +74,76 @@ class Drawer:
         command: list[str],
         output: Output,
         prompts: Collection[int] | None = None,
+        gpus: int = 1,
     ):
-        self.request, self.chosen, self.plan, self.folder = request, chosen, plan, folder
-        self.command, self.output, self.prompts = command, output, prompts
+        self.chosen, self.plan, self.folder = chosen, plan, folder
+        self.output, self.prompts, self.gpus = output, prompts, gpus
         self.failures = Failures(folder)
         self.baselines = Baselines(plan, folder)
-        self._warm: set[str] = set()
-        self._told_no_ffmpeg = False
+        self._cases = Cases(request, chosen, plan, folder, command, output)
+        self._begun: dict[
+            tuple[str, int], tuple[str, float]
+        ] = {}  # units under way: what is said of them, and since when
 
     def run(self, begin: Write) -> None:
-        """Draw everything that is not finished; `begin` is told once the model is loaded, before the first case.
+        """Draw everything that is not finished.
 
-        Raises DiskFull, and RunFailed when the model cannot be loaded.
+        Args:
+            begin: is told once the model is loaded, before the first case, what of the prompts it will not read.
+
+        Raises:
+            DiskFull: when there is no room.
+            RunFailed: when the model cannot be loaded.
         """
         left = list({u.case.setting.key: u.case.setting for u in self._units() if not self._done(u)}.values())
         if self.folder.manifest() is not None and self.baselines.known() and not left:
             return
         check_files(left, self.plan.steps)
         with Progress(self.output, terse=True) as progress:
-            stages = Stages(progress)
             self.output.line(f"loading {self.chosen.weights.name} ...")
-            self.opened = generation.open_model(self.request, stages, self.output, self.chosen)
-            self.load_seconds, self.progress = stages.seconds["load"], progress
-            block_size = 128 if self.opened.device.type == "cuda" else 64
-            check_model(left, self.opened.pipe, self._grid(), self.plan.steps, block_size)
-            begin(self.opened)
-            self.failures.begin()
-            tokens = self._grid().tokens
-            self.baselines.choose_kernels(self._kernels(tokens), tokens, self._model().config.num_attention_heads)
-            total = schedule.count(self.plan, self.baselines.decided(), self.prompts)
-            estimate = schedule.Estimate(total)
-            for number, unit in enumerate(self._units(), 1):
-                total = max(total, number)
+            with self._hands(progress, left) as hands:
+                begin(hands.model.notes)
+                self.failures.begin()
+                self.baselines.choose_kernels(*hands.model[1:])
+                self._all(hands)
+
+    @contextmanager
+    def _hands(self, progress: Progress, left: Sequence[Setting]) -> Iterator[Here | SideBySide]:
+        """What draws: this process, or one for each GPU."""
+        measured = not self.baselines.known()
+        if self.gpus > 1:
+            with SideBySide(self._cases, self.gpus, left, measured) as hands:
+                yield hands
+        else:
+            self._cases.open(progress, left)
+            yield Here(self._cases, progress, measured)
+
+    def _all(self, hands: Here | SideBySide) -> None:
+        """Every unit, and whatever becomes known to be one on the way."""
+        total = schedule.count(self.plan, self.baselines.decided(), self.prompts)
+        estimate = schedule.Estimate(total)
+        seen: set[tuple[str, int]] = set()
+        while True:
+            fresh = False
+            for unit in self._units():
+                if (unit.case.id, unit.repeat) in seen:
+                    continue
+                seen.add((unit.case.id, unit.repeat))
+                fresh = True
+                total = max(total, len(seen))
+                while any(case_id == unit.case.id for case_id, _ in self._begun):  # to be timed again
+                    self._end(hands, estimate)
                 never = unit.repeat and not self.folder.done(unit.case.id)  # it failed: there is nothing to time again
                 if never or self._done(unit):
                     estimate.done(unit, None)
                     continue
-                self._one(unit, f"[{number}/{total}]", estimate)
+                self._begin(unit, f"[{len(seen)}/{total}]", hands, estimate)
+                while self._begun and not hands.free:
+                    self._end(hands, estimate)
+            if not self._begun and not fresh:
+                return
+            while self._begun:
+                self._end(hands, estimate)
 
     def _units(self) -> Any:
         return schedule.units(self.plan, self.baselines.decided, self.prompts)
@@ -128,175 +154,74 @@ class Drawer:
             return False
         return unit.repeat > 0 or not lacking(self.folder, self.plan, self.baselines.decided(), unit.case)
 
-    def _one(self, unit: Unit, place: str, estimate: schedule.Estimate) -> None:
-        """One unit: drawn, kept and told; a failure is kept too."""
-        case, begun = unit.case, time.perf_counter()
+    def _begin(self, unit: Unit, place: str, hands: Here | SideBySide, estimate: schedule.Estimate) -> None:
+        """Have a unit drawn."""
+        case = unit.case
         what = f"{place} {case.setting.name}; prompt {case.prompt + 1}, seed {case.seed}"
         if not unit.repeat and self.folder.case(case.id).is_dir():
             missing = "its frames" if self.folder.done(case.id) else RECORD
             self.output.note(f"{self.folder.case(case.id)} is not whole ({missing} not there): made again")
-        left = estimate.seconds()
-        self.progress.title = f"{place} {case.setting.name}" + (f", {schedule.spoken(left)} left: " if left else ": ")
-        try:
-            denoise = self._draw(unit)
-        except DiskFull:
-            raise
-        except (BadInput, RunFailed) as error:
+        left = self._left(estimate)
+        self._begun[case.id, unit.repeat] = what, time.perf_counter()
+        title = f"{place} {case.setting.name}" + (f", {schedule.spoken(left)} left: " if left else ": ")
+        hands.give(unit, self.baselines.decided().dense_kernel, title)
+
+    def _end(self, hands: Here | SideBySide, estimate: schedule.Estimate) -> None:
+        """Wait for a unit: it is kept and told; a failure is kept too."""
+        unit, denoise = hands.take()
+        for note in hands.notes():
+            if note not in self.output.notes:
+                self.output.note(note)
+        case, (what, since) = unit.case, self._begun.pop((unit.case.id, unit.repeat))
+        if isinstance(denoise, Exception):
             estimate.done(unit, None)
             where = {"setting": case.setting.name, "prompt": case.prompt + 1, "seed": case.seed}
-            self.failures.add("run", case.id, unit.repeat, str(error), **where)
-            self.output.line(f"{what}: failed: {one_line(str(error))}")
-            _free(self.opened.device)
+            self.failures.add("run", case.id, unit.repeat, str(denoise), **where)
+            self.output.line(f"{what}: failed: {one_line(str(denoise))}")
             return
         self.failures.clear("run", case.id, unit.repeat)
-        estimate.done(unit, time.perf_counter() - begun)
-        left = estimate.seconds()
-        later = f"; about {schedule.spoken(left)} of generating left" if estimate.left else ""
+        estimate.done(unit, time.perf_counter() - since)
+        left = self._left(estimate)
+        later = f"; about {schedule.spoken(left)} of generating left" if left and estimate.left else ""
         again = f", time {unit.repeat + 1}" if unit.repeat else ""
         self.output.line(f"{what}{again}: denoised in {denoise:.1f} s{later}")
 
-    def _draw(self, unit: Unit) -> float:
-        """Draw and keep a unit; its denoise seconds."""
-        setting, stages = unit.case.setting, Stages(self.progress)
-        scene = self._scene(unit.case)
-        stages.cuda, stages.size = self.opened.device.type == "cuda", generation.size_of(scene)
-        config = Config.from_dict(setting.config) if setting.config is not None else None
-        embeds = generation.encode(self.opened, scene, stages)
-        kernel = setting.kernel or self.baselines.decided().dense_kernel
-        with dense_kernels.using(kernel):
-            self._warm_up(embeds, scene, config, kernel, stages)
-            if config is None:
-                latents = generation.denoise_dense(self.opened, embeds, scene, stages, "denoise")
-                facts, skipped = self._dense_facts(setting.steps), []
-            else:
-                latents, fast = generation.denoise_sparse(self.opened, embeds, scene, config, stages)
-                facts, skipped = fast.record(), fast.by_step_and_layer()
-        extra = {"kernel": kernel, "latents": _fingerprint(latents), "skipped": skipped}
-        if unit.repeat:
-            self._keep_repeat(unit, stages, facts, extra)
-        else:
-            with stages("decode"):
-                pixels = generation.decode(self.opened, latents, scene, levels=True)
-            self._keep(unit.case, scene, config, pixels, stages, facts, extra)
-        return stages.seconds["denoise"]
-
-    def _warm_up(self, embeds: dict, scene: Scene, config: Config | None, kernel: str, stages: Stages) -> None:
-        """An untimed step before a kernel or method is first timed in this process."""
-        kind = kernel if config is None else f"{config.method} {config.options} {config.block_size}"
-        if kind not in self._warm:
-            with stages("warm-up"):
-                generation.warm_up(self.opened, embeds, scene, config)
-            self._warm.add(kind)
-
-    def _scene(self, case: Case) -> Scene:
-        shot = dataclasses.replace(self.opened.scene.shot, seed=case.seed, steps=case.setting.steps)
-        return dataclasses.replace(self.opened.scene, prompt=self.plan.prompts[case.prompt], shot=shot)
-
-    def _keep(
-        self, case: Case, scene: Scene, config: Config | None, pixels: Any, stages: Stages, facts: dict, extra: dict
-    ) -> None:
-        """The case's folder appears whole, or not at all."""
-        place = self.folder.case(case.id)
-        with stages("save"), saving.told(place), self.folder.new_case(case.id) as part:
-            begun = time.perf_counter()
-            frames_file = self._write(pixels, part, scene.fps)
-            seconds = {**stages.seconds, "load": self.load_seconds, "save": time.perf_counter() - begun}
-            seconds["total"] = sum(seconds[name] for name in records.SECONDS)
-            record = records.Generation(
-                command=self.command,
-                device=self.opened.device,
-                model=self.request.family.name,
-                weights=self.opened.weights.name,
-                scene=scene,
-                config=config or Config(method="dense"),
-                run=generation.run_facts(self.request, self.opened, scene),
-                seconds=seconds,
-                acceleration=facts,
-                quality=None,
-                output=Path("cases") / case.id / frames_file,
-            ).record()
-            files.write_json(part / RECORD, {**record, "case": extra})
-
-    def _write(self, pixels: Any, place: Path, fps: float) -> str:
-        """Frames and clip into a case's folder; the name of the frames' file."""
-        encoded, plain = FRAMES
-        if saving.ffmpeg() is None:
-            if not self._told_no_ffmpeg:
-                self.output.note(
-                    "no ffmpeg found: frames are kept as arrays, and the page has no clips; pip install imageio-ffmpeg"
-                )
-                self._told_no_ffmpeg = True
-            saving.write(pixels, place / plain, "npy", fps)
-            return plain
-        saving.write(pixels, place / encoded, "mkv", fps)
-        saving.write(pixels, place / VIDEO, "mp4", fps)
-        return encoded
-
-    def _keep_repeat(self, unit: Unit, stages: Stages, facts: dict, extra: dict) -> None:
-        first = self.folder.record(unit.case.id)
-        same = first is not None and first["case"].get("latents") == extra["latents"]
-        seconds = {name: round(stages.seconds[name], 4) for name in ("text", "denoise")}
-        with saving.told(self.folder.case(unit.case.id)):
-            self.folder.write_repeat(
-                unit.case.id,
-                unit.repeat,
-                {"seconds": seconds, "step_seconds": facts["step_seconds"], "same_latents": same},
-            )
-
-    def _kernels(self, tokens: int) -> list[str]:
-        """Dense kernels, fastest first: measured on a GPU, PyTorch's own choice on a CPU."""
-        device, dtype, model = self.opened.device, self.opened.dtype, self._model().config
-        found = dense_kernels.names(device, dtype, model.attention_head_dim)
-        if self.baselines.known() or device.type == "cpu" or len(found) < 2:
-            return found
-        shape = (1, model.num_attention_heads, tokens, model.attention_head_dim)
-        return dense_kernels.fastest_first(found, shape, device, dtype)
-
-    def _model(self) -> Any:
-        return transformers_of(self.opened.pipe, self.request.family)[0][1]
-
-    def _grid(self) -> TokenGrid:
-        """The token grid of every case, without text that shares its sequence."""
-        import torch
-
-        plan, vae = self.plan, self.opened.pipe.vae.config
-        stride, side = vae.scale_factor_temporal, vae.scale_factor_spatial
-        shape = (1, 0, (plan.frames - 1) // stride + 1, plan.height // side, plan.width // side)
-        family, latents = self.request.family, torch.empty(shape, device="meta")
-        return family.token_grid(family.layout(self._model().config, {family.latents: latents}.get), lambda name: None)
-
-    def _dense_facts(self, steps: int) -> dict[str, Any]:
-        """What an acceleration would have told of a run that had none."""
-        grid = self._grid()
-        return {
-            "grid": {name: getattr(grid, name) for name in ("frames", "height", "width", "text", "tokens")},
-            "step_seconds": [],
-            "sparsity": {
-                **{"asked": None, "sparse_calls": None, "overall": 0.0, "per_step": [], "per_layer": []},
-                **{"by_parts": {}, "pairs_by_parts": {}},
-            },
-            "calls": {"dense": None, "sparse": 0, "reused": 0},
-            "kernels": {},
-            "kernel_reasons": {},
-            "cache": {"name": "none", "computed_steps": list(range(steps)), "reused_steps": []},
-            "fallbacks": [],
-            "method": "dense",
-            "method_options": {},
-            "correction": "none",
-            "heads": [],
-            "notes": [],
-        }
+    def _left(self, estimate: schedule.Estimate) -> float | None:
+        seconds = estimate.seconds()
+        return None if seconds is None else seconds / self.gpus
 
 
-def _fingerprint(latents: Any) -> str:
-    """The same for the same bits."""
-    return hashlib.sha256(latents.detach().float().cpu().contiguous().numpy().tobytes()).hexdigest()[:16]
+class Here:
+    """Draws in this process, one unit at a time.
 
+    Attributes:
+        model: what the loaded model tells.
+        free: whether another unit may be given.
+    """
 
-def _free(device: Any) -> None:
-    """After a failure that may have been memory."""
-    gc.collect()
-    if device.type == "cuda":
-        import torch
+    def __init__(self, cases: Cases, progress: Progress, measured: bool):
+        self._cases, self._progress = cases, progress
+        self._made: list[tuple[Unit, float | Exception]] = []
+        self.model: Model = cases.model(measured)
 
-        torch.cuda.empty_cache()
+    @property
+    def free(self) -> bool:
+        return not self._made
+
+    def notes(self) -> list[str]:
+        """What is worth knowing since this was asked last; said already."""
+        return []
+
+    def give(self, unit: Unit, kernel: str, title: str) -> None:
+        """Draw a unit. Raises DiskFull."""
+        self._progress.title = title
+        try:
+            self._made.append((unit, self._cases.draw(unit, kernel)))
+        except DiskFull:
+            raise
+        except (BadInput, RunFailed) as error:
+            self._made.append((unit, error))
+
+    def take(self) -> tuple[Unit, float | Exception]:
+        """A unit that is drawn, with its denoise seconds or why it could not be."""
+        return self._made.pop()

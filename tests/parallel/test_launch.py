@@ -15,7 +15,9 @@ import pytest
 
 from dittools.cli import launch, main
 from dittools.cli.member import Word, elsewhere, gone
+from dittools.cli.ranks import gathered
 from dittools.pipelines.errors import RunFailed
+from dittools.pipelines.parallel.setup import Spec
 
 TOGETHER = ("--gpus", 2, "--device", "cpu")
 SMALL = ("--frames", 9, "--height", 144, "--width", 192, "--steps", 2, "--dense-steps", 0, "--dense-layers", 0)
@@ -58,7 +60,10 @@ def denoise(opened, embeds, scene, config, stages, times=None):
 generation.open_model, generation.denoise_sparse = open_model, denoise
 generation.encode = lambda *given: {}
 generation.prompt_notes = lambda *given: []
-setup.check_diffusers = lambda *given: None
+def check(*given):
+    if fault == "early" and me == "1":
+        raise BadInput("this rank has no plan")
+setup.check_diffusers = check
 from dittools.cli.main import main
 sys.exit(main())
 """
@@ -127,6 +132,7 @@ def test_two_ranks_draw_what_one_draws_and_the_first_one_speaks(together, tiny_w
     [
         ("raise", 1, "error: rank 1: denoising failed (RuntimeError: it went wrong here)"),
         ("input", 2, "error: rank 1: this rank has no weights"),
+        ("early", 2, "error: rank 1: this rank has no plan"),
         ("kill1", 1, "error: rank 1 was killed (SIGKILL, as the system does when memory runs out)"),
         ("kill0", 1, "error: rank 0 was killed (SIGKILL"),
         ("stuck", 1, "error: rank 1: denoising failed (RuntimeError: it went wrong here)"),
@@ -202,8 +208,8 @@ def test_torchrun_starts_ranks_of_which_the_first_one_answers(tmp_path):
         (["--gpus", 2, "--parallel", "ulysses:3"], "is for 3 ranks, and there are 2"),
         (["--parallel", "ulysses:2"], "this is one process: use --gpus 2"),
         (["--gpus", 2, "--device", "cuda:1"], "--device cuda:1 names one GPU, and there are 2 ranks"),
-        (["--gpus", 2], "no GPU answers here: with --device cpu, ranks share the CPU"),
-        (["--gpus", 66, "--device", "cpu", "--parallel", "ring:66"], "at most 64 ranks"),
+        (["--gpus", 2], "no GPU answers here: with --device cpu, all share the CPU"),
+        (["--gpus", 66, "--device", "cpu", "--parallel", "ring:66"], "at most 64 processes"),
     ],
 )
 def test_what_cannot_be_is_refused_before_anything_is_started(monkeypatch, tmp_path, capsys, arguments, says):
@@ -240,3 +246,19 @@ def test_an_error_that_another_rank_caused_is_known():
     assert gone(wrapped) and not gone(ValueError("timeout must be a number")) and not gone(RuntimeError("a shape"))
     assert not elsewhere(wrapped)
     assert Word(2, 1, "it broke").line() == "error: rank 2: it broke" and Word(0, 1, "x").line() == "error: x"
+
+
+def test_records_of_ranks_become_one():
+    def record(notes, sent, seconds, fallbacks=()):
+        shared = {"exchanged_bytes": sent, "exchange_seconds": seconds, "density_by_rank": [0.2, 0.3]}
+        entries = [{"reason": reason, "count": count} for reason, count in fallbacks]
+        return {"notes": notes, "fallbacks": entries, "kernel_reasons": {}, "calls": {"sparse": 4}, "parallel": shared}
+
+    ours = record(["all", "first"], 10, 0.5, [("short", 2)])
+    found = gathered([ours, record(["all"], 30, 0.7, [("short", 3), ("mask", 1)])], Spec(ulysses=2))
+    assert found["notes"] == ["all", "rank 0: first"] and found["calls"] == {"sparse": 4}
+    assert found["fallbacks"] == [{"reason": "short", "count": 3}, {"reason": "mask", "count": 1}]
+    assert found["parallel"] == {
+        **{"ranks": 2, "ulysses": 2, "ring": 1, "cfg": 1},
+        **{"exchanged_bytes": 40, "exchange_seconds": 0.7, "density_by_rank": [0.2, 0.3]},
+    }
