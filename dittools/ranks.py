@@ -13,7 +13,6 @@ from itertools import pairwise
 from typing import Any, TypeVar
 
 import torch
-import torch.distributed as dist
 
 Made = TypeVar("Made")
 
@@ -46,8 +45,8 @@ class Ranks:
 
     def __init__(self, group: Any = None, device: torch.device | str = "cpu"):
         self.group, self.device = group, torch.device(device)
-        self.size = 1 if group is None else dist.get_world_size(group)
-        self.rank = 0 if group is None else dist.get_rank(group)
+        self.size = 1 if group is None else torch.distributed.get_world_size(group)
+        self.rank = 0 if group is None else torch.distributed.get_rank(group)
         self._together = False  # whether something is made together just now
 
     @property
@@ -60,7 +59,7 @@ class Ranks:
         if self.alone:
             return list(numbers)
         found = torch.tensor(numbers, dtype=torch.int32, device=self.device)
-        dist.all_reduce(found, dist.ReduceOp.MAX, group=self.group)
+        torch.distributed.all_reduce(found, torch.distributed.ReduceOp.MAX, group=self.group)
         return found.tolist()
 
     def agree_text(self, text: str | None) -> str | None:
@@ -83,7 +82,7 @@ class Ranks:
         x = x.contiguous()
         found = [torch.empty_like(x) for _ in range(self.size)]
         # As bytes: not every backend knows every dtype.
-        dist.all_gather([_bytes(one) for one in found], _bytes(x), group=self.group)
+        torch.distributed.all_gather([_bytes(one) for one in found], _bytes(x), group=self.group)
         return found
 
     def exchange(self, send: torch.Tensor, give: Sequence[int], take: Sequence[int]) -> torch.Tensor:
@@ -95,7 +94,7 @@ class Ranks:
         each = send.element_size()
         found = send.new_empty(sum(take))
         sizes = [n * each for n in take], [n * each for n in give]
-        dist.all_to_all_single(_bytes(found), _bytes(send), *sizes, group=self.group)
+        torch.distributed.all_to_all_single(_bytes(found), _bytes(send), *sizes, group=self.group)
         return found
 
     def together(

@@ -14,7 +14,9 @@ from dittools import caches, corrections, methods
 ROOT = Path(__file__).parents[1]
 OURSELVES = Path(__file__).relative_to(ROOT).as_posix()
 HYPOTHETICAL = {"dittools/methods/diagonal.py", "dittools/caches/alternate.py"}  # what the worked examples would write
-FOREIGN_FLAGS = {"--install-completion", "--nproc-per-node", "--torch-backend"}  # typer's, torchrun's, uv's
+FOREIGN_FLAGS = {  # typer's, uv's, srun's, torchrun's
+    *("--install-completion", "--torch-backend", "--kill-on-bad-exit", "--nproc-per-node", "--node-rank"),
+}
 FOREIGN = {
     "flash_attn",
     "cu_seqlens",

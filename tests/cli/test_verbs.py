@@ -32,6 +32,16 @@ def test_a_wrong_flag_is_answered_without_importing_the_heavy_libraries():
     assert done.returncode == 2 and done.stdout == "[]\n"
 
 
+def test_what_a_method_cannot_do_is_answered_before_pytorch_is_loaded():
+    script = (
+        "import sys; from dittools.cli.main import main;"
+        "code = main(['generate', '--weights', 'embedded', '--method', 'svg', '--frames', '1']);"
+        "print(type(sys.modules['torch']).__name__); sys.exit(code)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 2 and done.stdout == "_Late\n", done.stderr
+
+
 @pytest.mark.parametrize("arguments", [[], ["--help"], ["-h"]])
 def test_the_verbs_are_listed(cli, arguments):
     result = cli(*arguments)
