@@ -44,7 +44,7 @@ class Ranks:
     """
 
     def __init__(self, group: Any = None, device: torch.device | str = "cpu"):
-        self.group, self.device = group, torch.device(device)
+        self.group, self.device = group, device if group is None else torch.device(device)
         self.size = 1 if group is None else torch.distributed.get_world_size(group)
         self.rank = 0 if group is None else torch.distributed.get_rank(group)
         self._together = False  # whether something is made together just now
