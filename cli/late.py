@@ -21,6 +21,28 @@ def import_late(name: str) -> None:
     module = _Late(name)
     module.__spec__ = spec
     sys.modules[name] = module
+    sys.meta_path.insert(0, _Loaded(name))
+
+
+class _Loaded:
+    """Finds submodules that are there already. Where ``import torch.distributed`` is the first look into torch, that
+    look loads it too, and what was found then would be run a second time.
+    """
+
+    def __init__(self, package: str):
+        self._package = package
+
+    def find_spec(self, name: str, path: Any = None, target: Any = None) -> Any:
+        if not name.startswith(f"{self._package}.") or name not in sys.modules:
+            return None
+        self._spec = sys.modules[name].__spec__
+        return importlib.util.spec_from_loader(name, self)
+
+    def create_module(self, spec: Any) -> types.ModuleType:
+        return sys.modules[spec.name]
+
+    def exec_module(self, module: types.ModuleType) -> None:
+        module.__spec__ = self._spec
 
 
 class _Late(types.ModuleType):

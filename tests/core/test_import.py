@@ -91,3 +91,18 @@ def test_the_version_is_that_of_the_distribution():
     import dittools
 
     assert dittools.__version__ == importlib.metadata.version("dittools")
+
+
+@pytest.mark.parametrize("first", ["torch.distributed", "torch.nn.functional", "torch.utils._pytree"])
+def test_a_submodule_of_late_torch_that_is_imported_first_runs_once(first):
+    code = f"""
+from dittools.cli.late import import_late
+import_late("torch")
+import {first} as found
+import torch
+assert found is torch.{first.removeprefix("torch.")}, "run twice"
+assert found.__spec__.loader.path.endswith(".py"), found.__spec__
+torch.ones(2).sum()
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=CHECKOUT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
