@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.machinery
 import importlib.util
 import sys
 import types
@@ -56,29 +55,4 @@ class _Late(types.ModuleType):
         except BaseException:
             sys.modules.pop(spec.name, None)
             raise
-        if name == "__path__":
-            sys.meta_path.insert(0, _Again)
         return getattr(self, name)
-
-
-class _Again:
-    """Finds the submodule with whose import the module was loaded, which may be there since then: once is enough."""
-
-    @classmethod
-    def find_spec(cls, name: str, path: Any = None, target: Any = None) -> Any:
-        sys.meta_path.remove(cls)
-        module = sys.modules.get(name)
-        return None if module is None else importlib.machinery.ModuleSpec(name, _There(module))
-
-
-class _There:
-    """Loads what is loaded."""
-
-    def __init__(self, module: types.ModuleType):
-        self._module, self._spec = module, module.__spec__
-
-    def create_module(self, spec: Any) -> types.ModuleType:
-        return self._module
-
-    def exec_module(self, module: types.ModuleType) -> None:
-        module.__spec__ = self._spec

@@ -42,18 +42,6 @@ def test_what_a_method_cannot_do_is_answered_before_pytorch_is_loaded():
     assert done.returncode == 2 and done.stdout == "_Late\n", done.stderr
 
 
-@pytest.mark.parametrize("name", ["torch.distributed", "torch.nn.functional", "torch.utils.data"])
-def test_a_part_of_pytorch_may_be_what_loads_it(name):
-    script = (
-        "import sys; from dittools.cli.late import import_late; import_late('torch'); count = len(sys.meta_path);"
-        f"import {name}; found = sys.modules['{name}'];"
-        f"assert found is {name} and found.__spec__.name == '{name}' and len(sys.meta_path) == count;"
-        "import torch.fft; print('well')"
-    )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
-    assert done.stdout == "well\n", done.stderr
-
-
 @pytest.mark.parametrize("arguments", [[], ["--help"], ["-h"]])
 def test_the_verbs_are_listed(cli, arguments):
     result = cli(*arguments)
