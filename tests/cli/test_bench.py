@@ -208,8 +208,8 @@ def test_check_enters_every_kernel_that_passed(cli, monkeypatch, tmp_path, broke
 
     head = {"device": {"capability": "9.0", "name": "a card"}, "versions": {}}
     monkeypatch.setattr("dittools.kernels.capability.why_not_hopper", lambda *_: None)
-    monkeypatch.setattr("dittools.benchmarks.kernel.run", run)
-    monkeypatch.setattr("dittools.benchmarks.kernel.run_side_by_side", side_by_side)
+    monkeypatch.setattr("dittools.benchmarks.long_proof.run", run)
+    monkeypatch.setattr("dittools.benchmarks.long_proof.run_side_by_side", side_by_side)
     monkeypatch.setattr("dittools.cli.bench_kernel.open_results", lambda *_: SimpleNamespace(head=head))
     monkeypatch.setattr(checked, "TABLE", tmp_path / "checked.json")
     done = cli("bench", "kernel", "--check", "--device", "cpu")

@@ -89,7 +89,7 @@ def nothing_drawn(monkeypatch):
     monkeypatch.setattr("dittools.cli.run._dense_run", fail)
     monkeypatch.setattr("dittools.cli.launch.launch", fail)
     monkeypatch.setattr("dittools.benchmarks.kernel.run", lambda jobs, results, told, limit: [])
-    monkeypatch.setattr("dittools.cli.bench_model._measure_missing", lambda *given: None)
+    monkeypatch.setattr("dittools.benchmarks.model_rows.measure_missing", lambda *given: None)
     return ended
 
 
