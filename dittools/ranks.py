@@ -177,6 +177,11 @@ class Heads:
         """Numbers of this rank's heads; empty where it has all."""
         return self.by_rank[self.ranks.rank] if self.by_rank else ()
 
+    @property
+    def least(self) -> int:
+        """Heads of the rank that has fewest; 0 where this one has all."""
+        return min(map(len, self.by_rank), default=0)
+
     def total(self, here: int) -> int:
         """Heads of all ranks, where this one has ``here``."""
         return here if self.alone else sum(map(len, self.by_rank))

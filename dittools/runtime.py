@@ -92,6 +92,11 @@ class Runtime:
         return self._setup.cache
 
     @property
+    def ranks(self) -> Ranks:
+        """Those that make the present forward together."""
+        return self._ranks
+
+    @property
     def layout(self) -> Layout | None:
         """Where the picture is in the calls of the present forward; None where its grid is not known."""
         return self._splitter.layout

@@ -20,6 +20,7 @@ from dittools.pipelines.call_interceptor import CallInterceptor
 from dittools.pipelines.errors import BadInput
 from dittools.pipelines.family import Family
 from dittools.pipelines.other_caches import other_cache
+from dittools.ranks import stretches
 from dittools.run import Run
 from dittools.runtime import Runtime
 
@@ -165,8 +166,9 @@ class StepReuse:
         if self._skips_blocks:
             return hidden
         reuse, self._undecided = (self._runtime.run.reuse if self._undecided else None), False
-        if reuse is not None and getattr(self._model, "_parallel_config", None) is not None:
-            # Each rank has its own tokens here, and ranks that decide differently wait for each other for ever.
+        shared = getattr(self._model, "_parallel_config", None) is not None
+        if reuse is not None and shared and self._runtime.ranks.alone:
+            # Nobody knows who has the other tokens, and ranks that decide differently wait for each other for ever.
             reuse.watch(None)
             reuse = None
         if reuse is not None and reuse.signal_source == "block_input":
@@ -178,13 +180,37 @@ class StepReuse:
         if reuse is not None:
             place = self._family.block_output
             given = output if place is None else output[place]
-            if not reuse.watch(self._picture(given - hidden)):
+            if not reuse.watch(self._picture(given - self._as(hidden, given))):
                 raise _Reused
         return output
 
+    def _as(self, into: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
+        """What went into a block as what came out: a plan may have split it among ranks at the block's door."""
+        ranks, count = self._runtime.ranks, self._tokens()
+        if ranks.alone or into.shape == out.shape or into.shape[1] != count:
+            return into
+        return into[:, slice(*stretches(count, ranks.size)[ranks.rank])]
+
+    def _whole(self, tokens: torch.Tensor) -> torch.Tensor:
+        """The tokens of all ranks, where these are one's own."""
+        ranks, count = self._runtime.ranks, self._tokens()
+        if ranks.alone or count is None:
+            return tokens
+        shares = [stop - start for start, stop in stretches(count, ranks.size)]
+        if tokens.shape[1] != shares[ranks.rank] or tokens.shape[1] == count:
+            return tokens
+        padded = torch.nn.functional.pad(tokens, (0, 0, 0, max(shares) - tokens.shape[1]))
+        parts = ranks.gather(padded)
+        return torch.cat([part[:, :share] for part, share in zip(parts, shares, strict=True)], 1)
+
+    def _tokens(self) -> int | None:
+        """Tokens of a whole block beside text; None where that is not known."""
+        layout = self._hook.layout
+        return None if layout is None else sum(part.tokens or 0 for part in layout.parts if part.kind != "text")
+
     def _picture(self, tokens: torch.Tensor) -> torch.Tensor:
-        """The tokens of the picture that is drawn, ``[B, S, width]``, of those in a block."""
-        tokens = tokens.transpose(0, 1) if self._family.tokens_first else tokens
+        """The tokens of the picture that is drawn, ``[B, S, width]``, of those in a block of all ranks."""
+        tokens = self._whole(tokens.transpose(0, 1) if self._family.tokens_first else tokens)
         at = picture_in(self._hook.layout, tokens.shape[1])
         return tokens if at is None else tokens[:, at]
 
@@ -194,10 +220,10 @@ class StepReuse:
     def _final(self, inner: Callable[..., Any], args: tuple, kwargs: dict[str, Any]) -> Any:
         if self._skips_blocks:
             # Whatever the model added between the blocks is in what they added already.
-            return self._into + self._added
+            return self._as(self._into, self._added) + self._added
         output = inner(*args, **kwargs)
         if self._into is not None:
-            self._added = output - self._into
+            self._added = output - self._as(self._into, output)
         return output
 
 

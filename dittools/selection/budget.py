@@ -166,7 +166,11 @@ def head_levels(recall: torch.Tensor, density: float) -> torch.Tensor:
 
 def _of_all(x: torch.Tensor | None, lanes: int, heads: Heads) -> torch.Tensor | None:
     """What goes with scores of ``lanes`` heads, ``[B or 1, H or 1, ...]`` or without lanes, for all heads."""
-    return heads.gather(x, 1) if x is not None and x.ndim > 2 and x.shape[1] == lanes else x
+    if x is None or x.ndim < 3:
+        return x
+    if heads.least == 1:  # one head, or one for all: no rank may take it for what others do not
+        x = x.expand(-1, lanes, *x.shape[2:])
+    return heads.gather(x, 1) if x.shape[1] == lanes else x
 
 
 def _held_before(scores: torch.Tensor, must: torch.Tensor) -> torch.Tensor:

@@ -18,9 +18,15 @@ from tests import families_tiny
 from tests.families_tiny import TINY, noise, shown
 from tests.parallel.pool import SIZE
 
-HEADS, TEXT, STEPS = 4, 8, 4
+HEADS, TEXT, STEPS = 4, 8, 3
 GRIDS = {"wan": (4, 12, 16), "ltx": (4, 12, 16), "flux": (1, 24, 32), "flux-2": (1, 24, 32), "qwen-image": (1, 24, 32)}
 BRANCHES = ("cond", "uncond")
+
+
+class Flow(dict):
+    """The config of a scheduler whose sigmas are shares of noise."""
+
+    use_flow_sigmas = True
 
 
 class Scene:
@@ -33,14 +39,19 @@ class Scene:
         heads: of attention.
         grid: tokens along frames, rows and columns.
         text: tokens of text.
+        steps: of its schedule.
         anything: whether diffusers is told that tokens and heads need not divide.
     """
 
-    def __init__(self, name, degree=1, *, batch=None, heads=HEADS, grid=None, text=TEXT, anything=False):
+    def __init__(self, name, degree=1, *, batch=None, heads=HEADS, grid=None, text=TEXT, steps=STEPS, anything=False):
         self.name, self.degree, self.batch = name, degree, batch or (2 if name == "qwen-image" else 1)
         self.heads, self.text, self.anything = heads, text, anything
         self.grid = grid or GRIDS[name]
-        self.scheduler = types.SimpleNamespace(timesteps=torch.linspace(900.0, 100.0, STEPS))
+        self.scheduler = types.SimpleNamespace(
+            timesteps=torch.linspace(900.0, 100.0, steps),
+            sigmas=torch.linspace(0.9, 0.0, steps + 1),
+            config=Flow(),
+        )
         self.transformer = self.model()
 
     def model(self) -> torch.nn.Module:
@@ -70,6 +81,9 @@ class Scene:
     def share(self) -> None:
         """Split it among the ranks, as a user does."""
         from diffusers import ContextParallelConfig
+        from diffusers.hooks import context_parallel
+
+        context_parallel._all_gather_anything = gather_uneven
 
         config = ContextParallelConfig(
             ulysses_degree=self.degree, mesh=mesh(self.degree), ulysses_anything=self.anything
@@ -106,6 +120,17 @@ class Scene:
             return out, summary.record(attachment.runtime)
         finally:
             attachment.detach()
+
+
+def gather_uneven(tensor: torch.Tensor, dim: int, group: Any) -> torch.Tensor:
+    """What diffusers does with an `all_gather` of other sizes, which gloo does not know."""
+    counts = [None] * dist.get_world_size(group)
+    dist.all_gather_object(counts, tensor.shape[dim], group=group)
+    moved = tensor.movedim(dim, 0)
+    padded = torch.cat((moved, moved.new_zeros(max(counts) - len(moved), *moved.shape[1:]))).contiguous()
+    parts = [torch.empty_like(padded) for _ in counts]
+    dist.all_gather(parts, padded, group=group)
+    return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)]).movedim(0, dim)
 
 
 @functools.cache
@@ -159,3 +184,33 @@ def difference(one: torch.Tensor | None, other: torch.Tensor | None) -> float:
     if one is None or other is None:
         return float("inf")
     return (one - other).abs().max().item() / one.abs().max().item()
+
+
+def calibrated(name: str, methods: tuple[str, ...], path: str) -> None:
+    """Write a profile of these methods for a family's model, on the first rank."""
+    from dittools.attention_profile import Made, Profile
+    from dittools.calibrate import CALIBRATORS, Size, sparse_vdit
+
+    if dist.get_rank():
+        return
+    scene = Scene(name)
+    sparse_vdit.kernel_cost = lambda *_: {}  # of this machine, which no test is about
+    attachment = attach(scene, Config("dense"))
+    model = attachment.runtime.identity
+    made = {method: CALIBRATORS[method](Size(model.layers, model.heads, STEPS)) for method in methods}
+    for number in range(max(one.rounds for one in made.values())):
+
+        def observe(event, number=number):
+            for one in made.values():
+                if number < one.rounds:
+                    one.observe(event, number)
+
+        attachment.runtime.watchers[:] = [observe]
+        scene.draw()
+    grid = attachment.runtime.run.grid
+    attachment.detach()
+    sections, arrays = {}, {}
+    for method, one in made.items():
+        sections[method], tables = one.tables()
+        arrays.update((f"{method}.{key}", value) for key, value in tables.items())
+    Profile(model, grid, Made("tiny", STEPS), sections, arrays).save(path)
