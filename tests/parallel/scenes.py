@@ -19,7 +19,7 @@ from tests.families_tiny import TINY, noise, shown
 from tests.parallel.pool import SIZE
 
 HEADS, TEXT, STEPS = 4, 8, 3
-GRIDS = {"wan": (4, 12, 16), "ltx": (4, 12, 16), "flux": (1, 24, 32), "flux-2": (1, 24, 32), "qwen-image": (1, 24, 32)}
+GRIDS = {"wan": (4, 9, 16), "ltx": (4, 9, 16), "flux": (1, 24, 24), "flux-2": (1, 24, 24), "qwen-image": (1, 24, 24)}
 BRANCHES = ("cond", "uncond")
 
 
@@ -40,12 +40,16 @@ class Scene:
         grid: tokens along frames, rows and columns.
         text: tokens of text.
         steps: of its schedule.
+        branches: of guidance, one or two.
         anything: whether diffusers is told that tokens and heads need not divide.
     """
 
-    def __init__(self, name, degree=1, *, batch=None, heads=HEADS, grid=None, text=TEXT, steps=STEPS, anything=False):
+    def __init__(
+        self, name, degree=1, *, batch=None, heads=HEADS, grid=None, text=TEXT, steps=STEPS, branches=1, anything=False
+    ):
         self.name, self.degree, self.batch = name, degree, batch or (2 if name == "qwen-image" else 1)
         self.heads, self.text, self.anything = heads, text, anything
+        self.branches = BRANCHES[:branches]
         self.grid = grid or GRIDS[name]
         self.scheduler = types.SimpleNamespace(
             timesteps=torch.linspace(900.0, 100.0, steps),
@@ -103,12 +107,12 @@ class Scene:
         with torch.no_grad():
             for t in timesteps:
                 outs = []
-                for number, branch in enumerate(BRANCHES):
+                for number, branch in enumerate(self.branches):
                     asked = given | {"encoder_hidden_states": given["encoder_hidden_states"] * (1 - number / 2)}
                     asked |= {"hidden_states": latents, clock.timestep: t.expand(self.batch) * scale}
                     with self.transformer.cache_context(branch):
                         outs.append(self.transformer(**asked, return_dict=False)[0])
-                latents = latents - 0.3 * (1.5 * outs[0] - 0.5 * outs[1])
+                latents = latents - 0.3 * (1.5 * outs[0] - 0.5 * outs[-1])
         return latents
 
     def accelerated(self, **settings: Any) -> tuple[torch.Tensor, dict[str, Any]]:
@@ -186,18 +190,18 @@ def difference(one: torch.Tensor | None, other: torch.Tensor | None) -> float:
     return (one - other).abs().max().item() / one.abs().max().item()
 
 
-def calibrated(name: str, methods: tuple[str, ...], path: str) -> None:
+def calibrated(name: str, methods: tuple[str, ...], path: str, steps: int) -> None:
     """Write a profile of these methods for a family's model, on the first rank."""
     from dittools.attention_profile import Made, Profile
     from dittools.calibrate import CALIBRATORS, Size, sparse_vdit
 
     if dist.get_rank():
         return
-    scene = Scene(name)
+    scene = Scene(name, steps=steps)
     sparse_vdit.kernel_cost = lambda *_: {}  # of this machine, which no test is about
     attachment = attach(scene, Config("dense"))
     model = attachment.runtime.identity
-    made = {method: CALIBRATORS[method](Size(model.layers, model.heads, STEPS)) for method in methods}
+    made = {method: CALIBRATORS[method](Size(model.layers, model.heads, steps)) for method in methods}
     for number in range(max(one.rounds for one in made.values())):
 
         def observe(event, number=number):
@@ -213,4 +217,4 @@ def calibrated(name: str, methods: tuple[str, ...], path: str) -> None:
     for method, one in made.items():
         sections[method], tables = one.tables()
         arrays.update((f"{method}.{key}", value) for key, value in tables.items())
-    Profile(model, grid, Made("tiny", STEPS), sections, arrays).save(path)
+    Profile(model, grid, Made("tiny", steps), sections, arrays).save(path)

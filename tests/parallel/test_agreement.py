@@ -56,7 +56,7 @@ def nan_in(layer, step, here):
 
 def with_nan(degree, method, layer, rank):
     """Latents, record and non-finite layers; ``rank`` None: on one device."""
-    scene = Scene("wan", degree)
+    scene = Scene("wan", degree, branches=2)
     if degree > 1:
         scene.share()
     with nan_in(layer, 2, rank is None or dist.get_rank() % degree == rank):
@@ -103,7 +103,7 @@ class Fails(Draft):
 def failing(degree, options):
     """What was raised, and whether the ranks can draw afterwards."""
     METHODS["fails"] = Fails
-    scene = Scene("wan", degree)
+    scene = Scene("wan", degree, branches=2)
     scene.share()
     attachment = attach(scene, Config("fails", **HOW, options=options))
     try:
@@ -152,7 +152,7 @@ class Shy(Method):
 
 def shy(degree, stays):
     METHODS["shy"] = Shy
-    scene = Scene("wan", degree)
+    scene = Scene("wan", degree, branches=2)
     if degree > 1:
         scene.share()
     try:
@@ -178,8 +178,8 @@ def test_a_method_that_knows_of_no_ranks_keeps_its_budget_and_is_told_of(pool):
 
 def either_order(degree, first):
     """Latents and record where ``accelerate`` comes first or second, and what is left after it."""
-    scene = Scene("wan", degree)
-    plain = Scene("wan", degree)
+    scene = Scene("wan", degree, branches=2)
+    plain = Scene("wan", degree, branches=2)
     plain.share()
     dense = plain.draw()
     if first == "parallel":

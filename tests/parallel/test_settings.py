@@ -59,14 +59,14 @@ def check(one):
 
 
 @functools.cache
-def _found(pool, family, named):
+def _found(pool, family, named, steps):
     cases = json.loads(named)
-    made = pool.run(compare, family, (2, 4), cases)[0]
+    made = pool.run(functools.partial(compare, steps=steps), family, (2, 4), cases)[0]
     return {(one["degree"], json.dumps(one["case"])): one for one in made}
 
 
-def found(pool, family, cases, degree, asked):
-    return _found(pool, family, json.dumps(cases))[degree, json.dumps(asked)]
+def found(pool, family, cases, degree, asked, steps=3):
+    return _found(pool, family, json.dumps(cases), steps)[degree, json.dumps(asked)]
 
 
 def name_of(asked):
@@ -84,7 +84,7 @@ def test_whatever_heads_share_is_shared_by_those_of_all_ranks(family, degree, as
 @pytest.fixture(scope="module")
 def profile(pool, tmp_path_factory):
     path = str(tmp_path_factory.mktemp("profile") / "tiny.json")
-    pool.run(calibrated, "wan", PROFILED, path)
+    pool.run(calibrated, "wan", PROFILED, path, 4)
     return path
 
 
@@ -92,5 +92,5 @@ def profile(pool, tmp_path_factory):
 @pytest.mark.parametrize("degree", (2, 4))
 def test_a_profile_is_cut_by_heads(degree, name, pool, profile):
     cases = [{"method": each, "profile": profile} for each in PROFILED]
-    expected = check(found(pool, "wan", cases, degree, {"method": name, "profile": profile}))
+    expected = check(found(pool, "wan", cases, degree, {"method": name, "profile": profile}, steps=4))
     assert expected["sparsity"]["sparse_calls"] == pytest.approx(0.6, abs=0.05)

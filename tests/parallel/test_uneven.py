@@ -15,7 +15,7 @@ from dittools.ranks import stretches
 from dittools.tokens import Layout, Part
 from tests.parallel.scenes import Scene, compare
 
-CASES = [{"method": name} for name in ("draft", "svg2", "xattention", "adaspa", "random")]
+CASES = [{"method": name} for name in ("draft", "nabla", "xattention", "adaspa", "random")]
 SIZES = {
     "wan": {"grid": (3, 11, 17), "heads": 6, "anything": True},
     "flux": {"grid": (1, 23, 22), "heads": 6, "text": 7, "anything": True},
