@@ -75,8 +75,10 @@ class BackendSlot:
         none.
         """
         found = getattr(self.seats[layer].processor, "_parallel_config", None)
-        model = self.models[layer]() if found is None and layer in self.models else None
-        return getattr(model, "_parallel_config", None) if found is None else found
+        if found is None and layer in self.models:
+            found = getattr(self.models[layer](), "_parallel_config", None)
+            return None if context_of(found) is None else found
+        return found
 
     def close(self) -> None:
         """Leave the table."""
