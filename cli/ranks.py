@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import warnings
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 from dittools.cli.member import Member
@@ -157,6 +158,22 @@ class Together:
         if not self._verbose:  # diffusers uses a name of torch's that is to go
             warnings.filterwarnings("ignore", message=".*all_gather_tensor.*", category=FutureWarning)
         self._world.enable([model for _, model in transformers_of(pipe, self._family)], self._uneven)
+
+    def meet(self) -> None:
+        """Wait for all, so that nobody's clock counts what another one did alone."""
+        self._world.meet()
+
+    def dense(self, pipe: Any) -> AbstractContextManager:
+        """The pipeline as it runs densely in the block.
+
+        As diffusers runs it; but its ring wants a log-sum-exp, which PyTorch's own attention does not give: there all
+        keys are gathered, as `dittools.accelerate` does it.
+        """
+        if self.spec.ring == 1:
+            return nullcontext()
+        import dittools
+
+        return dittools.accelerate(pipe, method="dense")
 
     def gathered(self, record: dict[str, Any]) -> dict[str, Any]:
         """One record of what all ranks did, the same on each, from each one's `Acceleration.record()`."""

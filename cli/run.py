@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from dittools import files
@@ -38,11 +39,20 @@ def run(
             output.note(note)
 
         leads = together is None or together.leads
-        dense = _dense_run(opened, embeds, scene, request, stages, leads) if request.flags.compare_dense else None
+        untouched = nullcontext if together is None else together.dense
+        dense = None
+        if request.flags.compare_dense:
+            with untouched(opened.pipe):
+                dense = _dense_run(opened, embeds, scene, request, stages, leads)
+        if together is not None:
+            together.meet()
         times = StepTimes(opened.device) if dense else None
         latents, fast = generation.denoise_sparse(opened, embeds, scene, request.config, stages, times)
         acceleration = fast.record() if together is None else together.gathered(fast.record())
-        known = None if dense is None else _control(opened, embeds, scene, stages, dense, times, acceleration)
+        known = None
+        if dense is not None:
+            with untouched(opened.pipe):
+                known = _control(opened, embeds, scene, stages, dense, times, acceleration)
         if together is not None:
             together.part()
         if not leads:

@@ -57,7 +57,9 @@ def _together(parallel: dict[str, Any] | None) -> list[str]:
         return []
     split = ", ".join(f"{name} {parallel[name]}" for name in ("cfg", "ulysses", "ring") if parallel[name] > 1)
     known = [one for one in parallel["density_by_rank"] if one is not None]
-    moved = f"{parallel['exchanged_bytes'] / 1e9:.2f} GB exchanged in {parallel['exchange_seconds']:.1f} s"
+    sent = parallel["exchanged_bytes"]
+    amount = f"{sent / 1e9:.2f} GB" if sent >= 1e8 else f"{sent / 1e6:.2f} MB"
+    moved = f"{amount} exchanged in {parallel['exchange_seconds']:.2f} s"
     spread = f"; density {min(known):.3f} to {max(known):.3f} by rank" if known else ""
     return [f"{parallel['ranks']} ranks ({split}): {moved}{spread}"]
 

@@ -219,11 +219,17 @@ class World:
         dist.all_gather_object(found, value)
         return found
 
+    def meet(self) -> None:
+        """Wait until all ranks have come here."""
+        import torch.distributed as dist
+
+        dist.barrier()
+
     def close(self) -> None:
         """Part: the other ranks are heard no more. All of them come here before one goes on."""
         import torch.distributed as dist
 
-        dist.barrier()
+        self.meet()
         dist.destroy_process_group()
 
 
