@@ -13,21 +13,17 @@ from dittools.ranks import FailedElsewhere, Ranks
 from dittools.run import Run
 
 
-def agreed_layers(ranks: Ranks, layers: int, bad: list[int], error: Exception | None) -> list[int]:
-    """The layers whose result is not finite on any rank.
+def agreed_layers(ranks: Ranks, bad: torch.Tensor, error: Exception | None) -> list[int]:
+    """The layers whose result is not finite on any rank. Waits for the device, once where nothing broke.
 
     Args:
-        layers: how many there are.
-        bad: of this rank.
+        bad: flags of this rank, int32 ``[layers]``.
         error: that this rank held back so that the others came to the end of the forward.
 
     Raises:
         Exception: on all ranks where one held an error back: that one, and `FailedElsewhere` on the others.
     """
-    flags = [0] * layers
-    for layer in bad:
-        flags[layer] = 1
-    failed, *flags = ranks.agree_max([int(error is not None), *flags])
+    failed, *flags = ranks.agree_max(torch.cat((bad.new_full((1,), error is not None), bad)))
     if failed:
         text = ranks.agree_text(None if error is None else f"rank {ranks.rank}: {error}")
         raise error or FailedElsewhere(text)

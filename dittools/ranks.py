@@ -54,11 +54,11 @@ class Ranks:
         """Whether there is nobody to talk to."""
         return self.size == 1
 
-    def agree_max(self, numbers: Sequence[int]) -> list[int]:
-        """The largest of each number on any rank; all give as many. Waits for the device."""
+    def agree_max(self, numbers: Sequence[int] | torch.Tensor) -> list[int]:
+        """The largest of each number on any rank; all give as many, int32 where in a tensor. Waits for the device."""
         if self.alone:
-            return list(numbers)
-        found = torch.tensor(numbers, dtype=torch.int32, device=self.device)
+            return numbers.tolist() if isinstance(numbers, torch.Tensor) else list(numbers)
+        found = torch.as_tensor(numbers, dtype=torch.int32, device=self.device)
         torch.distributed.all_reduce(found, torch.distributed.ReduceOp.MAX, group=self.group)
         return found.tolist()
 

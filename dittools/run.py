@@ -187,6 +187,16 @@ class Run:
         # A sum is finite if and only if its terms are, short of an overflow in fp32; it reads `out` once.
         self._sums.append((layer, out.sum(dtype=torch.float32)))
 
+    def non_finite_flags(self, device: torch.device) -> torch.Tensor:
+        """As `non_finite_layers` a flag for each layer, int32 ``[layers]``. Nothing waits for the device."""
+        flags = torch.zeros(self.layers, dtype=torch.int32, device=device)
+        if self._sums:
+            layers, sums = zip(*self._sums, strict=True)
+            self._sums.clear()
+            bad = torch.stack(sums).isfinite().logical_not().int().to(device)
+            flags.index_add_(0, torch.tensor(layers, device=device), bad)
+        return flags
+
     def non_finite_layers(self) -> list[int]:
         """Layers flagged since the last time this was asked. Waits for the device."""
         if not self._sums:

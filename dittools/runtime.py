@@ -189,13 +189,14 @@ class Runtime:
             RuntimeError: for a non-finite result when the config is strict.
             Exception: that a call raised on one of several ranks.
         """
-        bad = self.run.non_finite_layers() if self._sparse_in_call else []
         if self._shared is not None:
             try:
-                bad = agreed_layers(self._ranks, len(self.layers), bad, self._held_back)
+                bad = agreed_layers(self._ranks, self.run.non_finite_flags(self._ranks.device), self._held_back)
             except Exception:
                 self.fail()
                 raise
+        else:
+            bad = self.run.non_finite_layers() if self._sparse_in_call else []
         if bad:
             # What follows the first bad layer may only have inherited it: that layer goes dense alone at
             # first.
@@ -289,7 +290,7 @@ class Runtime:
             return dense()  # an adapter's own attention, beside the layer's
         run.tally.call(layer)
         # Keys of other tokens are no self-attention: an adapter's pictures, or what a model keeps itself.
-        if run.reuse is None or q.shape[1] != k.shape[1]:
+        if run.reuse is None or q.shape[1] != k.shape[1] or not call.heads.alone:
             return self._attend(call, dense, why_dense)
         kept = run.reuse.attention(layer, q)
         if kept is not None:
@@ -297,6 +298,23 @@ class Runtime:
             return kept
         out = self._attend(call, dense, why_dense)
         run.reuse.keep_attention(layer, out)
+        return out
+
+    def reusing(self, call: AttentionInputs, compute: Callable[[], torch.Tensor]) -> torch.Tensor:
+        """What a step cache keeps of a layer's attention, or ``compute()``, which it may keep.
+
+        Around what ranks exchange: nothing is sent for what is reused.
+        """
+        reuse = None if self._step is None else self.run.reuse
+        if reuse is None:
+            return compute()
+        kept = reuse.attention(call.layer, call.q)
+        if kept is not None:
+            self.run.tally.call(call.layer)
+            self.run.reused_calls += 1
+            return kept
+        out = compute()
+        reuse.keep_attention(call.layer, out)
         return out
 
     def _attend(self, call: AttentionInputs, dense: Callable[[], torch.Tensor], why_dense: str | None) -> torch.Tensor:

@@ -73,6 +73,11 @@ def attend(
     why = why_dense or why_theirs(call, context)
     if why is not None:
         return runtime.attend_inputs(call._replace(spread=context.ulysses_degree), theirs, why)
+    return runtime.reusing(call, lambda: _by_heads(runtime, call, context, dispatch))
+
+
+def _by_heads(runtime: Runtime, call: AttentionInputs, context: Any, dispatch: Dispatch) -> torch.Tensor:
+    """`attend` with tokens exchanged for heads, and back."""
     q, k, v = call.q, call.k, call.v
     ranks = Ranks(context._ulysses_mesh.get_group(), q.device)
     watch = Stopwatch(q.device)
