@@ -19,6 +19,8 @@ from dittools.cli import SAID
 from dittools.cli.member import LAUNCHER, WORDS, told
 
 FAILED = 1
+_SECONDS = 10
+"""That ranks which are asked to end have for it; 30 in older versions of torch."""
 COMMAND = ("-P", "-m", "dittools")
 """What every rank gives to Python, before the arguments."""
 
@@ -58,8 +60,9 @@ def _run(command: list[str], ranks: int, folder: str) -> tuple[int, str | None]:
 
     options = {"min_nodes": 1, "max_nodes": 1, "nproc_per_node": ranks, "run_id": f"dittools{os.getpid()}"}
     options |= {"rdzv_backend": "c10d", "rdzv_endpoint": "localhost:0", "local_addr": "127.0.0.1"}
-    if "signals_to_handle" in {field.name for field in dataclasses.fields(LaunchConfig)}:
-        options["signals_to_handle"] = ",".join(_answered())
+    own = {"signals_to_handle": ",".join(_answered()), "shutdown_timeout": _SECONDS}
+    known = {field.name for field in dataclasses.fields(LaunchConfig)}
+    options |= {name: value for name, value in own.items() if name in known}  # of newer versions of torch
     config = LaunchConfig(**options, max_restarts=0, logs_specs=DefaultLogsSpecs(log_dir=folder))
     try:
         elastic_launch(config, sys.executable)(*command)

@@ -30,7 +30,7 @@ VERBS = ("generate",)
 """Verbs whose processes belong together; the others run by themselves, wherever they are started."""
 WORDS, LAUNCHER = "DITTOOLS_WORDS", "DITTOOLS_LAUNCHER"
 """Set by our own launcher: the file that words are in, and its process number."""
-GRACE = 10.0
+GRACE = 5.0
 """Seconds that a rank has to end by itself once another one has."""
 PATIENCE = 3.0
 """Seconds that a rank which lost another waits to hear why."""
