@@ -7,8 +7,10 @@ the second does not wait for the device.
 from __future__ import annotations
 
 import torch
+from torch.nn.functional import pad
 
 from dittools.budget_check import BudgetCheck
+from dittools.deal import deal
 from dittools.ranks import FailedElsewhere, Ranks
 from dittools.run import Run
 
@@ -39,6 +41,7 @@ def share_counts(run: Run, calls: int, facts: int, share: float) -> None:
     """
     sparse = [at for at in range(calls, len(run.calls)) if run.calls[at].density is not None]
     checks = [cache[BudgetCheck] for cache in run.caches.values() if BudgetCheck in cache]
+    costs, run.head_costs = run.head_costs, []
     means = [run.calls[at].density for at in sparse]
     means += [piece.kept for at in sparse for piece in run.calls[at].parts]
     means += [kept for check in checks for kept in check.shares()]
@@ -46,7 +49,8 @@ def share_counts(run: Run, calls: int, facts: int, share: float) -> None:
     if not means and not sums:
         return
     device = run.ranks.device
-    given = [torch.as_tensor(x, dtype=torch.float32).to(device).flatten() for x in (share, *means, *sums)]
+    padded = [pad(cost, (0, max(map(len, heads.by_rank)) - len(cost))) for _, heads, cost in costs]
+    given = [torch.as_tensor(x, dtype=torch.float32).to(device).flatten() for x in (share, *means, *sums, *padded)]
     found = torch.stack(run.ranks.gather(torch.cat(given)))  # [ranks, numbers]
     shares = found[:, :1]
     run.kept_by_rank.append(([run.calls[at].pairs for at in sparse], found[:, : len(sparse) + 1]))
@@ -59,8 +63,27 @@ def share_counts(run: Run, calls: int, facts: int, share: float) -> None:
         run.calls[at] = run.calls[at]._replace(parts=kept)
     for check in checks:
         run.notes.update(dict.fromkeys(check.settle([next(parts)[0] for _ in check.shares()])))
+    behind = found[:, count + 1 + len(sums) :]
+    for layer, heads, _ in costs:
+        most = max(map(len, heads.by_rank))
+        cost, behind = heads.joined(behind[:, :most]), behind[:, most:]
+        run.costs[layer] = run.costs[layer] + cost if layer in run.costs else cost
     totals = iter(found[:, count + 1 :].sum(0).unbind())
     run.facts[facts:] = [(layer, {name: next(totals) for name in named}) for layer, named in run.facts[facts:]]
+
+
+def deal_heads(run: Run) -> None:
+    """Deal heads to ranks for the step that begins, by what they cost in the one before: the same on all ranks.
+
+    Heads of which something is kept from step to step stay where that is. Waits for the device, which has had these
+    numbers since the last forward.
+    """
+    layers, costs = [layer for layer in run.costs if not run.carries(layer)], run.costs
+    run.costs = {}
+    if not layers:
+        return
+    for layer, found in zip(layers, torch.stack([costs[layer] for layer in layers]).tolist(), strict=True):
+        run.deals[layer] = deal(found, run.ranks.size).heads
 
 
 def density_by_rank(run: Run) -> list[float | None]:

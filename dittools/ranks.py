@@ -214,11 +214,18 @@ class Heads:
         x = x.movedim(dim, 0)
         short = most - x.shape[0]
         padded = torch.cat((x, x.new_zeros(short, *x.shape[1:]))) if short else x
-        found = self.ranks.gather(padded)
-        parts = torch.cat([one[: len(heads)] for one, heads in zip(found, self.by_rank, strict=True)])
-        if self._order != list(range(len(self._order))):
-            parts = parts.index_select(0, torch.tensor(self._place, device=x.device))
-        return parts.movedim(0, dim)
+        return self.joined(self.ranks.gather(padded)).movedim(0, dim)
+
+    def joined(self, by_rank: Sequence[torch.Tensor]) -> torch.Tensor:
+        """What each rank has of its heads, in front, as that of all heads in the layer's order; more of it is dropped.
+
+        Args:
+            by_rank: ``[heads of the rank or more, ...]`` each.
+        """
+        parts = torch.cat([one[: len(heads)] for one, heads in zip(by_rank, self.by_rank, strict=True)])
+        if self._order == list(range(len(self._order))):
+            return parts
+        return parts.index_select(0, torch.tensor(self._place, device=parts.device))
 
     def every(self, true: bool) -> bool:
         """Whether something is true on every rank."""

@@ -131,6 +131,9 @@ class Run:
         self.exchanged = Exchanged()
         self.kept_by_rank: list[tuple[list[float], torch.Tensor]] = []  # by forward, as `dittools.agreement` has it
         self._sums: list[tuple[int, torch.Tensor]] = []  # of the outputs of this forward, with their layers
+        self.head_costs: list[tuple[int, Heads, torch.Tensor]] = []  # of this forward, pairs by head ``[h]``
+        self.costs: dict[int, torch.Tensor] = {}  # of the latest step by layer, pairs of all heads ``[H]``
+        self.deals: dict[int, tuple[tuple[int, ...], ...]] = {}  # heads by rank, of layers where they are dealt
         self._heads: dict[tuple, tuple[int, ...]] = {}  # whose states these are
 
     def begin_forward(self, step: StepInfo, part: int) -> None:
@@ -160,6 +163,7 @@ class Run:
             for key in [key for key in kept if key[0] in layers and branch in (key[1], _branch_of(kept[key]))]:
                 del kept[key]
         del self.calls[calls:], self.facts[facts:]
+        self.head_costs.clear()
 
     def state_of(self, key: tuple, heads: Heads) -> ScopedCache:
         """What a layer and branch carry from step to step, of the heads that this rank has now."""
@@ -167,6 +171,10 @@ class Run:
             self.states.pop(key, None)
             self._heads[key] = heads.mine
         return self.states[key]
+
+    def carries(self, layer: int) -> bool:
+        """Whether anything of this layer's heads is kept from step to step."""
+        return any(key[0] == layer and state for key, state in self.states.items())
 
     def let_go(self) -> None:
         """Let go of all tensors that calls to come would need; what was counted stays."""

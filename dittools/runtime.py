@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 
 from dittools import attention_profile as profile
-from dittools.agreement import agreed_layers, share_counts
+from dittools.agreement import agreed_layers, deal_heads, share_counts
 from dittools.caches.state import Model
 from dittools.call_info import AttentionInputs, CallInfo, Layer
 from dittools.call_splitter import CallSplitter
@@ -120,6 +120,8 @@ class Runtime:
         run = runs.run
         if self._sparse is None or self._sparse.run is not run:
             self._sparse = Sparse(run, self.config, self.plan_watchers, self.result_watchers)
+        if run.costs and self.latest is not None and step.step != self.latest.step and self._deals(run):
+            deal_heads(run)
         self._step = self.latest = step
         self._ranks = run.ranks = info.ranks
         self._shared = self._held_back = None
@@ -132,6 +134,13 @@ class Runtime:
         if not step.known:
             run.tally.note_unknown(runs.clock.strange)
         return True if run.reuse is None else self._begin_reuse(info, step, run)
+
+    def _deals(self, run: Run) -> bool:
+        """Whether heads may change ranks from step to step: not where plans are kept for longer, or who plans does not
+        know of them.
+        """
+        kept = max(self.config.refresh, run.correction.keeps_plans if run.correction else 1)
+        return kept == 1 and run.method is not None and run.method.knows_heads
 
     def _observe(self, info: CallInfo) -> StepInfo:
         """The step of a forward, in the run that it belongs to."""
@@ -279,8 +288,11 @@ class Runtime:
             self.run.exchanged.watches += watches
 
     def heads_of(self, layer: int, ranks: Ranks, total: int) -> Heads:
-        """Who has which heads of a layer in the present forward."""
-        return Heads.even(ranks, total)
+        """Who has which heads of a layer in the present forward: dealt by what they cost in the step before."""
+        dealt = None if self._step is None else self.run.deals.get(layer)
+        if dealt is None or len(dealt) != ranks.size or sum(map(len, dealt)) != total:
+            return Heads.even(ranks, total)
+        return Heads(ranks, dealt)
 
     def _kept_or_attended(
         self, call: AttentionInputs, dense: Callable[[], torch.Tensor], why_dense: str | None

@@ -95,6 +95,9 @@ class Sparse:
             kinds.append(KeptOf(piece.grid, len(taken[0]) * heads, by_kind))
             size = float(len(taken[0])) * piece.grid.tokens**2
             pairs += size
+            if not inputs.heads.alone:
+                by_head = planned.plan.density().mean(0).expand(q.shape[2]) * size
+                run.head_costs.append((layer, inputs.heads, by_head))
             if len(parts) > 1:
                 kept = size * density + kept
             if out is None:
