@@ -74,12 +74,10 @@ def parse(text: str | None, world: int, heads: int | None = None) -> Spec:
     if text is None:
         spec = Spec(ulysses=world)
         if heads is not None and heads % world:
-            fitting = ", ".join(str(count) for count in range(2, world) if heads % count == 0)
-            less = f"--gpus {fitting}, or " if fitting else ""
-            raise BadInput(
-                f"{heads} heads cannot be dealt evenly to {world} ranks: use {less}say what to do by {FLAG}, such as "
-                f"ring:{world}"
-            )
+            fitting = " or ".join(str(count) for count in range(2, world) if heads % count == 0)
+            less = f"use {fitting} ranks, or " if fitting else ""
+            other = f"ulysses:{world}, which deals them unevenly" if world <= heads else f"ring:{world}"
+            raise BadInput(f"{heads} heads cannot be dealt evenly to {world} ranks: {less}say {FLAG} {other}")
         return spec
     spec = Spec(**_degrees(text))
     if spec.ranks != world:

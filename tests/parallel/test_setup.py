@@ -40,7 +40,9 @@ def test_a_text_is_read(text, world, spec):
         ("ulysses:1", 2, None, "leave --parallel out"),
         ("ulysses:8", 8, 6, "the model has 6: at most ulysses:6"),
         ("ulysses:4,ring:2", 8, 6, "ulysses has to divide the model's 6 heads"),
-        (None, 4, 6, "6 heads cannot be dealt evenly to 4 ranks: use --gpus 2, 3, or say"),
+        (None, 4, 6, "6 heads cannot be dealt evenly to 4 ranks: use 2 or 3 ranks, or say --parallel ulysses:4"),
+        (None, 2, 3, "3 heads cannot be dealt evenly to 2 ranks: say --parallel ulysses:2"),
+        (None, 7, 6, "use 2 or 3 or 6 ranks, or say --parallel ring:7"),
     ],
 )
 def test_what_is_wrong_is_said_with_what_to_do(text, world, heads, says):
