@@ -173,8 +173,7 @@ KINDS: dict[str, Kind] = {
     "count": Kind(_count, "be a whole number{range}"),
     "number": Kind(_number, "be a number{range}"),
     "steps": Kind(
-        _steps,
-        "be a number: a share of the run as a float in [0, 1] such as 0.2, or a count of at least 0 such as 5",
+        _steps, "be a number: a share of the run as a float in [0, 1] such as 0.2, or a count of at least 0 such as 5"
     ),
     "choice": Kind(_choice, "be one of {choices}"),
     "axes": Kind(_axes, "be a whole number of at least 1, or three of them for frames, rows and columns"),

@@ -92,21 +92,18 @@ def select_topk_blocks_apart(
     keys: Sequence[Segment],
     density: Callable[[int, int], float | torch.Tensor],
     *,
-    scope: str = "row",
-    ranking: str = "score",
     force: torch.Tensor | None = None,
-    heads: Heads = ALL,
+    **how,
 ) -> torch.Tensor:
     """`select_topk_blocks` for each segment of queries with each segment of keys by itself; blocks in no segment keep
     all and are kept by all.
 
     Args:
-        scores, scope, ranking, force, heads: as `select_topk_blocks`.
+        scores, force: as `select_topk_blocks`; how: its scope, ranking and heads.
         queries, keys: segments that do not overlap.
         density: of the run of queries and the run of keys of these numbers.
     """
     keep = torch.ones_like(scores, dtype=torch.bool)
-    how = {"scope": scope, "ranking": ranking, "heads": heads}
     for i, (rows, query_sizes) in enumerate(queries):
         for j, (columns, key_sizes) in enumerate(keys):
             place = (..., rows, columns)
@@ -116,26 +113,17 @@ def select_topk_blocks_apart(
 
 
 def select_topk_blocks_by_area(
-    scores: torch.Tensor,
-    sizes: torch.Tensor,
-    areas: Sequence[Area],
-    density: float,
-    *,
-    scope: str = "row",
-    ranking: str = "score",
-    force: torch.Tensor | None = None,
-    heads: Heads = ALL,
+    scores: torch.Tensor, sizes: torch.Tensor, areas: Sequence[Area], density: float, **how
 ) -> torch.Tensor:
     """`select_topk_blocks` with a budget for each kind of pair; text keeps all and is kept by all.
 
     Args:
-        scores, scope, ranking, heads: as `select_topk_blocks`.
-        force: as there, with rows and columns of blocks with text.
+        scores: as `select_topk_blocks`.
         sizes: int64 ``[M]``, positions in each block.
         areas: of those blocks.
         density: share to keep of the pairs of each kind.
+        how: scope, ranking and heads, as there, and force, with rows and columns of blocks with text.
     """
-    how = {"scope": scope, "ranking": ranking, "force": force, "heads": heads}
     if alone(areas, len(sizes)):
         return select_topk_blocks(scores, sizes, sizes, density, **how)
     runs = [(area.blocks, area.sizes(scores.device)) for area in areas]

@@ -9,7 +9,6 @@ import torch
 
 from dittools.kernels.masks.block_mask import Partition
 from dittools.orders.named import named_order
-from dittools.ranks import ALL, Heads
 from dittools.selection.areas import Area, alone, areas_of
 from dittools.selection.budget import select_topk_blocks_by_area
 from dittools.tokens import TokenGrid
@@ -57,23 +56,12 @@ class OrderedBlocks:
         """
         return torch.zeros_like(self.force) if alone(self.areas, self.partition.count) else self.force
 
-    def select_topk(
-        self,
-        scores: torch.Tensor,
-        density: float,
-        *,
-        scope: str = "row",
-        ranking: str = "score",
-        force: torch.Tensor | None = None,
-        heads: Heads = ALL,
-    ) -> torch.Tensor:
-        """`dittools.selection.budget.select_topk_blocks_by_area` of these blocks.
+    def select_topk(self, scores: torch.Tensor, density: float, **how) -> torch.Tensor:
+        """`dittools.selection.budget.select_topk_blocks_by_area` of these blocks, with its keywords.
 
         ``force`` holds `force_text` where there is text.
         """
-        return select_topk_blocks_by_area(
-            scores, self.sizes, self.areas, density, scope=scope, ranking=ranking, force=force, heads=heads
-        )
+        return select_topk_blocks_by_area(scores, self.sizes, self.areas, density, **how)
 
 
 def ordered_blocks(call, device: torch.device, order: str) -> OrderedBlocks:

@@ -26,12 +26,7 @@ def _stretches(tokens: int, count: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def sampled_errors(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    rows: torch.Tensor,
-    masks: Sequence[torch.Tensor],
-    scale: float,
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, rows: torch.Tensor, masks: Sequence[torch.Tensor], scale: float
 ) -> torch.Tensor:
     """Mean squared error that each mask makes on the sampled rows, against their dense output.
 

@@ -145,19 +145,12 @@ def _mean_shares(
 
 
 def triton_antidiagonals(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    blocks,
-    stride: int,
-    scale: float,
-    order: torch.Tensor | None = None,
-    variant: Variant | None = None,
+    q, k, blocks, stride: int, scale: float, order=None, variant: Variant | None = None
 ) -> torch.Tensor:
     """Launch the kernels for as many heads at a time as `CHUNK_BYTES` holds the sums of.
 
-    Args and returns as `dittools.kernels.antidiagonal.dispatch.measure_antidiagonals`, validated, but:
-        scale: factor on the sum of a tile, its ``1 / s`` included.
-        variant: form of the first kernel; by dtype and device when None.
+    As `measure_antidiagonals`, validated. ``scale``: factor on the sum of a tile, its ``1 / s`` included. ``variant``:
+    form of the first kernel; by dtype and device when None.
     """
     batches, tokens, heads, dim = q.shape
     tiles, size = triton.cdiv(tokens, stride), blocks.size // stride

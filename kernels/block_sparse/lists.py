@@ -128,11 +128,7 @@ def keep_mass(
 
 
 def from_top_k(
-    scores: torch.Tensor,
-    k: int | torch.Tensor,
-    force: torch.Tensor | None = None,
-    *,
-    implementation: str | None = None,
+    scores: torch.Tensor, k: int | torch.Tensor, force: torch.Tensor | None = None, *, implementation: str | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Lists of the k best key blocks of each query block: `keep_top_k`, then `from_keep`, one pass in Triton.
 
@@ -148,24 +144,19 @@ def from_top_k(
 
 
 def from_mass(
-    scores: torch.Tensor,
-    p: float | torch.Tensor,
-    *,
-    min_share: float = 0.0,
-    min_count: int = 1,
-    force: torch.Tensor | None = None,
-    implementation: str | None = None,
+    scores: torch.Tensor, p: float | torch.Tensor, *, force=None, implementation: str | None = None, **least
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Lists of the fewest key blocks that hold the share p of each row: `keep_mass`, then `from_keep`.
 
-    ``implementation``: "triton" (one pass) or "portable"; chosen when None. Their sums run in different orders:
-    where a sum meets p to the last digit, they may differ by the one block that crosses it.
+    ``force``, and in ``least`` min_share and min_count: as `keep_mass`. ``implementation``: "triton" (one pass) or
+    "portable"; chosen when None. Their sums run in different orders: where a sum meets p to the last digit, they may
+    differ by the one block that crosses it.
     """
     if picks_triton(implementation, scores, reason=why_not_triton_lists(scores.shape[-1])):
         from dittools.kernels.block_sparse.lists_triton import triton_lists
 
-        return triton_lists("mass", scores, p, force, _check_mass(scores, p, min_share, min_count))
-    return from_keep(keep_mass(scores, p, min_share=min_share, min_count=min_count, force=force))
+        return triton_lists("mass", scores, p, force, _check_mass(scores, p, **least))
+    return from_keep(keep_mass(scores, p, force=force, **least))
 
 
 def schedule(counts: torch.Tensor) -> torch.Tensor:
@@ -201,7 +192,7 @@ def _check_top_k(k: int | torch.Tensor) -> None:
         raise ValueError(f"k must be at least 0, got {k}")
 
 
-def _check_mass(scores: torch.Tensor, p: float | torch.Tensor, min_share: float, min_count: int) -> int:
+def _check_mass(scores: torch.Tensor, p: float | torch.Tensor, min_share: float = 0.0, min_count: int = 1) -> int:
     """The least number of blocks to keep, once the numbers are found to be in range."""
     for name, value in (("p", p), ("min_share", min_share)):
         if not isinstance(value, torch.Tensor) and not 0 <= value <= 1:

@@ -6,22 +6,9 @@ import torch
 
 
 def naive_block_sparse_attention(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    mask,
-    *,
-    order: torch.Tensor | None = None,
-    scale: float,
-    key_bias: torch.Tensor | None = None,
+    q, k, v, mask, *, order=None, scale: float, key_bias=None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """One softmax per query block over the keys it keeps, in fp32.
-
-    Args: as `dittools.kernels.block_sparse_attention`, already validated.
-
-    Returns:
-        out ``[B, Sq, H, D]`` in the dtype of q, and lse ``[B, H, Sq]``, fp32, natural log, in token order.
-    """
+    """One softmax per query block over the keys it keeps, in fp32: `block_sparse_attention` with the LSE."""
     batches, queries, heads, _ = q.shape
     out = torch.zeros_like(q, dtype=torch.float32)
     lse = torch.full((batches, heads, queries), -torch.inf, device=q.device)

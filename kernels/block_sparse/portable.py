@@ -28,24 +28,9 @@ class _Piece(NamedTuple):
 
 
 def portable_block_sparse_attention(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    mask,
-    *,
-    order: torch.Tensor | None = None,
-    scale: float,
-    key_bias: torch.Tensor | None = None,
-    return_lse: bool = True,
+    q, k, v, mask, *, order=None, scale: float, key_bias=None, return_lse: bool = True
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Attend to kept blocks only, with PyTorch operators.
-
-    Args: as `dittools.kernels.block_sparse_attention`, already validated.
-
-    Returns:
-        out ``[B, Sq, H, D]`` in the dtype of q, and lse ``[B, H, Sq]``, fp32, natural log, in token order
-        (None unless asked for).
-    """
+    """`block_sparse_attention` with PyTorch operators, of validated arguments; the LSE is None unless asked for."""
     batches, queries, heads, dim = q.shape
     bq, mq = mask.query.size, mask.query.count
     kept, by_kept = _kept_keys(mask, batches, heads).sort(stable=True)  # [lanes * Mq], a lane: a head of a batch
@@ -174,12 +159,7 @@ def _spread(bias: torch.Tensor, block: int, keys: int) -> torch.Tensor:
 
 
 def attend(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    scale: float,
-    bias: torch.Tensor | None,
-    return_lse: bool,
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float, bias: torch.Tensor | None, return_lse: bool
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Dense attention of ``[g, n, D]`` tensors: out like q, lse ``[g, queries]`` where it is asked for."""
     if bias is None and not return_lse:

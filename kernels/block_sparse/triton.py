@@ -152,24 +152,12 @@ def _block_sparse_forward(
 
 
 def triton_block_sparse_attention(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    mask,
-    *,
-    order: torch.Tensor | None = None,
-    scale: float,
-    key_bias: torch.Tensor | None = None,
-    schedule: torch.Tensor | None = None,
+    q, k, v, mask, *, order=None, scale: float, key_bias=None, schedule: torch.Tensor | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Launch the forward kernel.
+    """Launch the forward kernel: `block_sparse_attention` with the LSE, D in {64, 96, 128}, blocks of 64 or 128.
 
-    Args: as `dittools.kernels.block_sparse_attention`, already validated, with D in {64, 96, 128} and block
-        sizes in {64, 128}. ``schedule``: int32 ``[B or 1, H or 1, Mq]``, the order in which the query blocks of each
-        head start, as `dittools.kernels.schedule` makes it; first to last when None. Results are the same.
-
-    Returns:
-        out ``[B, Sq, H, D]`` in the dtype of q, and lse ``[B, H, Sq]``, fp32, natural log, in token order.
+    ``schedule``: int32 ``[B or 1, H or 1, Mq]``, the order in which the query blocks of each head start, as
+    `dittools.kernels.schedule` makes it; first to last when None. Results are the same.
     """
     batches, queries, heads, dim = q.shape
     keys = k.shape[1]

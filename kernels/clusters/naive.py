@@ -6,10 +6,7 @@ import torch
 
 
 def naive_cluster_attention(q, k, v, mask, *, order=None, key_order=None, scale: float):
-    """The oracle: one softmax per query cluster over the keys it keeps, in fp32.
-
-    Args and returns: as `cluster_sparse_attention`, already validated, with the LSE.
-    """
+    """The oracle of `cluster_sparse_attention` with the LSE: a softmax per query cluster over its keys, in fp32."""
     batches, queries, heads, _ = q.shape
     out = torch.zeros_like(q, dtype=torch.float32)
     lse = torch.full((batches, heads, queries), -torch.inf, device=q.device)

@@ -10,12 +10,10 @@ from dittools.kernels.block_sparse.portable import attend
 def portable_cluster_attention(
     q, k, v, mask, *, order=None, key_order=None, scale: float, return_lse: bool = True
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """The same in PyTorch operators: one dense call a query cluster, over its gathered keys; nothing is padded.
+    """`cluster_sparse_attention` as one dense call a query cluster, over its gathered keys; nothing is padded.
 
     Keys and values are brought into the key order side by side, so that a kept run of clusters is one stretch
     of memory. Sizes go to the host: on a CPU that is free.
-
-    Args and returns: as `cluster_sparse_attention`, already validated.
     """
     batches, queries, heads, dim = q.shape
     rows = _flat_rows(order, q)  # [lanes, Sq]

@@ -214,23 +214,11 @@ def granule_lists(mask, table: Granules, lanes: range, heads: int) -> tuple[torc
 
 
 def triton_cluster_attention(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    mask,
-    *,
-    order: torch.Tensor | None = None,
-    key_order: torch.Tensor | None = None,
-    scale: float,
-    permute: bool = True,
+    q, k, v, mask, *, order=None, key_order=None, scale: float, permute: bool = True
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Launch the kernels.
+    """Launch the kernels: `cluster_sparse_attention` with the LSE, D in {64, 96, 128}.
 
-    Args: as `clusters.dispatch.cluster_sparse_attention`, already validated, with D in {64, 96, 128}.
-        permute: bring K and V into their order first, in one pass; else read them through it, row by row.
-
-    Returns:
-        out ``[B, Sq, H, D]`` in the dtype of q, and lse ``[B, H, Sq]``, fp32, natural log, in token order.
+    ``permute``: bring K and V into their order first, in one pass; else read them through it, row by row.
     """
     batches, queries, heads, dim = q.shape
     keys = k.shape[1]

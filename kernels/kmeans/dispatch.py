@@ -69,31 +69,21 @@ def cluster_tokens(
         ValueError: when shapes do not fit together, not one of clusters and centroids is given, or
             ``implementation`` cannot run.
     """
-    labels, _, centroids, sizes = _iterate(x, clusters, centroids, iterations, generator, implementation)
+    how = {"centroids": centroids, "iterations": iterations, "generator": generator, "implementation": implementation}
+    labels, _, centroids, sizes = _iterate(x, clusters, **how)
     return Clusters(labels, centroids, sizes)
 
 
-def cluster_runs(
-    x: torch.Tensor,
-    clusters: int | None = None,
-    *,
-    centroids: torch.Tensor | None = None,
-    iterations: int = 2,
-    generator: torch.Generator | None = None,
-    implementation: str | None = None,
-) -> Runs:
-    """`cluster_tokens`, and its points brought together: the sort that the last update needed is not made again.
-
-    Args, raises: as `cluster_tokens`.
-    """
-    labels, order, centroids, sizes = _iterate(x, clusters, centroids, iterations, generator, implementation)
+def cluster_runs(x: torch.Tensor, clusters: int | None = None, **options) -> Runs:
+    """`cluster_tokens`, of the same options, and its points brought together: the last update's sort serves again."""
+    labels, order, centroids, sizes = _iterate(x, clusters, **options)
     if order is None:
         order, _ = sort_by_label(labels, sizes.shape[1], implementation="portable")
     return Runs(order, centroids, sizes)
 
 
 def _iterate(
-    x, clusters, centroids, iterations: int, generator, implementation
+    x, clusters, *, centroids=None, iterations: int = 2, generator=None, implementation=None
 ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor, torch.Tensor]:
     """Labels, order, centroids and sizes of the last iteration; no order where the iterations needed none."""
     if x.ndim not in (3, 4):

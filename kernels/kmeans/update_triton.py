@@ -127,14 +127,7 @@ def _join_stretches(
         tl.store(p_mean + o_out, tl.sum(b_sum, 0) / (stop - first).to(tl.float32), mask=o_d < D)
 
 
-def triton_update(
-    x: torch.Tensor,
-    labels: torch.Tensor,
-    order: torch.Tensor,
-    offsets: torch.Tensor,
-    centroids: torch.Tensor,
-    variant: Variant | None = None,
-) -> torch.Tensor:
+def triton_update(x, labels, order, offsets, centroids, variant: Variant | None = None) -> torch.Tensor:
     """Launch the update.
 
     Args:

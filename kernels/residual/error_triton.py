@@ -118,14 +118,7 @@ def _block_approximation_error(
         tl.store(p_error + o_pair + run, tl.maximum(b_error, 0.0), mask=in_m)
 
 
-def triton_block_approximation_error(
-    queries: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    order: torch.Tensor | None,
-    offsets: torch.Tensor,
-    scale: float,
-) -> torch.Tensor:
+def triton_block_approximation_error(queries, k, v, order, offsets, scale: float) -> torch.Tensor:
     """Launch the kernels. Args and returns: as `dittools.kernels.residual.error.block_approximation_error`."""
     batches, heads, rows, dim = queries.shape
     keys, lanes, runs = k.shape[1], batches * heads, offsets.shape[-1] - 1

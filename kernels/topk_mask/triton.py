@@ -33,9 +33,7 @@ def _best_blocks(
     stride_fb, stride_fh, stride_fm, stride_fn, stride_kb, stride_kh, stride_kn,
     BN: tl.constexpr, HAS_FORCE: tl.constexpr,
 ):  # fmt: skip
-    """Grid: (rows). The best block that holds keys of a row in which none of these is forced, else -1; and the keys
-    that a row must keep.
-    """
+    """Grid: (rows). The best block with keys of a row that has none of these forced, else -1; and keys it must keep."""
     i_row = tl.program_id(0).to(tl.int64)
     i_h, i_b = i_row // rows % heads, i_row // rows // heads
     o_n = tl.arange(0, BN)
@@ -267,14 +265,7 @@ def _topk_mask_per_head(
         before += tl.sum(b_size, 0) * query
 
 
-def triton_topk_mask_per_row(
-    scores: torch.Tensor,
-    queries: torch.Tensor,
-    keys: torch.Tensor,
-    density: float | torch.Tensor,
-    force: torch.Tensor | None,
-    rounding: torch.Tensor,
-) -> torch.Tensor:
+def triton_topk_mask_per_row(scores, queries, keys, density, force, rounding: torch.Tensor) -> torch.Tensor:
     """Launch the kernels. Args and returns as `topk_mask.dispatch.topk_mask_per_row`, sizes with all their lanes."""
     call = _Call(scores, keys, force)
     batches, heads, rows, blocks = scores.shape
@@ -293,14 +284,7 @@ def triton_topk_mask_per_row(
     return keep
 
 
-def triton_topk_mask_per_head(
-    scores: torch.Tensor,
-    queries: torch.Tensor,
-    keys: torch.Tensor,
-    density: float | torch.Tensor,
-    across_heads: bool,
-    force: torch.Tensor | None,
-) -> torch.Tensor:
+def triton_topk_mask_per_head(scores, queries, keys, density, across_heads: bool, force) -> torch.Tensor:
     """Launch the kernels. Args and returns as `topk_mask.dispatch.topk_mask_per_head`, sizes with all their lanes."""
     call = _Call(scores, keys, force)
     batches, heads, rows, blocks = scores.shape
