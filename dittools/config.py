@@ -75,11 +75,8 @@ class Config(Options):
     share_branches: bool = option(True, "one choice for both guidance branches of a step")
 
     def __post_init__(self):
-        from dittools import (  # these import PyTorch, which the table of options does not need
-            caches,
-            corrections,
-            methods,
-        )
+        # These import PyTorch, which the table of options does not need.
+        from dittools import caches, corrections, methods
 
         for name, registry, options in (
             ("method", methods.METHODS, "options"),

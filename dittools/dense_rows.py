@@ -24,16 +24,7 @@ class DenseRows:
     length: int
     block_size: int
 
-    def put(
-        self,
-        q: torch.Tensor,
-        k: torch.Tensor,
-        v: torch.Tensor,
-        out: torch.Tensor,
-        lse: torch.Tensor | None,
-        scale: float | None,
-        implementation: str | None = None,
-    ) -> None:
+    def put(self, q, k, v, out: torch.Tensor, lse: torch.Tensor | None, scale, implementation=None) -> None:
         """Write their rows into ``out`` ``[B, S, H, D]`` and ``lse`` ``[B, H, S]``.
 
         Args: as `dittools.attention.attend`.

@@ -12,9 +12,8 @@ OnStep = Callable[[int, int, "float | None", "float | None"], None]
 class StepReports:
     """Follows the transformer calls of one run and reports each step once.
 
-    A step is over when the next begins, or as soon as it has had as many calls as an earlier step: so the
-        first
-    step is reported when the second begins, and every later one at its own end.
+    A step is over when the next begins, or as soon as it has had as many calls as an earlier step: so the first step
+    is reported when the second begins, and every later one at its own end.
     """
 
     def __init__(self, run: Run, listeners: list[OnStep]):

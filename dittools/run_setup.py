@@ -45,13 +45,10 @@ class RunSetup:
             self.cache.bind(self.model)
         self._profile: profile.Profile | None = None  # held, so that every run finds it read
         if config.profile is not None:
-            self._check_profile()
-
-    def _check_profile(self) -> None:
-        found = self._profile = profile.named(self.config.profile)
-        why = None if self.identity is None else profile.misfit_of_model(found, self.config.method, self.identity)
-        if why:
-            raise ValueError(f"{why}: {profile.remedy_for(self.config.method)}")
+            self._profile = profile.named(config.profile)
+            why = None if identity is None else profile.misfit_of_model(self._profile, config.method, identity)
+            if why:
+                raise ValueError(f"{why}: {profile.remedy_for(config.method)}")
 
     def new_run(self, info: CallInfo, step: StepInfo, clock: StepClock) -> Run:
         """The run that a forward starts.

@@ -10,6 +10,7 @@ import importlib.util
 import os
 from collections.abc import Callable
 from functools import cache
+from typing import Any
 
 import torch
 
@@ -67,11 +68,7 @@ def why_not_hopper(
         return reason
     if dtype not in (torch.float16, torch.bfloat16):
         return f"needs fp16 or bf16, got {dtype}"
-    if head_dim not in HOPPER_HEAD_DIMS:
-        return f"needs a head dim of {_any_of(HOPPER_HEAD_DIMS)}, got {head_dim}"
-    if blocks is not None and not set(blocks) <= set(HOPPER_BLOCKS):
-        return f"needs query and key blocks of {_any_of(HOPPER_BLOCKS)}, got {blocks[0]} and {blocks[1]}"
-    return None
+    return _other_sizes(head_dim, HOPPER_HEAD_DIMS, blocks, HOPPER_BLOCKS)
 
 
 def is_hopper(device: torch.device) -> bool:
@@ -119,23 +116,15 @@ def why_not_triton(
         return f"needs compute capability 8.0 or newer, got {major}.{minor}"
     if _name(dtype) not in FLOATS:
         return f"needs fp16, bf16 or fp32, got {dtype}"
-    if head_dim not in TRITON_HEAD_DIMS:
-        return f"needs a head dim of {_any_of(TRITON_HEAD_DIMS)}, got {head_dim}"
-    if blocks is not None and not set(blocks) <= set(TRITON_BLOCKS):
-        return f"needs query and key blocks of {_any_of(TRITON_BLOCKS)}, got {blocks[0]} and {blocks[1]}"
-    return None
+    return _other_sizes(head_dim, TRITON_HEAD_DIMS, blocks, TRITON_BLOCKS)
 
 
-def why_not_portable(
-    device: torch.device, dtype: torch.dtype, head_dim: int, blocks: tuple[int, int] | None = None
-) -> str | None:
+def why_not_portable(device: torch.device, dtype: torch.dtype, *_sizes: Any) -> str | None:
     """None: plain PyTorch runs on every device, for every head dim and block size."""
     return None if _name(dtype) in FLOATS else f"needs fp16, bf16 or fp32, got {dtype}"
 
 
-def why_not_naive(
-    device: torch.device, dtype: torch.dtype, head_dim: int, blocks: tuple[int, int] | None = None
-) -> str | None:
+def why_not_naive(device: torch.device, dtype: torch.dtype, *_sizes: Any) -> str | None:
     """None: the oracle runs everywhere, and only when it is asked for by name."""
     return None if dtype.is_floating_point else f"needs a floating-point dtype, got {dtype}"
 
@@ -224,6 +213,15 @@ def why_not_triton_topk_mask(scores: torch.Tensor) -> str | None:
     if max(scores.shape[-2:]) <= MAX_ROW_BLOCKS:
         return None
     return f"it takes at most {MAX_ROW_BLOCKS} query and key blocks, got {list(scores.shape[-2:])}"
+
+
+def _other_sizes(head_dim: int, head_dims: tuple[int, ...], blocks, sizes: tuple[int, ...]) -> str | None:
+    """Why a kernel for these head dims and block sizes does not take others."""
+    if head_dim not in head_dims:
+        return f"needs a head dim of {_any_of(head_dims)}, got {head_dim}"
+    if blocks is not None and not set(blocks) <= set(sizes):
+        return f"needs query and key blocks of {_any_of(sizes)}, got {blocks[0]} and {blocks[1]}"
+    return None
 
 
 def _head_dim_above(most: int, head_dim: int) -> str | None:

@@ -57,17 +57,14 @@ def serve(handle: Handle) -> None:
         try:
             result = handle(job, at)
         except Exception as error:
-            if isinstance(error, Broken) or _of_the_device(error):
+            # After a device error all that this process may do there would fail with it.
+            broke_device = type(error).__name__ == "AcceleratorError" or "CUDA error:" in str(error)
+            if isinstance(error, Broken) or broke_device:
                 say(broken=_line(error))
                 talk.flush()
                 os._exit(1)  # tearing down a broken context may hang
             result = {"error": _line(error)}
         say(result=result)
-
-
-def _of_the_device(error: Exception) -> bool:
-    """Whether a device error ended what this process may do there: all that follows would fail with it."""
-    return type(error).__name__ == "AcceleratorError" or "CUDA error:" in str(error)
 
 
 def _leave_with(parent: int) -> None:

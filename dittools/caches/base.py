@@ -80,10 +80,7 @@ class Cache(Options):
             steps: of the run.
             begins: the first step that runs, and where it is known the one at which a second expert takes over.
         """
-        first, last = (
-            whole_steps(self.warmup_steps, steps - begins[0]),
-            whole_steps(self.cooldown_steps, steps - begins[0]),
-        )
+        first, last = (whole_steps(some, steps - begins[0]) for some in (self.warmup_steps, self.cooldown_steps))
         return [not begins[0] + first <= step < steps - last for step in range(steps)]
 
     def mask(self, run: Trajectory) -> list[bool] | None:

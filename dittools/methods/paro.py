@@ -59,11 +59,7 @@ class PARO(Method):
         keep = call.heads.of(keep, 1)
         if call.grid != call.profile.grid:
             keep = with_other_text(keep, call.grid, partition)
-        return mask_plan(keep, own, partition, {"not in raster": order_count(axes.tolist())}, ())
-
-
-def order_count(axes: list[int]) -> torch.Tensor:
-    return torch.tensor(sum(number != 0 for number in axes))
+        return mask_plan(keep, own, partition, {"not in raster": axes.count_nonzero()}, ())
 
 
 def _orders(grid: TokenGrid, device: torch.device) -> torch.Tensor:

@@ -15,10 +15,10 @@ from typing import ClassVar
 
 import torch
 
+from dittools.kernels.antidiagonal.dispatch import measure_antidiagonals
 from dittools.kernels.block_sparse.lists import keep_mass
 from dittools.methods.base import AttentionCall, Method, Plan, block_plan
 from dittools.methods.options import option, order_option, scope_option, share_option
-from dittools.selection.antidiagonal import antidiagonal_mass
 from dittools.selection.ordered_blocks import ordered_blocks
 
 STRIDES = (4, 8, 16)
@@ -40,7 +40,7 @@ class XAttention(Method):
 
     def plan(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, call: AttentionCall) -> Plan:
         blocks = ordered_blocks(call, q.device, self.order)
-        mass = antidiagonal_mass(q, k, blocks, call.scale, self.stride)
+        mass = measure_antidiagonals(q, k, blocks.partition, self.stride, scale=call.scale, order=blocks.order)
         if self.tau is not None:
             keep = keep_mass(mass, self.tau) | blocks.force_text
             return block_plan(blocks, keep, f"tau {self.tau:g} decides what is kept, in place of sparsity")

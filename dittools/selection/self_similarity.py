@@ -12,18 +12,12 @@ from dittools.selection.in_order import over_heads
 from dittools.selection.ordered_blocks import OrderedBlocks
 
 
-def self_similarity(x: torch.Tensor, blocks: OrderedBlocks) -> torch.Tensor:
-    """Mean cosine of all pairs of tokens in each block: ``[B, S, H, D]`` -> fp32 ``[B, H, M]``, up to 1.
-
-    Each block, the ragged one too, counts the tokens it has.
-    """
-    return intra_block_cosine_similarity(x, blocks.order, blocks.offsets)[1]
-
-
 def means_and_similarity(
     x: torch.Tensor, blocks: OrderedBlocks, *, centre: bool = False
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """`dittools.selection.pooled.pool` and `self_similarity` in one pass: fp32 ``[B, H, M, D]`` and ``[B, H, M]``.
+    """`dittools.selection.pooled.pool`, and the mean cosine of all pairs of tokens in each block, up to 1, in one pass.
+
+    Fp32 ``[B, H, M, D]`` and ``[B, H, M]``. Each block, the ragged one too, counts the tokens it has.
 
     ``centre``: of x less the mean of all its tokens. Of that a copy is made, in fp32, a few heads at a time
     (`in_order.CHUNK_BYTES`).

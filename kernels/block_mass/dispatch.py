@@ -6,6 +6,7 @@ import torch
 
 from dittools.kernels.block_mass.hopper import hopper_block_mass, hopper_lse
 from dittools.kernels.capability import why_not_triton_lse
+from dittools.kernels.checks import check_alike
 from dittools.kernels.choice import choose_mass, picks_hopper_mass, picks_triton
 from dittools.kernels.segment_mean.pooling import reduce_blocks
 
@@ -133,9 +134,6 @@ def _check(q: torch.Tensor, k: torch.Tensor, query, key, lse: torch.Tensor | Non
 
 
 def _check_pair(q: torch.Tensor, k: torch.Tensor) -> None:
-    if q.ndim != 4 or k.ndim != 4:
-        raise ValueError(f"q and k must be [B, S, H, D], got {list(q.shape)} and {list(k.shape)}")
-    if k.dtype != q.dtype or k.device != q.device:
-        raise ValueError(f"k is {k.dtype} on {k.device}, but q is {q.dtype} on {q.device}")
+    check_alike(q=q, k=k)
     if (q.shape[0], *q.shape[2:]) != (k.shape[0], *k.shape[2:]):
         raise ValueError(f"k {list(k.shape)} does not go with q {list(q.shape)}")

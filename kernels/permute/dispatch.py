@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from dittools.kernels.capability import MAX_TENSORS
+from dittools.kernels.checks import check_pass
 from dittools.kernels.choice import picks_triton
 
 
@@ -40,7 +40,7 @@ def scatter_tokens(
 
 
 def _move(tensors, order, implementation, *, back: bool) -> tuple[torch.Tensor, ...]:
-    _check(tensors, order)
+    check_pass(tensors, order)
     if picks_triton(implementation, *tensors):
         from dittools.kernels.permute.triton import triton_permute
 
@@ -59,25 +59,3 @@ def _move(tensors, order, implementation, *, back: bool) -> tuple[torch.Tensor, 
             for x in tensors
         )
     return tuple(x.reshape(-1, dim).index_select(0, rows.flatten()).view(x.shape) for x in tensors)
-
-
-def _check(tensors: Sequence[torch.Tensor], order: torch.Tensor) -> None:
-    if not 1 <= len(tensors) <= MAX_TENSORS:
-        raise ValueError(f"one pass moves 1 to {MAX_TENSORS} tensors, got {len(tensors)}")
-    first = tensors[0]
-    for x in tensors:
-        if x.ndim != 4:
-            raise ValueError(f"tensors must be [B, S, H, D], got {list(x.shape)}")
-        if x.shape != first.shape or x.device != first.device:
-            raise ValueError(
-                f"tensors of one pass must share shape and device, got {list(first.shape)} on {first.device} "
-                f"and {list(x.shape)} on {x.device}"
-            )
-    batches, tokens, heads, _ = first.shape
-    if order.dtype not in (torch.int32, torch.int64):
-        raise ValueError(f"order must be int32, got {order.dtype}")
-    fits = order.ndim == 3 and order.shape[0] in (1, batches) and order.shape[1] in (1, heads)
-    if not fits or order.shape[2] != tokens:
-        raise ValueError(f"order must be [{batches} or 1, {heads} or 1, {tokens}], got {list(order.shape)}")
-    if order.device != first.device:
-        raise ValueError(f"order is on {order.device}, but the tensors are on {first.device}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from dittools.kernels.capability import why_not_triton_probe
+from dittools.kernels.checks import check_alike
 from dittools.kernels.choice import picks_triton
 
 # Largest working set of one chunk of heads on the plain path.
@@ -103,11 +104,7 @@ def _outputs(weights: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
 
 
 def _check(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, kept: torch.Tensor) -> None:
-    for name, x in (("q", q), ("k", k), ("v", v)):
-        if x.ndim != 4:
-            raise ValueError(f"{name} must be [B, S, H, D], got {list(x.shape)}")
-        if x.dtype != q.dtype or x.device != q.device:
-            raise ValueError(f"{name} is {x.dtype} on {x.device}, but q is {q.dtype} on {q.device}")
+    check_alike(q=q, k=k, v=v)
     if k.shape != v.shape or (k.shape[0], *k.shape[2:]) != (q.shape[0], *q.shape[2:]):
         raise ValueError(f"k {list(k.shape)} and v {list(v.shape)} do not go with q {list(q.shape)}")
     words = 2 * -(-k.shape[1] // 64)

@@ -42,7 +42,11 @@ def jobs(kernel: str | None = None) -> list[dict[str, Any]]:
     """What a kernel has to pass, small cases first, then the two that are timed; those of all when None."""
     if kernel is None:
         return [job for each in KERNELS for job in jobs(each)]
-    return {BLOCKS: _block_jobs, NARROW: _narrow_jobs, CLUSTERS: _cluster_jobs, MASS: mass_jobs}[kernel]()
+    if kernel == BLOCKS:
+        return [*_cases(128, SIZES), *_speeds("speed", 128, 128)]
+    if kernel == NARROW:
+        return [*_cases(64, NARROW_SIZES), *_speeds("speed of 64 rows", 64, 64)]
+    return {CLUSTERS: _cluster_jobs, MASS: mass_jobs}[kernel]()
 
 
 def _cluster_jobs() -> list[dict[str, Any]]:
@@ -63,14 +67,6 @@ def _cluster_jobs() -> list[dict[str, Any]]:
         "density": 0.2, "dtype": "bfloat16", "device": "cuda", "seconds": 4,
     }  # fmt: skip
     return [*cases, *({**speed, "ordered": yes, "id": f"speed of clusters, {kind_of(yes)}"} for yes in (False, True))]
-
-
-def _block_jobs() -> list[dict[str, Any]]:
-    return [*_cases(128, SIZES), *_speeds("speed", 128, 128)]
-
-
-def _narrow_jobs() -> list[dict[str, Any]]:
-    return [*_cases(64, NARROW_SIZES), *_speeds("speed of 64 rows", 64, 64)]
 
 
 def _cases(rows: int, sizes: tuple[tuple[int, int, int], ...]) -> list[dict[str, Any]]:

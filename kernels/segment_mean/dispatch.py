@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import torch
 
-from dittools.kernels.capability import MAX_TENSORS
+from dittools.kernels.checks import check_lane_count, check_pass
 from dittools.kernels.choice import picks_triton
 from dittools.kernels.counting_sort.dispatch import runs_of_positions
 
@@ -39,7 +39,10 @@ def segment_means(
     """
     one = isinstance(x, torch.Tensor)
     tensors = [x] if one else list(x)
-    _check(tensors, order, offsets)
+    check_pass(tensors, order)
+    if offsets.dtype != torch.int32 or offsets.ndim != 3 or offsets.shape[-1] < 2:
+        raise ValueError(f"offsets must be int32 [B or 1, H or 1, N + 1], got {offsets.dtype} {list(offsets.shape)}")
+    check_lane_count("offsets", offsets, tensors[0])
     if picks_triton(implementation, *tensors):
         from dittools.kernels.segment_mean.triton import triton_segment_means
 
@@ -63,30 +66,3 @@ def _portable(x: torch.Tensor, order: torch.Tensor | None, offsets: torch.Tensor
             rows = x[b, :, h] if order is None else x[b, :, h].index_select(0, order[b, h].long())
             sums.append(torch.zeros(runs + 2, dim, device=x.device).index_add_(0, slots[b, h], rows.float())[1:-1])
     return torch.stack(sums).view(batches, heads, runs, dim) / sizes.clamp_min(1)[..., None]
-
-
-def _check(tensors: Sequence[torch.Tensor], order: torch.Tensor | None, offsets: torch.Tensor) -> None:
-    if not 1 <= len(tensors) <= MAX_TENSORS:
-        raise ValueError(f"one pass takes 1 to {MAX_TENSORS} tensors, got {len(tensors)}")
-    first = tensors[0]
-    for x in tensors:
-        if x.ndim != 4 or x.shape != first.shape or x.device != first.device:
-            raise ValueError(
-                f"tensors must be [B, S, H, D], all of one shape and device, got {list(first.shape)} on "
-                f"{first.device} and {list(x.shape)} on {x.device}"
-            )
-    batches, tokens, heads, _ = first.shape
-    if offsets.dtype != torch.int32 or offsets.ndim != 3 or offsets.shape[-1] < 2:
-        raise ValueError(f"offsets must be int32 [B or 1, H or 1, N + 1], got {offsets.dtype} {list(offsets.shape)}")
-    if order is not None:
-        if order.dtype not in (torch.int32, torch.int64):
-            raise ValueError(f"order must be int32, got {order.dtype}")
-        if order.ndim != 3 or order.shape[2] != tokens:
-            raise ValueError(f"order must be [{batches} or 1, {heads} or 1, {tokens}], got {list(order.shape)}")
-    for name, lanes in (("offsets", offsets), ("order", order)):
-        if lanes is None:
-            continue
-        if lanes.shape[0] not in (1, batches) or lanes.shape[1] not in (1, heads):
-            raise ValueError(f"{name} must be [{batches} or 1, {heads} or 1, ..], got {list(lanes.shape)}")
-        if lanes.device != first.device:
-            raise ValueError(f"{name} is on {lanes.device}, but the tensors are on {first.device}")

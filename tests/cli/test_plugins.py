@@ -8,6 +8,7 @@ import pytest
 
 import dittools
 from dittools import Config, caches, corrections, methods
+from dittools.caches.base import Cache
 from dittools.methods import METHODS, Method
 from dittools.methods.options import order_option
 from dittools.plugins import REGISTRIES
@@ -155,6 +156,7 @@ def test_a_class_is_registered_under_its_own_name_and_may_be_defined_anew():
         (make("My Method"), r"Mine\.name must be small letters"),
         (make("mine", summary=""), r"Mine\.summary must say in one line"),
         (type("Bare", (Method,), {"name": "bare", "summary": "bare"}), "Bare is no dataclass: put @dataclass"),
+        (type("Still", (Cache,), {"name": "still", "summary": "still"}), "Still is no dataclass: put @dataclass"),
         (int, "register takes a class derived from Method, Cache or Correction, got int"),
         ("svg", "got 'svg'"),
     ],

@@ -6,11 +6,10 @@ import torch
 from dittools.kernels.antidiagonal import dispatch as antidiagonal
 from dittools.kernels.block_mass.naive import naive_block_mass
 from dittools.selection import in_order
-from dittools.selection.antidiagonal import antidiagonal_mass
 from dittools.selection.measured import block_mass, row_lse, sampled_positions
 from dittools.selection.ordered_blocks import cut_into_blocks
 from dittools.selection.pooled import block_softmax, centred, mean_logits, pool, pooled_logits
-from dittools.selection.self_similarity import means_and_similarity, self_similarity
+from dittools.selection.self_similarity import means_and_similarity
 from dittools.tokens import TokenGrid
 
 GRIDS = [TokenGrid(3, 6, 7), TokenGrid(2, 5, 9, text=11, text_position="first")]
@@ -114,7 +113,9 @@ def test_antidiagonal_scores_are_those_of_the_definition(grid, order, stride):
         share = (score * SCALE / stride).softmax(-1)
         want = torch.stack([p.sum(-1) for p in share.split(per_block, 1)], -1)
         want = torch.stack([p.mean(0) for p in want.split(per_block, 0)], 0)
-        found = antidiagonal_mass(q, k, blocks, SCALE, stride)[0, h]
+        found = antidiagonal.measure_antidiagonals(q, k, blocks.partition, stride, scale=SCALE, order=blocks.order)[
+            0, h
+        ]
         torch.testing.assert_close(found, want, rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(found.sum(-1), torch.ones(len(want)))
 
@@ -127,7 +128,6 @@ def test_self_similarity_is_the_mean_cosine_of_all_pairs_in_a_block(grid, order)
     blocks = cut_into_blocks(grid, 16, order)
     unit = [torch.nn.functional.normalize(b, dim=-1) for b in blocks_of(q, blocks)]
     want = torch.stack([torch.einsum("bihd,bjhd->bhij", u, u).mean((-1, -2)) for u in unit], -1)
-    torch.testing.assert_close(self_similarity(q, blocks), want, rtol=1e-4, atol=1e-5)
     means, similarity = means_and_similarity(q, blocks)
     torch.testing.assert_close(similarity, want, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(means, pool(q, blocks))
@@ -145,9 +145,9 @@ def test_chunks_of_heads_and_rows_change_nothing(order, monkeypatch):
     def everything():
         yield pool(q, blocks)
         yield pool(q, blocks, "max")
-        yield self_similarity(q, blocks)
+        yield means_and_similarity(q, blocks)[1]
         yield torch.cat([x.flatten() for x in means_and_similarity(q, blocks, centre=True)])
-        yield antidiagonal_mass(q, k, blocks, SCALE, 4)
+        yield antidiagonal.measure_antidiagonals(q, k, blocks.partition, 4, scale=SCALE, order=blocks.order)
         yield block_mass(q, k, blocks, SCALE, lse=row_lse(q, k, blocks, SCALE))
 
     whole = list(everything())

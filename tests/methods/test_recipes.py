@@ -98,10 +98,10 @@ def test_nabla_with_top_p_is_the_published_mask():
 
 
 def test_xattention_with_tau_keeps_the_fewest_blocks_that_reach_it():
-    from dittools.selection.antidiagonal import antidiagonal_mass
+    from dittools.kernels.antidiagonal.dispatch import measure_antidiagonals
 
     q, k, v = scene(GRID)
-    mass = antidiagonal_mass(q, k, cut_into_blocks(GRID, BLOCK, "raster"), SCALE, 8)
+    mass = measure_antidiagonals(q, k, cut_into_blocks(GRID, BLOCK, "raster").partition, 8, scale=SCALE)
     keep = plan_of("xattention", (q, k, v), call(GRID), tau=0.8).mask.keep
     held = (mass * keep).sum(-1)
     least = torch.where(keep, mass, torch.inf).amin(-1)
