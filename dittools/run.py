@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Callable
 from itertools import product
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
@@ -160,7 +160,9 @@ class Run:
         self.fallbacks = fallbacks.copy()  # the mark may be needed again
         layers = {call.layer for call in self.calls[calls:]}
         for kept in (self.plans, self.states):
-            for key in [key for key in kept if key[0] in layers and branch in (key[1], _branch_of(kept[key]))]:
+            for key in [
+                key for key in kept if key[0] in layers and branch in (key[1], getattr(kept[key], "branch", None))
+            ]:
                 del kept[key]
         del self.calls[calls:], self.facts[facts:]
         self.head_costs.clear()
@@ -279,7 +281,3 @@ class Run:
             if watch.seconds is not None and step < self.steps:
                 seconds[step] = (seconds[step] or 0.0) + watch.seconds
         return seconds
-
-
-def _branch_of(kept: Any) -> str | None:
-    return kept.branch if isinstance(kept, CachedPlan) else None

@@ -90,7 +90,7 @@ class Sparse:
             for watch in self._plan_watchers:
                 watch(AttentionEvent(layer, *taken, scale, step, piece.grid), planned.plan)
             join = None if piece.beside is None else partial(piece.join, q=taken[0], k=k, v=v, scale=scale)
-            result, density, kernel = self._piece(layer, taken, planned, call, join)
+            result, density, kernel = self._piece(taken, planned, call, join)
             by_kind = planned.density if planned.by_kind is None else planned.by_kind
             kinds.append(KeptOf(piece.grid, len(taken[0]) * heads, by_kind))
             size = float(len(taken[0])) * piece.grid.tokens**2
@@ -117,12 +117,7 @@ class Sparse:
         return out
 
     def _piece(
-        self,
-        layer: int,
-        taken: tuple[torch.Tensor, ...],
-        planned: Planned,
-        call: AttentionCall,
-        join: Callable[..., tuple[torch.Tensor, torch.Tensor]] | None,
+        self, taken: tuple[torch.Tensor, ...], planned: Planned, call: AttentionCall, join: Callable | None
     ) -> tuple[torch.Tensor, torch.Tensor | float, str | None]:
         """Output, computed share of the pairs, and kernel; no kernel where a correction computed all pairs.
 

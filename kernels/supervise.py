@@ -118,10 +118,8 @@ def supervise(
 def _listen_to(
     child: _Child, todo: list[Job], done: Callable[[Job, dict[str, Any]], None], patience: float, deadline: float
 ) -> tuple[str | None, str | None, bool]:
-    """Take results off the jobs until all are done, the deadline is there or the child failed.
-
-    Returns:
-        What it was at when it failed, why it failed (None when it did not), and whether it hung.
+    """Take results off the jobs until all are done, the deadline is there or the child failed: what it was at then,
+    why it failed (None when it did not), and whether it hung.
     """
     where, wait = None, START
     while todo:

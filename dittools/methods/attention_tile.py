@@ -14,19 +14,20 @@ import torch
 
 from dittools.methods.base import AttentionCall, Plan
 from dittools.methods.options import AUTO, option
-from dittools.methods.static import StaticVideo
+from dittools.methods.static import Static
 from dittools.selection.geometric import Pattern
 from dittools.selection.reference_frames import Choice, FrameTiles, search_references
 
 
 @dataclass(frozen=True)
-class AttentionTile(StaticVideo):
+class AttentionTile(Static):
     """Order: raster. Selector: own frame, reference rows and columns. Budget: how many references, for each layer
     where a profile says what they are worth to it.
     """
 
     name: ClassVar[str] = "attention_tile"
     knows_heads: ClassVar[bool] = True
+    video_only: ClassVar[bool] = True
     profile_use: ClassVar[str] = "given"
     summary: ClassVar[str] = "its own frame and k frames that everyone sees (Efficient-vDiT)"
     decides: ClassVar[tuple[str, ...]] = ("references",)

@@ -173,6 +173,7 @@ class Method(Options):
     profile_use: ClassVar[str] = "none"
     decides: ClassVar[tuple[str, ...]] = ()
     knows_heads: ClassVar[bool] = False
+    video_only: ClassVar[bool] = False  # needs more than one frame
 
     def __init_subclass__(cls, **options: Any):
         super().__init_subclass__(**options)
@@ -201,8 +202,9 @@ class Method(Options):
 
     def why_not(self, grid: TokenGrid, block_size: int) -> str | None:
         """None when this method can run on ``grid``, else why it cannot."""
-        blocks = -(-grid.tokens // block_size)
-        if blocks < 4:
+        if self.video_only and grid.frames < 2:
+            return f"{self.name} needs a video, and this run has {grid.frames} frame"
+        if -(-grid.tokens // block_size) < 4:
             return (
                 f"{self.name} needs at least 4 blocks of {block_size} tokens ({3 * block_size + 1} tokens), "
                 f"and this run has {grid.tokens} ({grid.frames} x {grid.height} x {grid.width}"

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from dittools.methods.options import AUTO, option
-from dittools.methods.static import StaticVideo
+from dittools.methods.static import Static
 from dittools.orders.raster import raster
 from dittools.selection.boxes import boxes_of
 from dittools.selection.geometric import Pattern, picture_share
@@ -23,11 +23,12 @@ from dittools.selection.radial_bands import FLOOR, kept, levels, what_is_kept
 
 
 @dataclass(frozen=True)
-class Radial(StaticVideo):
+class Radial(Static):
     """Order: raster. Selector: bands whose width halves as frame distance doubles. Budget: the decay."""
 
     name: ClassVar[str] = "radial"
     knows_heads: ClassVar[bool] = True
+    video_only: ClassVar[bool] = True
     summary: ClassVar[str] = "a band whose width halves as the distance of frames doubles (Radial Attention)"
     decides: ClassVar[tuple[str, ...]] = ("decay",)
 

@@ -38,12 +38,3 @@ class Static(Method):
 def _known(method: Static, grid: TokenGrid, sparsity: float, block_size: int) -> Pattern:
     """A pattern that an earlier run may have made: making one keeps the GPU waiting for 20 to 100 ms."""
     return method.pattern(grid, sparsity, block_size)
-
-
-class StaticVideo(Static):
-    """A static method that needs more than one frame."""
-
-    def why_not(self, grid: TokenGrid, block_size: int) -> str | None:
-        if grid.frames < 2:
-            return f"{self.name} needs a video, and this run has {grid.frames} frame"
-        return super().why_not(grid, block_size)

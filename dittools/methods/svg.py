@@ -34,6 +34,7 @@ class SVG(Method):
 
     name: ClassVar[str] = "svg"
     knows_heads: ClassVar[bool] = True
+    video_only: ClassVar[bool] = True
     profile_use: ClassVar[str] = "given"
     summary: ClassVar[str] = "per head: near frames, or the same place in all frames (Sparse VideoGen)"
 
@@ -41,11 +42,6 @@ class SVG(Method):
         "auto", "query rows probed per call; auto: 1 % of the tokens, 16 to 64", kind="count", min=1
     )
     sink: bool = option(True, "keep the first frame for every query")
-
-    def why_not(self, grid, block_size: int) -> str | None:
-        if grid.frames < 2:
-            return f"{self.name} needs a video, and this run has {grid.frames} frame"
-        return super().why_not(grid, block_size)
 
     def plan(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, call: AttentionCall) -> Plan:
         both = call.run_cache.get_or_make(

@@ -46,13 +46,8 @@ def _walk(sizes: Sizes, drawn: dict[Sizes, np.ndarray]) -> np.ndarray:
 
 
 def _placed(start: tuple[int, ...], ways: tuple[tuple[int, int], ...], drawn: dict) -> np.ndarray:
-    """A part of a walk where it belongs.
-
-    Args:
-        start: where it begins.
-        ways: for each axis of the part, which axis of the whole it runs along (0, 1, 2), and how far: below zero
-            backwards.
-    """
+    """A part of a walk from ``start`` on; ``ways``: of each of its axes, which of the whole it runs along, and how far
+    (below zero backwards)."""
     points = _walk(tuple(abs(length) for _, length in ways), drawn)
     out = np.empty_like(points)
     for column, (axis, length) in enumerate(ways):

@@ -108,9 +108,7 @@ def video_tokens(grid: TokenGrid, order: torch.Tensor, block_size: int) -> tuple
 
 
 def forced(grid: TokenGrid, order: torch.Tensor, block_size: int) -> np.ndarray:
-    """What every static mask keeps: rows and columns of blocks that hold any text, and the diagonal: bool
-    ``[M, M]``.
-    """
+    """What every static mask keeps: rows and columns of blocks with any text, and the diagonal: bool ``[M, M]``."""
     _, is_video, starts = video_tokens(grid, order, block_size)
     text = ~np.logical_and.reduceat(is_video, starts)
     return text[:, None] | text | np.eye(len(text), dtype=bool)
@@ -196,20 +194,12 @@ class Band:
 
 
 def _gaps(values: np.ndarray, is_video: np.ndarray, starts: np.ndarray) -> np.ndarray:
-    """Distance of the nearest two tokens of each two blocks, plus a fraction for the distance of their
-    middles.
+    """Distance of the nearest two tokens of each two blocks ``[M, M]``, plus a fraction for that of their middles.
 
-    Args:
-        values: coordinate at every position ``[S]``; what it says of text is ignored.
-        is_video: bool ``[S]``.
-        starts: first position of each block ``[M]``.
-
-    Returns:
-        ``[M, M]``. The whole part is the distance; blocks without video are far from everything.
+    ``values``: coordinate at every position ``[S]``, that of text ignored. ``starts``: first position of each block.
     """
     blocks = np.arange(len(values)) // (starts[1] if len(starts) > 1 else len(values))
-    # Coordinates run upwards without holes inside a block, except where a frame ends: cut there into
-    # stretches.
+    # Coordinates run upwards without holes inside a block, except where a frame ends: cut there into stretches.
     new = np.ones(len(values), dtype=bool)
     new[1:] = (blocks[1:] != blocks[:-1]) | (values[1:] < values[:-1]) | (is_video[1:] != is_video[:-1])
     begin = np.flatnonzero(new)

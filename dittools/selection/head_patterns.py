@@ -94,12 +94,8 @@ def from_section(profile: Profile, method: str) -> tuple[list[HeadPattern], int]
     section = profile.methods[method]
     try:
         patterns = [HeadPattern(str(mode), float(width)) for mode, width in section["habits"]]
-        good = all(h.mode in MODES and 0 <= h.width <= 1 for h in patterns) and section["block_size"] in (
-            16,
-            32,
-            64,
-            128,
-        )
+        good = all(h.mode in MODES and 0 <= h.width <= 1 for h in patterns)
+        good = good and section["block_size"] in (16, 32, 64, 128)
     except (KeyError, TypeError, ValueError):
         good = False
     if not good or not {"full", "skip"} <= {h.mode for h in patterns}:

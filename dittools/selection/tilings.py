@@ -75,9 +75,7 @@ class Tiling:
         return place_in(path, self.boxes, self.seen)
 
     def shares(self, windows: Sequence[Axes]) -> list[float]:
-        """What each window keeps of the picture's pairs, by block; those that differ in columns alone
-        are made at once.
-        """
+        """What each window keeps of the picture's pairs, by block; those that differ in columns alone come at once."""
         held = forced(self.grid, self.order, self.block_size)
         found: dict[Axes, float] = {}
         for sheet in dict.fromkeys(window[:2] for window in windows):

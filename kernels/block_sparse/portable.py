@@ -34,7 +34,7 @@ def portable_block_sparse_attention(
     batches, queries, heads, dim = q.shape
     bq, mq = mask.query.size, mask.query.count
     kept, by_kept = _kept_keys(mask, batches, heads).sort(stable=True)  # [lanes * Mq], a lane: a head of a batch
-    rows = _token_rows(order, q, mask.query).view(-1, bq)[by_kept]  # [lanes * Mq, bq]
+    rows = _block_rows(order, q, mask.query).view(-1, bq)[by_kept]  # [lanes * Mq, bq]
     # One spare row takes what the positions past the end of a ragged query block would write.
     spare = batches * queries * heads
     out = q.new_empty(spare + 1, dim)
@@ -66,18 +66,18 @@ def _kept_keys(mask, batches: int, heads: int) -> torch.Tensor:
     return keys.expand(batches, heads, -1).flatten()
 
 
-def _token_rows(order: torch.Tensor | None, x: torch.Tensor, partition) -> torch.Tensor:
-    """Where each position's vector lies in x seen as ``[B * S * H, D]``: int64 ``[B, H, count * size]``.
-
-    Positions past the end point just past x.
-    """
+def token_rows(order: torch.Tensor | None, x: torch.Tensor) -> torch.Tensor:
+    """Where each position's vector lies in x seen as ``[B * S * H, D]``: int64 ``[B, H, S]``."""
     batches, tokens, heads, _ = x.shape
     order = torch.arange(tokens, device=x.device) if order is None else order.long()
     batch = torch.arange(batches, device=x.device)[:, None, None]
-    head = torch.arange(heads, device=x.device)[:, None]
-    rows = (batch * tokens + order) * heads + head  # [B, H, S]
-    past_end = batches * tokens * heads
-    return torch.nn.functional.pad(rows, (0, partition.count * partition.size - tokens), value=past_end)
+    return (batch * tokens + order) * heads + torch.arange(heads, device=x.device)[:, None]
+
+
+def _block_rows(order: torch.Tensor | None, x: torch.Tensor, partition) -> torch.Tensor:
+    """`token_rows` of whole blocks, ``[B, H, count * size]``: positions past the end point just past x."""
+    missing = partition.count * partition.size - x.shape[1]
+    return torch.nn.functional.pad(token_rows(order, x), (0, missing), value=x.shape[:3].numel())
 
 
 def _pieces(q, k, v, mask, order, key_bias, kept: torch.Tensor, by_kept: torch.Tensor) -> Iterator[_Piece]:
@@ -88,7 +88,7 @@ def _pieces(q, k, v, mask, order, key_bias, kept: torch.Tensor, by_kept: torch.T
     # Outside of autograd memory is written in place: fresh memory costs more in page faults than a copy does.
     in_place = not (torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v)))
     # Positions past the end read any row: they are sliced off below.
-    rows = _token_rows(order, k, mask.key).flatten() % (batches * tokens * heads)
+    rows = _block_rows(order, k, mask.key).flatten() % (batches * tokens * heads)
     k_and_v = k.new_empty(2, lanes, nk * bk, dim) if in_place else None
     k_and_v = _select_both(k.reshape(-1, dim), v.reshape(-1, dim), rows, k_and_v).view(2, lanes, nk * bk, dim)
     blocks_of_both = k_and_v.view(2 * lanes * nk, bk * dim)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from dittools.kernels.block_sparse.portable import attend
+from dittools.kernels.block_sparse.portable import attend, token_rows
 
 
 def portable_cluster_attention(
@@ -16,8 +16,8 @@ def portable_cluster_attention(
     of memory. Sizes go to the host: on a CPU that is free.
     """
     batches, queries, heads, dim = q.shape
-    rows = _flat_rows(order, q)  # [lanes, Sq]
-    columns = _flat_rows(key_order, k)  # [lanes, Sk]
+    rows = token_rows(order, q).flatten(0, 1)  # [lanes, Sq]
+    columns = token_rows(key_order, k).flatten(0, 1)  # [lanes, Sk]
     lanes = batches * heads
     in_order = q.reshape(-1, dim).index_select(0, rows.flatten()).view(lanes, queries, dim)
     pairs = torch.cat((k, v), -1).view(-1, 2 * dim)
@@ -48,12 +48,3 @@ def portable_cluster_attention(
     if order is not None:
         lse = torch.empty_like(lse).scatter(-1, order.expand(batches, heads, -1).long(), lse)
     return out, lse
-
-
-def _flat_rows(order: torch.Tensor | None, x: torch.Tensor) -> torch.Tensor:
-    """Where each position's vector lies in x seen as ``[B * S * H, D]``: int64 ``[B * H, S]``."""
-    batches, tokens, heads, _ = x.shape
-    order = torch.arange(tokens, device=x.device) if order is None else order.long()
-    batch = torch.arange(batches, device=x.device)[:, None, None]
-    head = torch.arange(heads, device=x.device)[:, None]
-    return ((batch * tokens + order) * heads + head).flatten(0, 1)

@@ -55,6 +55,17 @@ def _sizes(blocks: Partition, device: torch.device) -> torch.Tensor:
         return sizes
 
 
+def check_keep(mask, runs: str) -> None:
+    """Raise ValueError unless ``mask.keep`` is 4-D bool, of the runs (what they are called) of its partitions."""
+    name, keep, want = type(mask).__name__, mask.keep, (mask.query.count, mask.key.count)
+    if keep.dtype != torch.bool or keep.ndim != 4:
+        what = f"bool [B or 1, H or 1, query {runs}, key {runs}]"
+        raise ValueError(f"{name}.keep must be {what}, got {keep.dtype} {list(keep.shape)}")
+    if tuple(keep.shape[-2:]) != want:
+        found = f"{keep.shape[-2]} x {keep.shape[-1]} {runs}"
+        raise ValueError(f"{name}.keep has {found}, but its partitions have {want[0]} x {want[1]}")
+
+
 @dataclass(frozen=True, eq=False)
 class BlockMask:
     """Which key blocks each query block visits, over *positions* of an order.
@@ -73,17 +84,7 @@ class BlockMask:
     _cache: dict = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self):
-        if self.keep.dtype != torch.bool or self.keep.ndim != 4:
-            raise ValueError(
-                "BlockMask.keep must be bool [B or 1, H or 1, query blocks, key blocks], "
-                f"got {self.keep.dtype} {list(self.keep.shape)}"
-            )
-        want = (self.query.count, self.key.count)
-        if tuple(self.keep.shape[-2:]) != want:
-            raise ValueError(
-                f"BlockMask.keep has {self.keep.shape[-2]} x {self.keep.shape[-1]} blocks, "
-                f"but its partitions have {want[0]} x {want[1]}"
-            )
+        check_keep(self, "blocks")
 
     @classmethod
     def full(cls, query: Partition, key: Partition, device: torch.device | str | None = None) -> BlockMask:
@@ -194,8 +195,6 @@ class BlockMask:
 
     def to(self, device: torch.device | str) -> BlockMask:
         """The same mask on another device."""
-        return (
-            self
-            if self.keep.device == torch.device(device)
-            else BlockMask(upload(self.keep, torch.device(device)), self.query, self.key)
-        )
+        if self.keep.device == torch.device(device):
+            return self
+        return BlockMask(upload(self.keep, torch.device(device)), self.query, self.key)

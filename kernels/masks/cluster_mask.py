@@ -10,6 +10,7 @@ import torch
 
 from dittools.kernels.block_sparse.lists import from_keep
 from dittools.kernels.counting_sort.dispatch import offsets_of
+from dittools.kernels.masks.block_mask import check_keep
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,17 +84,7 @@ class ClusterMask:
     _cache: dict = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self):
-        if self.keep.dtype != torch.bool or self.keep.ndim != 4:
-            raise ValueError(
-                "ClusterMask.keep must be bool [B or 1, H or 1, query clusters, key clusters], "
-                f"got {self.keep.dtype} {list(self.keep.shape)}"
-            )
-        want = (self.query.count, self.key.count)
-        if tuple(self.keep.shape[-2:]) != want:
-            raise ValueError(
-                f"ClusterMask.keep has {self.keep.shape[-2]} x {self.keep.shape[-1]} clusters, "
-                f"but its partitions have {want[0]} x {want[1]}"
-            )
+        check_keep(self, "clusters")
 
     @classmethod
     def full(cls, query: ClusterPartition, key: ClusterPartition) -> ClusterMask:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from dittools.kernels.masks.block_mask import BlockMask, Partition
+from dittools.kernels.masks.cluster_mask import lane
 
 SLACK = 1e-5
 LSE_SLACK = {torch.float32: 1e-4, torch.float16: 2e-3, torch.bfloat16: 2e-3}
@@ -79,11 +80,6 @@ def _positions(mask: Any, b: int, h: int, m: int) -> torch.Tensor:
     else:
         first, stop = m * mask.query.size, min((m + 1) * mask.query.size, mask.query.length)
     return torch.arange(first, stop, device=mask.keep.device)
-
-
-def lane(x: torch.Tensor, b: int, h: int) -> torch.Tensor:
-    """The part of ``[B or 1, H or 1, ...]`` that belongs to one head of one batch."""
-    return x[0 if x.shape[0] == 1 else b, 0 if x.shape[1] == 1 else h]
 
 
 class _Part:

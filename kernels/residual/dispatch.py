@@ -98,9 +98,8 @@ def calibrate_at_centroid(
         implementation: as in `residual_attention`. The Triton kernel rounds the mean query to the dtype of q.
     """
     lanes, rows, columns = blocks.keep.shape
-    anchors = segment_means(q, blocks.order, blocks.offsets, implementation=implementation).flatten(
-        0, 1
-    )  # [lanes, Mq, D]
+    anchors = segment_means(q, blocks.order, blocks.offsets, implementation=implementation)
+    anchors = anchors.flatten(0, 1)  # [lanes, Mq, D]
     if picks_triton(implementation, q, reason=why_not_triton_residual(q)):
         from dittools.kernels.residual.triton import triton_calibrate_at_centroid
 

@@ -113,9 +113,8 @@ def test_antidiagonal_scores_are_those_of_the_definition(grid, order, stride):
         share = (score * SCALE / stride).softmax(-1)
         want = torch.stack([p.sum(-1) for p in share.split(per_block, 1)], -1)
         want = torch.stack([p.mean(0) for p in want.split(per_block, 0)], 0)
-        found = antidiagonal.measure_antidiagonals(q, k, blocks.partition, stride, scale=SCALE, order=blocks.order)[
-            0, h
-        ]
+        found = antidiagonal.measure_antidiagonals(q, k, blocks.partition, stride, scale=SCALE, order=blocks.order)
+        found = found[0, h]
         torch.testing.assert_close(found, want, rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(found.sum(-1), torch.ones(len(want)))
 
