@@ -82,25 +82,15 @@ class Run:
         grid: token layout of the latest call; None for a run that never was.
         steps: number of denoising steps in the schedule.
         layers: number of self-attention layers.
-        method: what decides the pairs, or None when the whole run is dense.
-        why_dense: with no method, the reason; None when dense is what was asked for.
         block_size: tokens in a block.
     """
 
-    def __init__(
-        self,
-        grid: TokenGrid | None,
-        steps: int,
-        layers: int,
-        method: Method | None,
-        why_dense: str | None,
-        block_size: int,
-    ):
+    def __init__(self, grid: TokenGrid | None, steps: int, layers: int, block_size: int):
         self.grid = grid
         self.steps = steps
         self.layers = layers
-        self.method = method
-        self.why_dense = why_dense
+        self.method: Method | None = None  # what decides the pairs; None when the whole run is dense
+        self.why_dense: str | None = None  # with no method, the reason; None when dense is what was asked for
         self.block_size = block_size
         self.profile: Profile | None = None
         self.sparse_layers: dict[int, tuple[int, ...]] = {}  # by layer, those of its transformer that may run sparse
@@ -160,10 +150,9 @@ class Run:
         self.fallbacks = fallbacks.copy()  # the mark may be needed again
         layers = {call.layer for call in self.calls[calls:]}
         for kept in (self.plans, self.states):
-            for key in [
-                key for key in kept if key[0] in layers and branch in (key[1], getattr(kept[key], "branch", None))
-            ]:
-                del kept[key]
+            for key, held in list(kept.items()):
+                if key[0] in layers and branch in (key[1], getattr(held, "branch", None)):
+                    del kept[key]
         del self.calls[calls:], self.facts[facts:]
         self.head_costs.clear()
 

@@ -57,7 +57,7 @@ class RunSetup:
             ValueError: when a profile was asked for that does not fit its grid.
         """
         config = self.config
-        run = Run(info.grid, step.steps, len(self.layers), None, None, self._block_size(info.device))
+        run = Run(info.grid, step.steps, len(self.layers), self._block_size(info.device))
         run.first, run.tally = step.first, Tally(self._transformers)
         self._choose(run, step, info)
         self._note_dense(run, step, clock)

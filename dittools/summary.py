@@ -23,7 +23,7 @@ def record(runtime: Runtime) -> dict[str, Any]:
     ``method_options`` are those of the method that ran, where they differ from its defaults, whoever chose them.
     """
     config = runtime.config
-    run = runtime.run or Run(None, 0, len(runtime.layers), None, None, 0)
+    run = runtime.run or Run(None, 0, len(runtime.layers), 0)
     sparse = [call for call in run.calls if call.density is not None]
     kinds = run.kept_by_kind()
     return {

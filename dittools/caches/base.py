@@ -216,8 +216,13 @@ def accumulate(changes: Sequence[float], threshold: float, forced: Sequence[bool
     return mask
 
 
-def relative_change(now: torch.Tensor, before: torch.Tensor) -> float:
-    """Mean absolute difference over the mean absolute value before; NaN or inf where that is no number."""
+def relative_change(now: torch.Tensor, before: torch.Tensor | None) -> float | None:
+    """Mean absolute difference over the mean absolute value before; NaN or inf where that is no number.
+
+    None without a tensor of this shape before.
+    """
+    if before is None or before.shape != now.shape:
+        return None
     difference, size = (now.float() - before.float()).abs().mean(), before.float().abs().mean()
     return float(difference / size)
 

@@ -33,10 +33,7 @@ class FirstBlock(ThresholdCache):
     def signal(self, state: BranchState, seen: torch.Tensor, call: StepCall) -> float | None:
         """``seen`` is the residual ``[B, S, width]``. Compared with that of the last computed step."""
         state.tensors["fresh"] = seen[:, :: self.sample].detach().clone()
-        before = state.tensors.get("residual")
-        if before is None or before.shape != state.tensors["fresh"].shape:
-            return None
-        return relative_change(state.tensors["fresh"], before)
+        return relative_change(state.tensors["fresh"], state.tensors.get("residual"))
 
     def learn(self, state: BranchState, latents: torch.Tensor, output: torch.Tensor) -> None:
         if "fresh" in state.tensors:

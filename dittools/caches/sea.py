@@ -41,8 +41,6 @@ class Sea(ThresholdCache):
             return None
         picture = wiener(seen.detach(), min(max(call.noise, NEARLY), 1 - NEARLY), self.power)
         before, state.tensors["picture"] = state.tensors.get("picture"), picture.to(seen.dtype)
-        if before is None or before.shape != picture.shape:
-            return None
         return relative_change(state.tensors["picture"], before)
 
     def learn(self, state: BranchState, latents: torch.Tensor, output: torch.Tensor) -> None:

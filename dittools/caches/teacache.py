@@ -85,10 +85,8 @@ class TeaCache(ThresholdCache):
     def signal(self, state: BranchState, seen: torch.Tensor, call: StepCall) -> float | None:
         before, now = state.tensors.get("input"), seen[:, :: self.sample].detach().clone()
         state.tensors["input"] = now
-        if before is None or before.shape != now.shape:
-            return None
         change = relative_change(now, before)
-        return polynomial(self.entry["coefficients"], change, self.entry["valid"])
+        return None if change is None else polynomial(self.entry["coefficients"], change, self.entry["valid"])
 
     def bytes_held(self, shapes: Shapes) -> int:
         signal = -(-shapes.tokens // self.sample) * shapes.width if self.signal_source == "block_input" else 0

@@ -14,7 +14,7 @@ from dittools.methods.static import Static
 from dittools.orders.tiles import fit_tile, tiles
 from dittools.selection.boxes import boxes_of
 from dittools.selection.geometric import Pattern
-from dittools.selection.windows import fitted, growing, grown_window, sees, set_window
+from dittools.selection.windows import Windows, fitted, growing, sees
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,6 @@ class GNA(Static):
     def pattern(self, grid, sparsity: float, block_size: int) -> Pattern:
         tile = fit_tile(grid, block_size) if self.tile == AUTO else self.tile
         order = tiles(grid, tile)
-        boxes = boxes_of(grid, order, block_size)
         # A window of an odd number of tiles that moves by tiles uses up the blocks it touches (the paper's section 4).
         aligned = self.stride == self.window == AUTO
         asked = grid.shape if self.window == AUTO else self.window
@@ -55,8 +54,8 @@ class GNA(Static):
         def seen(axis: int, size: int):
             return sees(grid.shape[axis], size, stride[axis], dilation[axis])
 
+        windows = Windows(grid, order, boxes_of(grid, order, block_size), seen, block_size)
         if self.window != AUTO:
-            return set_window(grid, order, boxes, window, seen, block_size)
+            return windows.fixed(window)
         step = tuple(2 * s for s in stride) if aligned else (1, 1, 1)
-        path = growing(stride, window, grid.shape, step)
-        return grown_window(grid, order, boxes, path, seen, sparsity, block_size)
+        return windows.grown(growing(stride, window, grid.shape, step), sparsity)

@@ -87,13 +87,7 @@ Segment = "tuple[slice, torch.Tensor]"
 
 
 def select_topk_blocks_apart(
-    scores: torch.Tensor,
-    queries: Sequence[Segment],
-    keys: Sequence[Segment],
-    density: Callable[[int, int], float | torch.Tensor],
-    *,
-    force: torch.Tensor | None = None,
-    **how,
+    scores: torch.Tensor, queries: Sequence[Segment], keys: Sequence[Segment], density: Callable, *, force=None, **how
 ) -> torch.Tensor:
     """`select_topk_blocks` for each segment of queries with each segment of keys by itself; blocks in no segment keep
     all and are kept by all.
@@ -101,7 +95,7 @@ def select_topk_blocks_apart(
     Args:
         scores, force: as `select_topk_blocks`; how: its scope, ranking and heads.
         queries, keys: segments that do not overlap.
-        density: of the run of queries and the run of keys of these numbers.
+        density: (i, j) -> that of the run i of queries and the run j of keys.
     """
     keep = torch.ones_like(scores, dtype=torch.bool)
     for i, (rows, query_sizes) in enumerate(queries):

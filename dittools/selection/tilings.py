@@ -14,10 +14,10 @@ import numpy as np
 import torch
 
 from dittools.orders.tiles import tiles
-from dittools.selection.boxes import Boxes, boxes_of
+from dittools.selection.boxes import boxes_of
 from dittools.selection.geometric import Pattern, forced, picture_share
 from dittools.selection.levels import mask_to_density
-from dittools.selection.windows import growing, grown_window, place_in, sees, set_window
+from dittools.selection.windows import Windows, growing, sees
 from dittools.tokens import TokenGrid
 
 Axes = tuple[int, int, int]
@@ -41,8 +41,9 @@ class Tiling:
         return tiles(self.grid, self.tile)
 
     @cached_property
-    def boxes(self) -> Boxes:
-        return boxes_of(self.grid, self.order, self.block_size)
+    def windows(self) -> Windows:
+        boxes = boxes_of(self.grid, self.order, self.block_size)
+        return Windows(self.grid, self.order, boxes, self.seen, self.block_size, unit=self.tile)
 
     def seen(self, axis: int, size: int) -> np.ndarray:
         """Which tokens of an axis see each other in a window of this many tiles: bool ``[X, X]``."""
@@ -51,8 +52,7 @@ class Tiling:
 
     def window(self, window: Axes) -> Pattern:
         """The mask of one window."""
-        window = self._whole(window)
-        return set_window(self.grid, self.order, self.boxes, window, self.seen, self.block_size, unit=self.tile)
+        return self.windows.fixed(self._whole(window))
 
     def _whole(self, window: Axes) -> Axes:
         """An even window has no middle tile: the original sees as far to both sides, which is one more."""
@@ -60,19 +60,17 @@ class Tiling:
 
     def grown(self, path: Sequence[Axes], sparsity: float) -> Pattern:
         """The mask of the window on a path that skips ``sparsity``."""
-        return grown_window(
-            self.grid, self.order, self.boxes, path, self.seen, sparsity, self.block_size, unit=self.tile
-        )
+        return self.windows.grown(path, sparsity)
 
     def near(self, level: np.ndarray, share: float) -> Pattern:
         """A window made smaller or larger until it keeps this share of the pairs; ``level`` is of `around`."""
         return mask_to_density(self.grid, self.order, level, 1 - share, self.block_size).pattern
 
     def around(self, window: Axes) -> np.ndarray:
-        """Where on the path of smaller and larger windows two blocks see each other first, as `place_in`."""
+        """Where on the path of smaller and larger windows two blocks see each other first, as `Windows.place_in`."""
         step = (2, 2, 2)
         path = growing((1, 1, 1), window, self.count, step) + growing(window, self.count, self.count, step)[1:]
-        return place_in(path, self.boxes, self.seen)
+        return self.windows.place_in(path)
 
     def shares(self, windows: Sequence[Axes]) -> list[float]:
         """What each window keeps of the picture's pairs, by block; those that differ in columns alone come at once."""
@@ -80,7 +78,7 @@ class Tiling:
         found: dict[Axes, float] = {}
         for sheet in dict.fromkeys(window[:2] for window in windows):
             path = sorted({self._whole(window) for window in windows if window[:2] == sheet})
-            level = place_in(path, self.boxes, self.seen)
+            level = self.windows.place_in(path)
             for place, window in enumerate(path):
                 found[window] = picture_share(held | (level <= place), self.grid, self.block_size)
         return [found[self._whole(window)] for window in windows]

@@ -8,6 +8,7 @@ what its leader sees, and a window that would leave the grid is moved inwards, n
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -69,87 +70,67 @@ def growing(least: Axes, most: Axes, shape: Axes, step: Axes = (1, 1, 1)) -> lis
     return path
 
 
-def place_in(path: Sequence[Axes], boxes: Boxes, seen: Callable[[int, int], np.ndarray]) -> np.ndarray:
-    """Index of the first window of a path under which two blocks have tokens that see each other: fp32 ``[M, M]``,
-    `NEVER` for none.
+@dataclass(frozen=True, eq=False)
+class Windows:
+    """Windows on a grid, as masks of blocks.
 
     Args:
-        path: windows, none smaller than the one before it on any axis.
-        boxes: what the blocks hold.
-        seen: for an axis and a window on it, which keys each query sees: bool ``[X, X]``.
-    """
-    tables = []
-    for axis in range(boxes.axes):
-        last = path[-1][axis]
-        first = np.full(seen(axis, last).shape, NEVER, dtype=np.float32)
-        for place in reversed(range(len(path))):
-            size = path[place][axis]
-            if place == 0 or size != path[place - 1][axis]:
-                first[seen(axis, size)] = place
-        tables.append(first)
-    between = boxes.tables(tables)
-    return boxes.least(lambda rows: np.maximum.reduce(between(rows)))
-
-
-def set_window(
-    grid: TokenGrid,
-    order: torch.Tensor,
-    boxes: Boxes,
-    window: Axes,
-    seen: Callable[[int, int], np.ndarray],
-    block_size: int,
-    unit: Axes = (1, 1, 1),
-) -> Pattern:
-    """The pattern of a window that was asked for, whatever its density; its note says both densities.
-
-    Args:
+        grid: layout of the tokens.
         order: ``[S]``, position -> token.
         boxes: of the order's blocks.
-        window: keys on each axis, in units.
         seen: for an axis and a window on it, which keys each query sees: bool ``[X, X]``.
+        block_size: positions in a block.
         unit: tokens a unit of the window holds on each axis.
     """
-    level = place_in([window], boxes, seen)
-    pattern = mask_at(grid, order, level, 0, block_size)
-    return pattern.noting(_said(grid, window, seen, unit) + _by_block(pattern, block_size))
 
+    grid: TokenGrid
+    order: torch.Tensor
+    boxes: Boxes
+    seen: Callable[[int, int], np.ndarray]
+    block_size: int
+    unit: Axes = (1, 1, 1)
 
-def grown_window(
-    grid: TokenGrid,
-    order: torch.Tensor,
-    boxes: Boxes,
-    path: Sequence[Axes],
-    seen: Callable[[int, int], np.ndarray],
-    sparsity: float,
-    block_size: int,
-    unit: Axes = (1, 1, 1),
-) -> Pattern:
-    """The pattern of the window on a path that skips what was asked; where none does, with part of the next one.
+    def place_in(self, path: Sequence[Axes]) -> np.ndarray:
+        """Index of the first window of a path under which two blocks have tokens that see each other: fp32 ``[M, M]``,
+        `NEVER` for none.
 
-    Args: as `set_window`, and a path of windows as `place_in`.
-    """
-    grown = mask_to_density(grid, order, place_in(path, boxes, seen), sparsity, block_size)
-    reached = path[int(min(max(grown.level, 0), len(path) - 1))]
-    said = "the diagonal" if grown.level < 0 else _said(grid, reached, seen, unit)
-    if grown.beyond is not None:
-        more = _sizes(path[int(grown.beyond)], unit) if np.isfinite(grown.beyond) else "a window without dilation"
-        said += f", and the nearest {grown.share:.0%} of what {more} adds"
-    return grown.pattern.noting(said + _by_block(grown.pattern, block_size))
+        Args:
+            path: windows, none smaller than the one before it on any axis.
+        """
+        tables = []
+        for axis in range(self.boxes.axes):
+            first = np.full(self.seen(axis, path[-1][axis]).shape, NEVER, dtype=np.float32)
+            for place in reversed(range(len(path))):
+                size = path[place][axis]
+                if place == 0 or size != path[place - 1][axis]:
+                    first[self.seen(axis, size)] = place
+            tables.append(first)
+        between = self.boxes.tables(tables)
+        return self.boxes.least(lambda rows: np.maximum.reduce(between(rows)))
 
+    def fixed(self, window: Axes) -> Pattern:
+        """The pattern of a window that was asked for, whatever its density; its note says both densities."""
+        pattern = mask_at(self.grid, self.order, self.place_in([window]), 0, self.block_size)
+        return self._noting(pattern, self._said(window))
 
-def token_density(grid: TokenGrid, window: Axes, seen: Callable[[int, int], np.ndarray]) -> float:
-    """Share of the video's token pairs that are in a window."""
-    return float(np.prod([seen(axis, size).mean() for axis, size in enumerate(window)]))
+    def grown(self, path: Sequence[Axes], sparsity: float) -> Pattern:
+        """The pattern of the window on a path that skips what was asked; where none does, with part of the next one."""
+        grown = mask_to_density(self.grid, self.order, self.place_in(path), sparsity, self.block_size)
+        said = "the diagonal" if grown.level < 0 else self._said(path[int(min(grown.level, len(path) - 1))])
+        if grown.beyond is not None:
+            more = self._size(path[int(grown.beyond)]) if np.isfinite(grown.beyond) else "a window without dilation"
+            said += f", and the nearest {grown.share:.0%} of what {more} adds"
+        return self._noting(grown.pattern, said)
 
+    def _noting(self, pattern: Pattern, said: str) -> Pattern:
+        return pattern.noting(
+            f"{said}; {pattern.mask.density().item():.1%} of all pairs by blocks of {self.block_size}"
+        )
 
-def _said(grid: TokenGrid, window: Axes, seen: Callable[[int, int], np.ndarray], unit: Axes) -> str:
-    return f"window {_sizes(window, unit)}, {token_density(grid, window, seen):.1%} of the video's pairs by token"
+    def _said(self, window: Axes) -> str:
+        density = float(np.prod([self.seen(axis, size).mean() for axis, size in enumerate(window)]))
+        return f"window {self._size(window)}, {density:.1%} of the video's pairs by token"
 
-
-def _sizes(window: Axes, unit: Axes) -> str:
-    text = "x".join(map(str, window))
-    return text if unit == (1, 1, 1) else f"{text} tiles of {'x'.join(map(str, unit))}"
-
-
-def _by_block(pattern: Pattern, block_size: int) -> str:
-    return f"; {pattern.mask.density().item():.1%} of all pairs by blocks of {block_size}"
+    def _size(self, window: Axes) -> str:
+        text = "x".join(map(str, window))
+        return text if self.unit == (1, 1, 1) else f"{text} tiles of {'x'.join(map(str, self.unit))}"

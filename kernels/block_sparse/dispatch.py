@@ -54,14 +54,7 @@ def block_sparse_attention(
 
 
 def attend_by(
-    name: str,
-    tensors: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
-    mask,
-    *,
-    order: torch.Tensor | None,
-    scale: float,
-    key_bias: torch.Tensor | None = None,
-    return_lse: bool = False,
+    name: str, tensors, mask, *, order=None, scale: float, key_bias=None, return_lse: bool = False
 ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
     """`block_sparse_attention` of ``tensors`` (q, k, v) over even blocks by the implementation of this name, for
     callers that asked `choose` and `check_call` before: nothing is asked again.

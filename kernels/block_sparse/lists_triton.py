@@ -66,11 +66,7 @@ def _lists(
 
 
 def triton_lists(
-    mode: str,
-    rows: torch.Tensor,
-    limit: torch.Tensor | float | None = None,
-    force: torch.Tensor | None = None,
-    least: int = 0,
+    mode: str, rows: torch.Tensor, limit: torch.Tensor | float | None = None, force=None, least: int = 0
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Launch the kernel.
 

@@ -15,14 +15,7 @@ from dittools.kernels.clusters.portable import portable_cluster_attention
 
 
 def cluster_sparse_attention(
-    name: str,
-    tensors: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
-    mask,
-    *,
-    order: torch.Tensor | None = None,
-    key_order: torch.Tensor | None = None,
-    scale: float,
-    return_lse: bool = False,
+    name: str, tensors, mask, *, order=None, key_order=None, scale: float, return_lse: bool = False
 ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
     """`dittools.kernels.block_sparse_attention` of ``tensors`` (q, k, v) between clusters by the implementation of this
     name, for callers that asked `choose` and `check_clusters` before: nothing is asked again.

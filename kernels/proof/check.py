@@ -40,16 +40,7 @@ class Oracle:
         key_order: the same for keys where it is another.
     """
 
-    def __init__(
-        self,
-        q: torch.Tensor,
-        k: torch.Tensor,
-        v: torch.Tensor,
-        mask: Any,
-        scale: float,
-        order: torch.Tensor | None = None,
-        key_order: torch.Tensor | None = None,
-    ):
+    def __init__(self, q, k, v, mask, scale: float, order=None, key_order=None):
         self._shape, self._dtype = q.shape, q.dtype
         if mask is None:
             mask = BlockMask.full(Partition(q.shape[1], 64), Partition(k.shape[1], k.shape[1]), q.device)

@@ -690,7 +690,7 @@ def test_masks_are_made_once_for_the_steps_of_a_group(monkeypatch):
     plan = method.plan(q, k, v, first)
     groups, made = profile.methods["sta"]["groups"], len(first.run_cache)
     same = next(s for s in range(STEPS) if s != 2 and groups[s] == groups[2])
-    monkeypatch.setattr("dittools.selection.tilings.set_window", None)  # nothing may be made again
+    monkeypatch.setattr("dittools.selection.windows.Windows.fixed", None)  # nothing may be made again
     again = method.plan(q, k, v, dataclasses.replace(first, step=same, branch="uncond"))
     assert torch.equal(again.mask.keep, plan.mask.keep) and len(first.run_cache) == made
     assert torch.equal(plan.pack()().mask.keep, plan.mask.keep)
