@@ -32,12 +32,13 @@ def agreed_layers(ranks: Ranks, bad: torch.Tensor, error: Exception | None) -> l
     return [layer for layer, flag in enumerate(flags) if flag]
 
 
-def share_counts(run: Run, calls: int, facts: int, share: float) -> None:
+def share_counts(run: Run, calls: int, facts: int, share: float, copies: int = 1) -> None:
     """Turn what a forward counted of this rank's heads into what it counted of all.
 
     Args:
         calls, facts: how many the run had before the forward.
         share: of the heads of a layer that this rank has.
+        copies: ranks that have the same heads, and counted the same plans for other queries.
     """
     sparse = [at for at in range(calls, len(run.calls)) if run.calls[at].density is not None]
     checks = [cache[BudgetCheck] for cache in run.caches.values() if BudgetCheck in cache]
@@ -50,10 +51,13 @@ def share_counts(run: Run, calls: int, facts: int, share: float) -> None:
         return
     device = run.ranks.device
     padded = [pad(cost, (0, max(map(len, heads.by_rank)) - len(cost))) for _, heads, cost in costs]
-    given = [torch.as_tensor(x, dtype=torch.float32).to(device).flatten() for x in (share, *means, *sums, *padded)]
+    own = [run.calls[at].density if run.calls[at].own is None else run.calls[at].own for at in sparse]
+    given = [share / copies, *means, *sums, *padded, *own]
+    given = [torch.as_tensor(x, dtype=torch.float32).to(device).flatten() for x in given]
     found = torch.stack(run.ranks.gather(torch.cat(given)))  # [ranks, numbers]
     shares = found[:, :1]
-    run.kept_by_rank.append(([run.calls[at].pairs for at in sparse], found[:, : len(sparse) + 1]))
+    kept = torch.cat((shares, found[:, found.shape[1] - len(sparse) :]), 1)
+    run.kept_by_rank.append(([run.calls[at].pairs for at in sparse], kept))
     count = sum(x.numel() for x in given[1 : len(means) + 1])
     parts = iter((shares * found[:, 1 : count + 1]).sum(0).split([x.numel() for x in given[1 : len(means) + 1]]))
     for at in sparse:
@@ -66,9 +70,10 @@ def share_counts(run: Run, calls: int, facts: int, share: float) -> None:
     behind = found[:, count + 1 + len(sums) :]
     for layer, heads, _ in costs:
         most = max(map(len, heads.by_rank))
-        cost, behind = heads.joined(behind[:, :most]), behind[:, most:]
+        cost, behind = heads.joined(behind[: len(heads.by_rank), :most]), behind[:, most:]
         run.costs[layer] = run.costs[layer] + cost if layer in run.costs else cost
-    totals = iter(found[:, count + 1 :].sum(0).unbind())
+    run.copies = copies
+    totals = iter((found[:, count + 1 : count + 1 + len(sums)].sum(0) / copies).unbind())
     run.facts[facts:] = [(layer, {name: next(totals) for name in named}) for layer, named in run.facts[facts:]]
 
 
@@ -83,7 +88,7 @@ def deal_heads(run: Run) -> None:
     if not layers:
         return
     for layer, found in zip(layers, torch.stack([costs[layer] for layer in layers]).tolist(), strict=True):
-        run.deals[layer] = deal(found, run.ranks.size).heads
+        run.deals[layer] = deal(found, run.ranks.size // run.copies).heads
 
 
 def density_by_rank(run: Run) -> list[float | None]:

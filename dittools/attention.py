@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 
 from dittools.kernels.block_sparse.dispatch import attend_by, block_sparse_attention
@@ -31,8 +33,11 @@ def attend(
         known: the plan was found to fit such a call, and ``implementation`` to run it: nothing is asked again.
 
     Returns:
-        out ``[B, S, H, D]`` in token order, and lse fp32 ``[B, H, S]`` or None.
+        out ``[B, S, H, D]`` in token order, and lse fp32 ``[B, H, S]`` or None. Where the plan has rows of its own
+        (`Plan.own`), those of others hold anything finite.
     """
+    if plan.own is not None:
+        return _attend_own(q, k, v, plan, scale, implementation, return_lse, known)
     if plan.keys is not None:
         return _attend_to_fewer(q, k, v, plan, scale, implementation, return_lse)
     call = {"order": plan.order, "scale": scale, "return_lse": return_lse}
@@ -44,6 +49,34 @@ def attend(
         call |= {"key_order": plan.key_order, "implementation": implementation}
         result = block_sparse_attention(q, k, v, plan.mask, **call)
     out, lse = result if return_lse else (result, None)
+    if plan.rows is not None:
+        plan.rows.put(q, k, v, out, lse, scale, implementation)
+    return out, lse
+
+
+def _attend_own(
+    q, k, v, plan: Plan, scale, implementation, return_lse, known
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """`attend` of the rows of one rank."""
+    own, how = plan.own, {"scale": scale, "return_lse": return_lse}
+    if plan.keys is not None:
+        few = own.among(plan.keys.queries)
+        few_plan = replace(plan, own=None)
+        mask = replace(plan.mask, keep=plan.mask.keep & (few.counts(few_plan) > 0)[..., None])
+        return attend(q, k, v, replace(few_plan, mask=mask), implementation=implementation, **how)
+    cut = plan.cut()
+    if cut.order is None:
+        part = replace(plan, mask=cut.mask, own=None)
+        return attend(q, k, v, part, implementation=implementation, known=known, **how)
+    # Even blocks that were cut are clusters, for which another kernel may be the fastest.
+    name = None if isinstance(plan.mask, BlockMask) else implementation
+    call = how | {"order": cut.order, "key_order": cut.key_order, "implementation": name}
+    result = block_sparse_attention(q.index_select(1, own.tokens), k, v, cut.mask, **call)
+    mine, mine_lse = result if return_lse else (result, None)
+    out = mine.new_zeros(*q.shape[:3], v.shape[-1]).index_copy_(1, own.tokens, mine)
+    lse = None
+    if mine_lse is not None:
+        lse = mine_lse.new_full((*mine_lse.shape[:2], q.shape[1]), -torch.inf).index_copy_(2, own.tokens, mine_lse)
     if plan.rows is not None:
         plan.rows.put(q, k, v, out, lse, scale, implementation)
     return out, lse

@@ -5,7 +5,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import torch
 
@@ -15,7 +15,10 @@ from dittools.timesteps import Reading
 from dittools.tokens import Layout, TokenGrid
 
 if TYPE_CHECKING:
+    from dittools.methods.base import Plan
+    from dittools.query_rows import QueryRows
     from dittools.run import Run
+    from dittools.sequence import SubCall
 
 
 class Layer(NamedTuple):
@@ -98,6 +101,30 @@ class CallInfo:
     ranks: Ranks = ALONE
 
 
+class SharedTokens(Protocol):
+    """The tokens of a call of which other ranks have some, and how to get at theirs.
+
+    Attributes:
+        ranks: those among whom the tokens are shared; all of them have the same heads.
+        queries: of this rank, ``[B, n, H, D]``.
+    """
+
+    ranks: Ranks
+    queries: torch.Tensor
+
+    def whole(self, *names: str) -> None:
+        """Fill in the tokens of others in those of "q", "k" and "v" that are named."""
+
+    def rows(self, piece: SubCall) -> QueryRows:
+        """This rank's queries among those of a piece of the call."""
+
+    def fetch(self, plan: Plan) -> None:
+        """Fill in the keys and values of others that a plan of the whole call wants for this rank's queries."""
+
+    def cut(self, x: torch.Tensor) -> torch.Tensor:
+        """This rank's tokens of ``[B, S, ...]``."""
+
+
 class AttentionInputs(NamedTuple):
     """One self-attention call.
 
@@ -108,6 +135,7 @@ class AttentionInputs(NamedTuple):
         mask: as PyTorch's attention takes it, or None.
         heads: which of the layer's heads these are.
         spread: ranks over which the tokens are spread, where they are those of one of them.
+        shared: where q, k and v have all tokens, and those of other ranks hold zeros until they are asked for.
     """
 
     layer: int
@@ -118,6 +146,12 @@ class AttentionInputs(NamedTuple):
     mask: torch.Tensor | None = None
     heads: Heads = ALL
     spread: int = 1
+    shared: SharedTokens | None = None
+
+    @property
+    def alone(self) -> bool:
+        """Whether no other rank takes part."""
+        return self.heads.alone and self.shared is None
 
     @property
     def pairs(self) -> float:

@@ -41,7 +41,8 @@ class KeptOf(NamedTuple):
 
 class Call(NamedTuple):
     """One self-attention call that ran. ``density`` is None for a dense call, else a scalar tensor; so is ``kernel``,
-    the name of the sparse kernel. ``parts`` are its pieces by kinds of pairs."""
+    the name of the sparse kernel. ``parts`` are its pieces by kinds of pairs. ``own`` is the density of this rank's
+    queries, where others attend for the others."""
 
     step: int
     layer: int
@@ -49,6 +50,7 @@ class Call(NamedTuple):
     density: torch.Tensor | None
     kernel: str | None = None
     parts: tuple[KeptOf, ...] = ()
+    own: torch.Tensor | float | None = None
 
 
 class Exchanged:
@@ -118,6 +120,7 @@ class Run:
         self.kernel_reasons: dict[str, str] = {}  # by kernel, why a call could not have the faster one of its card
         self.why_no_kernel: dict[tuple, str | None] = {}  # by device, dtype and head dim
         self.ranks: Ranks = ALONE  # that make it together
+        self.copies = 1  # of these, that have the same heads
         self.exchanged = Exchanged()
         self.kept_by_rank: list[tuple[list[float], torch.Tensor]] = []  # by forward, as `dittools.agreement` has it
         self._sums: list[tuple[int, torch.Tensor]] = []  # of the outputs of this forward, with their layers

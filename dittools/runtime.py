@@ -73,7 +73,7 @@ class Runtime:
         self._reruns = 0
         self._sparse_in_call = False
         self._ranks: Ranks = ALONE  # of the present forward
-        self._shared: float | None = None  # share of a layer's heads that this rank has, once a call came by heads
+        self._shared: tuple[float, int] | None = None  # as `share_counts` has it, once a call came that ranks share
         self._held_back: Exception | None = None  # raised in this forward, which the other ranks have to end first
 
     @property
@@ -216,7 +216,7 @@ class Runtime:
             self._reruns, self._sparse_in_call = self._reruns + 1, False
             return True
         if self._shared is not None:
-            share_counts(self.run, *self._mark[:2], self._shared)
+            share_counts(self.run, *self._mark[:2], *self._shared)
         self.run.tally.end()
         self._end()
         return False
@@ -265,21 +265,23 @@ class Runtime:
     def attend_inputs(
         self, call: AttentionInputs, dense: Callable[[], torch.Tensor], why_dense: str | None = None
     ) -> torch.Tensor:
-        """`attend`, of some of a layer's heads too: other ranks have the others, and make the same call.
+        """`attend`, of some of a layer's heads too, or for some of its queries: other ranks have the others, and make
+        the same call. With shared tokens ``dense`` and what is returned are of this rank's queries.
 
         What it raises then comes at the end of the forward, on all ranks: until there they need what this one gives.
         """
         if self._step is None:
             return dense()
-        if call.heads.alone:
+        if call.alone:
             return self._kept_or_attended(call, dense, why_dense)
-        here = call.q.shape[2]
-        self._shared = here / call.heads.total(here)
+        here, copies = call.q.shape[2], 1 if call.shared is None else call.shared.ranks.size
+        self._shared = here / call.heads.total(here), copies
         try:
             return self._kept_or_attended(call, dense, why_dense)
         except Exception as error:
             self._held_back = self._held_back or error
-            return call.q.new_zeros(*call.q.shape[:3], call.v.shape[-1])
+            own = call.q if call.shared is None else call.shared.queries
+            return call.q.new_zeros(*own.shape[:3], call.v.shape[-1])
 
     def note_exchange(self, sent: int, *watches: Stopwatch) -> None:
         """Count what a call sent to other ranks, in bytes, and how long that took."""
@@ -302,7 +304,7 @@ class Runtime:
             return dense()  # an adapter's own attention, beside the layer's
         run.tally.call(layer)
         # Keys of other tokens are no self-attention: an adapter's pictures, or what a model keeps itself.
-        if run.reuse is None or q.shape[1] != k.shape[1] or not call.heads.alone:
+        if run.reuse is None or q.shape[1] != k.shape[1] or not call.alone:
             return self._attend(call, dense, why_dense)
         kept = run.reuse.attention(layer, q)
         if kept is not None:
@@ -346,7 +348,7 @@ class Runtime:
             run.count_dense(call, step.step)
             return dense()
         self._sparse_in_call = True
-        return out
+        return out if call.shared is None else call.shared.cut(out)
 
     def _show(self, call: AttentionInputs) -> None:
         """Let watchers see a call that is in the order of its grid."""
@@ -355,6 +357,8 @@ class Runtime:
         layer, q, k, v, scale = call[:5]
         grid = self.run.grid
         if q.shape == k.shape and q.shape[1] == grid.tokens and self._splitter.layout.in_order(grid.tokens):
+            if call.shared is not None:
+                call.shared.whole("q", "k", "v")
             for watch in self.watchers:
                 watch(AttentionEvent(layer, q, k, v, scale, self._step, grid))
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 
 from dittools.attention import attend
-from dittools.call_info import AttentionInputs
+from dittools.call_info import AttentionInputs, SharedTokens
 from dittools.clock import StepInfo
 from dittools.config import Config
 from dittools.corrections import SparseCall
@@ -75,20 +75,27 @@ class Sparse:
         """
         run = self.run
         layer, q, k, v, scale, mask = inputs[:6]
+        shared = inputs.shared
+        if shared is not None and (not parts[0].whole or self._plan_watchers or self._result_watchers):
+            shared.whole("q", "k", "v")
         heads = inputs.heads.total(q.shape[2])
         out = None if parts[0].whole else torch.empty_like(q)
         pairs, kept, kernel = 0.0, 0.0, None
-        kinds = []
+        kinds, own = [], []
         for index, piece in enumerate(parts):
             taken = tuple(piece.take(x) for x in (q, k, v))
             call = self._call(inputs, step, piece.grid, (number, index))
             with part("select"), self._noting_kernels():
-                planned = self._plan(*taken, call, (number, index))
+                planned = self._plan(*taken, call, (number, index), shared)
             if isinstance(planned, StayDense):
                 run.fallbacks[planned.reason] += 1
                 return None
             for watch in self._plan_watchers:
                 watch(AttentionEvent(layer, *taken, scale, step, piece.grid), planned.plan)
+            if shared is not None:
+                planned = self._bring(shared, piece, planned)
+                mine = planned.plan.own
+                own.append((len(taken[0]) * mine.count * piece.grid.tokens, mine.density(planned.plan)))
             join = None if piece.beside is None else partial(piece.join, q=taken[0], k=k, v=v, scale=scale)
             result, density, kernel = self._piece(taken, planned, call, join)
             by_kind = planned.density if planned.by_kind is None else planned.by_kind
@@ -110,11 +117,22 @@ class Sparse:
         share = density if len(parts) == 1 else kept / pairs
         if kernel is None:
             share = None
-        run.calls.append(Call(step.step, layer, pairs * heads, share, kernel, tuple(kinds)))
+        computed = sum(size * each for size, each in own) / sum(size for size, _ in own) if own else None
+        run.calls.append(Call(step.step, layer, pairs * heads, share, kernel, tuple(kinds), computed))
         run.dtype = q.dtype
         with part("check"):
             run.flag_non_finite(layer, out)
         return out
+
+    def _bring(self, shared: SharedTokens, piece: SubCall, planned: Planned) -> Planned:
+        """The plan for this rank's queries, once the keys and values that they want are here."""
+        plan = planned.plan.owned(shared.rows(piece))
+        if self.run.correction is not None:
+            shared.whole(*self.run.correction.reads(planned.fresh))
+        if plan.keys is not None or plan.rows is not None:
+            shared.whole("k", "v")
+        shared.fetch(plan)
+        return planned._replace(plan=plan)
 
     def _piece(
         self, taken: tuple[torch.Tensor, ...], planned: Planned, call: AttentionCall, join: Callable | None
@@ -134,7 +152,7 @@ class Sparse:
         kernel = self._kernel(*taken, plan)
         if isinstance(plan.mask, BlockMask):  # whose lists every kernel walks, and would make where they are not there
             with part("lists"):
-                plan.mask.kv_blocks()
+                (plan.mask if plan.own is None or plan.keys is not None else plan.cut().mask).kv_blocks()
             if fresh and plan.keys is None:
                 check_call(*taken, plan.mask, plan.order)
         elif fresh:
@@ -208,7 +226,9 @@ class Sparse:
             heads=inputs.heads,
         )
 
-    def _plan(self, q, k, v, call: AttentionCall, part: tuple[int, int]) -> Planned | StayDense:
+    def _plan(
+        self, q, k, v, call: AttentionCall, part: tuple[int, int], tokens: SharedTokens | None
+    ) -> Planned | StayDense:
         """A plan made now, or one that is kept: from a step before, or from another branch of this step."""
         run, shape = self.run, (q.shape, q.dtype, q.device, call.heads.mine)
         refresh = max(self._config.refresh, run.correction.keeps_plans if run.correction else 1)
@@ -225,7 +245,7 @@ class Sparse:
                 run.plans_reused += not others
                 run.plans_shared += others
                 return Planned(kept.plan(), kept.density, kept.by_kind, others)
-        plan = self._made(q, k, v, call)
+        plan = self._made_alike(q, k, v, call, tokens)
         if isinstance(plan, StayDense):
             return plan
         by_kind = kept_by_kind(plan, call.grid)
@@ -235,6 +255,17 @@ class Sparse:
         run.facts.append((call.layer, plan.facts))
         run.notes.update(dict.fromkeys(plan.notes))
         return Planned(plan, plan.share, by_kind, True)
+
+    def _made_alike(self, q, k, v, call: AttentionCall, tokens: SharedTokens | None) -> Plan | StayDense:
+        """The method's answer, of all tokens; what it reads of them is brought here first."""
+        reads = self.run.method.reads
+        if tokens is None or not reads:
+            return self._made(q, k, v, call)
+        tokens.whole(*reads)
+        plan, reason = tokens.ranks.together(
+            lambda: self._made(q, k, v, call), lambda made: made.reason if isinstance(made, StayDense) else None
+        )
+        return plan if reason is None else StayDense(reason)
 
     def _made(self, q, k, v, call: AttentionCall) -> Plan | StayDense:
         """The method's answer; where ranks have to wait for each other, one that all of them give."""

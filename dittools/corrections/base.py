@@ -59,6 +59,10 @@ class Correction(Options):
         """For how many steps a plan has to stay what it is; 1 asks for nothing."""
         return 1
 
+    def reads(self, fresh: bool) -> tuple[str, ...]:
+        """Which of q, k and v it looks at beyond the pairs that were computed, with a plan that is fresh or kept."""
+        return ("q", "k", "v")
+
     def correct(self, done: SparseCall) -> Corrected:
         """Correct one call."""
         raise NotImplementedError

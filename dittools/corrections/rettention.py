@@ -34,6 +34,9 @@ class Rettention(Correction):
     def keeps_plans(self) -> int:
         return self.every
 
+    def reads(self, fresh: bool) -> tuple[str, ...]:
+        return ("k", "v") if fresh else ()
+
     def correct(self, done: SparseCall) -> Corrected:
         if done.fresh or not done.state:
             return self.refresh(done)

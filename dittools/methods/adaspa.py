@@ -31,6 +31,7 @@ class AdaSpa(Method):
     name: ClassVar[str] = "adaspa"
     knows_heads: ClassVar[bool] = True
     summary: ClassVar[str] = "block mass measured at a few steps, budgets by head (AdaSpa)"
+    reads: ClassVar[tuple[str, ...]] = ("q", "k")
 
     search_at: Sequence[float] = option((0.2, 0.6), "when to search, as shares of the run", kind="shares")
     reuse_lse: bool = option(True, "later searches use the log-sum-exp of the first")

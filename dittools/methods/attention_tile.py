@@ -31,6 +31,7 @@ class AttentionTile(Static):
     profile_use: ClassVar[str] = "given"
     summary: ClassVar[str] = "its own frame and k frames that everyone sees (Efficient-vDiT)"
     decides: ClassVar[tuple[str, ...]] = ("references",)
+    reads: ClassVar[tuple[str, ...]] = ()
 
     references: int | str = option(
         AUTO, "frames that see and are seen by all; auto: what the sparsity allows", kind="count", min=0

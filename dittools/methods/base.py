@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property, wraps
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
@@ -23,6 +23,9 @@ from dittools.selection.ordered_blocks import OrderedBlocks
 from dittools.selection.packed import pack_bits, unpack_bits
 from dittools.tokens import TokenGrid
 
+if TYPE_CHECKING:
+    from dittools.query_rows import Cut, QueryRows
+
 
 @dataclass(frozen=True, eq=False)
 class Plan:
@@ -37,6 +40,7 @@ class Plan:
         keys: fewer keys in place of all, without an order; ``mask`` is then over their queries and these keys.
         key_order: with clusters, the order of the keys; None: that of the queries.
         rows: queries of some heads that see every key beside what the mask keeps.
+        own: the queries that this rank attends for, where others attend for the others; None: all.
         by_kind: what `dittools.kinds.kept_by_kind` found of it, by grid.
         readings: what it keeps of the picture's pairs on the way to the host, by grid.
     """
@@ -49,8 +53,10 @@ class Plan:
     keys: KeySubset | None = None
     key_order: torch.Tensor | None = None
     rows: DenseRows | None = None
+    own: QueryRows | None = None
     by_kind: dict[TokenGrid, torch.Tensor] = field(default_factory=dict, init=False, repr=False)
     readings: dict[TokenGrid, HostReading] = field(default_factory=dict, init=False, repr=False)
+    made: dict[str, Any] = field(default_factory=dict, init=False, repr=False)  # of it, for the rows of ranks
 
     def density(self) -> torch.Tensor:
         """Share of all query-key pairs that is computed: fp32 ``[B or 1, H or 1]``."""
@@ -62,6 +68,19 @@ class Plan:
     def share(self) -> torch.Tensor:
         """The mean `density` of all heads, a scalar tensor; one for all calls of a plan that many use."""
         return self.density().mean()
+
+    def owned(self, rows: QueryRows) -> Plan:
+        """The same plan for the queries of this rank. The latest is kept, with what was made of it."""
+        kept = self.made.get("owned")
+        if kept is None or not (kept.own is rows or torch.equal(kept.own.flags, rows.flags)):
+            kept = self.made["owned"] = replace(self, own=rows)
+        return kept
+
+    def cut(self) -> Cut:
+        """What of it is for this rank's queries."""
+        if "cut" not in self.made:
+            self.made["cut"] = self.own.cut(self)
+        return self.made["cut"]
 
     def noting(self, *notes: str) -> Plan:
         """The same plan with these notes too."""
@@ -161,6 +180,7 @@ class Method(Options):
 
     `profile_use`: "none" takes no profile; "given" uses one that the user names; "needed" cannot run without one.
     `decides`: options that decide what is kept in place of the sparsity, where they are neither None nor "auto".
+    `reads`: which of q, k and v `plan` looks at; what it does not look at may be missing where other ranks have it.
     `knows_heads`: whether what heads share is decided for those of all ranks (`AttentionCall.heads`).
 
     Every plan is held against what was asked of it (`asked`): a miss is told in its notes.
@@ -174,6 +194,7 @@ class Method(Options):
     decides: ClassVar[tuple[str, ...]] = ()
     knows_heads: ClassVar[bool] = False
     video_only: ClassVar[bool] = False  # needs more than one frame
+    reads: ClassVar[tuple[str, ...]] = ("q", "k", "v")
 
     def __init_subclass__(cls, **options: Any):
         super().__init_subclass__(**options)

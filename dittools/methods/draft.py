@@ -26,6 +26,7 @@ class Draft(Method):
     name: ClassVar[str] = "draft"
     knows_heads: ClassVar[bool] = True
     summary: ClassVar[str] = "brightest blocks of a pooled attention map, in 2-D patches (DraftAttention)"
+    reads: ClassVar[tuple[str, ...]] = ("q", "k")
 
     scope: str = scope_option("head")
     order: str = order_option("patches")

@@ -30,6 +30,7 @@ class Jenga(Method):
     knows_heads: ClassVar[bool] = True
     summary: ClassVar[str] = "neighbours and best pooled blocks along a space-filling curve (Jenga)"
     decides: ClassVar[tuple[str, ...]] = ("top_p",)
+    reads: ClassVar[tuple[str, ...]] = ("q", "k")
 
     scope: str = scope_option("row")
     top_p: float | None = share_option("share of pooled softmax to reach; sparsity then caps what top-k drops")

@@ -31,6 +31,7 @@ class Nabla(Method):
     knows_heads: ClassVar[bool] = True
     summary: ClassVar[str] = "nucleus of a pooled attention map, and a window of tiles (NABLA)"
     decides: ClassVar[tuple[str, ...]] = ("top_p",)
+    reads: ClassVar[tuple[str, ...]] = ("q", "k")
 
     scope: str = scope_option("layer")
     top_p: float | None = share_option("share of pooled softmax to keep, in place of sparsity")

@@ -24,6 +24,7 @@ class Oracle(Method):
     name: ClassVar[str] = "oracle"
     knows_heads: ClassVar[bool] = True
     summary: ClassVar[str] = "yardstick, slower than dense: the blocks that truly hold most mass"
+    reads: ClassVar[tuple[str, ...]] = ("q", "k")
 
     scope: str = scope_option("row")
     order: str = order_option("raster")

@@ -20,6 +20,7 @@ class RandomBlocks(Method):
     name: ClassVar[str] = "random"
     knows_heads: ClassVar[bool] = True
     summary: ClassVar[str] = "yardstick: random blocks beside text and diagonal"
+    reads: ClassVar[tuple[str, ...]] = ()
 
     order: str = order_option("raster")
 

@@ -35,6 +35,7 @@ class Sparge(Method):
     knows_heads: ClassVar[bool] = True
     summary: ClassVar[str] = "pooled scores, trusted where the tokens of a block are alike (SpargeAttn)"
     decides: ClassVar[tuple[str, ...]] = ("tau",)
+    reads: ClassVar[tuple[str, ...]] = ("q", "k")
 
     similarity: float | str = option(
         "auto",

@@ -26,6 +26,7 @@ class SparseD(Method):
     name: ClassVar[str] = "sparsed"
     knows_heads: ClassVar[bool] = True
     summary: ClassVar[str] = "block mass measured once and kept to the end of the run (SparseD)"
+    reads: ClassVar[tuple[str, ...]] = ("q", "k")
 
     scope: str = scope_option("row")
     rows: int = option(0, "queries of each block that are looked at; 0: all", min=0)

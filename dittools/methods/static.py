@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from typing import ClassVar
 
 import torch
 
@@ -15,6 +16,8 @@ from dittools.tokens import TokenGrid
 
 class Static(Method):
     """A method with one pattern a grid. Subclasses are frozen dataclasses and write `pattern`."""
+
+    reads: ClassVar[tuple[str, ...]] = ()
 
     @abstractmethod
     def pattern(self, grid: TokenGrid, sparsity: float, block_size: int) -> Pattern:

@@ -35,6 +35,7 @@ class SVG2(Method):
     knows_heads: ClassVar[bool] = True
     summary: ClassVar[str] = "clusters of alike queries attend to clusters of alike keys (Sparse VideoGen2)"
     decides: ClassVar[tuple[str, ...]] = ("top_p",)
+    reads: ClassVar[tuple[str, ...]] = ("q", "k")
 
     query_clusters: int | str = option("auto", "per head; auto: up to 300, by tokens", kind="count", min=1)
     key_clusters: int | str = option("auto", "per head; auto: up to 1000, by tokens", kind="count", min=1)

@@ -26,6 +26,7 @@ class SVGEAR(SVG2):
     knows_heads: ClassVar[bool] = True
     summary: ClassVar[str] = "svg2 where skipped clusters enter as their means, and errors decide (SVG-EAR)"
     correction: ClassVar[str] = "centroids"
+    reads: ClassVar[tuple[str, ...]] = ("q", "k", "v")
 
     # One more than svg2: what is skipped leans on the means themselves.
     iterations: int = option(2, "k-means iterations in later steps, from the step before", min=1)

@@ -31,6 +31,7 @@ class ToDo(Method):
     summary: ClassVar[str] = "all queries see the same few keys, one for each cell of every frame (ToDo)"
     decides: ClassVar[tuple[str, ...]] = ("stride",)
     takes_corrections: ClassVar[bool] = False
+    reads: ClassVar[tuple[str, ...]] = ()
 
     stride: int | tuple[int, int, int] | str = option(
         AUTO, "one key of so many rows and columns, or of frames, rows, columns; auto: by the sparsity", kind="axes"

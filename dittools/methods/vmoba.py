@@ -39,6 +39,7 @@ class VMoBA(Method):
     knows_heads: ClassVar[bool] = True
     summary: ClassVar[str] = "means of key chunks, in 1-D, 2-D and 3-D chunks by turns of layers (VMoBA)"
     decides: ClassVar[tuple[str, ...]] = ("tau",)
+    reads: ClassVar[tuple[str, ...]] = ("q", "k")
 
     scope: str = scope_option("row", SCOPES)
     tau: float | None = share_option("share of normalised gates to keep, in place of sparsity; published: 0.25")

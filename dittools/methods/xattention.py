@@ -32,6 +32,7 @@ class XAttention(Method):
     knows_heads: ClassVar[bool] = True
     summary: ClassVar[str] = "blocks with most mass on a sample of antidiagonals (XAttention)"
     decides: ClassVar[tuple[str, ...]] = ("tau",)
+    reads: ClassVar[tuple[str, ...]] = ("q", "k")
 
     stride: int = option(8, "tokens between antidiagonals; costs 1 / stride", choices=STRIDES)
     scope: str = scope_option("layer")

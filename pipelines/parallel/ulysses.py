@@ -14,6 +14,7 @@ import torch
 
 from dittools.call_info import AttentionInputs
 from dittools.masks import four
+from dittools.pipelines.parallel import ring
 from dittools.pipelines.parallel.exchange import Exchange, token_counts
 from dittools.pipelines.parallel.joint import places_of
 from dittools.ranks import ALONE, Ranks
@@ -38,13 +39,11 @@ def ranks_of(model: Any, device: torch.device) -> Ranks:
 def why_theirs(call: AttentionInputs, context: Any) -> str | None:
     """The reason for which a call runs as diffusers runs it, or None where it can be shared by heads."""
     q, mask = call.q, call.mask
-    if context.ring_degree > 1:
-        return "ring attention"
     if q.shape[2] < context.ulysses_degree:
         return f"{context.ulysses_degree} ranks share {q.shape[2]} heads"
     if mask is not None:
         rows, keys = four(mask).shape[2:]
-        tokens = q.shape[1] * context.ulysses_degree
+        tokens = q.shape[1] * context.ulysses_degree * context.ring_degree
         whole = keys in (1, tokens) and rows in (1, tokens)
         if not whole and (keys != q.shape[1] or rows != 1):
             return f"context parallelism with an attention mask of {list(mask.shape)} for {q.shape[1]} tokens of a rank"
@@ -72,8 +71,9 @@ def attend(
         return runtime.attend_inputs(call, theirs, why_dense)  # keys of other tokens
     why = why_dense or why_theirs(call, context)
     if why is not None:
-        return runtime.attend_inputs(call._replace(spread=context.ulysses_degree), theirs, why)
-    return runtime.reusing(call, lambda: _by_heads(runtime, call, context, dispatch))
+        return runtime.attend_inputs(call._replace(spread=context.ulysses_degree * context.ring_degree), theirs, why)
+    shared = _by_heads if context.ring_degree == 1 else ring.attend
+    return runtime.reusing(call, lambda: shared(runtime, call, context, dispatch))
 
 
 def _by_heads(runtime: Runtime, call: AttentionInputs, context: Any, dispatch: Dispatch) -> torch.Tensor:

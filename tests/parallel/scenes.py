@@ -42,12 +42,14 @@ class Scene:
         steps: of its schedule.
         branches: of guidance, one or two.
         anything: whether diffusers is told that tokens and heads need not divide.
+        ring: how many of the ranks share the queries of the same heads.
     """
 
     def __init__(
-        self, name, degree=1, *, batch=None, heads=HEADS, grid=None, text=TEXT, steps=STEPS, branches=1, anything=False
-    ):
-        self.name, self.degree, self.batch = name, degree, batch or (2 if name == "qwen-image" else 1)
+        self, name, degree=1, *, batch=None, heads=HEADS, grid=None, text=TEXT, steps=STEPS, branches=1,
+        anything=False, ring=1,
+    ):  # fmt: skip
+        self.name, self.degree, self.ring, self.batch = name, degree, ring, batch or (2 if name == "qwen-image" else 1)
         self.heads, self.text, self.anything = heads, text, anything
         self.branches = BRANCHES[:branches]
         self.grid = grid or GRIDS[name]
@@ -90,13 +92,22 @@ class Scene:
         context_parallel._all_gather_anything = gather_uneven
 
         config = ContextParallelConfig(
-            ulysses_degree=self.degree, mesh=mesh(self.degree), ulysses_anything=self.anything
+            ring_degree=self.ring,
+            ulysses_degree=self.degree // self.ring,
+            mesh=mesh(self.degree, self.ring),
+            **{("ulysses" if self.ring == 1 else "ring") + "_anything": self.anything},
         )
         count, torch.accelerator.device_count = torch.accelerator.device_count, lambda: 1
+        plan = dict(self.transformer._cp_plan)
+        apart = self.name == "ltx" and self.ring > 1
+        if apart:  # whose attention to text diffusers splits too, for which a ring wants a log-sum-exp
+            plan[""] = {key: value for key, value in plan[""].items() if not key.startswith("encoder_")}
         try:
-            self.transformer.enable_parallelism(config=config)
+            self.transformer.enable_parallelism(config=config, cp_plan=plan)
         finally:
             torch.accelerator.device_count = count
+        for block in self.transformer.transformer_blocks if apart else ():
+            block.attn2.processor._parallel_config = None
 
     def draw(self) -> torch.Tensor:
         """The latents after a few steps of both branches."""
@@ -138,11 +149,12 @@ def gather_uneven(tensor: torch.Tensor, dim: int, group: Any) -> torch.Tensor:
 
 
 @functools.cache
-def mesh(degree: int):
+def mesh(degree: int, ring: int = 1):
     """The ranks in groups of ``degree``; each group has the whole of a model."""
     from torch.distributed.device_mesh import init_device_mesh
 
-    whole = init_device_mesh("cpu", (SIZE // degree, 1, degree), mesh_dim_names=("groups", "ring", "ulysses"))
+    shape = SIZE // degree, ring, degree // ring
+    whole = init_device_mesh("cpu", shape, mesh_dim_names=("groups", "ring", "ulysses"))
     return whole["ring", "ulysses"]
 
 
