@@ -197,7 +197,7 @@ def test_torchrun_starts_ranks_of_which_the_first_one_answers(tmp_path):
     env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     small = ("--weights", "embedded", "--frames", 5, "--height", 32, "--width", 32, "--steps", 1, "--guidance", 1)
-    flags = [str(part) for part in ("-m", "dittools", "generate", *small, "--device", "cpu", "--parallel", "ulysses:2")]
+    flags = [str(part) for part in ("-m", "dittools", "generate", *small, "--device", "cpu", "--parallel", "ring:2")]
     done = subprocess.run(
         [*command, *flags, "--method", "auto", "-o", "a.npy", "--json"],
         cwd=tmp_path,
@@ -208,7 +208,7 @@ def test_torchrun_starts_ranks_of_which_the_first_one_answers(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     record = json.loads(done.stdout)
-    assert record["parallel"]["ranks"] == 2 and record["parallel"]["ulysses"] == 2
+    assert record["parallel"]["ranks"] == 2 and record["parallel"]["ring"] == 2 and record["fallbacks"] == []
     assert left(tmp_path) == ["a.json", "a.npy"]
 
 
