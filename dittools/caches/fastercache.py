@@ -95,15 +95,13 @@ class FasterCacheReuse(AttentionReuse):
         compute = True
         if _unguided(branch):
             compute = self._scheduled(step, self._branch_mask)
-            if not compute and not self._can_rebuild(state, step):
+            difference = state.tensors.get("difference")
+            if not compute and (difference is None or not self._guides(step, difference.shape)):
                 compute, why = True, "no guided output in this step"
                 self.notes["fastercache: the unguided branch comes first, so it cannot be made of the guided one"] = (
                     None
                 )
         return self._log(state, compute or why is not None, why, None)
-
-    def _can_rebuild(self, state: BranchState, step: int) -> bool:
-        return "difference" in state.tensors and self._guides(step, state.tensors["difference"].shape)
 
     def _guides(self, step: int, shape: torch.Size) -> bool:
         """Whether there is an output of the guided branch in this step, of this shape."""

@@ -13,6 +13,7 @@ from typing import ClassVar
 
 import torch
 
+from dittools.kernels.probe.dispatch import probe_errors
 from dittools.kernels.upload import upload
 from dittools.methods.base import AttentionCall, Method, Plan
 from dittools.methods.options import option
@@ -20,7 +21,7 @@ from dittools.orders.raster import raster
 from dittools.orders.token_major import token_major
 from dittools.scoped_cache import process_cached
 from dittools.selection.geometric import Pattern, band_pattern
-from dittools.selection.sampled import errors_of, stratified_rows
+from dittools.selection.sampled import stratified_rows
 from dittools.selection.two_patterns import TwoPatterns
 from dittools.tokens import TokenGrid
 
@@ -51,8 +52,8 @@ class SVG(Method):
             return pattern_plan(both, known_temporal(q, call))
         asked = min(max(call.grid.tokens // 100, 16), 64) if self.probe_rows == "auto" else self.probe_rows
         rows = upload(stratified_rows(call.grid.tokens, asked, call.generator), q.device)
-        spatial_error, temporal_error = errors_of(q, k, v, rows, both.rows(rows), call.scale)
-        return pattern_plan(both, temporal_error < spatial_error)
+        spatial, temporal = probe_errors(q.index_select(1, rows), k, v, both.rows(rows), scale=call.scale)
+        return pattern_plan(both, temporal < spatial)
 
     def patterns(self, call: AttentionCall, device: torch.device) -> tuple[Pattern, Pattern]:
         """(spatial, temporal): near in raster distance, and near in patch position whatever the frame."""

@@ -56,7 +56,7 @@ class TwoPatterns:
         )
 
     def rows(self, tokens: torch.Tensor) -> torch.Tensor:
-        """What `errors_of` takes: `Pattern.rows` of both as bits, int32 ``[2, words, len(tokens)]``."""
+        """What `probe_errors` takes: `Pattern.rows` of both as bits, int32 ``[2, words, len(tokens)]``."""
         rows = self.row_of_token.index_select(1, tokens).flatten()
         return pack_rows(self.keep.index_select(0, rows).view(2, len(tokens), -1), self.block_of_token)
 

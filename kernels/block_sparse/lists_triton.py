@@ -68,16 +68,9 @@ def _lists(
 def triton_lists(
     mode: str, rows: torch.Tensor, limit: torch.Tensor | float | None = None, force=None, least: int = 0
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Launch the kernel.
+    """Launch the kernel: `from_keep`, `from_top_k` or `from_mass`, by ``mode`` "keep", "top-k" or "mass".
 
-    Args:
-        mode: "keep", "top-k" or "mass".
-        rows: bool masks or scores, ``[..., Mq, Nk]``.
-        limit: k or p, a number or broadcastable to ``[..., Mq]``.
-        force, least: as `dittools.kernels.block_sparse.lists.keep_mass` has them, ``least`` as a count.
-
-    Returns:
-        counts int32 ``[..., Mq]`` and indices int32 ``[..., Mq, Nk]``, as `dittools.kernels.from_keep`.
+    ``rows``: bool masks or scores, ``[..., Mq, Nk]``. ``limit``: k or p. ``least``: a count of blocks.
     """
     shape, blocks = rows.shape[:-1], rows.shape[-1]
     counts = torch.empty(shape, dtype=torch.int32, device=rows.device)

@@ -115,16 +115,7 @@ def _assign(
 
 
 def triton_assign(x: torch.Tensor, centroids: torch.Tensor, variant: Variant | None = None) -> torch.Tensor:
-    """Launch the assignment.
-
-    Args:
-        x: ``[N, S, D]`` or ``[B, H, S, D]``, any strides; N is B x H.
-        centroids: fp32 ``[N, C, D]``, contiguous.
-        variant: form of the kernel; `default_variant` when None.
-
-    Returns:
-        labels int32 ``[N, S]``.
-    """
+    """Launch the assignment, as `nearest_centroids` with contiguous centroids; `default_variant` when None is given."""
     lanes, points, dim, strides = lanes_of(x)
     clusters = centroids.shape[1]
     full = x.dtype == torch.float32

@@ -128,16 +128,10 @@ def _join_stretches(
 
 
 def triton_update(x, labels, order, offsets, centroids, variant: Variant | None = None) -> torch.Tensor:
-    """Launch the update.
+    """Launch the update: means of points x ``[N, S, D]`` or ``[B, H, S, D]`` by label, fp32 ``[N, C, D]``.
 
-    Args:
-        x: ``[N, S, D]`` or ``[B, H, S, D]``, any strides. labels int32 ``[N, S]``, order int32 ``[N, S]``, offsets
-            int32 ``[N, C + 1]``: its points sorted by label. All of these contiguous.
-        centroids: fp32 ``[N, C, D]``, contiguous; what empty clusters keep.
-        variant: form of the kernels; the defaults when None.
-
-    Returns:
-        fp32 ``[N, C, D]``. Sums are fp32.
+    Labels, and order and offsets from `sort_by_label` of them, are contiguous, as are the centroids, which empty
+    clusters keep.
     """
     lanes, points, dim, strides = lanes_of(x)
     clusters = centroids.shape[1]

@@ -185,9 +185,13 @@ def _by_lane(x: torch.Tensor) -> torch.Tensor:
     return x.transpose(1, 2).flatten(0, 1)
 
 
+def rows_at_a_time(columns: int, device: torch.device) -> int:
+    """Rows whose logits stay small."""
+    return max(1, (CPU_CHUNK_BYTES if device.type == "cpu" else CHUNK_BYTES) // (4 * columns))
+
+
 def _chunks(lanes: int, rows: int, columns: int, device: torch.device):
     """(lane, rows) whose logits stay small."""
-    budget = CPU_CHUNK_BYTES if device.type == "cpu" else CHUNK_BYTES
-    step = max(1, budget // (4 * columns))
+    step = rows_at_a_time(columns, device)
     for lane in range(lanes):
         yield from ((lane, slice(i, min(i + step, rows))) for i in range(0, rows, step))

@@ -13,11 +13,8 @@ import torch
 from dittools.kernels.capability import why_not_triton_residual
 from dittools.kernels.choice import picks_triton
 from dittools.kernels.counting_sort.dispatch import runs_of_positions
+from dittools.kernels.residual.dispatch import rows_at_a_time
 from dittools.kernels.segment_mean.dispatch import segment_means
-
-# Logits of a chunk of queries against all keys. A CPU wants them in its cache.
-CHUNK_BYTES = 256 << 20
-CPU_CHUNK_BYTES = 2 << 20
 
 
 def block_approximation_error(
@@ -63,8 +60,7 @@ def _portable(queries, k, v, order, offsets, scale: float) -> torch.Tensor:
     order = None if order is None else order.expand(every)
     key_means, value_means = segment_means((k, v), order, offsets, implementation="portable")
     error = torch.empty(batches, heads, rows, runs, device=k.device)
-    budget = CPU_CHUNK_BYTES if k.device.type == "cpu" else CHUNK_BYTES
-    step = max(1, budget // (4 * tokens))
+    step = rows_at_a_time(tokens, k.device)
     for b in range(batches):
         for h in range(heads):
             keys, values = (x[b, :, h] for x in (k, v))

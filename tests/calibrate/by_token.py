@@ -10,6 +10,7 @@ from dittools.calibrate.svg import SPARSITY
 from dittools.kernels import gather_tokens
 from dittools.kernels.block_mass.naive import naive_block_mass
 from dittools.kernels.masks.block_mask import BlockMask, Partition
+from dittools.kernels.probe.dispatch import pack_masks, probe_errors
 from dittools.methods.base import AttentionCall
 from dittools.methods.svg import SVG as Recipe
 from dittools.orders.axes import AXES, axis_order
@@ -17,7 +18,7 @@ from dittools.selection.geometric import Pattern
 from dittools.selection.head_patterns import HEAD_PATTERNS, pattern_mask, pattern_order
 from dittools.selection.profiled import encode_mass
 from dittools.selection.reference_frames import reference_frames
-from dittools.selection.sampled import sampled_errors, stratified_rows
+from dittools.selection.sampled import stratified_rows
 
 
 def sampled(event, calibrator):
@@ -35,7 +36,8 @@ def looks(calls, calibrator):
 
 def errors(event, rows, masks):
     """Of each mask: fp64 ``[C, H]``, summed over batches."""
-    return sampled_errors(event.q, event.k, event.v, rows, masks, event.scale).sum(1).double()
+    kept = pack_masks(torch.stack(tuple(masks)))
+    return probe_errors(event.q[:, rows], event.k, event.v, kept, scale=event.scale).sum(1).double()
 
 
 def mean(values, calls):

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from dittools.kernels.probe import dispatch as probe
-from dittools.selection.sampled import sampled_errors, stratified_rows
+from dittools.selection.sampled import stratified_rows
 
 
 def test_rows_come_one_from_each_stretch_of_the_whole_sequence():
@@ -31,6 +31,10 @@ def example(dtype=torch.float32):
     for mask in masks:
         mask[:, 0] = True
     return q * 2, k, v, rows, masks
+
+
+def sampled_errors(q, k, v, rows, masks, scale):
+    return probe.probe_errors(q[:, rows], k, v, probe.pack_masks(torch.stack(masks)), scale=scale)
 
 
 def by_definition(q, k, v, rows, masks, scale):
