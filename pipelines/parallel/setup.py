@@ -112,6 +112,11 @@ def _degrees(text: str) -> dict[str, int]:
     return found
 
 
+def _splits_text(plan: dict[str, Any]) -> bool:
+    """Whether a plan of diffusers' splits text that is no part of the self-attention's sequence."""
+    return any("encoder_hidden_states" in inputs for inputs in plan.values() if isinstance(inputs, dict))
+
+
 def heads_of(family: Family, folder: Path | None) -> int | None:
     """Heads of a model's self-attention, by the config in a pipeline's folder, else by the family's record."""
     for component in family.components if folder is not None else ():
@@ -156,10 +161,16 @@ def check_diffusers(spec: Spec, family: Family) -> None:
             f"{FLAG} {spec} needs diffusers' context parallelism, which diffusers {version_of('diffusers')} has not: "
             "pip install --upgrade diffusers"
         )
-    if spec.splits > 1 and getattr(getattr(diffusers, family.transformer, None), "_cp_plan", None) is None:
+    plan = getattr(getattr(diffusers, family.transformer, None), "_cp_plan", None)
+    if spec.splits > 1 and plan is None:
         raise BadInput(
             f"{FLAG} {spec}: diffusers {version_of('diffusers')} has no plan of how to split {family.transformer}, "
             "so this model runs on one GPU"
+        )
+    if spec.ring > 1 and family.text_position == "none" and _splits_text(plan):
+        raise BadInput(
+            f"{FLAG} {spec}: diffusers splits the text of {family.name} too, and attends to it by a ring of its own, "
+            f"which PyTorch's attention cannot do: use ulysses:{spec.ranks}"
         )
     if spec.cfg > 1:
         raise BadInput(f"{FLAG} {spec}: cfg is not there yet: use ulysses:{spec.ranks}")

@@ -4,7 +4,7 @@ import pytest
 
 from dittools.pipelines.errors import BadInput
 from dittools.pipelines.families import find_family
-from dittools.pipelines.parallel.setup import Place, Spec, heads_of, parse, place, uneven
+from dittools.pipelines.parallel.setup import Place, Spec, check_diffusers, heads_of, parse, place, uneven
 
 
 @pytest.mark.parametrize(
@@ -80,3 +80,16 @@ def test_the_place_is_what_torchrun_says(monkeypatch):
             other.setenv(name, value)
             with pytest.raises(BadInput, match=name):
                 place()
+
+
+def test_a_model_that_diffusers_cannot_split_so_is_refused():
+    for name in ("wan", "flux"):
+        check_diffusers(Spec(ulysses=2, ring=2), find_family(name))
+    check_diffusers(Spec(ulysses=2), find_family("ltx"))
+    for name, spec, says in (
+        ("ltx", Spec(ring=2), "diffusers splits the text of ltx too"),
+        ("cogvideox", Spec(ulysses=2), "has no plan of how to split CogVideoXTransformer3DModel"),
+        ("wan", Spec(cfg=2), "cfg is not there yet: use ulysses:2"),
+    ):
+        with pytest.raises(BadInput, match=says):
+            check_diffusers(spec, find_family(name))
