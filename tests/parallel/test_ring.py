@@ -111,6 +111,60 @@ def test_a_profile_serves_every_rank(degree, name, pool, profile):
     check(found(pool, "wan", cases, degree, {"method": name, "profile": profile}, steps=4))
 
 
+CACHED = [
+    {"method": "draft", "cache": "pab", "cache_options": {"interval": 2}},
+    {"method": "draft", "cache": "first_block", "cache_options": {"threshold": 0.7}},
+    {"method": "gna", "cache": "easycache", "cache_options": {"threshold": 0.7}},
+]
+
+
+@pytest.mark.parametrize("asked", CACHED, ids=lambda asked: asked["cache"])
+@pytest.mark.parametrize("family", ("wan", "flux"))
+def test_step_caches_reuse_the_same_steps(family, asked, pool):
+    one = found(pool, family, CACHED, UNIFIED, asked, steps=8, branches=2)
+    expected = check(one)
+    for each in one["ranks"]:
+        for fact in ("computed_steps", "reused_steps", "attention_reused_steps"):
+            assert each["record"]["cache"][fact] == expected["cache"][fact]
+
+
+def test_nothing_is_sent_for_attention_that_a_cache_keeps(pool):
+    one = found(pool, "wan", CACHED, UNIFIED, CACHED[0], steps=8, branches=2)
+    record, all_calls = one["ranks"][0]["record"], LAYERS * 8 * 2
+    assert record["calls"]["dense"] + record["calls"]["sparse"] < all_calls
+    tokens = GRIDS["wan"][0] * GRIDS["wan"][1] * GRIDS["wan"][2]
+    quarter = tokens // 4 * HEADS * WIDTH * 4
+    ulysses = quarter // 2 * 4  # half of the heads of q, k and v go, and half of the output's
+    ring = {"dense": quarter * 2, "sparse": quarter * 3}  # most that planning and attention want: q, k and v
+    most = sum(record["calls"][kind] * (ulysses + each) for kind, each in ring.items())
+    assert 0.5 * most < bytes_of(record) <= most
+
+
+def dealt(degree):
+    """Latents, and which heads each rank of a row had at last, by layer."""
+    scene = Scene("wan", degree, ring=2 if degree > 1 else 1, steps=4, heads=8)
+    if degree > 1:
+        scene.share()
+    with torch.no_grad():  # heads of which some see little but themselves
+        for block in scene.transformer.blocks:
+            block.attn1.norm_k.weight.view(8, -1)[:4] *= 6
+    attachment = attach(scene, Config("xattention", **HOW, options={"tau": 0.6}))
+    out = scene.draw()
+    deals = dict(attachment.runtime.run.deals)
+    attachment.detach()
+    return out, deals
+
+
+def test_heads_are_dealt_to_the_ranks_of_a_row_alike_in_all_rows(pool):
+    wanted, _ = pool.run(dealt, 1)[0]
+    answers = pool.run(dealt, UNIFIED)
+    natural = ((0, 1, 2, 3), (4, 5, 6, 7))
+    assert any(heads != natural for heads in answers[0][1].values())
+    for out, deals in answers:
+        assert deals == answers[0][1] and all(len(heads) == 2 for heads in deals.values())
+        torch.testing.assert_close(out, wanted, atol=1e-5, rtol=1e-5)
+
+
 def with_nan(degree, rank):
     """Latents, record and non-finite layers; ``rank`` None: on one device."""
     scene = Scene("wan", degree, ring=2 if degree > 1 else 1)
