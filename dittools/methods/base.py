@@ -77,7 +77,9 @@ class Plan:
         return kept
 
     def cut(self) -> Cut:
-        """What of it is for this rank's queries."""
+        """What of it is for this rank's queries. Raises ValueError where it is for all."""
+        if self.own is None:
+            raise ValueError("the plan is for all queries: there is nothing to cut from it")
         if "cut" not in self.made:
             self.made["cut"] = self.own.cut(self)
         return self.made["cut"]
