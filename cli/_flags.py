@@ -60,18 +60,8 @@ NAMED = "NAME[:OPTION=VALUE...]"
 OPTIONS = "OPTION=VALUE[:...]"
 
 Model = Annotated[str, flag("--model", "Family; `dittools models` lists them.", MODEL, "NAME")]
-Weights = Annotated[
-    str,
-    flag(
-        "--weights",
-        "auto: the hub's cache, else with a GPU a download, else the small embedded model.",
-        MODEL,
-        "auto|embedded|REPO|PATH",
-    ),
-]
 Device = Annotated[str, flag("--device", "Where to run.", MODEL, "auto|cpu|cuda[:N]")]
 Dtype = Annotated[str, flag("--dtype", "auto: bf16 on CUDA, fp32 on a CPU.", MODEL, "auto|bf16|fp16|fp32")]
-Offload = Annotated[str, flag("--offload", "Keep weights off the GPU while unused.", MODEL, "none|model|group")]
 Gpus = Annotated[
     int | None, flag("--gpus", "Draw one video on N GPUs of this machine: N processes.  [default: 1]", MODEL, "N")
 ]
@@ -88,59 +78,26 @@ Parallel = Annotated[
 Compile = Annotated[bool, flag("--compile", "torch.compile the repeated blocks first.", MODEL)]
 
 Prompt = Annotated[str | None, flag("--prompt", "What to show.  [default: by the weights]", VIDEO, "TEXT")]
-NegativePrompt = Annotated[
-    str | None, flag("--negative-prompt", "What not to show.  [default: nothing]", VIDEO, "TEXT")
-]
 Steps = Annotated[int | None, flag("--steps", "Denoising steps.  [default: the model's]", VIDEO, "N")]
 Height = Annotated[int | None, flag("--height", "Pixels.  [default: the model's]", VIDEO, "N")]
 Width = Annotated[int | None, flag("--width", "Pixels.  [default: the model's]", VIDEO, "N")]
 Frames = Annotated[int | None, flag("--frames", "Frames, 4n + 1 for Wan.  [default: the model's]", VIDEO, "N")]
-Guidance = Annotated[
-    float | None, flag("--guidance", "Classifier-free guidance; 1 turns it off.  [default: the model's]", VIDEO, "X")
-]
 Seed = Annotated[int, flag("--seed", "Fixes the noise, the same on every device.", VIDEO, "N")]
 Prompts = Annotated[str, flag("--prompts", "A text file, one prompt a line; or N of ours.", VIDEO, "FILE|builtin[:N]")]
-
-ConfigFile = Annotated[
-    str | None,
-    flag("--config", "JSON of a dittools.Config, or the record of a run; flags win over it.", SETTINGS, "FILE"),
-]
-Method = Annotated[str | None, setting("method", NAMED, note="; `dittools methods` lists them")]
-MethodOptions = Annotated[str | None, setting("options", OPTIONS)]
-Sparsity = Annotated[float | None, setting("sparsity", "X", note=", in [0, 1)")]
-DenseSteps = Annotated[str | None, setting("dense_steps", "SHARE|COUNT")]
-DenseLastSteps = Annotated[str | None, setting("dense_last_steps", "SHARE|COUNT")]
-DenseLayers = Annotated[int | None, setting("dense_layers", "N")]
-Refresh = Annotated[int | None, setting("refresh", "N")]
-ShareBranches = Annotated[bool | None, setting("share_branches")]
-BlockSize = Annotated[str | None, setting("block_size", "auto|64|128")]
-Strict = Annotated[bool | None, setting("strict")]
-MethodSeed = Annotated[int | None, setting("seed", "N", "--method-seed")]
-Cache = Annotated[
-    str | None, setting("cache", NAMED, note=", such as easycache:threshold=0.05; `dittools caches` lists them")
-]
-CacheOptions = Annotated[str | None, setting("cache_options", OPTIONS)]
-Correction = Annotated[str | None, setting("correction", NAMED)]
-CorrectionOptions = Annotated[str | None, setting("correction_options", OPTIONS)]
-ProfileFile = Annotated[str | None, setting("profile", "FILE")]
 
 OutputFile = Annotated[str, flag("--output -o", "File or folder; see below.", RESULT, "PATH")]
 OutputFolder = Annotated[str, flag("--output -o", "A new or empty folder.", RESULT, "FOLDER")]
 Overwrite = Annotated[bool, flag("--overwrite", "Also replace files that dittools did not write.", RESULT)]
-Json = Annotated[bool, flag("--json", "Print one JSON object to stdout.", RESULT)]
-Quiet = Annotated[bool, flag("--quiet -q", "No progress and no notes, only result and errors.", OTHER)]
-Verbose = Annotated[bool, flag("--verbose -v", "A line for each step, and what libraries say.", OTHER)]
-Debug = Annotated[bool, flag("--debug", "Show the traceback of an error.", OTHER)]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Common:
     """What every verb takes."""
 
-    as_json: Json = False
-    quiet: Quiet = False
-    verbose: Verbose = False
-    debug: Debug = False
+    as_json: Annotated[bool, flag("--json", "Print one JSON object to stdout.", RESULT)] = False
+    quiet: Annotated[bool, flag("--quiet -q", "No progress and no notes, only result and errors.", OTHER)] = False
+    verbose: Annotated[bool, flag("--verbose -v", "A line for each step, and what libraries say.", OTHER)] = False
+    debug: Annotated[bool, flag("--debug", "Show the traceback of an error.", OTHER)] = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,37 +108,57 @@ class Run(Common):
     seed = 0
     compile = False
 
-    negative_prompt: NegativePrompt = None
+    negative_prompt: Annotated[
+        str | None, flag("--negative-prompt", "What not to show.  [default: nothing]", VIDEO, "TEXT")
+    ] = None
     steps: Steps = None
     height: Height = None
     width: Width = None
     frames: Frames = None
-    guidance: Guidance = None
+    guidance: Annotated[
+        float | None,
+        flag("--guidance", "Classifier-free guidance; 1 turns it off.  [default: the model's]", VIDEO, "X"),
+    ] = None
     model: Model = "wan"
-    weights: Weights = "auto"
+    weights: Annotated[
+        str,
+        flag(
+            "--weights",
+            "auto: the hub's cache, else with a GPU a download, else the small embedded model.",
+            MODEL,
+            "auto|embedded|REPO|PATH",
+        ),
+    ] = "auto"
     device: Device = "auto"
     dtype: Dtype = "auto"
-    offload: Offload = "none"
+    offload: Annotated[str, flag("--offload", "Keep weights off the GPU while unused.", MODEL, "none|model|group")] = (
+        "none"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
     """A flag for each field of `Config`; None where it was not given."""
 
-    config: ConfigFile = None
-    method: Method = None
-    options: MethodOptions = None
-    sparsity: Sparsity = None
-    dense_steps: DenseSteps = None
-    dense_last_steps: DenseLastSteps = None
-    dense_layers: DenseLayers = None
-    refresh: Refresh = None
-    cache: Cache = None
-    cache_options: CacheOptions = None
-    correction: Correction = None
-    correction_options: CorrectionOptions = None
-    profile: ProfileFile = None
-    share_branches: ShareBranches = None
-    block_size: BlockSize = None
-    method_seed: MethodSeed = None
-    strict: Strict = None
+    config: Annotated[
+        str | None,
+        flag("--config", "JSON of a dittools.Config, or the record of a run; flags win over it.", SETTINGS, "FILE"),
+    ] = None
+    method: Annotated[str | None, setting("method", NAMED, note="; `dittools methods` lists them")] = None
+    options: Annotated[str | None, setting("options", OPTIONS)] = None
+    sparsity: Annotated[float | None, setting("sparsity", "X", note=", in [0, 1)")] = None
+    dense_steps: Annotated[str | None, setting("dense_steps", "SHARE|COUNT")] = None
+    dense_last_steps: Annotated[str | None, setting("dense_last_steps", "SHARE|COUNT")] = None
+    dense_layers: Annotated[int | None, setting("dense_layers", "N")] = None
+    refresh: Annotated[int | None, setting("refresh", "N")] = None
+    cache: Annotated[
+        str | None, setting("cache", NAMED, note=", such as easycache:threshold=0.05; `dittools caches` lists them")
+    ] = None
+    cache_options: Annotated[str | None, setting("cache_options", OPTIONS)] = None
+    correction: Annotated[str | None, setting("correction", NAMED)] = None
+    correction_options: Annotated[str | None, setting("correction_options", OPTIONS)] = None
+    profile: Annotated[str | None, setting("profile", "FILE")] = None
+    share_branches: Annotated[bool | None, setting("share_branches")] = None
+    block_size: Annotated[str | None, setting("block_size", "auto|64|128")] = None
+    method_seed: Annotated[int | None, setting("seed", "N", "--method-seed")] = None
+    strict: Annotated[bool | None, setting("strict")] = None

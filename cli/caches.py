@@ -9,7 +9,7 @@ import typer
 
 from dittools.cli._command import takes
 from dittools.cli._flags import Common
-from dittools.cli.listing import entries, found_in, readable, tell_problems
+from dittools.cli.listing import found_in, tell
 from dittools.cli.output import Output
 
 NAME = "caches"
@@ -26,8 +26,6 @@ Examples:
 
 @dataclass(frozen=True, kw_only=True)
 class Flags(Common):
-    """The flags of `caches`."""
-
     name: Annotated[str | None, typer.Argument(help="A cache; all by default.", show_default=False)] = None
 
 
@@ -35,9 +33,4 @@ class Flags(Common):
 def command(ctx: typer.Context, flags: Flags) -> None:
     from dittools.caches import CACHES
 
-    output = Output.of(flags)
-    name = found_in((CACHES,), flags.name)
-    if name is None:
-        tell_problems((CACHES,), output)
-    found = entries(CACHES, name)
-    output.data({"caches": found}, lambda: readable(CACHES.kind, found))
+    tell((CACHES,), found_in((CACHES,), flags.name), Output.of(flags))

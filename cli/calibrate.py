@@ -51,8 +51,6 @@ FIT = "Profile"
 
 @dataclass(frozen=True, kw_only=True)
 class Flags(f.Run):
-    """The flags of `calibrate`."""
-
     method: Annotated[
         list[str] | None, f.flag("--method", "Methods to measure for.  [default: all]", FIT, "NAME,...")
     ] = None

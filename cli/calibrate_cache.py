@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,10 +12,9 @@ from dittools import files, provenance
 from dittools.calibrate import cache as fitting
 from dittools.cli import generation
 from dittools.cli.output import Output
-from dittools.cli.progress import Progress
-from dittools.cli.prompts import PROMPTS, builtin_prompts
+from dittools.cli.progress import Progress, Stages
+from dittools.cli.prompts import builtin_prompts
 from dittools.cli.request import Request
-from dittools.cli.stages import Stages
 from dittools.json_numbers import whole_steps
 from dittools.pipelines import saving
 from dittools.pipelines import stages as pipeline
@@ -60,12 +58,10 @@ def calibrate(request: Request, fit: Fit, output: Output) -> dict[str, Any]:
         )
         shot = opened.scene.shot
         measured = fitting.Measured(shot.steps, fit.reuse)
-        prompts = fit.prompts or _builtin(opened, fit.count)
+        prompts = fit.prompts or builtin_prompts(opened.weights.embedded, fit.count)
         for number, prompt in enumerate(prompts):
             progress.title = f"prompt {number + 1} of {len(prompts)}: "
-            scene = dataclasses.replace(
-                opened.scene, prompt=prompt, shot=dataclasses.replace(shot, seed=shot.seed + number)
-            )
+            scene = opened.scene.of(prompt, seed=shot.seed + number)
             embeds = generation.encode(opened, scene, stages)
             with stages("calibrate", shot.steps), recording(opened.pipe, measured.note) as model:
                 pipeline.denoise(opened.pipe, embeds, scene.shot, progress.step)
@@ -112,23 +108,10 @@ def calibrate(request: Request, fit: Fit, output: Output) -> dict[str, Any]:
     return found
 
 
-def _check_chosen(chosen: generation.Chosen) -> None:
-    check_steps(chosen.scene.shot.steps)
-
-
 def check_steps(steps: int | None) -> None:
     """Raises BadInput for too few steps; None where they are not known yet."""
     if steps is not None and steps < FEWEST_STEPS:
         raise BadInput(f"--steps {steps} are too few to fit anything: use at least {FEWEST_STEPS}")
-
-
-def _builtin(opened: Any, count: int) -> list[str]:
-    known = PROMPTS
-    if opened.weights.embedded:
-        from dittools.pipelines.embedded.captions import BUILTIN
-
-        known = BUILTIN
-    return list(builtin_prompts(known, count))
 
 
 def _distances(scheduler: Any, steps: int) -> list[float] | None:

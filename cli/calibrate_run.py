@@ -10,13 +10,12 @@ from typing import Any
 
 from dittools.attention_profile import Made, Profile
 from dittools.calibrate import CALIBRATORS, Calibrator, Size
-from dittools.cli import fits, generation
+from dittools.cli import generation
 from dittools.cli._flags import Run
 from dittools.cli.output import Output
-from dittools.cli.progress import Progress
+from dittools.cli.progress import Progress, Stages
 from dittools.cli.prompts import builtin_prompts
-from dittools.cli.request import PROMPT, check
-from dittools.cli.stages import Stages
+from dittools.cli.request import check, grid_of
 from dittools.config import Config
 from dittools.methods import create
 from dittools.naming import unknown
@@ -27,9 +26,6 @@ from dittools.provenance import device_facts, dittools_version, versions
 from dittools.report.schedule import spoken
 from dittools.stopwatch import Stopwatch
 from dittools.tokens import TokenGrid
-
-PROMPTS = (PROMPT, "A red car drives along a mountain road at dusk, seen from above")
-"""For a model that is not the embedded one, where the user names none."""
 
 
 def check_methods(asked: list[str] | None) -> list[str]:
@@ -57,17 +53,12 @@ def run(
     with Progress(output) as progress:
         stages = Stages(progress)
         chosen = generation.choose(request, output)
-        prompts = prompts or _builtin(chosen.weights.embedded, count)
+        prompts = prompts or builtin_prompts(chosen.weights.embedded, count, calibration=True)
         shot = chosen.scene.shot
-        grid = fits.grid_of(request.family, chosen.folder, shot.frames, shot.height, shot.width)
+        grid = grid_of(request.family, chosen.folder, shot.frames, shot.height, shot.width)
         _fitting(methods, grid, Size.block_size)
         opened = generation.open_model(request, stages, output, chosen)
-        scenes = [
-            dataclasses.replace(
-                opened.scene, prompt=text, shot=dataclasses.replace(opened.scene.shot, seed=flags.seed + number)
-            )
-            for number, text in enumerate(prompts)
-        ]
+        scenes = [opened.scene.of(text, seed=flags.seed + number) for number, text in enumerate(prompts)]
         for scene in scenes:
             for note in generation.prompt_notes(opened, scene):
                 output.note(note)
@@ -96,16 +87,6 @@ def run(
         "steps": shot.steps,
         "seconds": {**{name: round(value, 3) for name, value in stages.seconds.items()}, "measuring": seconds},
     }
-
-
-def _builtin(embedded: bool, count: int | None) -> tuple[str, ...]:
-    """All builtin prompts, or the first ``count``. Raises BadInput where there are fewer."""
-    known = PROMPTS
-    if embedded:
-        from dittools.pipelines.embedded.captions import CALIBRATION
-
-        known = CALIBRATION
-    return builtin_prompts(known, len(known) if count is None else count)
 
 
 def _listen(

@@ -34,8 +34,6 @@ _LOSSY = (".mp4", ".gif", ".webp", ".jpg", ".jpeg", ".webm", ".mov", ".avi")
 
 @dataclass(frozen=True, kw_only=True)
 class Flags(Common):
-    """The flags of `compare`."""
-
     video: Annotated[str, typer.Argument(help="The video to judge.")]
     reference: Annotated[str, typer.Argument(help="The video it should be like.")]
 

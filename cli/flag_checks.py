@@ -18,6 +18,7 @@ from dittools.pipelines.limits import check_memory, check_steps
 from dittools.pipelines.sizes import size_rule
 
 _LARGEST_SEED = 2**63 - 1
+_COUNTED = {"--at": "steps", "--layers": "layers", "--heads": "heads"}
 
 
 def check_run(flags: Run) -> None:
@@ -123,3 +124,18 @@ def check_seed(flag: str, seed: int) -> None:
     """Raises BadInput for a seed that no generator takes."""
     if not 0 <= seed <= _LARGEST_SEED:
         raise BadInput(f"{flag} must be from 0 to {_LARGEST_SEED}, got {seed}")
+
+
+def check_numbers(flag: str, given: tuple[int, ...], count: int) -> None:
+    """Raises BadInput for a number of a step, layer or head that is beyond the last one."""
+    if given and max(given) >= count:
+        raise BadInput(f"{flag} {max(given)}: there are {count} {_COUNTED[flag]}, 0 to {count - 1}")
+
+
+def numbers(flag: str, given: list[str] | None) -> tuple[int, ...] | None:
+    """Whole numbers from 0, each once. Raises BadInput."""
+    if given is None:
+        return None
+    if not all(part.isascii() and part.isdigit() and len(part) < 7 for part in given):
+        raise BadInput(f"{flag} must be whole numbers with commas between, such as 0,3, got {','.join(given)!r}")
+    return tuple(sorted({int(part) for part in given}))

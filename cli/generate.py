@@ -35,8 +35,6 @@ no other file unless --overwrite says so."""
 
 @dataclass(frozen=True, kw_only=True)
 class Flags(f.Settings, f.Run):
-    """The flags of `generate`."""
-
     prompt: f.Prompt = None
     seed: f.Seed = 0
     compile: f.Compile = False
@@ -69,9 +67,9 @@ def command(ctx: typer.Context, flags: Flags) -> None:
         place = saving.plan(flags.output, 1 if find_family(flags.model).draws == "image" else flags.frames)
         place.keep(reads(flags), flags.overwrite)
 
+    from dittools.cli.record import print_summary
     from dittools.cli.request import check
     from dittools.cli.run import run
-    from dittools.cli.summary import print_summary
 
     if spec is not None and me is not None:
         flags = ranks.on_device(flags, me)

@@ -10,8 +10,8 @@ from typing import Any
 
 from dittools.cli.control import StepTimes
 from dittools.cli.output import Output
+from dittools.cli.progress import Stages
 from dittools.cli.request import Request, Scene, complete
-from dittools.cli.stages import Stages
 from dittools.config import Config
 from dittools.pipelines import loading, weights
 from dittools.pipelines import stages as pipeline
@@ -97,21 +97,6 @@ def dtype_name(dtype: Any) -> str:
 def size_of(scene: Scene) -> str:
     """For people: frames x height x width."""
     return f"{scene.shot.frames} x {scene.shot.height} x {scene.shot.width}"
-
-
-def run_facts(request: Request, opened: Opened, scene: Scene) -> dict[str, Any]:
-    """The `run` entry of a record."""
-    shot = scene.shot
-    return {
-        "frames": shot.frames,
-        "height": shot.height,
-        "width": shot.width,
-        "fps": scene.fps,
-        "guidance": shot.guidance,
-        "dtype": opened.dtype,
-        "offload": request.flags.offload,
-        "compile": request.flags.compile,
-    }
 
 
 def prompt_notes(opened: Opened, scene: Scene) -> list[str]:

@@ -9,7 +9,6 @@ import typer
 
 from dittools.cli import _flags as f
 from dittools.cli._command import takes
-from dittools.cli.number_lists import check_numbers, numbers
 from dittools.cli.output import Output
 
 NAME = "inspect"
@@ -33,8 +32,6 @@ def _some(name: str, what: str) -> object:
 
 @dataclass(frozen=True, kw_only=True)
 class Flags(f.Settings, f.Run):
-    """The flags of `inspect`."""
-
     layers: Annotated[list[str] | None, _some("--layers", "Layers to show.  [default: three]")] = None
     heads: Annotated[list[str] | None, _some("--heads", "Heads to show.  [default: the first four]")] = None
     at: Annotated[list[str] | None, _some("--at", "Steps to show.  [default: two]")] = None
@@ -45,7 +42,7 @@ class Flags(f.Settings, f.Run):
 
 @takes(Flags)
 def command(ctx: typer.Context, flags: Flags) -> None:
-    from dittools.cli.flag_checks import check_run
+    from dittools.cli.flag_checks import check_numbers, check_run, numbers
     from dittools.pipelines import places
 
     check_run(flags)

@@ -10,11 +10,10 @@ from dittools.attention_maps import Choice, View, Viewer, recall_of
 from dittools.attention_maps.images import map_image, png
 from dittools.attention_maps.page import Pictures, page
 from dittools.cli import generation
-from dittools.cli.number_lists import check_numbers
+from dittools.cli.flag_checks import check_numbers
 from dittools.cli.output import Output, to_json
-from dittools.cli.progress import Progress
+from dittools.cli.progress import Progress, Stages
 from dittools.cli.request import Request
-from dittools.cli.stages import Stages
 from dittools.naming import with_options
 from dittools.pipelines import saving
 from dittools.pipelines import stages as pipeline

@@ -10,7 +10,7 @@ from dittools.pipelines.errors import BadInput
 from dittools.registry import Registry
 
 
-def entries(registry: Registry, name: str | None = None) -> list[dict[str, Any]]:
+def _entries(registry: Registry, name: str | None) -> list[dict[str, Any]]:
     """All of a registry, or one of that name, as plain values."""
     return [
         {
@@ -40,7 +40,17 @@ def found_in(registries: tuple[Registry, ...], asked: str | None) -> str | None:
     return name
 
 
-def readable(kind: str, found: list[dict[str, Any]]) -> str:
+def tell(registries: tuple[Registry, ...], name: str | None, output: Output) -> None:
+    """What registries list, or what one of them has of that name; of all, a note for each class that cannot be used."""
+    for registry in registries if name is None else ():
+        for line in registry.problems():
+            output.note(line)
+    lists = {one.kind: _entries(one, name) for one in registries}
+    shown = [_readable(kind, found) for kind, found in lists.items() if found]
+    output.data({f"{kind}s": found for kind, found in lists.items()}, lambda: "\n\n".join(shown))
+
+
+def _readable(kind: str, found: list[dict[str, Any]]) -> str:
     """Names and options as tables."""
     text = table((kind.upper(), "WHAT IT DOES"), [(entry["name"], _described(entry)) for entry in found])
     options = [
@@ -49,13 +59,6 @@ def readable(kind: str, found: list[dict[str, Any]]) -> str:
         for option, facts in entry["options"].items()
     ]
     return f"{text}\n\n{table((kind.upper(), 'OPTION', 'DEFAULT', 'WHAT IT SETS'), options)}" if options else text
-
-
-def tell_problems(registries: tuple[Registry, ...], output: Output) -> None:
-    """A note for each class of another package that cannot be used."""
-    for registry in registries:
-        for line in registry.problems():
-            output.note(line)
 
 
 def _described(entry: dict[str, Any]) -> str:

@@ -10,7 +10,7 @@ import typer
 
 from dittools.cli import _flags as f
 from dittools.cli._command import takes
-from dittools.cli.listing import entries, found_in, readable, tell_problems
+from dittools.cli.listing import found_in, tell
 from dittools.cli.output import Output, table
 from dittools.pipelines.errors import BadInput, first_line
 
@@ -45,8 +45,6 @@ def _axes_flag(name: str, what: str) -> object:
 
 @dataclass(frozen=True, kw_only=True)
 class Flags(f.Common):
-    """The flags of `methods`."""
-
     name: Annotated[str | None, typer.Argument(help="A method or correction; all by default.", show_default=False)] = (
         None
     )
@@ -78,11 +76,7 @@ def command(ctx: typer.Context, flags: Flags) -> None:
     if given or block is not None:
         flag = next(iter(given), "block").replace("_", "-")
         raise BadInput(f"--{flag} is for a simulation: add --grid, as in `dittools methods gna --grid 21x45x80`")
-    lists = {f"{one.kind}s": entries(one, name) for one in registries}
-    if name is None:
-        tell_problems(registries, output)
-    shown = [readable(one.kind, lists[f"{one.kind}s"]) for one in registries if lists[f"{one.kind}s"]]
-    output.data(lists, lambda: "\n\n".join(shown))
+    tell(registries, name, output)
 
 
 def _simulated(name: str | None, grid: str, given: dict[str, str], block: int) -> dict[str, Any]:

@@ -40,8 +40,6 @@ Bandwidth = Annotated[
 
 @dataclass(frozen=True, kw_only=True)
 class Flags(f.Settings, f.Common):
-    """The flags of `plan`."""
-
     steps: f.Steps = None
     height: f.Height = None
     width: f.Width = None

@@ -1,18 +1,37 @@
-"""Where a run stands: a live bar on a terminal, plain lines elsewhere. Always on stderr."""
+"""Where a run stands: its stages, timed, as a live bar on a terminal and as plain lines elsewhere. Always on stderr."""
 
 from __future__ import annotations
 
 import sys
 import time
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 from dittools.cli.output import Output
+from dittools.pipelines.errors import BadInput, RunFailed, first_line
 
 _PLAIN_SECONDS = 5.0
 _FACTS = 56  # columns that step, pace, share and time take beside the stage's name and the bar
 _WORTH_TELLING = 10.0
 """Seconds from which on a stage says how long it still takes."""
+STAGES = {
+    "load": "loading weights",
+    "text": "encoding the prompt",
+    "denoise": "denoising",
+    "decode": "decoding frames",
+    "save": "saving",
+    "warm-up": "warming up",
+    "dense": "denoising densely, to compare",
+    "control": "timing dense steps again",
+    "quality": "comparing with dense",
+    "measure": "measuring",
+    "listen": "listening to a dense run",
+    "judge": "judging",
+    "calibrate": "denoising densely, to calibrate",
+    "render": "making the page",
+}
+"""What is shown of each stage."""
 
 
 class Progress(AbstractContextManager):
@@ -134,3 +153,57 @@ class _Bar:
 
     def say(self, text: str) -> None:
         self._console.print(text, markup=False, soft_wrap=True)
+
+
+class Stages:
+    """Times named stages; on CUDA the device is waited for before and after each.
+
+    Attributes:
+        seconds: stage -> seconds, summed when a stage runs more than once.
+        size: what is drawn, for the advice when memory runs out.
+    """
+
+    def __init__(self, progress: Progress):
+        self.progress = progress
+        self.seconds: dict[str, float] = {}
+        self.size = ""
+        self.cuda = False
+
+    @contextmanager
+    def __call__(self, name: str, steps: int | None = None) -> Iterator[None]:
+        self.progress.stage(STAGES[name], steps)
+        self.wait()
+        begun = time.perf_counter()
+        try:
+            yield
+            self.wait()
+        except (BadInput, RunFailed):
+            raise
+        except Exception as error:
+            raise self._explained(name, error) from error
+        finally:
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - begun
+
+    def wait(self) -> None:
+        """Until the device has done what it was given."""
+        if self.cuda:
+            import torch
+
+            torch.cuda.synchronize()
+
+    def _explained(self, name: str, error: Exception) -> Exception:
+        from dittools.pipelines.loading import out_of_memory
+
+        if out_of_memory(error):
+            where = f"{STAGES[name]} at {self.size}" if self.size else STAGES[name]
+            return RunFailed(
+                f"out of memory while {where}: lower --frames or --height and --width, or use "
+                "--offload model (on CUDA) or a smaller --dtype; nothing was written"
+            )
+        if isinstance(error, ValueError) and name in ("load", "warm-up", "denoise"):
+            # a setting that could not be judged before the model was there
+            return BadInput(first_line(error))
+        return RunFailed(
+            f"{STAGES[name]} failed ({type(error).__name__}: {first_line(error)}): --debug shows where; "
+            "nothing was written"
+        )

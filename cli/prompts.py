@@ -24,6 +24,8 @@ PROMPTS = (
     "Snow falls on a small wooden station while a green train pulls in",
 )
 """The builtin prompts of models that are not the embedded one."""
+CALIBRATION = (PROMPTS[0], "A red car drives along a mountain road at dusk, seen from above")
+"""Those of profiles."""
 
 
 def prompts_of(asked: Any) -> tuple[tuple[str, ...] | None, int | None]:
@@ -55,9 +57,14 @@ def prompts_of(asked: Any) -> tuple[tuple[str, ...] | None, int | None]:
     return prompts, None
 
 
-def builtin_prompts(known: Sequence[str], count: int) -> tuple[str, ...]:
-    """The first ``count`` builtin prompts. Raises BadInput where there are not so many."""
-    if count > len(known):
+def builtin_prompts(embedded: bool, count: int | None, calibration: bool = False) -> tuple[str, ...]:
+    """The first ``count`` builtin prompts, or all. Raises BadInput where there are not so many."""
+    known: Sequence[str] = CALIBRATION if calibration else PROMPTS
+    if embedded:
+        from dittools.pipelines.embedded import captions
+
+        known = captions.CALIBRATION if calibration else captions.BUILTIN
+    if count is not None and count > len(known):
         raise BadInput(f"--prompts {BUILTIN}:{count}: there are {len(known)} builtin prompts: ask for at most so many")
     return tuple(known[:count])
 

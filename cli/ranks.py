@@ -144,10 +144,10 @@ class Together:
 
     def check(self, chosen: Chosen) -> None:
         """Refuse a picture that cannot be split so, before the weights are loaded. Raises BadInput."""
-        from dittools.cli import fits
+        from dittools.cli.request import grid_of
 
         shot = chosen.scene.shot
-        grid = fits.grid_of(self._family, chosen.folder, shot.frames, shot.height, shot.width)
+        grid = grid_of(self._family, chosen.folder, shot.frames, shot.height, shot.width)
         heads = setup.heads_of(self._family, chosen.folder)
         self._uneven = setup.uneven(self.spec, heads, grid.tokens - grid.text, grid.text)
 

@@ -1,4 +1,7 @@
-"""What `dittools generate` will do: checked flags, and the defaults of the weights once they are chosen."""
+"""What `dittools generate` will do: checked flags, and the defaults of the weights once they are chosen.
+
+All that follows from flags and the configs of the weights (sizes, methods, profiles) is checked before loading them.
+"""
 
 from __future__ import annotations
 
@@ -9,16 +12,18 @@ from pathlib import Path
 from typing import Any
 
 from dittools import attention_profile as profile
-from dittools import caches
-from dittools.cli import fits
+from dittools import caches, methods
 from dittools.cli._flags import Run, Settings
+from dittools.cli.flag_checks import weights_folder
+from dittools.cli.prompts import PROMPTS
 from dittools.cli.settings import config_of
 from dittools.config import Config
 from dittools.pipelines import loading, places, saving, stages, weights
 from dittools.pipelines.errors import BadInput, first_line
 from dittools.pipelines.families import Family, find_family
-
-PROMPT = "A ginger cat plays the piano by a tall window, soft morning light, shallow depth of field"
+from dittools.pipelines.limits import check_memory, check_steps
+from dittools.pipelines.sizes import size_rule, with_text
+from dittools.tokens import TokenGrid
 
 
 @dataclass(frozen=True)
@@ -47,6 +52,10 @@ class Scene:
     fps: float
     max_text: int | None
 
+    def of(self, prompt: str, **shot: Any) -> Scene:
+        """The same with another prompt, and in these another `dittools.pipelines.stages.Shot`."""
+        return dataclasses.replace(self, prompt=prompt, shot=dataclasses.replace(self.shot, **shot))
+
 
 def check(flags: Run, output: saving.Output | None, also: Callable[[Config], None] = lambda config: None) -> Request:
     """What `flag_checks.check_run` left. Raises BadInput.
@@ -56,10 +65,10 @@ def check(flags: Run, output: saving.Output | None, also: Callable[[Config], Non
     """
     family = find_family(flags.model)
     config, notes = config_of(flags) if isinstance(flags, Settings) else (Config(method="dense"), ())
-    _check_files(config)
+    check_files(config)
     if output is not None:
         output.keep(_read_by(config), flags.overwrite)
-    fits.of_flags(flags, config)
+    check_sizes(flags, config)
     also(config)
     loading.check_offload(flags.offload, loading.pick_device(flags.device))
     return Request(flags, family, config, output, notes)
@@ -74,15 +83,7 @@ def _read_by(config: Config) -> list[places.Read]:
 def complete(request: Request, chosen: weights.Weights, folder: Path, device: Any) -> Scene:
     """Fill in the defaults of the weights, and check all that their own configs say before they are loaded."""
     flags, family = request.flags, request.family
-    defaults = dataclasses.asdict(family) | {
-        "prompt": PROMPT,
-        "negative_prompt": "",
-        "max_sequence_length": None,
-    }
-    if chosen.embedded:
-        from dittools.pipelines import embedded
-
-        defaults |= embedded.DEFAULTS
+    defaults = _defaults(family, chosen.embedded)
 
     def pick(name: str) -> Any:
         given = getattr(flags, name)
@@ -96,8 +97,8 @@ def complete(request: Request, chosen: weights.Weights, folder: Path, device: An
         guidance=pick("guidance"),
         seed=flags.seed,
     )
-    _check_files(request.config, shot.steps)
-    fits.check_run(request.config, family, folder, shot, device)
+    check_files(request.config, shot.steps)
+    _check_chosen(request.config, family, folder, shot, device)
     return Scene(
         prompt=pick("prompt"),
         negative_prompt=pick("negative_prompt"),
@@ -107,8 +108,11 @@ def complete(request: Request, chosen: weights.Weights, folder: Path, device: An
     )
 
 
-def _check_files(config: Config, steps: int | None = None) -> None:
-    """Refuse a file that no run could use before minutes go into loading the model; with ``steps``, what does not fit.
+def check_files(config: Config, steps: int | None = None) -> None:
+    """Refuse a file that no run could use before minutes go into loading the model.
+
+    Args:
+        steps: of the run; None where they are not known yet.
 
     Raises:
         BadInput: when a profile cannot be read, or is of another method, cache or number of steps.
@@ -120,8 +124,107 @@ def _check_files(config: Config, steps: int | None = None) -> None:
         if config.profile is None:
             return
         found = profile.named(config.profile)
+        why = profile.misfit_of_run(found, config.method, found.made.steps if steps is None else steps)
     except ValueError as error:
         raise BadInput(first_line(error)) from None
-    why = None if steps is None else profile.misfit_of_run(found, config.method, steps)
     if why:
         raise BadInput(f"{why}: {profile.remedy_for(config.method)}")
+
+
+def _defaults(family: Family, embedded: bool) -> dict[str, Any]:
+    """What a scene is by default with the weights of a family, or with the embedded ones."""
+    defaults = dataclasses.asdict(family) | {"prompt": PROMPTS[0], "negative_prompt": "", "max_sequence_length": None}
+    if embedded:
+        from dittools.pipelines import embedded as model
+
+        defaults |= model.DEFAULTS
+    return defaults
+
+
+def check_sizes(flags: Run, config: Config) -> None:
+    """Check what flags say by themselves, where they name the weights: a device is not asked for yet.
+
+    Raises:
+        BadInput: for a size or method that cannot run whatever the device is.
+    """
+    folder = weights_folder(flags)
+    if folder is None:
+        return
+    family = find_family(flags.model)
+    defaults = _defaults(family, flags.weights == weights.EMBEDDED)
+    names = ("frames", "height", "width")
+    size = {name: defaults[name] if getattr(flags, name) is None else getattr(flags, name) for name in names}
+    check_method(config, grid_of(family, folder, **size), 64)
+
+
+def grid_of(family: Family, folder: Path, frames: int, height: int, width: int) -> TokenGrid:
+    """Tokens of a run, once its size is known to fit. Raises BadInput where it does not."""
+    rule = size_rule(family, folder)
+    rule.check(frames, height, width)
+    check_memory(frames, height, width)
+    return with_text(family, rule.layout(frames, height, width))
+
+
+def check_method(config: Config, grid: TokenGrid, block_size: int) -> None:
+    """Refuse a method that was asked for by name and cannot run on the grid.
+
+    Args:
+        block_size: of a run whose config leaves it open.
+
+    Raises:
+        BadInput: with what to do.
+    """
+    if config.method == "auto":
+        return
+    size = block_size if config.block_size == "auto" else int(config.block_size)
+    why = methods.create(config.method, config.options).why_not(grid, size)
+    if why:
+        raise BadInput(f"{why}; use more frames, a larger size or method 'auto'")
+
+
+def _check_chosen(config: Config, family: Family, folder: Path, shot: Any, device: Any) -> None:
+    """Check a run whose weights and device are chosen.
+
+    Args:
+        shot: a `dittools.pipelines.stages.Shot`.
+
+    Raises:
+        BadInput: for steps, a size, a method or a profile that do not fit these weights.
+    """
+    check_steps(shot.steps, folder)
+    grid = grid_of(family, folder, shot.frames, shot.height, shot.width)
+    check_method(config, grid, block_of(device))
+    check_profile(config, family, folder, grid, shot.steps)
+
+
+def block_of(device: Any) -> int:
+    """Tokens in a block where the config leaves it open."""
+    return 128 if device.type == "cuda" else 64
+
+
+def check_profile(config: Config, family: Family, folder: Path, grid: TokenGrid, steps: int) -> None:
+    """Refuse a profile of another model, grid or number of steps, and a method that needs one and has none.
+
+    Raises:
+        BadInput: naming both sides.
+    """
+    method = methods.create(config.method, config.options)
+    needed = method.profile_use == "needed"
+    if config.method == "auto" or not (needed or (config.profile is not None and method.profile_use == "given")):
+        return
+    try:
+        from dittools.pipelines.skeleton import identity_of
+
+        identity = identity_of(folder, family)
+        if identity is not None:
+            profile.choose(config.profile, method.name, needed, identity, beside_text(config, grid), steps)
+    except ValueError as error:
+        raise BadInput(first_line(error)) from None
+
+
+def beside_text(config: Config, grid: TokenGrid) -> TokenGrid:
+    """A grid with the text of the config's profile: how much shares the sequence is seen only in a run."""
+    if config.profile is None:
+        return grid
+    text = profile.named(config.profile).grid
+    return dataclasses.replace(grid, text=text.text, text_position=text.text_position)

@@ -11,9 +11,8 @@ from dittools.cli import generation
 from dittools.cli import record as records
 from dittools.cli.control import REPEATED, Control, StepTimes, control, shared_steps
 from dittools.cli.output import Output, to_json
-from dittools.cli.progress import Progress
+from dittools.cli.progress import Progress, Stages
 from dittools.cli.request import Request, Scene
-from dittools.cli.stages import Stages
 from dittools.pipelines import saving
 
 if TYPE_CHECKING:
@@ -61,15 +60,13 @@ def run(
             frames = generation.decode(opened, latents, scene)
         return _save(
             frames,
-            request,
-            scene,
             stages,
             begun,
+            request=request,
+            opened=opened,
+            scene=scene,
             quality=None if dense is None else _quality(frames, dense, known, stages, opened.device),
-            device=opened.device,
             command=command,
-            weights=opened.weights.name,
-            run=generation.run_facts(request, opened, scene),
             acceleration=acceleration | {"notes": [*acceleration["notes"], *output.notes]},
         )
 
@@ -123,7 +120,7 @@ def _quality(frames: Any, dense: _Dense, known: Control, stages: Stages, device:
     return records.quality_facts(*scores, dense.seconds, stages.seconds["denoise"], known)
 
 
-def _save(frames: Any, request: Request, scene: Scene, stages: Stages, begun: float, **facts: Any) -> dict[str, Any]:
+def _save(frames: Any, stages: Stages, begun: float, request: Request, scene: Scene, **facts: Any) -> dict[str, Any]:
     """Video and record appear together, or neither does."""
     output = request.output
     with stages("save"), saving.together(output.path, output.record) as (part, record_part):
@@ -135,7 +132,7 @@ def _save(frames: Any, request: Request, scene: Scene, stages: Stages, begun: fl
         extra = sum(seconds.get(name, 0.0) for name in ("warm-up", "dense", "control", "quality"))
         seconds["total"] = now - begun - extra
         record = records.Generation(
-            model=request.family.name,
+            request=request,
             scene=scene,
             config=request.config,
             seconds=seconds,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import gc
 import hashlib
 import time
@@ -14,10 +13,9 @@ from dittools import files
 from dittools.cli import generation
 from dittools.cli import record as records
 from dittools.cli.output import Output
-from dittools.cli.progress import Progress
+from dittools.cli.progress import Progress, Stages
 from dittools.cli.report.profiles import check_model
 from dittools.cli.request import Request, Scene
-from dittools.cli.stages import Stages
 from dittools.config import Config
 from dittools.pipelines import dense_kernels, saving
 from dittools.pipelines.errors import BadInput, DiskFull, RunFailed
@@ -72,8 +70,8 @@ class Cases:
         """
         notes = []
         for number, prompt in enumerate(self.plan.prompts, 1):
-            scene = dataclasses.replace(self.opened.scene, prompt=prompt)
-            notes += [f"prompt {number}: {note}" for note in generation.prompt_notes(self.opened, scene)]
+            said = generation.prompt_notes(self.opened, self.opened.scene.of(prompt))
+            notes += [f"prompt {number}: {note}" for note in said]
         tokens = self._grid().tokens
         return Model(notes, self._kernels(tokens, measured), tokens, self._model().config.num_attention_heads)
 
@@ -127,8 +125,7 @@ class Cases:
             self._warm.add(kind)
 
     def _scene(self, case: Case) -> Scene:
-        shot = dataclasses.replace(self.opened.scene.shot, seed=case.seed, steps=case.setting.steps)
-        return dataclasses.replace(self.opened.scene, prompt=self.plan.prompts[case.prompt], shot=shot)
+        return self.opened.scene.of(self.plan.prompts[case.prompt], seed=case.seed, steps=case.setting.steps)
 
     def _keep(
         self, case: Case, scene: Scene, config: Config | None, pixels: Any, stages: Stages, facts: dict, extra: dict
@@ -142,12 +139,10 @@ class Cases:
             seconds["total"] = sum(seconds[name] for name in records.SECONDS)
             record = records.Generation(
                 command=self.command,
-                device=self.opened.device,
-                model=self.request.family.name,
-                weights=self.opened.weights.name,
+                request=self.request,
+                opened=self.opened,
                 scene=scene,
                 config=config or Config(method="dense"),
-                run=generation.run_facts(self.request, self.opened, scene),
                 seconds=seconds,
                 acceleration=facts,
                 quality=None,

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from dittools import provenance
-from dittools.cli import fits, generation, ranks, request
+from dittools.cli import generation, ranks, request
 from dittools.cli.output import Output
-from dittools.cli.prompts import PROMPTS, builtin_prompts
+from dittools.cli.prompts import builtin_prompts
 from dittools.cli.report.join import GROUND, check, join
-from dittools.cli.report.profiles import check_files, check_swept
+from dittools.cli.report.profiles import check_files, check_swept, named
 from dittools.cli.report.request import ReportRequest
 from dittools.cli.report.run import Drawer
 from dittools.config import Config
@@ -21,7 +20,7 @@ from dittools.pipelines import saving
 from dittools.pipelines.errors import BadInput, RunFailed, first_line
 from dittools.report import coverage
 from dittools.report.folder import MANIFEST, Folder, InUse, Unreadable
-from dittools.report.plan import Plan, Setting, swept
+from dittools.report.plan import Plan, swept
 from dittools.report.results import gather
 from dittools.report.tables import by_case, summary
 
@@ -72,8 +71,8 @@ def _checked(wanted: ReportRequest, folder: Folder) -> tuple[request.Request, li
             raise BadInput("there is nothing to compare with dense: give a --sweep of another method or sparsity")
         check_swept(wanted.sweep.get("profile", ()), found)
         for setting in found:
-            with _named(setting):
-                fits.of_flags(wanted.flags, Config.from_dict(setting.config))
+            with named(setting):
+                request.check_sizes(wanted.flags, Config.from_dict(setting.config))
         if not (folder.path / MANIFEST).exists():  # what is drawn already needs its profiles no more
             check_files(found)
 
@@ -90,10 +89,10 @@ def _draw(
     plan = _plan(made, wanted, chosen)
     shot = dataclasses.replace(chosen.scene.shot, steps=plan.steps)
     for setting in swept(plan.base, plan.sweep, plan.steps)[0]:
-        with _named(setting):
+        with named(setting):
             config = Config.from_dict(setting.config)
-            grid = fits.grid_of(made.family, chosen.folder, shot.frames, shot.height, shot.width)
-            fits.check_method(config, grid, fits.block_of(chosen.device))
+            grid = request.grid_of(made.family, chosen.folder, shot.frames, shot.height, shot.width)
+            request.check_method(config, grid, request.block_of(chosen.device))
     manifest = folder.manifest()
     if manifest is not None:
         _same(manifest, plan, chosen.device, folder)
@@ -119,15 +118,6 @@ def _draw(
     drawer.run(begin)
 
 
-@contextlib.contextmanager
-def _named(setting: Setting) -> Iterator[None]:
-    """Errors of a setting under test with its name."""
-    try:
-        yield
-    except BadInput as error:
-        raise BadInput(f"{setting.name}: {error}") from None
-
-
 def _mine(share: tuple[int, int] | None, plan: Plan) -> range | None:
     """Numbers of the prompts in this share of a report."""
     if share is None:
@@ -144,12 +134,7 @@ def _plan(made: request.Request, wanted: ReportRequest, chosen: generation.Chose
     shot, scene = chosen.scene.shot, chosen.scene
     prompts = wanted.prompts
     if builtin:
-        prompts = PROMPTS
-        if chosen.weights.embedded:
-            from dittools.pipelines.embedded.captions import BUILTIN
-
-            prompts = BUILTIN
-        prompts = builtin_prompts(prompts, wanted.count or (CPU_PROMPTS if cpu else GPU_PROMPTS))
+        prompts = builtin_prompts(chosen.weights.embedded, wanted.count or (CPU_PROMPTS if cpu else GPU_PROMPTS))
     steps = CPU_STEPS if builtin and cpu and wanted.flags.steps is None else shot.steps
     steps = min(steps, shot.steps)
     fewer = wanted.flags.fewer_steps

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Iterable
+import contextlib
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import dittools
 from dittools import attention_profile as profile
-from dittools import caches, methods
+from dittools import methods
+from dittools.cli import request
 from dittools.config import Config
 from dittools.pipelines.errors import BadInput, first_line
 from dittools.report.plan import Setting
@@ -27,22 +28,10 @@ def check_swept(profiles: Iterable[Any], found: Iterable[Setting]) -> None:
 
 
 def check_files(found: Iterable[Setting], steps: int | None = None) -> None:
-    """Refuse profiles that cannot be read, or are for another method or number of steps. Raises BadInput.
-
-    steps: of a run; None where they are not known yet.
-    """
+    """Refuse files that no case could use: as `dittools.cli.request.check_files`, with the setting's name."""
     for setting, config in _configs(found):
-        try:
-            if config.profile is not None:
-                known = profile.named(config.profile)
-                why = profile.misfit_of_run(known, config.method, known.made.steps if steps is None else steps)
-                if why:
-                    raise ValueError(f"{why}: {profile.remedy_for(config.method)}")
-            cache = caches.create(config.cache, config.cache_options)
-            if cache is not None:
-                cache.check_files(steps)
-        except ValueError as error:
-            raise _refused(setting, error) from None
+        with named(setting):
+            request.check_files(config, steps)
 
 
 def check_model(found: Iterable[Setting], pipe: Any, grid: TokenGrid, steps: int, block_size: int) -> None:
@@ -57,26 +46,22 @@ def check_model(found: Iterable[Setting], pipe: Any, grid: TokenGrid, steps: int
         takes = takes and method.why_not(grid, size) is None
         if not takes and config.cache == "none":
             continue
-        try:
+        with named(setting):
             with dittools.accelerate(pipe, config=config) as fast:  # raises where a cache knows nothing of the model
                 identity = fast.runtime.identity
             if takes:
-                _fits(config, identity, grid, steps)
-        except ValueError as error:
-            raise _refused(setting, error) from None
-
-
-def _fits(config: Config, identity: profile.Model, grid: TokenGrid, steps: int) -> None:
-    """Raises ValueError. How much text shares the sequence is seen only in a run, and not compared."""
-    if config.profile is not None:
-        text = profile.named(config.profile).grid
-        grid = dataclasses.replace(grid, text=text.text, text_position=text.text_position)
-    profile.choose(config.profile, config.method, True, identity, grid, steps, give="--sweep profile=FILE")
+                whole, give = request.beside_text(config, grid), "--sweep profile=FILE"
+                profile.choose(config.profile, config.method, True, identity, whole, steps, give=give)
 
 
 def _configs(found: Iterable[Setting]) -> list[tuple[Setting, Config]]:
     return [(setting, Config.from_dict(setting.config)) for setting in found if setting.config is not None]
 
 
-def _refused(setting: Setting, error: Exception) -> BadInput:
-    return BadInput(f"{setting.name}: {first_line(error)}")
+@contextlib.contextmanager
+def named(setting: Setting) -> Iterator[None]:
+    """Errors of a setting under test with its name."""
+    try:
+        yield
+    except ValueError as error:
+        raise BadInput(f"{setting.name}: {first_line(error)}") from None

@@ -12,13 +12,12 @@ from functools import lru_cache, partial
 from typing import Any
 
 from dittools.cli.output import Output
-from dittools.cli.report.frames import read_frames
 from dittools.cli.report.run import Failures
 from dittools.json_numbers import number
-from dittools.pipelines import saving, weights
+from dittools.pipelines import reading, saving, weights
 from dittools.pipelines.errors import BadInput
+from dittools.report.coverage import unmeasured
 from dittools.report.folder import Folder
-from dittools.report.frames import unmeasured
 from dittools.report.plan import Plan, Row, rows, settings
 from dittools.report.results import decided, gather
 from dittools.report.schedule import spoken
@@ -140,3 +139,16 @@ def _verdict(plan: Plan, row: Row, frames: Callable[[], Any]) -> dict[str, Any]:
 def _rounded(value: float) -> float | str | None:
     value = number(value)
     return round(value, _DIGITS) if isinstance(value, float) else value
+
+
+def read_frames(folder: Folder, plan: Plan, case_id: str) -> Any:
+    """All frames of a case. Raises BadInput, with the folder to remove, where they are not all there."""
+    path = folder.frames(case_id)
+    try:
+        frames = reading.read(path).frames
+        why = f"{path} holds {len(frames)} of {plan.frames} frames"
+        if len(frames) >= plan.frames:
+            return frames
+    except BadInput as error:
+        why = str(error).rpartition(": ")[0]
+    raise BadInput(f"{why}: remove {folder.case(case_id)}, and the report's own command makes it again")

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dittools.cli.output import Output
-from dittools.cli.report.frames import read_frames
+from dittools.cli.report.quality import read_frames
 from dittools.pipelines import saving
 from dittools.pipelines.errors import BadInput
-from dittools.report import markdown, page
+from dittools.report import page
 from dittools.report.folder import Folder
 from dittools.report.pictures import Shown, clip, strips
 from dittools.report.results import Results, gather
@@ -20,7 +20,7 @@ def render(folder: Folder, output: Output) -> None:
     """Write report.md and report.html."""
     output.line("making the page ...")
     results = gather(folder)
-    pages = {"report.md": markdown.page(results), "report.html": page.page(results, _pictures(folder, results, output))}
+    pages = {"report.md": page.markdown(results), "report.html": page.page(results, _pictures(folder, results, output))}
     for name, text in pages.items():
         with saving.told(folder.path / name):
             folder.write(name, text)

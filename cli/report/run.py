@@ -17,8 +17,8 @@ from dittools.cli.request import Request
 from dittools.pipelines import saving
 from dittools.pipelines.errors import BadInput, DiskFull, RunFailed
 from dittools.report import schedule
+from dittools.report.coverage import lacking
 from dittools.report.folder import FAILURES, RECORD, Folder
-from dittools.report.frames import lacking
 from dittools.report.plan import Plan, Setting
 from dittools.report.schedule import Unit
 

@@ -1,12 +1,15 @@
-"""A report of which not all is drawn: what can be compared on the same prompts and seeds, and what is missing."""
+"""A report of which not all is drawn: what can be compared on the same prompts and seeds, what is missing, and which
+frames are still needed.
+"""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from dittools.report.plan import SEED
+from dittools.report.folder import Folder
+from dittools.report.plan import DENSE, SEED, Case, Decided, Plan, Row, case_of, settings
 
 if TYPE_CHECKING:
     from dittools.report.results import Line, Results
@@ -100,3 +103,28 @@ def drawn(lines: Iterable[Line]) -> list[Pair]:
     """The pairs of which there is a case; another seed's video may be there for that seed's own sake."""
     rows = (o.row for line in lines if line.setting.kind != SEED for o in line.outcomes if o.record is not None)
     return sorted({(row.prompt, row.seed) for row in rows})
+
+
+def unmeasured(folder: Folder, row: Row) -> bool:
+    """Whether a row was not compared with its reference yet; dense is never compared."""
+    return row.case.id != row.reference.id and folder.scores(row.case.id, row.reference.id) is None
+
+
+def lacking(folder: Folder, plan: Plan, decided: Decided, case: Case) -> bool:
+    """Whether the frames of a drawn case are gone, or empty, and something must still be measured with them."""
+    if folder.has_frames(case.id):
+        return False
+    return folder.judged(case.id) is None or any(
+        unmeasured(folder, row) for row in _rows(plan, decided, case) if folder.done(row.case.id)
+    )
+
+
+def _rows(plan: Plan, decided: Decided, case: Case) -> Iterator[Row]:
+    """The rows that a case is in, as what is compared or as what others are compared with."""
+    found = settings(plan, decided)
+    dense = next(setting for setting in found if setting.kind == DENSE)
+    for setting in found:
+        for seed in plan.seeds:
+            row = Row(setting, case.prompt, seed, *(case_of(plan, s, case.prompt, seed) for s in (setting, dense)))
+            if case.id in (row.case.id, row.reference.id):
+                yield row

@@ -1,9 +1,11 @@
-"""A report as one HTML file that needs no other: style, charts, pictures and small clips lie in it."""
+"""A report as one HTML file that holds all it shows (style, charts, pictures, small clips), and as Markdown."""
 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
+from html import escape
 from typing import Any
 
 from markupsafe import Markup
@@ -17,6 +19,8 @@ from dittools.templates import render
 
 Pictures = Mapping[tuple[str, int, int], Shown]
 """(setting's key, prompt, seed) -> what is shown of that case."""
+_SPECIAL = re.compile(r"([\\`*_{}\[\]()#!|~$@])")
+_LONGEST = 300
 
 
 def page(results: Results, pictures: Pictures) -> str:
@@ -35,6 +39,21 @@ def page(results: Results, pictures: Pictures) -> str:
         maps=_heat_maps(results),
         frames=_frames(results),
     )
+
+
+def markdown(results: Results) -> str:
+    """The text of report.md."""
+    columns = text.columns(results)
+    rows = [[cell for cell, _ in text.cells(line, n, columns)] for n, line in enumerate(results.lines, 1)]
+    return render("report.md.jinja", results=results, text=text, plain=plain, table=[text.heads(columns), *rows])
+
+
+def plain(said: str) -> str:
+    """Any text as one line that Markdown takes literally; cut where it is very long."""
+    said = "".join(c if c.isprintable() else " " for c in " ".join(said.split()))
+    if len(said) > _LONGEST:
+        said = said[:_LONGEST] + f" ... ({len(said)} characters)"
+    return _SPECIAL.sub(r"\\\1", escape(said, quote=False))
 
 
 def _chart(results: Results) -> Markup | None:

@@ -54,14 +54,14 @@ def summary(results: Results) -> list[dict[str, Any]]:
     ]
 
 
-def by_case(results: Results, metric: str = "psnr") -> dict[str, list[float | None]]:
-    """One metric of every setting, a value for each prompt and seed in the same order: for paired comparisons.
+def by_case(results: Results) -> dict[str, list[float | None]]:
+    """PSNR of every setting, a value for each prompt and seed in the same order: for paired comparisons.
 
     Infinite and missing values are None.
     """
     found: dict[str, list[float | None]] = {}
     for line in results.lines:
-        values = (outcome.means.get(metric) for outcome in line.outcomes)
+        values = (outcome.means.get("psnr") for outcome in line.outcomes)
         found[line.setting.name] = [
             None if value is None or math.isinf(value) else round(float(value), 3) for value in values
         ]

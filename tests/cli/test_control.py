@@ -3,8 +3,7 @@
 import torch
 
 from dittools.cli.control import Control, StepTimes, control, shared_steps
-from dittools.cli.record import quality_facts
-from dittools.cli.summary import summary_lines
+from dittools.cli.record import quality_facts, summary_lines
 from dittools.quality import Score
 
 

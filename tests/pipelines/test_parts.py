@@ -5,7 +5,7 @@ from functools import cache
 import pytest
 import torch
 
-from dittools.cli.summary import _skipped
+from dittools.cli.record import _skipped
 from dittools.methods import METHODS, AttentionCall, create
 from dittools.pipelines.families import find_family
 from dittools.pipelines.step_reuse import picture_in

@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 
-from dittools.report import markdown, page, text
+from dittools.report import page, text
 from dittools.report.coverage import common, notes
 from dittools.report.folder import Folder
 from dittools.report.plan import rows, settings
@@ -76,7 +76,7 @@ def test_an_interrupted_report_compares_what_all_settings_have(folder):
     assert "over the same 3 of 4 pairs" in text.headline(results)[-1]
     told = results.left_out()
     assert f"drawn for 3 of 4 pairs of prompt and seed: {STRONG}; dense, math kernel; {STEPS}" in told
-    for made in (markdown.page(results), page.page(results, {})):
+    for made in (page.markdown(results), page.page(results, {})):
         assert "3 of 4" in made and "4 of 4" in made
 
 

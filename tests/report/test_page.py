@@ -13,7 +13,7 @@ import re
 
 import pytest
 
-from dittools.report import charts, markdown, page, text
+from dittools.report import charts, page, text
 from dittools.report.folder import Folder
 from dittools.report.pictures import Shown, Strip
 from dittools.report.plan import rows, settings
@@ -110,7 +110,7 @@ def test_dense_with_fewer_steps_takes_part_in_the_front(tmp_path, denoise, psnr,
     write(folder, PLAN)
     results = drawn_again(folder, "steps", denoise, psnr)
     assert [line["setting"] for line in summary(results) if line["pareto"]] == front
-    told = html.unescape(page.page(results, {})) + markdown.page(results)
+    told = html.unescape(page.page(results, {})) + page.markdown(results)
     assert ("Dense with 3 of 4 steps beats every setting in both" in told) == (front == ["dense, 3 steps"])
     assert 'of the settings under test, dense and "dense, 3 steps", none is both faster and closer' in told
 
@@ -173,7 +173,7 @@ def test_hostile_prompts_break_neither_page_nor_table(tmp_path, negative):
     assert "\x00" not in text and "\x1b" not in text and "‮" not in text
     whole = "".join(seen.words)
     assert HOSTILE[0] in whole and "long long" in whole and "(4000 characters)" in whole
-    written = markdown.page(results)
+    written = page.markdown(results)
     assert "<script" not in written and "](javascript" not in written and "\x1b" not in written
     assert max(map(len, written.splitlines())) < 2000
     table = [line for line in written.splitlines() if line.startswith("| ")]
@@ -211,7 +211,7 @@ def test_what_was_left_out_is_named_with_the_reason(results):
     assert "LPIPS was not measured: no <q>weights" in left_out
     assert "prompt 2 was not judged: no <p>caption" in left_out
     assert "svg, sparsity 0.5: 12 calls ran dense: <em>few</em> tokens" in left_out
-    assert "Each case was timed once" in markdown.page(results)
+    assert "Each case was timed once" in page.markdown(results)
 
 
 def test_what_auto_stood_for_is_named_with_its_options(tmp_path):
@@ -227,7 +227,7 @@ def test_a_report_without_a_single_case_still_has_a_page(tmp_path):
         for file in case.iterdir():
             file.unlink()
     results = gather(folder)
-    assert "No setting under test was drawn" in page.page(results, {}) and markdown.page(results)
+    assert "No setting under test was drawn" in page.page(results, {}) and page.markdown(results)
     assert {line["drawn"] for line in summary(results)} == {0}
 
 
@@ -238,7 +238,7 @@ def test_times_are_left_out_where_the_device_did_other_work(tmp_path):
         assert line["drawn"] == line["cases"] and (line["kind"] == "dense") == (line["psnr"] is None)
     found = page.page(results, {})
     assert "The setting nearest to dense is svg, sparsity 0.5" in found and "Up is closer to dense" not in found
-    told = markdown.page(results)
+    told = page.markdown(results)
     assert "not timed" in told and "Times were left out" in told and summary_csv(results)
     assert not any(words in told for words in ("times as fast", "denoise s", "speed-up", "Speed-up", "asterisk"))
 
