@@ -81,11 +81,9 @@ def command(ctx: typer.Context, flags: Flags) -> None:
     if flags.cache:
         computed, reuse = _cache_settings(flags)
 
-        from dittools.cli.calibrate_cache import Fit, calibrate
-        from dittools.cli.request import check
+        from dittools.cli.calibrate_run import fit_caches
 
-        fit = Fit(place, computed, reuse, texts, count or 1, ctx.obj["command"])
-        found = calibrate(check(flags, None), fit, output)
+        found = fit_caches(flags, computed, reuse, (texts, count), place, ctx.obj["command"], output)
         return output.data(found, lambda: str(place))
     for name in ("computed", "reuse"):
         if getattr(flags, name) is not None:

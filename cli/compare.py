@@ -80,14 +80,8 @@ def command(ctx: typer.Context, flags: Flags) -> None:
         for name, score in found.scores.items():
             metric = metrics[name]
             worst = (min if metric.higher_is_better else max)(score.per_frame)
-            rows.append(
-                [
-                    metric.title,
-                    shown(metric, score.mean),
-                    shown(metric, worst),
-                    1 + score.per_frame.index(worst) + len(a.frames) - len(score.per_frame),
-                ]
-            )
+            which = 1 + score.per_frame.index(worst) + len(a.frames) - len(score.per_frame)
+            rows.append([metric.title, shown(metric, score.mean), shown(metric, worst), which])
         return table(("measure", "mean", "worst frame", "which"), rows)
 
     output.data(record, human)

@@ -108,13 +108,10 @@ def check_prompt(flag: str, text: str | None) -> None:
 
 
 def _numbers(flags: Run) -> None:
-    for flag, value, least in (
-        ("--frames", flags.frames, 1),
-        ("--height", flags.height, 1),
-        ("--width", flags.width, 1),
-    ):
-        if value is not None and value < least:
-            raise BadInput(f"{flag} must be at least {least}, got {value}")
+    for name in ("frames", "height", "width"):
+        value = getattr(flags, name)
+        if value is not None and value < 1:
+            raise BadInput(f"--{name} must be at least 1, got {value}")
     if flags.guidance is not None and not (math.isfinite(flags.guidance) and flags.guidance >= 0):
         raise BadInput(f"--guidance must be a number of at least 0 (1 turns it off), got {flags.guidance:g}")
     check_seed("--seed", flags.seed)

@@ -89,14 +89,8 @@ def complete(request: Request, chosen: weights.Weights, folder: Path, device: An
         given = getattr(flags, name)
         return defaults[name] if given is None else given
 
-    shot = stages.Shot(
-        frames=pick("frames"),
-        height=pick("height"),
-        width=pick("width"),
-        steps=pick("steps"),
-        guidance=pick("guidance"),
-        seed=flags.seed,
-    )
+    picked = {name: pick(name) for name in ("frames", "height", "width", "steps", "guidance")}
+    shot = stages.Shot(**picked, seed=flags.seed)
     check_files(request.config, shot.steps)
     _check_chosen(request.config, family, folder, shot, device)
     return Scene(

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from dittools.calibrate.base import RowCalibrator, Size
+from dittools.calibrate.base import RowCalibrator
 from dittools.calibrate.key_groups import KeyGroups, errors_by_group
 from dittools.observer import AttentionEvent
 from dittools.selection.reference_frames import reference_frames
@@ -18,12 +18,9 @@ from dittools.tokens import TokenGrid
 
 class AttentionTile(RowCalibrator):
     method = "attention_tile"
-
-    def __init__(self, size: Size):
-        super().__init__(size)
-        self.search: References | None = None
-        self.error: torch.Tensor | None = None
-        self.power: torch.Tensor | None = None
+    search: References | None = None
+    error: torch.Tensor | None = None
+    power: torch.Tensor | None = None
 
     def prepare(self, event: AttentionEvent) -> None:
         self.search = References(event.grid, event.q.device)
@@ -40,13 +37,8 @@ class AttentionTile(RowCalibrator):
 
     def tables(self) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
         density = [round(tile_density(self.grid.frames, count), 4) for count in range(self.grid.frames + 1)]
-        section = {
-            "by_step": False,
-            "measured_steps": self.steps,
-            "frames": self.grid.frames,
-            "density": density,
-        }
-        return section, {name: self.mean(sums).float() for name, sums in (("error", self.error), ("power", self.power))}
+        arrays = {name: self.mean(sums).float() for name, sums in (("error", self.error), ("power", self.power))}
+        return self.section(frames=self.grid.frames, density=density), arrays
 
 
 def tile_density(frames: int, count: int) -> float:

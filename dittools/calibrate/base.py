@@ -89,6 +89,10 @@ class RowCalibrator(Calibrator):
         """Add what these query rows, int64 ``[n]``, show."""
         raise NotImplementedError
 
+    def section(self, **facts: Any) -> dict[str, Any]:
+        """The section of a profile with these facts."""
+        return {"by_step": self.by_step, "measured_steps": self.steps, **facts}
+
     def mean(self, sums: torch.Tensor) -> torch.Tensor:
         """Sums ``[layers, ...]`` over calls to means, on the CPU."""
         count = self.calls.clamp_min(1).to(sums.dtype)

@@ -79,7 +79,9 @@ def fit_polynomial(signals: Sequence[float], measured: Measured) -> dict[str, An
     degree = min(4, len(steps) - 2)
     # Fitted around the middle of the range and spread over it, then written out: a plain fit is ill-conditioned.
     fit = np.polynomial.Polynomial.fit(x, y, degree).convert()
-    coefficients = [0.0] * (4 - degree) + [float(c) for c in reversed(_padded(fit.coef, degree + 1))]
+    coefficients = np.zeros(5)
+    coefficients[: len(fit.coef)] = fit.coef
+    coefficients = coefficients[::-1].tolist()
     valid = [float(x.min()), float(x.max())]
     guessed = np.array([polynomial(coefficients, value, valid) for value in x])
     spread = float(((y - y.mean()) ** 2).sum())
@@ -185,7 +187,3 @@ def profile(
         fit["threshold"] = threshold_for(lambda t: accumulate(costs, t, forced, max_skips), target)
         found["teacache"] = fit | {"first": first}
     return found
-
-
-def _padded(values: Sequence[float], length: int) -> list[float]:
-    return [*values, *([0.0] * (length - len(values)))]

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from dittools.calibrate.base import RowCalibrator, Size
+from dittools.calibrate.base import RowCalibrator
 from dittools.calibrate.cost import kernel_cost
 from dittools.calibrate.key_groups import KeyGroups, errors_by_group, mass_by_group
 from dittools.kernels.masks.block_mask import Partition
@@ -21,17 +21,14 @@ from dittools.tokens import TokenGrid
 
 class SparseVDiT(RowCalibrator):
     method, rounds = "sparse_vdit", 2
-
-    def __init__(self, size: Size):
-        super().__init__(size)
-        self.error: torch.Tensor | None = None
-        self.power: torch.Tensor | None = None
-        self.columns: torch.Tensor | None = None
-        self.blocks: KeyGroups | None = None  # of raster
-        self.bands: list[Bands] = []
-        self.stripes: Stripes | None = None
-        self.patterns: torch.Tensor | None = None  # their numbers, in the order in which they are measured
-        self.like: torch.Tensor | None = None
+    error: torch.Tensor | None = None
+    power: torch.Tensor | None = None
+    columns: torch.Tensor | None = None
+    blocks: KeyGroups | None = None  # of raster
+    bands: list[Bands]
+    stripes: Stripes | None = None
+    patterns: torch.Tensor | None = None  # their numbers, in the order in which they are measured
+    like: torch.Tensor | None = None
 
     def prepare(self, event: AttentionEvent) -> None:
         partition, device = Partition(event.grid.tokens, self.size.block_size), event.q.device
@@ -67,18 +64,10 @@ class SparseVDiT(RowCalibrator):
     def tables(self) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
         columns = (self.columns / self.columns.sum(-1, keepdim=True)).cpu()
         cost = kernel_cost(self.like, Partition(self.grid.tokens, self.size.block_size), self.grid)
-        section = {
-            "by_step": False,
-            "measured_steps": self.steps,
-            "block_size": self.size.block_size,
-            "habits": [list(pattern) for pattern in HEAD_PATTERNS],
-            "cost": cost,
-        }
-        return section, {
-            "error": self.mean(self.error).float(),
-            "power": self.mean(self.power).float(),
-            "columns": columns,
-        }
+        habits = [list(pattern) for pattern in HEAD_PATTERNS]
+        errors = {name: self.mean(sums).float() for name, sums in (("error", self.error), ("power", self.power))}
+        section = self.section(block_size=self.size.block_size, habits=habits, cost=cost)
+        return section, {**errors, "columns": columns}
 
 
 def _numbers(*modes: str) -> list[int]:

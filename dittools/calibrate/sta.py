@@ -47,14 +47,12 @@ class STA(RowCalibrator):
         self.count[group, event.layer] += event.q.shape[0]
 
     def tables(self) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
-        section = {
-            "by_step": True,
-            "measured_steps": self.steps,
-            "groups": self.groups,
-            "tile": list(self.tile),
-            "windows": [list(window) for window in self.search.windows],
-            "density": [round(share, 4) for share in self.search.density()],
-        }
+        section = self.section(
+            groups=self.groups,
+            tile=list(self.tile),
+            windows=[list(window) for window in self.search.windows],
+            density=[round(share, 4) for share in self.search.density()],
+        )
         error = self.error.cpu() / self.count.clamp_min(1)[..., None, None]
         return section, {"error": fill_groups(error, self.count > 0).float()}
 

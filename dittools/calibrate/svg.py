@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from dittools.calibrate.base import RowCalibrator, Size
+from dittools.calibrate.base import RowCalibrator
 from dittools.calibrate.key_groups import KeyGroups, errors_by_group
 from dittools.methods.base import AttentionCall
 from dittools.methods.svg import SVG as Recipe
@@ -17,11 +17,8 @@ SPARSITY = 0.8
 
 class SVG(RowCalibrator):
     method = "svg"
-
-    def __init__(self, size: Size):
-        super().__init__(size)
-        self.error: torch.Tensor | None = None
-        self.patterns: list[tuple[KeyGroups, torch.Tensor]] = []  # blocks of an order, and those kept, [M, M]
+    error: torch.Tensor | None = None
+    patterns: list[tuple[KeyGroups, torch.Tensor]]  # blocks of an order, and those kept, [M, M]
 
     def prepare(self, event: AttentionEvent) -> None:
         device = event.q.device
@@ -43,5 +40,5 @@ class SVG(RowCalibrator):
         error = self.error.cpu()
         temporal = error[..., 1] < error[..., 0]
         classes = [["temporal" if t else "spatial" for t in row] for row in temporal.tolist()]
-        section = {"by_step": False, "measured_steps": self.steps, "sparsity": SPARSITY, "classes": classes}
-        return section, {"temporal": temporal.to(torch.uint8), "error": self.mean(error).float()}
+        arrays = {"temporal": temporal.to(torch.uint8), "error": self.mean(error).float()}
+        return self.section(sparsity=SPARSITY, classes=classes), arrays

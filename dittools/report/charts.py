@@ -155,8 +155,7 @@ def over_frames(series: Sequence[Series], y_title: str) -> Markup:
         return Markup()
     overflow_band = any(value == math.inf for line in series for value in line.values)
     axes = _Axes([1, longest], finite, "frame", y_title, overflow_band)
-    axes.x_ticks = [t for t in ticks(1, longest) if 1 <= t <= longest]
-    axes.x_ticks = [1, *(t for t in axes.x_ticks if 1 < t < longest - 1), longest]
+    axes.x_ticks = [1, *(t for t in ticks(1, longest) if 1 < t < longest - 1), longest]
     parts = axes.frame()
     if overflow_band:
         parts.append(f'<text x="{WIDTH - RIGHT}" y="{TOP + 8}" text-anchor="end" class="soft">identical</text>')
