@@ -10,16 +10,12 @@ from typing import Any
 
 from dittools.benchmarks import model as bench
 from dittools.benchmarks import speed_only
-from dittools.benchmarks.model_table import line_of
+from dittools.benchmarks.model_table import MEASURED, line_of
 from dittools.benchmarks.profiled import profile_of
 from dittools.benchmarks.speed_only.backend import fastest_dense
 from dittools.naming import name_and_options
 from dittools.pipelines import loading
 from dittools.pipelines.errors import RunFailed, first_line
-
-NAMED = "speed only: random weights"
-MEASURED = "measured on the random weights"
-"""In place of the profile that a method needs and nobody gave."""
 
 
 def accelerated_by(setting: dict[str, Any]) -> dict[str, Any]:

@@ -6,6 +6,9 @@ from typing import Any
 
 from dittools.naming import with_options
 
+NAMED = "speed only: random weights"
+MEASURED = "measured on the random weights"
+"""In place of the profile that a method needs and nobody gave."""
 COLUMNS = ("call", "median s", "least", "most", "first s", "peak GB", "against dense", "against compiled", "kernels")
 COST_COLUMNS = (
     "method, share of its attention", "order", "select", "lists", "permute", "correct", "all", "attention ms",

@@ -29,8 +29,8 @@ def check(flags: ModelFlags, path: Path | None) -> None:
 
 def measure(flags: ModelFlags, path: Path | None, command: list[str], out: Output) -> bool:
     """Measure, print, and say whether all that ran was right."""
-    from dittools.benchmarks import model_rows, speed_only
-    from dittools.benchmarks.model_rows import NAMED, jobs_of, made
+    from dittools.benchmarks import speed_only
+    from dittools.benchmarks.model_table import NAMED
     from dittools.benchmarks.results import failed
 
     check(flags, path)
@@ -49,6 +49,8 @@ def measure(flags: ModelFlags, path: Path | None, command: list[str], out: Outpu
     compiled = able if flags.compile is None else flags.compile
     for one in settings:
         check_grid(one, grid, device)
+    from dittools.benchmarks import model_rows  # needs PyTorch, for which what flags rule out does not wait
+
     results = open_results(path, command, "model", device)
     results.head["named"] = NAMED
     job = {
@@ -57,13 +59,13 @@ def measure(flags: ModelFlags, path: Path | None, command: list[str], out: Outpu
         "dtype": str(dtype).removeprefix("torch."), "device": device.type, "repeats": flags.repeats,
         "dense_steps": 0, "dense_layers": flags.dense_layers,
     }  # fmt: skip
-    jobs = jobs_of(job, settings, compiled)
+    jobs = model_rows.jobs_of(job, settings, compiled)
     missing = [one for one in jobs if not (results.holds(one) and results.rows[one["id"]]["complete"])]
     if not missing:
         out.note("every row is there already: nothing to measure")
     else:
         out.note(f"{NAMED}; making {size.layers} layers of {size.heads} heads; {grid.tokens} tokens")
-        make = functools.partial(made, size, shape, grid.tokens, device, dtype)
+        make = functools.partial(model_rows.made, size, shape, grid.tokens, device, dtype)
         model_rows.measure_missing(jobs, missing, settings, results, out, make)
     rows = [results.rows[one["id"]] for one in jobs if one["id"] in results.rows]
     out.data({"named": NAMED, "rows": rows}, lambda: _readable(rows))
@@ -71,8 +73,7 @@ def measure(flags: ModelFlags, path: Path | None, command: list[str], out: Outpu
 
 
 def _readable(rows: list[dict[str, Any]]) -> str:
-    from dittools.benchmarks.model_rows import NAMED
-    from dittools.benchmarks.model_table import COLUMNS, COST_COLUMNS, cells_of, cost_cells_of
+    from dittools.benchmarks.model_table import COLUMNS, COST_COLUMNS, NAMED, cells_of, cost_cells_of
 
     text = f"{NAMED}\n{table(COLUMNS, [cells_of(row) for row in rows])}"
     told = [cost_cells_of(row) for row in rows if "costs" in row and "error" not in row]
@@ -86,7 +87,7 @@ def settings_of(flags: ModelFlags, given: str) -> dict[str, Any]:
         BadInput: when the method does not exist, or has no such option.
     """
     from dittools import methods
-    from dittools.benchmarks.model_rows import MEASURED
+    from dittools.benchmarks.model_table import MEASURED
     from dittools.config import Config
 
     try:
