@@ -15,9 +15,9 @@ from dittools.call_info import CallInfo, Timing
 from dittools.config import Config
 from dittools.kernels.block_sparse import dispatch
 from dittools.kernels.masks.block_mask import BlockMask, Partition
-from dittools.methods import Method, Plan
+from dittools.methods import Method, Plan, svg
 from dittools.runtime import Layer, Runtime
-from dittools.selection import budget, pooled, sampled, two_patterns
+from dittools.selection import budget, pooled, two_patterns
 from dittools.tokens import Part, TokenGrid
 
 GRID = TokenGrid(5, 16, 16)
@@ -26,7 +26,7 @@ KERNELS = [
     (budget, "topk_mask_per_head"),
     (two_patterns, "pack_rows"),
     (pooled, "segment_means"),
-    (sampled, "probe_errors"),
+    (svg, "probe_errors"),
 ]
 PLANNED, SHARED = "cond", "uncond"
 
