@@ -48,8 +48,7 @@ def check_place(device: str, dtype: str) -> None:
 
 def check_compile(asked: bool | None) -> None:
     """Raise BadInput where compiled blocks are asked for and this PyTorch cannot compile them."""
-    why = why_not_compiled()
-    if asked and why:
+    if asked and (why := why_not_compiled()):
         raise BadInput(f"--compile: {why}")
 
 

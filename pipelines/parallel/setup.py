@@ -15,6 +15,7 @@ from dittools.naming import unknown
 from dittools.pipelines.components import config_of
 from dittools.pipelines.errors import BadInput
 from dittools.provenance import version_of
+from dittools.scaling import Layout
 
 if TYPE_CHECKING:
     import torch
@@ -30,22 +31,15 @@ _BRANCHES = 2
 
 
 @dataclass(frozen=True)
-class Spec:
-    """How the ranks of a run share its work; the product of the three is how many ranks there are.
-
-    Args:
-        ulysses: ranks that share the heads of every attention call, each with all tokens of its heads.
-        ring: ranks that share the keys, each with its part of the tokens.
-        cfg: ranks, or groups of them, that have one branch of classifier-free guidance each: 1 or 2.
+class Spec(Layout):
+    """How the ranks of a run share its work: `ulysses` ranks share the heads of every attention call, each with all
+    tokens of its heads; `ring` ranks the keys, each with its part of the tokens; `cfg` ranks, or groups of them, have
+    one branch of classifier-free guidance each.
     """
-
-    ulysses: int = 1
-    ring: int = 1
-    cfg: int = 1
 
     @property
     def ranks(self) -> int:
-        return self.ulysses * self.ring * self.cfg
+        return self.gpus
 
     @property
     def splits(self) -> int:
