@@ -7,6 +7,7 @@ import signal
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from importlib.util import find_spec
 from pathlib import Path
 
 import filelock
@@ -22,6 +23,9 @@ from dittools.kernels.proof import short
 from dittools.kernels.proof.check import Wrong
 
 CUDA = torch.device("cuda", 0)
+GLUON = pytest.mark.skipif(
+    find_spec("triton") is None or find_spec("triton.experimental") is None, reason="no Gluon here"
+)
 PROVED, LATER = "right in 3 cases", "it will prove itself at its first use"
 
 
@@ -245,6 +249,7 @@ def test_a_compiled_model_proves_it_when_it_runs(card, monkeypatch):
     assert taken == ["hopper"] * 2 and begun() == ["hopper cuda:0"]
 
 
+@GLUON
 @pytest.mark.parametrize("kernel", proof.KERNELS)
 def test_the_short_proof_is_part_of_the_whole_and_times_every_kind_of_call(kernel, monkeypatch, tmp_path):
     jobs, whole = short.jobs(kernel), {job["id"]: job for job in proof.jobs(kernel)}
@@ -297,6 +302,7 @@ def test_kinds_of_calls_that_a_case_makes_are_all_that_it_makes_whole(kernel, mo
     assert [call for n, call in enumerate(made) if call not in made[:n]] == by_kind
 
 
+@GLUON
 @pytest.mark.parametrize(("how", "why"), [("wrong", "not finite"), ("crash", "ended at once")])
 def test_a_short_proof_fails_by_any_of_its_processes(how, why, monkeypatch):
     def done(job, at):
