@@ -10,7 +10,7 @@ import signal
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,9 +46,9 @@ def launch(arguments: Sequence[str], ranks: int, cpu: bool) -> int:
         return 0
     if said is not None:
         return said
-    if line is None:
-        code, line = (first.code, first.line()) if first is not None else (code, "error: a rank failed without a word")
-    print(line, file=sys.stderr)
+    if first is not None and (line is None or first.names_a_cause):
+        code, line = first.code, first.line()
+    print(line or "error: a rank failed without a word", file=sys.stderr)
     return code
 
 
@@ -71,11 +71,25 @@ def _run(command: list[str], ranks: int, folder: str) -> tuple[int, str | None]:
         code = 128 + int(stopped.sigval)
         return code, SAID.get(code, f"ended by {stopped.sigval.name}: nothing half-written was left behind")
     except ChildFailedError as failed:
-        killed = {rank: found for rank, found in failed.failures.items() if found.exitcode < 0}
-        for rank, found in killed.items():
-            why = ", as the system does when memory runs out" if found.exitcode == -signal.SIGKILL else ""
-            return FAILED, f"error: rank {rank} was killed ({found.signal_name()}{why}): nothing was written"
-        return FAILED, None
+        rank = _killed({rank: found.exitcode for rank, found in failed.failures.items()})
+        if rank is None:
+            return FAILED, None
+        found = failed.failures[rank]
+        why = ", as the system does when memory runs out" if found.exitcode == -signal.SIGKILL else ""
+        return FAILED, f"error: rank {rank} was killed ({found.signal_name()}{why}): nothing was written"
+
+
+def _killed(codes: Mapping[int, int]) -> int | None:
+    """The rank whose kill ended the others, by exit codes, which are minus a signal's number where one ended a rank.
+
+    A launcher ends the others by SIGTERM once one has ended: a rank that this reaches before it listens (Python is
+    still starting) dies of it, and is not what the run failed of.
+    """
+    own = [rank for rank, code in codes.items() if code not in (-signal.SIGTERM, 0)]
+    for rank in own or codes:
+        if codes[rank] < 0:
+            return rank
+    return None
 
 
 def _answered() -> list[str]:

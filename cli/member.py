@@ -51,6 +51,11 @@ class Word(NamedTuple):
     code: int
     text: str
 
+    @property
+    def names_a_cause(self) -> bool:
+        """Whether it tells why all ended, rather than only that something else did it."""
+        return self.code not in SAID and self.text != GONE
+
     def line(self) -> str:
         if self.code in SAID:
             return self.text
@@ -147,7 +152,7 @@ class Member:
 
     def _say(self, words: Any, first: Word) -> None:
         """Only the first rank speaks, and none of what a launcher of ours knows better: signals, and who was killed."""
-        if self.place.rank == 0 and not (self.launched and (first.code in SAID or first.text == GONE)):
+        if self.place.rank == 0 and (first.names_a_cause or not self.launched):
             print(first.line(), file=sys.stderr, flush=True)
             with contextlib.suppress(Exception):
                 words.set(_TOLD, str(first.code))

@@ -32,6 +32,8 @@ from dittools.pipelines.errors import BadInput, RunFailed
 from dittools.pipelines.parallel import setup
 
 fault, me = os.environ["FAULT"], os.environ["RANK"]
+if fault == "unready" and me == "0":  # it still starts, and listens to nothing
+    time.sleep(100)
 
 def open_model(request, stages, output, chosen=None, check=None, enable=None):
     chosen = generation.choose(request, output)
@@ -64,7 +66,7 @@ generation.open_model, generation.denoise_sparse = open_model, denoise
 generation.encode = lambda *given: {}
 generation.prompt_notes = lambda *given: []
 def check(*given):
-    if fault == "early" and me == "1":
+    if fault in ("early", "unready") and me == "1":
         raise BadInput("this rank has no plan")
 setup.check_diffusers = check
 from dittools.cli.main import main
@@ -136,6 +138,7 @@ def test_two_ranks_draw_what_one_draws_and_the_first_one_speaks(together, tiny_w
         ("raise", 1, "error: rank 1: denoising failed (RuntimeError: it went wrong here)"),
         ("input", 2, "error: rank 1: this rank has no weights"),
         ("early", 2, "error: rank 1: this rank has no plan"),
+        ("unready", 2, "error: rank 1: this rank has no plan"),
         ("kill1", 1, "error: rank 1 was killed (SIGKILL, as the system does when memory runs out)"),
         ("kill0", 1, "error: rank 0 was killed (SIGKILL"),
         ("stuck", 1, "error: rank 1: denoising failed (RuntimeError: it went wrong here)"),
@@ -250,6 +253,21 @@ def test_gpus_beside_torchrun_are_refused(monkeypatch, tmp_path, capfd):
         monkeypatch.delenv(name, raising=False)
     assert main.main(["generate", "--weights", "embedded", "--gpus", "3", "--device", "cpu"]) == 2
     assert "3 starts the ranks itself, and 2 were started here already" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("codes", "rank"),
+    [
+        ({0: -15, 1: -9}, 1),  # the first one did not listen yet when it was told that the second had ended
+        ({0: -15, 1: 2}, None),
+        ({0: -15, 1: -15}, 0),
+        ({1: -11}, 1),
+        ({0: 1, 1: 1}, None),
+        ({}, None),
+    ],
+)
+def test_a_rank_that_the_launcher_ended_is_not_the_one_that_failed(codes, rank):
+    assert launch._killed(codes) == rank
 
 
 def test_an_error_that_another_rank_caused_is_known():
