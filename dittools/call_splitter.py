@@ -7,7 +7,7 @@ import torch
 from dittools.call_info import AttentionInputs
 from dittools.config import Config
 from dittools.kernels.choice import implementations
-from dittools.masks import key_bias
+from dittools.masks import KeyBias, key_bias
 from dittools.run import Run
 from dittools.sequence import SubCall, sub_calls
 from dittools.tokens import Layout, Part, TokenGrid
@@ -44,9 +44,9 @@ class CallSplitter:
         reason = self._why_dense(call, run, step)
         if reason is not None:
             return reason
-        about = (call.q.shape[:2], call.q.device)
+        about = (call.q.shape[:2], call.k.shape[1], call.q.device)
         if self._latest is None or self._latest[1] != about or not _same_mask(self._latest[0], call.mask):
-            self._latest = (call.mask, about, self._pieces(call.q, call.mask, run))
+            self._latest = (call.mask, about, self._pieces(call, run))
         return self._latest[2]
 
     def note_dense(self, problem: str, run: Run) -> str:
@@ -56,32 +56,52 @@ class CallSplitter:
         return problem
 
     def _why_dense(self, call: AttentionInputs, run: Run, step: int) -> str | None:
-        q, k = call.q, call.k
+        q, keys = call.q, call.k.shape[1]
         if self._why_no_grid is not None:
             return self.note_dense(self._why_no_grid, run)
         if run.method is None:
             return run.why_dense
         if (step, call.layer) in run.dense_from:
             return "non-finite result"
-        if q.shape != k.shape:
-            return f"queries {list(q.shape[1:3])} and keys {list(k.shape[1:3])} differ in [tokens, heads]"
+        if not self.own_tokens(call) or q.shape[2] != call.k.shape[2]:
+            return f"queries {list(q.shape[1:3])} and keys {list(call.k.shape[1:3])} differ in [tokens, heads]"
         problem = self._no_kernel(q, run)
         try:
-            self.layout.parts_of(q.shape[1])
+            self.layout.parts_of(keys)
         except ValueError as error:
             problem = str(error)
         return problem and self.note_dense(problem, run)
 
-    def _pieces(self, q: torch.Tensor, mask: torch.Tensor | None, run: Run) -> list[SubCall] | str:
+    def own_tokens(self, call: AttentionInputs) -> bool:
+        """Whether a call has as many queries as the keys of its layer have: one for each, but for parts without any."""
+        queries, keys = call.q.shape[1], call.k.shape[1]
+        if self.layout is None or all(part.queries for part in self.layout.parts):
+            return queries == keys
+        try:
+            return queries == self.layout.queries_of(keys)
+        except ValueError:
+            return False
+
+    def among_keys_alone(self, call: AttentionInputs) -> bool:
+        """Whether a call is a model's own attention among tokens that give the picture keys alone."""
+        tokens = 0 if self.layout is None else self.layout.keys_alone
+        return tokens > 0 and call.q.shape[1] == call.k.shape[1] == tokens
+
+    def _pieces(self, call: AttentionInputs, run: Run) -> list[SubCall] | str:
         """What sparse calls can take of every layer of this forward that has these tokens and this mask."""
-        tokens = q.shape[1]
-        bias = None if mask is None else key_bias(mask, *q.shape[:2], self.layout.picture_start(tokens))
+        q, keys = call.q, call.k.shape[1]
+        bias = None if call.mask is None else self._key_bias(call.mask, len(q), keys)
         if isinstance(bias, str):
             return bias
-        found = sub_calls(self.layout, tokens, bias, q.device)
+        found = sub_calls(self.layout, keys, bias, q.device)
         if not isinstance(found, str) and run.grid.tokens < found[0].grid.tokens:
             run.grid = found[0].grid  # text is first seen here where no argument tells it
         return found
+
+    def _key_bias(self, mask: torch.Tensor, batch: int, keys: int) -> KeyBias | str:
+        start, queries = self.layout.picture_start(keys), self.layout.queries_at(keys)
+        queries = None if len(queries) == keys else queries
+        return key_bias(mask, batch, keys, slice(start, start + self.layout.picture), queries)
 
     def _no_kernel(self, q: torch.Tensor, run: Run) -> str | None:
         kind = (q.device, q.dtype, q.shape[-1])

@@ -8,27 +8,36 @@ that matter have the same.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
 
 from dittools.kernels.attn_merge import merge_rows
+from dittools.kernels.block_sparse.dispatch import block_sparse_attention
+from dittools.kernels.masks.block_mask import BlockMask, Partition
 
 # In fp32 a weight this far below the largest is 0; masks written as numbers use -10000 or less.
 _HIDDEN = -1000.0
+_SOME_PAIRS = "the call has an attention mask that adds a bias to pairs"
 _SOME_ROWS = "the call has an attention mask that is no padding: it hides keys from some rows only"
 
 
-class Beside(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Beside:
     """Keys that a sparse call leaves to be added afterwards, with what the mask adds to their logits.
 
     Args:
-        tokens: int64 ``[n]``, in the sequence.
-        bias: fp32 ``[n]``, against the keys of the sparse call.
+        tokens: int64 ``[n]``, in the sequence of keys.
+        bias: fp32 ``[n]``, against the keys of the sparse call; None adds nothing, which a kernel computes.
+        block_size: of that kernel's blocks.
     """
 
     tokens: torch.Tensor
-    bias: torch.Tensor
+    bias: torch.Tensor | None
+    block_size: int = 128
 
     def join(self, out, lse, q, k, v, samples: slice | torch.Tensor, scale: float) -> tuple[torch.Tensor, torch.Tensor]:
         """Attention over both: what a sparse call gave, and these keys, by their shares of the softmax. Output and
@@ -39,32 +48,71 @@ class Beside(NamedTuple):
             q: its queries ``[b, t, H, D]``. k, v: of the whole call ``[B, S, H, D]``.
             samples: which of the batch.
         """
-        keys, values = (x[samples].index_select(1, self.tokens).movedim(1, 2) for x in (k, v))
+        keys, values = (x[samples].index_select(1, self.tokens) for x in (k, v))
+        attend = self._by_kernel if self.bias is None else self._by_head
         joined, total = torch.empty_like(out), torch.empty_like(lse)
-        for head in range(out.shape[2]):  # one at a time: t x n logits each
-            # In fp32: rounded to the dtype of q a large logit loses what decides its weight, or overflows.
-            logits = (q[:, :, head].float() @ keys[:, head].mT.float()) * scale + self.bias  # [b, t, n]
-            own = logits.logsumexp(-1, keepdim=True)
-            beside = (logits - own).exp().to(values.dtype) @ values[:, head]
-            joined[:, :, head], total[:, head] = merge_rows(out[:, :, head], lse[:, head], beside, own[..., 0])
+        for head, (other, other_lse) in enumerate(attend(q, keys, values, scale)):  # one at a time: sums are fp32
+            joined[:, :, head], total[:, head] = merge_rows(out[:, :, head], lse[:, head], other, other_lse)
         return joined, total
 
+    def _by_head(self, q, keys, values, scale: float) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Output ``[b, t, D]`` and log-sum-exp ``[b, t]`` of one head after the other: t x n logits each."""
+        for head in range(q.shape[2]):
+            # In fp32: rounded to the dtype of q a large logit loses what decides its weight, or overflows.
+            logits = (q[:, :, head].float() @ keys[:, :, head].mT.float()) * scale + self.bias  # [b, t, n]
+            own = logits.logsumexp(-1, keepdim=True)
+            yield (logits - own).exp().to(values.dtype) @ values[:, :, head], own[..., 0]
 
-def key_bias(mask: torch.Tensor, batch: int, tokens: int, at: int) -> torch.Tensor | str:
-    """What a mask adds to each key's logit in the rows of the picture: fp32 ``[batch, tokens]`` on the CPU.
+    def _by_kernel(self, q, keys, values, scale: float) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        mask = self._all_pairs(q.shape[1])
+        out, lse = block_sparse_attention(q, keys, values, mask, scale=scale, return_lse=True)
+        return zip(out.unbind(2), lse.unbind(1), strict=True)
 
-    0 where it adds nothing, -inf where it hides; or why no such numbers say what the mask does. Waits for the device.
-    Rows of keys that are not at 0 may hold anything.
+    def _all_pairs(self, queries: int) -> BlockMask:
+        if self._kept.get(queries) is None:
+            sides = Partition(queries, self.block_size), Partition(len(self.tokens), self.block_size)
+            self._kept[queries] = BlockMask.full(*sides, self.tokens.device)
+        return self._kept[queries]
+
+    @cached_property
+    def _kept(self) -> dict[int, BlockMask]:
+        return {}
+
+
+class KeyBias(NamedTuple):
+    """What a mask does to the keys of a call, as the rows of the picture have it.
 
     Args:
-        mask: what PyTorch's attention takes for ``[B, H, S, S]`` logits: bool, or numbers to add.
-        at: a token of the picture.
+        bias: fp32 ``[batch, keys]`` on the CPU, added to each key's logit: 0 where the mask adds nothing, -inf where it
+            hides.
+        apart: bool ``[batch, keys]`` on the CPU, tokens beside the picture whose own rows see other keys than its rows
+            do, such as text that is causal; None: no token's.
     """
-    mask = four(mask)
-    if mask.shape[-1] not in (1, tokens) or mask.shape[2] not in (1, tokens):
-        return f"the call has an attention mask of {list(mask.shape)} for {tokens} tokens"
+
+    bias: torch.Tensor
+    apart: torch.Tensor | None = None
+
+
+def key_bias(
+    mask: torch.Tensor, batch: int, keys: int, picture: slice, queries: torch.Tensor | None = None
+) -> KeyBias | str:
+    """What a mask adds to each key's logit in the rows of the picture, or why no such numbers say what the mask does.
+
+    Waits for the device. Rows of keys that are not at 0 may hold anything.
+
+    Args:
+        mask: what PyTorch's attention takes for ``[B, H, Q, K]`` logits: bool, or numbers to add.
+        picture: its keys.
+        queries: int64 ``[Q]`` on the CPU, the key of each query's token; None: there are as many as keys.
+    """
+    mask, at = four(mask), picture.start
+    count = keys if queries is None else len(queries)
+    if mask.shape[-1] not in (1, keys) or mask.shape[2] not in (1, count):
+        tokens = f"{keys} tokens" if count == keys else f"{count} queries and {keys} keys"
+        return f"the call has an attention mask of {list(mask.shape)} for {tokens}"
     rows, key = mask.shape[2] > 1, at if mask.shape[-1] > 1 else 0
-    by_head = mask[:, :, at if rows else 0].expand(-1, -1, tokens)  # [B or 1, H or 1, S]
+    row = at if queries is None else int((queries == at).nonzero())
+    by_head = mask[:, :, row if rows else 0].expand(-1, -1, keys)  # [B or 1, H or 1, K]
     own = by_head[..., at]
     if not (own if mask.dtype == torch.bool else own > _HIDDEN).all():
         return "the call has an attention mask that hides tokens of the picture"
@@ -79,9 +127,15 @@ def key_bias(mask: torch.Tensor, batch: int, tokens: int, at: int) -> torch.Tens
     if (bias != bias[:, :1]).any():
         return _SOME_ROWS if mask.dtype == torch.bool else "the call has an attention mask that adds a bias by head"
     bias = bias[:, 0]
-    if rows and (differs & (bias == 0)[:, None]).any():
-        return _SOME_ROWS if mask.dtype == torch.bool else "the call has an attention mask that adds a bias to pairs"
-    return bias.expand(batch, -1).cpu()
+    bias, apart = bias.expand(batch, -1).cpu(), None
+    if rows:
+        own = torch.zeros(bias.shape, dtype=torch.bool)  # of each key with a query, whether its row is another
+        own[:, slice(None) if queries is None else queries] = differs.any(1).cpu()
+        if own[:, picture].any():
+            return _SOME_ROWS if mask.dtype == torch.bool else _SOME_PAIRS
+        own &= bias == 0
+        apart = own if own.any() else None
+    return KeyBias(bias, apart)
 
 
 def _less(numbers: torch.Tensor, own: torch.Tensor) -> torch.Tensor:

@@ -32,11 +32,13 @@ class KeptOf(NamedTuple):
         grid: of its tokens.
         lanes: samples times heads.
         kept: from `dittools.kinds.kept_by_kind`; a scalar where there is but one kind.
+        beside: (kind, keys) that all its queries see beside these, as many for all lanes together.
     """
 
     grid: TokenGrid
     lanes: int
     kept: torch.Tensor
+    beside: tuple[tuple[str, int], ...] = ()
 
 
 class Call(NamedTuple):
@@ -240,6 +242,9 @@ class Run:
                 name, weight = f"{one[0]}-{other[0]}", float(part.lanes) * one[1] * other[1]
                 pairs[name] += weight
                 kept[name] += weight * share
+            for (kind, count), (other, keys) in product(kinds, part.beside):
+                pairs[f"{kind}-{other}"] += float(count) * keys
+                kept[f"{kind}-{other}"] += float(count) * keys
         total = sum(pairs.values())
         return {name: (kept[name] / weight, weight / total) for name, weight in pairs.items()}
 

@@ -299,14 +299,14 @@ class Runtime:
     def _kept_or_attended(
         self, call: AttentionInputs, dense: Callable[[], torch.Tensor], why_dense: str | None
     ) -> torch.Tensor:
-        run, layer, q, k = self.run, call.layer, call.q, call.k
-        if run.tally.came(layer) and q.shape[1] != k.shape[1]:
-            return dense()  # an adapter's own attention, beside the layer's
+        run, layer, own = self.run, call.layer, self._splitter.own_tokens(call)
+        if self._splitter.among_keys_alone(call) or (run.tally.came(layer) and not own):
+            return dense()  # text's own attention, or an adapter's, beside the layer's
         run.tally.call(layer)
         # Keys of other tokens are no self-attention: an adapter's pictures, or what a model keeps itself.
-        if run.reuse is None or q.shape[1] != k.shape[1] or not call.alone:
+        if run.reuse is None or not own or not call.alone:
             return self._attend(call, dense, why_dense)
-        kept = run.reuse.attention(layer, q)
+        kept = run.reuse.attention(layer, call.q)
         if kept is not None:
             run.reused_calls += 1
             return kept
@@ -351,14 +351,17 @@ class Runtime:
         return out if call.shared is None else call.shared.cut(out)
 
     def _show(self, call: AttentionInputs) -> None:
-        """Let watchers see a call that is in the order of its grid."""
-        if not self.watchers or self._splitter.layout is None:
+        """Let watchers see a call that is in the order of its grid, without keys beside its queries."""
+        layout, grid = self._splitter.layout, self.run.grid
+        if not self.watchers or layout is None:
             return
         layer, q, k, v, scale = call[:5]
-        grid = self.run.grid
-        if q.shape == k.shape and q.shape[1] == grid.tokens and self._splitter.layout.in_order(grid.tokens):
+        if self._splitter.own_tokens(call) and q.shape[1] == grid.tokens and layout.in_order(k.shape[1]):
             if call.shared is not None:
                 call.shared.whole("q", "k", "v")
+            if q.shape[1] != k.shape[1]:
+                at = layout.queries_at(k.shape[1]).to(k.device)
+                k, v = k.index_select(1, at), v.index_select(1, at)
             for watch in self.watchers:
                 watch(AttentionEvent(layer, q, k, v, scale, self._step, grid))
 

@@ -4,16 +4,36 @@ A method knows a picture with references behind it and text on one side of them.
 that is brought to that form here, exactly: keys hidden by a padding mask are left out, those that a mask favours less
 are added afterwards, and history in front of the picture and text on both sides are taken behind it. Attention does not
 mind the order of its tokens.
+
+Keys without queries are added afterwards too (text that a picture attends to and that attends to nothing itself), and
+so are those of text whose own rows a mask makes causal. Given queries that are dropped again they would cost as many
+pairs of the picture with them, and in vain those of their own rows; a method would read queries that nobody made; and
+texts of other lengths would cut a batch into pieces. So methods see the picture alone, and its budget is its own.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import NamedTuple
 
 import torch
 
-from dittools.masks import Beside, four
+from dittools.masks import Beside, KeyBias, four
 from dittools.tokens import Layout, Part, TokenGrid, arranged
+
+
+class SeenBeside(NamedTuple):
+    """Keys that all queries of a piece see beside those that it takes.
+
+    Args:
+        keys: which, and what is added to their logits.
+        samples: int64 ``[n]``, which samples of the piece; None: all.
+        kinds: (kind of part, keys) that these are, of one sample.
+    """
+
+    keys: Beside
+    samples: torch.Tensor | None
+    kinds: tuple[tuple[str, int], ...]
 
 
 class SubCall(NamedTuple):
@@ -22,40 +42,71 @@ class SubCall(NamedTuple):
     Args:
         grid: layout of the tokens taken.
         samples: int64 ``[b]`` indices; None is the whole batch.
-        tokens: a slice of the sequence, or int64 ``[grid.tokens]``: grid order -> sequence.
-        rest: int64 ``[n]``, tokens that are not taken: their rows are computed densely.
-        beside: those of them that the taken ones see, if not as they see each other.
+        tokens: a slice of the sequence of keys, or int64 ``[grid.tokens]``: grid order -> sequence.
+        rest: int64 ``[n]``, queries that are not taken: their rows are computed densely.
+        beside: keys that the taken ones see, if not as they see each other.
+        queries: as ``tokens`` in the sequence of queries, where some keys have none; None: they are the keys' places.
     """
 
     grid: TokenGrid
     samples: torch.Tensor | None
     tokens: slice | torch.Tensor
     rest: torch.Tensor | None = None
-    beside: Beside | None = None
+    beside: tuple[SeenBeside, ...] = ()
+    queries: slice | torch.Tensor | None = None
 
     def take(self, x: torch.Tensor) -> torch.Tensor:
-        """The tokens of this piece: ``[B, S, H, D]`` -> ``[b, grid.tokens, H, D]``."""
-        if self.whole:
+        """The tokens of this piece, of keys or values: ``[B, S, H, D]`` -> ``[b, grid.tokens, H, D]``."""
+        return self._taken(x, self.tokens)
+
+    def take_queries(self, q: torch.Tensor) -> torch.Tensor:
+        """`take` of the queries."""
+        return self._taken(q, self._rows)
+
+    @property
+    def _rows(self) -> slice | torch.Tensor:
+        return self.tokens if self.queries is None else self.queries
+
+    def _taken(self, x: torch.Tensor, where: slice | torch.Tensor) -> torch.Tensor:
+        if self.samples is None and isinstance(where, slice) and where == slice(None):
             return x
         x = x if self.samples is None else x.index_select(0, self.samples)
-        return x[:, self.tokens] if isinstance(self.tokens, slice) else x.index_select(1, self.tokens)
+        return x[:, where] if isinstance(where, slice) else x.index_select(1, where)
 
     @property
     def whole(self) -> bool:
-        """Whether it is the call as it stands."""
-        return self.samples is None and isinstance(self.tokens, slice) and self.tokens == slice(None)
+        """Whether it has all queries of the call as they stand."""
+        return self.samples is None and isinstance(self._rows, slice) and self._rows == slice(None)
 
     def scatter(self, part: torch.Tensor, out: torch.Tensor) -> None:
         """Write what was computed of `take` to its place in ``[B, S, H, D]``."""
         samples = slice(None) if self.samples is None else self.samples
-        if isinstance(samples, torch.Tensor) and isinstance(self.tokens, torch.Tensor):
+        if isinstance(samples, torch.Tensor) and isinstance(self._rows, torch.Tensor):
             samples = samples[:, None]
-        out[samples, self.tokens] = part
+        out[samples, self._rows] = part
 
     def join(self, part: torch.Tensor, lse: torch.Tensor, q, k, v, scale: float) -> tuple[torch.Tensor, torch.Tensor]:
-        """Output and log-sum-exp that a sparse call gave for `take`, with the keys beside it."""
-        samples = slice(None) if self.samples is None else self.samples
-        return self.beside.join(part, lse, q, k, v, samples, scale)
+        """Output and log-sum-exp that a sparse call gave for `take`, with the keys beside it.
+
+        Args:
+            q: the queries taken. k, v: of the whole call.
+        """
+        mine = None if self.samples is None else self.samples
+        if len(self.beside) == 1 and self.beside[0].samples is None:
+            return self.beside[0].keys.join(part, lse, q, k, v, slice(None) if mine is None else mine, scale)
+        part, lse = part.clone(), lse.clone()
+        for keys, some, _ in self.beside:
+            samples = some if mine is None else mine[some]
+            part[some], lse[some] = keys.join(part[some], lse[some], q[some], k, v, samples, scale)
+        return part, lse
+
+    def beside_of(self, batch: int) -> Counter[str]:
+        """Keys beside of each kind, of so many samples of the piece together."""
+        found = Counter()
+        for _, some, kinds in self.beside:
+            for kind, count in kinds:
+                found[kind] += count * (batch if some is None else len(some))
+        return found
 
     def scatter_rest(self, q, k, v, mask: torch.Tensor, scale: float, out: torch.Tensor) -> None:
         """Rows of tokens that are not taken, as the model's own attention computes them."""
@@ -69,53 +120,96 @@ class SubCall(NamedTuple):
         out[where, self.rest] = part.transpose(1, 2)
 
 
-def sub_calls(layout: Layout, tokens: int, bias: torch.Tensor | None, device: torch.device) -> list[SubCall] | str:
-    """Cut a call of this many tokens into pieces; or say why it cannot be done.
+def sub_calls(layout: Layout, keys: int, found: KeyBias | None, device: torch.device) -> list[SubCall] | str:
+    """Cut a call of this many keys into pieces; or say why it cannot be done.
 
     Args:
         layout: where the picture is.
-        bias: as from `masks.key_bias`; None adds nothing.
+        found: as from `masks.key_bias`; None adds nothing.
         device: where indices go.
 
     Raises:
         ValueError: when the picture does not fit into the sequence.
     """
-    parts = layout.parts_of(tokens)
-    if bias is None or not bias.any():
-        return [_piece(parts, torch.zeros(tokens), None, device)]
-    start = layout.picture_start(tokens)
+    cut = _Cut(layout.parts_of(keys), device)
+    if found is None or not (found.bias.any() or found.apart is not None):
+        return [cut.piece(torch.zeros(1, keys), torch.ones(keys, dtype=torch.bool), None)]
+    bias, start = found.bias, layout.picture_start(keys)
     inside = bias[:, start : start + layout.picture]
     if inside.any():
         does = "hides" if inside.isinf().any() else "adds a bias to"
         return f"the call has an attention mask that {does} tokens of the picture"
-    rows, which = torch.unique(bias, dim=0, return_inverse=True)
-    found = []
-    for index, row in enumerate(rows):
-        samples = None if len(rows) == 1 else (which == index).nonzero().flatten().to(device)
-        found.append(_piece(parts, row, samples, device))
-    return found
+    taken = (bias == 0) if found.apart is None else (bias == 0) & ~found.apart
+    # Texts of other lengths cut a batch into pieces only where they have queries.
+    told = torch.where(taken, 0.0, bias.masked_fill(bias == 0, torch.inf))[:, cut.asks]
+    rows, which = torch.unique(told, dim=0, return_inverse=True)
+    pieces = []
+    for index in range(len(rows)):
+        mine = (which == index).nonzero().flatten()
+        pieces.append(cut.piece(bias[mine], taken[mine[0]], None if len(rows) == 1 else mine))
+    return pieces
 
 
-def _piece(parts: list[Part], row: torch.Tensor, samples: torch.Tensor | None, device: torch.device) -> SubCall:
-    """The piece of samples to whose keys ``row``, fp32 ``[S]``, is added. A reference that misses tokens is no
-    grid any more.
+class _Cut:
+    """Cuts pieces out of a call.
+
+    Args:
+        parts: of the sequence of keys.
+        device: where indices go.
     """
-    taken = row == 0
-    left, seen, start = [], [], 0
-    for part in parts:
-        at = start + taken[start : start + part.tokens].nonzero().flatten()
-        start += part.tokens
-        if len(at):  # what is hidden whole is no part
-            left.append(part if len(at) == part.tokens else Part(part.kind, len(at)))
-            seen.append(at)
-    grid, order = arranged(left)
-    kept = torch.cat([seen[number] for number in order])
-    first, count = int(kept[0]), len(kept)
-    if torch.equal(kept, torch.arange(first, first + count)):
-        where = slice(None) if count == len(row) else slice(first, first + count)
-    else:
-        where = kept.to(device)
-    rest = (~taken).nonzero().flatten().to(device) if count < len(row) else None
-    shown = (~taken & row.isfinite()).nonzero().flatten()
-    beside = Beside(shown.to(device), row[shown].to(device)) if len(shown) else None
-    return SubCall(grid, samples, where, rest, beside)
+
+    def __init__(self, parts: list[Part], device: torch.device):
+        self._parts, self._device = parts, device
+        sizes = torch.tensor([part.tokens for part in parts])
+        self.asks = torch.tensor([part.queries for part in parts]).repeat_interleave(sizes)  # bool [S]: has a query
+        self._part = torch.arange(len(parts)).repeat_interleave(sizes)
+        self._query = self.asks.cumsum(0) - 1  # of each key that has one, which query it is
+
+    def piece(self, bias: torch.Tensor, taken: torch.Tensor, samples: torch.Tensor | None) -> SubCall:
+        """The piece of samples to whose keys ``bias``, fp32 ``[b, S]``, is added, and that takes ``taken``, bool
+        ``[S]``, of what has queries. A reference that misses tokens is no grid any more.
+        """
+        left, seen, start = [], [], 0
+        for part in self._parts:
+            at = start + taken[start : start + part.tokens].nonzero().flatten()
+            start += part.tokens
+            if len(at) and part.queries:  # what is hidden whole is no part
+                left.append(part if len(at) == part.tokens else Part(part.kind, len(at)))
+                seen.append(at)
+        grid, order = arranged(left)
+        kept = torch.cat([seen[number] for number in order])
+        missed = (self.asks & ~taken).nonzero().flatten()
+        queries = None
+        if not self.asks.all():
+            queries = self._placed(self._query[kept], int(self.asks.sum()))
+        return SubCall(
+            grid,
+            None if samples is None else samples.to(self._device),
+            self._placed(kept, len(taken)),
+            self._query[missed].to(self._device) if len(missed) else None,
+            self._beside(bias, taken & self.asks),
+            queries,
+        )
+
+    def _placed(self, tokens: torch.Tensor, count: int) -> slice | torch.Tensor:
+        """Where tokens are in a sequence of so many: a slice where they are one."""
+        first, number = int(tokens[0]), len(tokens)
+        if not torch.equal(tokens, torch.arange(first, first + number)):
+            return tokens.to(self._device)
+        return slice(None) if number == count else slice(first, first + number)
+
+    def _beside(self, bias: torch.Tensor, taken: torch.Tensor) -> tuple[SeenBeside, ...]:
+        """What is seen beside the taken keys, by groups of samples that see the same."""
+        rows, which = torch.unique(bias.masked_fill(taken, -torch.inf), dim=0, return_inverse=True)
+        found = []
+        for index, row in enumerate(rows):
+            at = row.isfinite().nonzero().flatten()
+            if len(at):
+                some = None if len(rows) == 1 else (which == index).nonzero().flatten().to(self._device)
+                added = row[at].to(self._device) if row[at].any() else None
+                kinds = Counter()
+                for part, count in zip(self._parts, self._part[at].bincount(minlength=len(self._parts)), strict=True):
+                    kinds[part.kind] += int(count)
+                kinds = +kinds
+                found.append(SeenBeside(Beside(at.to(self._device), added), some, tuple(kinds.items())))
+        return tuple(found)

@@ -83,7 +83,7 @@ class Sparse:
         pairs, kept, kernel = 0.0, 0.0, None
         kinds, own = [], []
         for index, piece in enumerate(parts):
-            taken = tuple(piece.take(x) for x in (q, k, v))
+            taken = (piece.take_queries(q), piece.take(k), piece.take(v))
             call = self._call(inputs, step, piece.grid, (number, index))
             with part("select"), self._noting_kernels():
                 planned = self._plan(*taken, call, (number, index), shared)
@@ -96,17 +96,20 @@ class Sparse:
                 planned = self._bring(shared, piece, planned)
                 mine = planned.plan.own
                 own.append((len(taken[0]) * mine.count * piece.grid.tokens, mine.density(planned.plan)))
-            join = None if piece.beside is None else partial(piece.join, q=taken[0], k=k, v=v, scale=scale)
+            join = partial(piece.join, q=taken[0], k=k, v=v, scale=scale) if piece.beside else None
             result, density, kernel = self._piece(taken, planned, call, join)
             by_kind = planned.density if planned.by_kind is None else planned.by_kind
-            kinds.append(KeptOf(piece.grid, len(taken[0]) * heads, by_kind))
+            beside = piece.beside_of(len(taken[0]))
+            seen = tuple((kind, keys * heads) for kind, keys in beside.items())
+            kinds.append(KeptOf(piece.grid, len(taken[0]) * heads, by_kind, seen))
             size = float(len(taken[0])) * piece.grid.tokens**2
-            pairs += size
+            more = float(piece.grid.tokens) * beside.total()
+            pairs += size + more
             if not inputs.heads.alone:
                 by_head = planned.plan.density().mean(0).expand(q.shape[2]) * size
                 run.head_costs.append((layer, inputs.heads, by_head))
-            if len(parts) > 1:
-                kept = size * density + kept
+            if len(parts) > 1 or more:
+                kept = size * density + more + kept
             if out is None:
                 out = result
                 continue
@@ -114,7 +117,7 @@ class Sparse:
             if piece.rest is not None:
                 piece.scatter_rest(q, k, v, mask, scale, out)
         # With one piece the density itself, a plan's own tensor: it is read from the device once for all steps.
-        share = density if len(parts) == 1 else kept / pairs
+        share = density if len(parts) == 1 and not more else kept / pairs
         if kernel is None:
             share = None
         computed = sum(size * each for size, each in own) / sum(size for size, _ in own) if own else None

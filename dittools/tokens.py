@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from numbers import Integral
 from typing import NamedTuple
@@ -23,6 +23,8 @@ class Part:
         kind: one of `KINDS`.
         tokens: how many; None where only the attention call knows.
         shape: (frames, height, width) where it is a grid of its own; without one it stays dense.
+        queries: whether its tokens have queries too. Of a part without, such as text that a picture attends to and
+            that attends to nothing itself, a call has keys and values alone; every query sees them.
 
     Raises:
         ValueError: for an unknown kind, or a shape that is not that of so many tokens.
@@ -31,6 +33,7 @@ class Part:
     kind: str
     tokens: int | None
     shape: tuple[int, int, int] | None = None
+    queries: bool = True
 
     def __post_init__(self):
         if self.kind not in KINDS:
@@ -81,6 +84,8 @@ class TokenGrid:
     def __post_init__(self):
         parts = (Part(**part) if isinstance(part, Mapping) else part for part in self.parts)
         object.__setattr__(self, "parts", tuple(parts))
+        if not all(part.queries for part in self.parts):
+            raise ValueError("TokenGrid.parts must have queries: keys alone are beside the sequence, in a Layout")
         for name, least in (("frames", 1), ("height", 1), ("width", 1), ("text", 0)):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
@@ -212,7 +217,7 @@ class Layout:
         frames, height, width: tokens of the picture along each axis.
         before, after: what is in front of it and behind it: tokens of text, or parts in their order. One number of
             tokens may be None: all that the sequence has beyond the rest. It may differ from call to call, as the
-            text of two prompts does.
+            text of two prompts does. Parts without queries are in the sequence of keys alone.
         notes: what a user should know of it, a line each.
     """
 
@@ -233,7 +238,7 @@ class Layout:
         return [*before, Part.of("picture", self.frames, self.height, self.width), *after]
 
     def parts_of(self, tokens: int) -> list[Part]:
-        """The parts of a sequence of this length, none of them empty.
+        """The parts of a sequence of so many keys, none of them empty.
 
         Raises:
             ValueError: when they do not fit into it.
@@ -243,12 +248,27 @@ class Layout:
         unknown = [part for part in parts if part.tokens is None]
         if rest < 0 or (rest > 0 and not unknown):
             raise ValueError(f"attention over {tokens} tokens, where the grid has {tokens - rest}")
-        known = (part if part.tokens is not None else Part(part.kind, rest) for part in parts)
+        known = (part if part.tokens is not None else replace(part, tokens=rest) for part in parts)
         return [part for part in known if part.tokens]
 
-    def in_order(self, tokens: int) -> bool:
-        """Whether a sequence of this length is in the order of its grid as it stands."""
+    def queries_of(self, tokens: int) -> int:
+        """How many queries a call over so many keys has."""
+        return sum(part.tokens for part in self.parts_of(tokens) if part.queries)
+
+    def queries_at(self, tokens: int) -> torch.Tensor:
+        """Which of so many keys have a query, in the order of these: int64 ``[queries]`` on the CPU."""
         parts = self.parts_of(tokens)
+        asks = torch.tensor([part.queries for part in parts])
+        return asks.repeat_interleave(torch.tensor([part.tokens for part in parts])).nonzero().flatten()
+
+    @property
+    def keys_alone(self) -> int:
+        """Tokens without queries, as far as that is known before the call."""
+        return sum(part.tokens or 0 for part in self.parts if not part.queries)
+
+    def in_order(self, tokens: int) -> bool:
+        """Whether the tokens that have queries are in the order of their grid as they stand."""
+        parts = [part for part in self.parts_of(tokens) if part.queries]
         return arranged(parts)[1] == list(range(len(parts)))
 
     @property
@@ -262,7 +282,7 @@ class Layout:
         return sum(part.tokens for part in parts[: [part.kind for part in parts].index("picture")])
 
     def grid(self, unknown: int = 0) -> TokenGrid:
-        """The grid of a sequence in which the part that may be None has so many tokens."""
+        """The grid of what has queries, in a sequence in which the part that may be None has so many tokens."""
         known = sum(part.tokens or 0 for part in self.parts)
         some = any(part.tokens is None for part in self.parts)
-        return arranged(self.parts_of(known + unknown * some))[0]
+        return arranged([part for part in self.parts_of(known + unknown * some) if part.queries])[0]
