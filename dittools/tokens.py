@@ -231,11 +231,14 @@ class Layout:
     @property
     def parts(self) -> list[Part]:
         """All parts in the order of the sequence, the picture among them."""
-        before, after = (
-            list(side) if isinstance(side, tuple) else [] if side == 0 else [Part("text", side)]
-            for side in (self.before, self.after)
-        )
+        before, after = map(_parts, (self.before, self.after))
         return [*before, Part.of("picture", self.frames, self.height, self.width), *after]
+
+    def beside_text(self, position: str, queries: bool = True) -> Layout:
+        """The same with text that only the call knows the length of: "first" or "last" in the sequence."""
+        text, before, after = (Part("text", None, queries=queries),), _parts(self.before), _parts(self.after)
+        first = position == "first"
+        return replace(self, before=text + before if first else before, after=after if first else after + text)
 
     def parts_of(self, tokens: int) -> list[Part]:
         """The parts of a sequence of so many keys, none of them empty.
@@ -286,3 +289,8 @@ class Layout:
         known = sum(part.tokens or 0 for part in self.parts)
         some = any(part.tokens is None for part in self.parts)
         return arranged([part for part in self.parts_of(known + unknown * some) if part.queries])[0]
+
+
+def _parts(side: int | tuple[Part, ...] | None) -> tuple[Part, ...]:
+    """The parts on one side of a picture."""
+    return side if isinstance(side, tuple) else () if side == 0 else (Part("text", side),)

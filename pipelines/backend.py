@@ -159,6 +159,8 @@ def _attend(q, k, v, mask, current_layer, *settings):
     def dense() -> torch.Tensor:
         return dispatch(q, k, v, mask, parallel, grouped)
 
+    if mask is not None and mask.ndim == 2 and mask.shape == (len(q), k.shape[1]):
+        mask = mask[:, None, None]  # of keys, as diffusers' own backends take it
     why_dense = "the call is causal or has dropout" if causal or dropout else None
     heads = q.shape[2] // k.shape[2] if grouped else 1
     keys, values = (x if heads == 1 else x.repeat_interleave(heads, dim=2) for x in (k, v))

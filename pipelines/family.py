@@ -61,7 +61,8 @@ class Family:
         way: how its attention is entered: "backend", where processors name a backend of diffusers'
             dispatcher, or "call", where they call attention without naming one.
         grid: the name in `dittools.pipelines.grids.GRIDS` of what reads the token grid.
-        text_position: where text tokens sit in the self-attention sequence.
+        text_position: where text tokens sit in the self-attention sequence: "none", where they do not, "first" or
+            "last"; "keys first" or "keys last" where they are keys that the picture attends to, without queries.
         text: arguments of the transformer whose dimension 1 is text in that sequence, where they tell it.
         latents, timestep: names of the transformer's arguments.
         latents_beside: arguments with what else is denoised, in the order of what the transformer gives.
@@ -125,6 +126,11 @@ class Family:
     text_tokens: int = 0
 
     @property
+    def text_has_queries(self) -> bool:
+        """Whether text in the self-attention sequence attends too."""
+        return self.text_position in ("first", "last")
+
+    @property
     def channels(self) -> int:
         """The axis of the latents, a list of them brought together in a batch, that holds their channels."""
         return _CHANNELS.get(self.grid, 1)
@@ -160,9 +166,10 @@ class Family:
             raise
         except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
             raise BadInput(f"the arguments are not those of {self.name}: {error}") from error
-        if isinstance(found, Layout):
-            return found
-        return Layout(*found, *{"none": (0, 0), "first": (None, 0), "last": (0, None)}[self.text_position])
+        layout = found if isinstance(found, Layout) else Layout(*found)
+        if self.text_position == "none" or any(part.kind == "text" for part in layout.parts):
+            return layout
+        return layout.beside_text(self.text_position.removeprefix("keys "), queries=self.text_has_queries)
 
     def token_grid(self, layout: Layout, arguments: Arguments) -> TokenGrid:
         """The grid of one forward with as much text as its arguments tell."""

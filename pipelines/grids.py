@@ -171,7 +171,7 @@ def shapes(config: Any, arguments: Arguments, name: str) -> Layout:
         layers = [picture, *others[:-1]]
         if len(set(map(tuple, layers))) == 1:
             picture, others = (len(layers) * picture[0], *picture[1:]), others[-1:]
-    return Layout(*picture, (TEXT,), tuple(Part.of("reference", *shape) for shape in others))
+    return Layout(*picture, 0, tuple(Part.of("reference", *shape) for shape in others))
 
 
 def listed(config: Any, arguments: Arguments, name: str) -> Answer:

@@ -7,8 +7,6 @@ from typing import Any
 
 from dittools.pipelines.family import ATTN1, DUAL_AND_SINGLE, LINEAR, TEXT, Family, checkpoint
 
-_KEYS_HAVE_TEXT = "queries are the image's alone while keys have the text too, which no method takes"
-
 _image = partial(Family, draws="image", grid="image")
 _after_text = partial(_image, text_position="first", text=TEXT)
 _before_text = partial(_image, text_position="last", text=TEXT)
@@ -187,16 +185,18 @@ IMAGE = (
         aliases=("nucleusmoe",),
         self_attention=("transformer_blocks.*.attn",),
         grid="shapes",
-        why_not=_KEYS_HAVE_TEXT,
+        text_position="keys last",
         clock="thousandths",
+        **_square(1024, model=(24, 16, 128)),
     ),
     _image(
         "prx",
         "PRX",
         "PRXTransformer2DModel",
         self_attention=("blocks.*.attention",),
-        why_not=_KEYS_HAVE_TEXT,
+        text_position="keys first",
         clock="thousandths",
+        guidance_passes="one batch",
     ),
     _image(
         "omnigen",

@@ -8,7 +8,13 @@ from typing import Any
 
 from dittools.pipelines.families import FAMILIES
 
-_TEXT = {"none": "cross-attention", "first": "before the picture", "last": "behind the picture"}
+_TEXT = {
+    "none": "cross-attention",
+    "first": "before the picture",
+    "last": "behind the picture",
+    "keys first": "keys alone, before the picture's",
+    "keys last": "keys alone, behind the picture's",
+}
 _FACTS = ("name", "aliases", "title", "draws", "transformer", "why_not", "notes", "way", "self_attention")
 _DEFAULTS = ("repo", "frames", "height", "width", "steps", "guidance", "fps")
 

@@ -763,6 +763,41 @@ TINY: dict[str, Tiny] = {
             "theta": 256,
         },
     ),
+    "nucleus-image": _video(
+        {
+            "patch_size": 2,
+            "in_channels": 16,
+            "out_channels": 4,
+            "num_layers": 2,
+            "attention_head_dim": 16,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "joint_attention_dim": 16,
+            "axes_dims_rope": (8, 4, 4),
+            "mlp_ratio": 12.0,
+            # experts choose among all tokens, so that a change of some would reach others beside attention
+            "moe_enabled": False,
+        },
+        axes="bnc",
+        patch=(1, 1, 1),
+        channels=16,
+        clock=0.001,
+        extra=lambda grid, batch: {"img_shapes": [grid] * batch, "encoder_hidden_states_mask": shown(batch)},
+    ),
+    "prx": _video(
+        {
+            "in_channels": 4,
+            "patch_size": 2,
+            "context_in_dim": 16,
+            "hidden_size": 32,
+            "num_heads": 4,
+            "depth": 2,
+            "axes_dim": [4, 4],
+        },
+        axes="bchw",
+        clock=0.001,
+        extra=lambda grid, batch: {"attention_mask": shown(batch).bool()},
+    ),
 }
 
 

@@ -98,7 +98,8 @@ def matrix() -> str:
 MEANING = (
     "Tested on tiny random models of diffusers' own classes, on a CPU, with {versions}. *budget*: all pairs give the "
     "dense result, in a batch whose texts differ in length; *axes*: a mask along frames, rows or columns keeps a "
-    "change there; *text*: text reaches the picture only from where it is thought to be; *restore*: bit-identical. "
+    "change there; *text*: text reaches the picture only from where it is thought to be; *keys*: text that gives keys "
+    "alone is seen by every query and counted in no budget; *restore*: bit-identical. "
     "No checkpoint of these but the embedded one has been run. Beside dittools, before and after it: {pairs}. "
     "Pipelines of other kinds around the same transformers, sparse and restored: {kinds}."
 )

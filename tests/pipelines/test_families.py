@@ -21,17 +21,19 @@ from dittools.pipelines.backend import names_backend
 from dittools.pipelines.errors import BadInput
 from dittools.pipelines.families import FAMILIES, find_family
 from dittools.pipelines.grids import GRIDS
-from tests.families_tiny import TINY, noise, transformer
+from tests.families_tiny import TEXT, TINY, noise, transformer
 
 ABLE = [family.name for family in FAMILIES if family.why_not is None]
 UNABLE = [family.name for family in FAMILIES if family.why_not is not None]
-JOINT = [name for name in ABLE if find_family(name).text_position != "none"]
+JOINT = [name for name in ABLE if find_family(name).text_has_queries]
+KEYS_ALONE = [name for name in ABLE if find_family(name).text_position.startswith("keys")]
 
 # What each test shows of a family; tools/models_matrix.py keeps which passed.
 CHECKS = {
     "test_full_budget_is_dense_in_a_batch_whose_texts_differ_in_length": "budget",
     "test_a_mask_along_an_axis_keeps_a_change_where_it_was_made": "axes",
     "test_text_reaches_the_picture_only_from_where_the_record_has_it": "text",
+    "test_every_query_sees_text_that_is_keys_alone_and_no_budget_counts_it": "keys",
     "test_restore_is_bit_identical": "restore",
 }
 
@@ -141,8 +143,8 @@ def test_full_budget_is_dense_in_a_batch_whose_texts_differ_in_length(name, hold
     assert record["fallbacks"] == [] and record["calls"]["dense"] == 0
     grid = record["grid"]
     assert (grid["frames"], grid["height"], grid["width"]) == grid_of(name)
-    assert (grid["text"] > 0) == (family.text_position != "none")
-    assert record["position"] == family.text_position
+    assert (grid["text"] > 0) == (name in JOINT)
+    assert record["position"] == (family.text_position if name in JOINT else "none")
     assert record["cache"]["computed_steps"] == [1]  # 500 of the schedule 900, 500, 100
     sparse = len([path for path, _ in holder.transformer.named_modules() if family.is_self_attention(path)])
     assert record["calls"]["sparse"] == sparse * (2 if name == "mochi" else 1)  # it calls once a sample
@@ -185,6 +187,25 @@ def test_text_reaches_the_picture_only_from_where_the_record_has_it(name, holder
         request.addfinalizer(hook.remove)
     assert torch.equal(holder.sparse("apart", arguments)[0], holder.sparse("apart", changed)[0])
     assert not torch.equal(holder.sparse("all", arguments)[0], holder.sparse("all", changed)[0])
+
+
+@pytest.mark.parametrize("name", KEYS_ALONE)
+def test_every_query_sees_text_that_is_keys_alone_and_no_budget_counts_it(name, holders):
+    holder, tiny, arguments = holders(name), TINY[name], TINY[name].arguments((1, 24, 20), 2)
+    dense = holder.draw(arguments)
+    for sparsity in (0.0, 0.5, 0.8):
+        out, record = holder.run("draft", arguments, sparsity, block_size=64)
+        assert torch.allclose(out, dense, rtol=1e-4, atol=1e-5) == (sparsity == 0) and record["fallbacks"] == []
+        kept, of = record["sparsity"]["by_parts"], record["sparsity"]["pairs_by_parts"]
+        assert kept == {"picture-picture": pytest.approx(1 - sparsity, abs=0.03), "picture-text": 1.0}
+        assert of["picture-text"] == pytest.approx((2 * TEXT - 3) / (2 * TEXT - 3 + 2 * 480))
+    (text,) = tiny.text
+    for place, matters in ((0, True), (TEXT - 1, False)):  # of the second sample's text, which is shorter
+        given = arguments[text].clone()
+        given[1, place] += 1
+        out, _ = holder.sparse("row", arguments | {text: given})
+        before, _ = holder.sparse("row", arguments)
+        assert torch.equal(out[0], before[0]) and torch.equal(out[1], before[1]) != matters
 
 
 @pytest.mark.parametrize("name", ABLE)
