@@ -12,10 +12,7 @@ import typer
 from dittools.config import Config
 from dittools.options import options_of
 
-VIDEO, INPUT, SETTINGS, MODEL, RESULT, OTHER = (
-    *("Video", "Inputs beside text", "Acceleration"),
-    *("Model and device", "Output", "Other"),
-)
+VIDEO, SETTINGS, MODEL, RESULT, OTHER = "Video", "Acceleration", "Model and device", "Output", "Other"
 _TABLE = options_of(Config)
 
 
@@ -161,6 +158,7 @@ class Settings:
     correction: Annotated[str | None, setting("correction", NAMED)] = None
     correction_options: Annotated[str | None, setting("correction_options", OPTIONS)] = None
     profile: Annotated[str | None, setting("profile", "FILE")] = None
+    plans: Annotated[str | None, setting("plans", "FILE")] = None
     share_branches: Annotated[bool | None, setting("share_branches")] = None
     block_size: Annotated[str | None, setting("block_size", "auto|64|128")] = None
     method_seed: Annotated[int | None, setting("seed", "N", "--method-seed")] = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -74,7 +75,8 @@ def command(ctx: typer.Context, flags: Flags) -> None:
 
     check_run(flags)
     texts, count = prompts_of(flags.prompts)
-    place = check_output(flags.output, flags.prompts, with_tables=not flags.cache, overwrite=flags.overwrite)
+    reads: list[places.Read] = [("--prompts", Path(flags.prompts).expanduser())]
+    place = check_output(flags.output, reads, with_tables=not flags.cache, overwrite=flags.overwrite)
     output = Output.of(flags)
     if place.exists():
         output.note(f"{place} is there, and this calibration will take its place")
@@ -107,13 +109,19 @@ def _cache_settings(flags: Flags) -> tuple[float, str]:
     return computed, reuse
 
 
-def check_output(out: str, prompts: str, *, with_tables: bool, overwrite: bool) -> Path:
-    """The path to write to. Raises BadInput, also where a file would be lost that is no profile."""
-    path = places.path_of("--output", out, "profile.json")
+def check_output(
+    out: str, reads: Sequence[places.Read], *, with_tables: bool, overwrite: bool, kind: str = "profile"
+) -> Path:
+    """The path to write to. Raises BadInput, also where a file would be lost that is none of this kind.
+
+    Args:
+        kind: "profile" or "plans", as `dittools.made` knows them.
+    """
+    path = places.path_of("--output", out, f"{kind}.json")
+    one, verb = ("a profile", "calibrate") if kind == "profile" else ("plans", "export")
     if path.suffix != ".json":
         raise BadInput(
-            f"--output {places.shown(out)} must end in .json: the profile's tables go into a .safetensors file "
-            "beside it"
+            f"--output {places.shown(out)} must end in .json: the tables of {one} go into a .safetensors file beside it"
         )
     tables = path.with_suffix(".safetensors")
     targets = (path, tables) if with_tables else (path,)
@@ -121,9 +129,10 @@ def check_output(out: str, prompts: str, *, with_tables: bool, overwrite: bool) 
         places.writable(target, "--output")
         if target.is_dir():
             raise BadInput(f"--output {places.shown(out)} would replace the folder {target}: name another file")
-    places.apart(targets, [("--prompts", Path(prompts).expanduser())], "--output")
-    places.keep(path, "--output", lambda: made.profile(path) is not None, "a profile of dittools calibrate", overwrite)
+    places.apart(targets, reads, "--output")
+    known = made.KINDS[kind]
+    places.keep(path, "--output", lambda: known(path) is not None, f"{one} of dittools {verb}", overwrite)
     if with_tables:
-        what = f"the tables of a profile {path.name} beside it"
-        places.keep(tables, "--output", lambda: made.tables(tables, path), what, overwrite)
+        what = f"the tables of {one} {path.name} beside it"
+        places.keep(tables, "--output", lambda: made.tables(tables, path, kind), what, overwrite)
     return path

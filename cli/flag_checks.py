@@ -23,7 +23,12 @@ _COUNTED = {"--at": "steps", "--layers": "layers", "--heads": "heads"}
 
 def check_run(flags: Run) -> None:
     """Raise BadInput for flags that no run could go by, whatever the machine."""
-    check_flags(flags)
+    check_place(flags.device, flags.dtype)
+    if flags.offload not in loading.OFFLOADS:
+        raise BadInput(unknown("--offload", flags.offload, loading.OFFLOADS))
+    check_compile(flags.compile)
+    _numbers(flags)
+    _texts(flags)
     family = find_family(flags.model)
     _can_generate(flags, family)
     folder = weights_folder(flags)
@@ -31,16 +36,6 @@ def check_run(flags: Run) -> None:
     check_steps(flags.steps, folder)
     if None not in (flags.frames, flags.height, flags.width):
         check_memory(flags.frames, flags.height, flags.width)
-
-
-def check_flags(flags: Run) -> None:
-    """Raise BadInput for flags that are wrong whatever the model is."""
-    check_place(flags.device, flags.dtype)
-    if flags.offload not in loading.OFFLOADS:
-        raise BadInput(unknown("--offload", flags.offload, loading.OFFLOADS))
-    check_compile(flags.compile)
-    _numbers(flags)
-    _texts(flags)
 
 
 def check_place(device: str, dtype: str) -> None:
@@ -59,7 +54,7 @@ def check_compile(asked: bool | None) -> None:
 
 def reads(flags: Any) -> list[places.Read]:
     """The files that flags name, for what is written to be none of them."""
-    named = {"--config": flags.config, "--profile": flags.profile}
+    named = {"--config": flags.config, "--profile": flags.profile, "--plans": flags.plans}
     with contextlib.suppress(ValueError):  # what is wrong with it is told by who reads it
         named["--cache"] = name_and_options(flags.cache or "", "cache")[1].get("profile")
     return [(flag, Path(name).expanduser()) for flag, name in named.items() if isinstance(name, str)]
@@ -93,7 +88,7 @@ def _texts(flags: Run) -> None:
     """Raises BadInput for a prompt that no model can read, and for names of files that are empty."""
     for flag, text in (("--prompt", flags.prompt), ("--negative-prompt", flags.negative_prompt)):
         check_prompt(flag, text)
-    for name in ("config", "profile"):
+    for name in ("config", "profile", "plans"):
         if getattr(flags, name, None) == "":
             raise BadInput(f"--{name} is empty: give the name of a file, or leave it out")
 

@@ -62,6 +62,11 @@ def _without_cache(request: Request) -> Request:
     config = request.config
     if config.cache == "none":
         return request
+    if config.plans is not None:
+        raise BadInput(
+            f"{config.plans} was decided with cache {config.cache}, and only computed steps can be looked at: export a "
+            "run without a cache"
+        )
     told = with_options(config.cache, config.cache_options)
     note = f"cache {told} of --config {request.flags.config} is left out: only computed steps can be looked at"
     config = dataclasses.replace(config, cache="none", cache_options={})

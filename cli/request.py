@@ -23,7 +23,7 @@ from dittools.pipelines.errors import BadInput, first_line
 from dittools.pipelines.families import Family, find_family
 from dittools.pipelines.limits import check_memory, check_steps
 from dittools.pipelines.sizes import size_rule, with_text
-from dittools.pipelines.tasks.task import Task
+from dittools.plans import manifest
 from dittools.tokens import TokenGrid
 
 
@@ -34,8 +34,6 @@ class Request:
     Args:
         output: None for a verb that has its own.
         notes: what of --config the flags left no room for.
-        task: what a whole call of a pipeline is asked for; None where it is run in stages.
-        weights: those of `task`.
     """
 
     flags: Run
@@ -43,23 +41,17 @@ class Request:
     config: Config
     output: saving.Output | None
     notes: tuple[str, ...] = ()
-    task: Task | None = None
-    weights: weights.Weights | None = None
 
 
 @dataclass(frozen=True)
 class Scene:
-    """What is generated, all defaults filled in. `max_text` is in tokens; None leaves it to the pipeline.
-
-    With a `task`, sizes may be None, which leaves them to the pipeline as well.
-    """
+    """What is generated, all defaults filled in. `max_text` is in tokens; None leaves it to the pipeline."""
 
     prompt: str
     negative_prompt: str
     shot: stages.Shot
     fps: float
     max_text: int | None
-    task: Task | None = None
 
     def of(self, prompt: str, **shot: Any) -> Scene:
         """The same with another prompt, and in these another `dittools.pipelines.stages.Shot`."""
@@ -76,16 +68,17 @@ def check(flags: Run, output: saving.Output | None, also: Callable[[Config], Non
     config, notes = config_of(flags) if isinstance(flags, Settings) else (Config(method="dense"), ())
     check_files(config)
     if output is not None:
-        output.keep(read_by(config), flags.overwrite)
+        output.keep(_read_by(config), flags.overwrite)
     check_sizes(flags, config)
     also(config)
     loading.check_offload(flags.offload, loading.pick_device(flags.device))
     return Request(flags, family, config, output, notes)
 
 
-def read_by(config: Config) -> list[places.Read]:
+def _read_by(config: Config) -> list[places.Read]:
     """The files that a config names."""
     named = {"the config's profile": config.profile, "the cache's profile": config.cache_options.get("profile")}
+    named["the config's plans"] = config.plans
     return [(what, Path(name).expanduser()) for what, name in named.items() if name]
 
 
@@ -125,13 +118,19 @@ def check_files(config: Config, steps: int | None = None) -> None:
         if cache is not None:
             cache.check_files(steps)
         if config.profile is None:
+            if config.plans is not None and steps is not None:
+                _raise(manifest.read(config.plans).misfit_of_steps(steps))
             return
         found = profile.named(config.profile)
         why = profile.misfit_of_run(found, config.method, found.made.steps if steps is None else steps)
     except ValueError as error:
         raise BadInput(first_line(error)) from None
+    _raise(why and f"{why}: {profile.remedy_for(config.method)}")
+
+
+def _raise(why: str | None) -> None:
     if why:
-        raise BadInput(f"{why}: {profile.remedy_for(config.method)}")
+        raise BadInput(why)
 
 
 def _defaults(family: Family, embedded: bool) -> dict[str, Any]:
@@ -197,6 +196,8 @@ def _check_chosen(config: Config, family: Family, folder: Path, shot: Any, devic
     check_steps(shot.steps, folder)
     grid = grid_of(family, folder, shot.frames, shot.height, shot.width)
     check_method(config, grid, block_of(device))
+    if config.plans is not None:
+        return check_plans(config.plans, family, folder, grid)
     check_profile(config, family, folder, grid, shot.steps)
 
 
@@ -221,6 +222,18 @@ def check_profile(config: Config, family: Family, folder: Path, grid: TokenGrid,
         identity = identity_of(folder, family)
         if identity is not None:
             profile.choose(config.profile, method.name, needed, identity, beside_text(config, grid), steps)
+    except ValueError as error:
+        raise BadInput(first_line(error)) from None
+
+
+def check_plans(path: str, family: Family, folder: Path, grid: TokenGrid) -> None:
+    """Refuse plans of another model or size, and files that are damaged. Raises BadInput, naming both sides."""
+    from dittools.pipelines.skeleton import identity_of
+    from dittools.plans.loaded import LoadedPlans
+
+    _raise(manifest.read(path).misfit_of_picture(grid))
+    try:
+        LoadedPlans(path, identity_of(folder, family))
     except ValueError as error:
         raise BadInput(first_line(error)) from None
 

@@ -17,6 +17,7 @@ from dittools.methods import METHODS
 from dittools.naming import name_and_options, value_of, with_options
 from dittools.options import Renamed, options_of
 from dittools.pipelines.errors import BadInput, first_line
+from dittools.plans import manifest
 from dittools.registry import Registry
 
 FLAGS = {"seed": "method_seed"}
@@ -37,16 +38,25 @@ def config_of(flags: Settings) -> tuple[Config, tuple[str, ...]]:
     """
     base = read_config(flags.config) if flags.config is not None else Config()
     given, notes = _given(flags), []
+    asked = set(given)
     for part in PARTS:
         notes += _lay_over(part, given, base, flags.config)
     try:
         with warnings.catch_warnings(record=True) as renamed:
             warnings.simplefilter("always", Renamed)
             config = dataclasses.replace(base, **given)
+        _check_decided(config, {name: given[name] for name in asked})
         notes += [str(warning.message) for warning in renamed if issubclass(warning.category, Renamed)]
         return config, tuple(dict.fromkeys(notes))
     except (ValueError, TypeError) as error:
         raise _of_flag(first_line(error), given) from None
+
+
+def _check_decided(config: Config, given: dict[str, Any]) -> None:
+    """Raises ValueError for a flag that plans leave no room for, though it asks for what is the default elsewhere."""
+    for name, value in given.items():
+        if config.plans is not None and name != "plans" and getattr(config, name) != value:
+            raise ValueError(manifest.read(config.plans).other_setting(name, value, getattr(config, name)))
 
 
 def _given(flags: Settings) -> dict[str, Any]:

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
 
 from dittools import summary
 from dittools.config import Config
 from dittools.options import options_of
 from dittools.runtime import Runtime
+
+if TYPE_CHECKING:
+    from dittools.plans.export import Exported
 
 
 class Attached(Protocol):
@@ -115,6 +119,30 @@ class Acceleration:
     def by_step_and_layer(self) -> list[list[float | None]]:
         """Skipped share of the latest run, a list of layers for each step."""
         return summary.by_step_and_layer(self.runtime)
+
+    def keep_plans(self) -> None:
+        """Keep what runs to come decide, for `export`: each new plan then waits for the device and goes to the CPU."""
+        self.runtime.keep_plans()
+
+    def export(self, path: str | Path) -> Exported:
+        """Write what the latest run decided: masks in bits, orders, and the steps that a cache computed.
+
+        ``accelerate(pipe, plans=path)`` goes by it, here or elsewhere, and decides nothing: with the same prompt, seed
+        and kind of device it draws the same to the bit.
+
+        Args:
+            path: a .json file; tables go into a .safetensors file of the same name beside it.
+
+        Raises:
+            ValueError: one line, when the path is none, `keep_plans` was not called before the run, or the run is none
+                that a file can hold.
+            OSError: when a file cannot be written.
+        """
+        from dittools.plans.export import export
+
+        if Path(path).suffix != ".json":
+            raise ValueError(f"plans are a .json file, with their tables beside it, got {str(path)!r}")
+        return export(self.runtime, Path(path))
 
     def summary(self) -> str:
         """The latest run as text: sparsity by step and layer, calls, fallbacks and why, seconds."""

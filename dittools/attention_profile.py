@@ -241,7 +241,7 @@ def misfit(profile: Profile, method: str, model: Model, grid: TokenGrid, steps: 
     """Why a method cannot use a profile in this run, naming both sides; None when it can."""
     why = misfit_of_model(profile, method, model)
     if why is None and profile.grid != grid:
-        why = f"{profile.name} is for {_grid(profile.grid)}, and this run has {_grid(grid)}"
+        why = f"{profile.name} is for {grid_text(profile.grid)}, and this run has {grid_text(grid)}"
     return why or misfit_of_run(profile, method, steps)
 
 
@@ -254,7 +254,7 @@ def misfit_of_call(profile: Profile, grid: TokenGrid) -> str | None:
     ours, theirs = (dataclasses.replace(g, text=0, text_position="none") for g in (grid, profile.grid))
     if grid == profile.grid or (ours == theirs and "first" not in (grid.text_position, profile.grid.text_position)):
         return None
-    return f"{profile.name} is for {_grid(profile.grid)}, and this call has {_grid(grid)}"
+    return f"{profile.name} is for {grid_text(profile.grid)}, and this call has {grid_text(grid)}"
 
 
 def misfit_of_model(profile: Profile, method: str, model: Model) -> str | None:
@@ -263,7 +263,7 @@ def misfit_of_model(profile: Profile, method: str, model: Model) -> str | None:
         return _not_for(profile, method)
     ours, theirs = ((m.transformer, m.fingerprint, m.layers, m.heads) for m in (model, profile.model))
     if ours != theirs:
-        return f"{profile.name} is of {_model(profile.model)}, and this is {_model(model)}"
+        return f"{profile.name} is of {model_text(profile.model)}, and this is {model_text(model)}"
     return None
 
 
@@ -330,7 +330,7 @@ def choose(
             ]
         if profile.model.fingerprint == model.fingerprint:
             near = why
-    what = f"{_grid(grid)} and {steps} steps"
+    what = f"{grid_text(grid)} and {steps} steps"
     raise ValueError(
         f"method {method} needs a profile of this model for {what}, and none that ships fits"
         + (f" ({near})" if near else "")
@@ -343,11 +343,13 @@ def _not_for(profile: Profile, method: str) -> str:
     return f"{profile.name} is for {holds}, and not for method {method}"
 
 
-def _model(model: Model) -> str:
+def model_text(model: Model) -> str:
+    """A model for an error."""
     return f"{model.transformer} {model.fingerprint} ({model.layers} layers, {model.heads} heads)"
 
 
-def _grid(grid: TokenGrid) -> str:
+def grid_text(grid: TokenGrid) -> str:
+    """A token grid for an error."""
     others = "".join(f", {part.tokens} of {part.kind}" for part in grid.parts)
     text = f" and {grid.text} text{' in front' * (grid.text_position == 'first')}" if grid.text else ""
     return f"{grid.frames} x {grid.height} x {grid.width} tokens{others}{text}"

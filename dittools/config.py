@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from dittools.files import parse_json
 from dittools.json_numbers import whole_steps
 from dittools.naming import unknown
-from dittools.options import Options, option
+from dittools.options import Options, option, options_of
 
 if TYPE_CHECKING:
     from dittools import methods
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 VERSION = 1
 BLOCK_SIZES = ("auto", 64, 128)
+FREE = ("plans", "strict")
+"""What a run may have of its own that goes by the plans of another."""
 
 __all__ = ["Config", "whole_steps"]
 
@@ -52,6 +54,8 @@ class Config(Options):
         correction_options: settings of the correction itself, for example ``{"every": 4}`` for rettention.
         profile: file of a profile, or the name of one that ships, for methods that decide from measurements; None
             finds a shipped one that fits where the method needs one.
+        plans: file of `Acceleration.export` or `dittools export`, which decides in place of the method: all settings
+            but ``strict`` are those of the run that was exported, and others are refused.
 
     Raises:
         ValueError: one line that says what was asked and what would be right.
@@ -73,6 +77,7 @@ class Config(Options):
     correction_options: dict[str, Any] = option({}, "options of the correction", kind="mapping")
     profile: str | None = option(None, "of dittools calibrate, or a name that ships", kind="file")
     share_branches: bool = option(True, "one choice for both guidance branches of a step")
+    plans: str | None = option(None, "of dittools export; the run decides nothing", kind="path")
 
     def __post_init__(self):
         # These import PyTorch, which the table of options does not need.
@@ -84,6 +89,8 @@ class Config(Options):
             ("correction", corrections.CORRECTIONS, "correction_options"),
         ):
             self._split(name, registry, options)
+        if self.plans is not None:
+            self._decided()
         super().__post_init__()
         # Made to be checked: a misspelt option is an error here and not in the middle of a run.
         method = methods.create(self.method, self.options, also_known=_names())
@@ -98,6 +105,20 @@ class Config(Options):
                 f"correction {self.correction} makes up for skipped blocks, and method {self.method} takes fewer keys "
                 "instead: use correction none"
             )
+
+    def _decided(self) -> None:
+        """Take the settings of the run whose plans these are. Raises ValueError for another one that was asked for."""
+        from dittools.plans import manifest
+
+        plans = manifest.read(options_of(Config)["plans"].read("plans", self.plans))
+        decided = Config.from_dict(plans.config)
+        for name, about in options_of(Config).items():
+            value = getattr(self, name)
+            if name in FREE or value == getattr(decided, name):
+                continue
+            if value != about.default:
+                raise ValueError(plans.other_setting(name, value, getattr(decided, name)))
+            object.__setattr__(self, name, getattr(decided, name))
 
     def _split(self, name: str, registry: Registry, options: str) -> None:
         """Take the options that follow a name, as in ``svg2:iterations=2``, apart; those given apart win."""

@@ -9,6 +9,7 @@ from typing import Any
 from dittools import files
 
 MOST_JSON_BYTES = 64 << 20  # a file from elsewhere may say anything, and be of any size
+MOST_PLANS_BYTES = 512 << 20  # of long runs with a plan for every call
 _OTHER_KINDS = ("dittools_profile", "kind", "schema", "rows", "case")  # of dittools, and no record of a video
 
 
@@ -43,19 +44,28 @@ def profile(path: Path) -> dict[str, Any] | None:
     return found if methods or caches else None
 
 
-def tables(path: Path, profile_path: Path) -> bool:
-    """Whether a file holds the tables of the profile beside it, as they were written.
+def plans(path: Path) -> dict[str, Any] | None:
+    """The JSON of plans of `dittools export`; None for any other file."""
+    found = _object(path, MOST_PLANS_BYTES)
+    return found if found is not None and found.get("kind") == "plans" and "dittools_plans" in found else None
+
+
+KINDS = {"profile": profile, "plans": plans}
+
+
+def tables(path: Path, json_path: Path, kind: str = "profile") -> bool:
+    """Whether a file holds the tables of the profile or plans beside it, as they were written.
 
     Profiles of older versions have no digest: that they list tables counts there.
     """
-    found = profile(profile_path)
-    return bool(found and found.get("arrays")) and found.get("arrays_sha256") in (None, files.sha256(path))
+    found, name = KINDS[kind](json_path), "arrays" if kind == "profile" else "tables"
+    return bool(found and found.get(name)) and found.get(f"{name}_sha256") in (None, files.sha256(path))
 
 
-def _object(path: Path) -> dict[str, Any] | None:
+def _object(path: Path, most: int = MOST_JSON_BYTES) -> dict[str, Any] | None:
     """The JSON object in a file, if it holds one."""
     with contextlib.suppress(OSError, ValueError):
-        if path.stat().st_size <= MOST_JSON_BYTES:
+        if path.stat().st_size <= most:
             found = files.parse_json(files.read_text(path))
             return found if isinstance(found, dict) else None
     return None

@@ -179,6 +179,7 @@ KINDS: dict[str, Kind] = {
     "axes": Kind(_axes, "be a whole number of at least 1, or three of them for frames, rows and columns"),
     "shares": Kind(_shares, "be shares of the run in [0, 1], for example [0.2, 0.6]"),
     "file": Kind(_file, "be the path of a profile or the name of one"),
+    "path": Kind(_file, "be the path of a file"),
     "text": Kind(_text, "be a name"),
     "mapping": Kind(_mapping, "map names to values"),
 }

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from dittools.caches.step_cache import StepCache
     from dittools.call_info import AttentionInputs
     from dittools.clock import StepInfo
+    from dittools.plans.loaded import LoadedPlans
+    from dittools.plans.record import PlanRecord
 
 
 class KeptOf(NamedTuple):
@@ -99,6 +101,8 @@ class Run:
         self.profile: Profile | None = None
         self.sparse_layers: dict[int, tuple[int, ...]] = {}  # by layer, those of its transformer that may run sparse
         self.correction: Correction | None = None
+        self.loaded: LoadedPlans | None = None  # what decides the pairs in place of the method, where a file does
+        self.recorded: PlanRecord | None = None  # what it decides, where that is kept
         self.branches: set[str] = set()  # seen so far
         self.first_step: int | None = None  # of the first call
         self.first = 0  # first step that runs
@@ -158,6 +162,8 @@ class Run:
             for key, held in list(kept.items()):
                 if key[0] in layers and branch in (key[1], getattr(held, "branch", None)):
                     del kept[key]
+        if self.recorded is not None and len(self.calls) > calls:
+            self.recorded.forget(self.calls[calls].step, branch)
         del self.calls[calls:], self.facts[facts:]
         self.head_costs.clear()
 

@@ -9,12 +9,15 @@ import torch
 
 from dittools import attention_profile as profile
 from dittools import caches, corrections, methods
+from dittools.caches.decided import Decided
 from dittools.caches.state import Model, Trajectory
 from dittools.caches.step_cache import StepCache
 from dittools.call_info import CallInfo, Layer
 from dittools.clock import StepClock, StepInfo
 from dittools.config import Config
 from dittools.methods import auto
+from dittools.plans.loaded import LoadedPlans
+from dittools.plans.record import PlanRecord
 from dittools.run import Run
 from dittools.tally import Tally
 
@@ -30,15 +33,21 @@ class RunSetup:
 
     Attributes:
         cache: the step cache with its settings; None without one.
+        keep_plans: whether runs to come keep what they decide.
 
     Raises:
-        ValueError: when the cache knows nothing of this model, or a profile cannot be read or is of another model.
+        ValueError: when the cache knows nothing of this model, or a profile or plans cannot be read or are of another
+            model.
     """
 
     def __init__(self, config: Config, layers: Sequence[Layer], model: Model, identity: profile.Model | None):
         self.config, self.layers, self.model, self.identity = config, list(layers), model, identity
+        self.keep_plans = False
         self._transformers = _by_transformer(self.layers)
+        self._loaded = None if config.plans is None else LoadedPlans(config.plans, identity)
         self.cache = caches.create(config.cache, config.cache_options)
+        if self._loaded is not None and (decided := self._loaded.manifest.cache) is not None:
+            self.cache = Decided.of(config.cache, decided)
         # What can be known now is an error at once, not in the middle of a run.
         if self.cache is not None:
             self.cache.check_files()
@@ -59,6 +68,7 @@ class RunSetup:
         config = self.config
         run = Run(info.grid, step.steps, len(self.layers), self._block_size(info.device))
         run.first, run.tally = step.first, Tally(self._transformers)
+        run.recorded = PlanRecord() if self.keep_plans else None
         self._choose(run, step, info)
         self._note_dense(run, step, clock)
         if run.correction is None and config.correction != "none":
@@ -87,6 +97,9 @@ class RunSetup:
         if grid is None and config.method != "dense":
             run.method, run.why_dense = None, info.why_no_grid
             return
+        if self._loaded is not None:
+            self._load(run, step)
+            return
         if config.method == "auto":
             runs = step.steps - step.first
             method = auto.pick(runs, grid.frames, info.device.type)
@@ -107,6 +120,17 @@ class RunSetup:
             run.sparse_layers = self._sparse_layers()
         if config.method != "dense":
             run.correction = corrections.create(config.correction_of(method), config.correction_options)
+
+    def _load(self, run: Run, step: StepInfo) -> None:
+        """A file decides the pairs: the method is known by name and is not asked."""
+        config, manifest = self.config, self._loaded.manifest
+        self._loaded.check(run.grid, step)
+        run.loaded, run.why_dense = self._loaded, None
+        run.method = methods.create(manifest.method["name"], manifest.method["options"])
+        if config.method != "dense":
+            run.correction = corrections.create(config.correction, config.correction_options)
+        whose = f"{manifest.name}, which method {run.method.name} made with {manifest.made.weights} weights"
+        run.notes[f"{whose}: this run decides nothing"] = None
 
     def _note_dense(self, run: Run, step: StepInfo, clock: StepClock) -> None:
         """Say at once where no step of a run can be sparse."""

@@ -86,6 +86,10 @@ class Runtime:
         """What a profile of methods has to fit; None where nobody knows."""
         return self._setup.identity
 
+    def keep_plans(self) -> None:
+        """Runs to come keep what they decide, so that it can be exported: each plan then waits for the device."""
+        self._setup.keep_plans = True
+
     @property
     def cache(self):
         """The step cache with its settings; None without one."""

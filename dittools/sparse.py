@@ -87,6 +87,9 @@ class Sparse:
             call = self._call(inputs, step, piece.grid, (number, index))
             with part("select"), self._noting_kernels():
                 planned = self._plan(*taken, call, (number, index), shared)
+            if run.recorded is not None:
+                stays = isinstance(planned, StayDense)
+                run.recorded.note(call, (number, index), *((planned,) if stays else (planned.plan, planned.fresh)))
             if isinstance(planned, StayDense):
                 run.fallbacks[planned.reason] += 1
                 return None
@@ -232,8 +235,14 @@ class Sparse:
     def _plan(
         self, q, k, v, call: AttentionCall, part: tuple[int, int], tokens: SharedTokens | None
     ) -> Planned | StayDense:
-        """A plan made now, or one that is kept: from a step before, or from another branch of this step."""
+        """A plan made now, or one that is kept: from a step before, from another branch of this step, or in a file."""
         run, shape = self.run, (q.shape, q.dtype, q.device, call.heads.mine)
+        if run.loaded is not None:
+            found = run.loaded.plan(q, call, part)
+            if isinstance(found, StayDense):
+                return found
+            plan, fresh = found
+            return Planned(plan, plan.share, kept_by_kind(plan, call.grid), fresh)
         refresh = max(self._config.refresh, run.correction.keeps_plans if run.correction else 1)
         # In the first step nobody knows yet whether there will be another branch.
         shared = self._config.share_branches and (len(run.branches) > 1 or call.step == run.first_step)

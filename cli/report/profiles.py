@@ -43,7 +43,7 @@ def check_model(found: Iterable[Setting], pipe: Any, grid: TokenGrid, steps: int
         method = methods.create(config.method, config.options)
         takes = method.profile_use == "needed" or (method.profile_use == "given" and config.profile is not None)
         size = block_size if config.block_size == "auto" else int(config.block_size)
-        takes = takes and method.why_not(grid, size) is None
+        takes = takes and config.plans is None and method.why_not(grid, size) is None
         if not takes and config.cache == "none":
             continue
         with named(setting):

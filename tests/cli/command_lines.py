@@ -45,7 +45,7 @@ GOOD: dict[str, tuple[str, ...]] = {
     "--seeds": ("0", "1", "-1"),
     "--output": (
         *("a.npy", "a.gif", "a.webp", "a.png", "frames/", "a.mp5", "v.npy", "user.txt", "link"),
-        *("new", "new.json", "full", "empty", "profile.json"),
+        *("new", "new.json", "full", "empty", "profile.json", "plans.json"),
     ),
     "--options": ("probe_rows=8", "iterations=2:scope=head", "order=curve"),
     "--cache-options": ("threshold=0.1", "interval=3"),
@@ -54,6 +54,7 @@ GOOD: dict[str, tuple[str, ...]] = {
     "--block-size": ("auto", "64", "128", "96"),
     "--method-seed": ("0", "7", "-1"),
     "--config": ("config.json", "record.json", "user.json", "deep.json"),
+    "--plans": ("plans.json", "plans.json", "profile.json", "record.json"),
     "--profile": ("profile.json", "embedded_33x256x256_16", "user.json"),
     "--device": ("auto", "cpu", "cuda", "cuda:1"),
     "--dtype": ("auto", "bf16", "fp32"),
@@ -131,6 +132,12 @@ def make_place(folder: Path) -> None:
     (folder / "prompts.txt").write_text("\ufeffa red circle\n\na blue square\n", encoding="utf-8")
     profile = {"schema": 1, "kind": "cache", "model": "m", "match": {}, "steps": 6, "masks": {"6": {"mask": "1" * 6}}}
     (folder / "profile.json").write_text(json.dumps(profile))
+    model = {"transformer": "WanTransformer3DModel", "fingerprint": "0" * 16, "layers": 8, "heads": 6}
+    plans = {"dittools_plans": 1, "kind": "plans", "model": model, "made": {"weights": "w", "steps": 2}, "steps": 2}
+    plans |= {"grids": [{"frames": 2, "height": 4, "width": 4}], "config": {"method": "dense", "cache": "sea"}}
+    plans |= {"method": {"name": "dense", "options": {}}, "plans": [], "uses": [], "dense": [], "tables": {}}
+    plans["cache"] = {"reuse": "output", "taylor_order": 0, "calls": [{"part": 0, "branch": "cond", "steps": "Cr"}]}
+    (folder / "plans.json").write_text(json.dumps(plans))
     np.save(folder / "v.npy", np.zeros((2, 16, 16, 3), np.uint8))
     (folder / "full").mkdir()
     (folder / "full" / "mine.txt").write_text("mine")

@@ -10,6 +10,7 @@ from dittools.cli.app import command
 from dittools.cli.generate import Flags
 from dittools.cli.settings import FLAGS, config_of
 from tests.cli.test_bad_input import one_error
+from tests.plans.drive import exported
 
 GIVEN = {
     "method": ("svg2:iterations=3", "svg2"),
@@ -28,6 +29,7 @@ GIVEN = {
     "correction_options": ("every=4", {"every": 4}),
     "profile": ("p.json", "p.json"),
     "share_branches": (False, False),
+    "plans": ("plans.json", "plans.json"),
 }
 BESIDE = {"options": {"method": "svg2"}, "cache_options": {"cache": "pab"}, "profile": {"method": "paro"}}
 BESIDE["correction_options"] = {"correction": "rettention"}
@@ -41,7 +43,10 @@ def test_every_setting_has_a_flag_in_every_verb_that_takes_settings(verb):
 
 
 @pytest.mark.parametrize("name", [field.name for field in dataclasses.fields(Config)])
-def test_a_flag_sets_its_setting(name):
+def test_a_flag_sets_its_setting(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    if name == "plans":
+        exported("plans.json", method="draft")
     given, expected = GIVEN[name]
     config, notes = config_of(Flags(**{FLAGS.get(name, name): given}, **BESIDE.get(name, {})))
     assert getattr(config, name) == expected != getattr(Config(), name) and notes == ()

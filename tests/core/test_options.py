@@ -23,6 +23,7 @@ REFUSED = {  # of each kind, whatever its bounds
     "axes": (0, True, "2x", [1, 2], [1, 2, 0], 2.5, "1x2x3x4"),
     "shares": (0.2, [2.0], "0.2", [True]),
     "file": (3, b"a.json", ["a.json"]),
+    "path": (3, b"a.json", ["a.json"]),
     "text": (3,),
     "mapping": (["a"], {1: 2}),
 }

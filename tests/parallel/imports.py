@@ -4,7 +4,6 @@ from diffusers import (  # noqa: F401
     ContextParallelConfig,
     Flux2Transformer2DModel,
     FluxTransformer2DModel,
-    HunyuanVideoTransformer3DModel,
     LTXVideoTransformer3DModel,
     QwenImageTransformer2DModel,
     WanTransformer3DModel,

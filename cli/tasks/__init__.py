@@ -1,1 +1,0 @@
-"""`dittools generate` for whatever a pipeline folder is: inputs beside text, lists of prompts and seeds, adapters."""
