@@ -219,6 +219,7 @@ class Layout:
             tokens may be None: all that the sequence has beyond the rest. It may differ from call to call, as the
             text of two prompts does. Parts without queries are in the sequence of keys alone.
         notes: what a user should know of it, a line each.
+        one_sequence: whether what splits it among ranks splits it as it stands, and not text and all else apart.
     """
 
     frames: int
@@ -227,6 +228,7 @@ class Layout:
     before: int | tuple[Part, ...] | None = 0
     after: int | tuple[Part, ...] | None = 0
     notes: tuple[str, ...] = ()
+    one_sequence: bool = False
 
     @property
     def parts(self) -> list[Part]:

@@ -21,7 +21,8 @@ CLOCKS = {
 _CHANNELS = {
     "frames_first": 2,
     "channels_last": -1,
-    **dict.fromkeys(("packed", "position_ids", "joint_ids", "shapes"), 2),
+    **dict.fromkeys(("packed", "position_ids", "joint_ids", "shapes", "document"), 2),
+    "two_streams": -4,
 }
 
 
@@ -65,8 +66,11 @@ class Family:
             "last"; "keys first" or "keys last" where they are keys that the picture attends to, without queries.
         text: arguments of the transformer whose dimension 1 is text in that sequence, where they tell it.
         latents, timestep: names of the transformer's arguments.
+        timestep_rows: where a call has several timesteps, the arguments with each row's index among them, and with
+            the rows that are pictures; the last of these is of the picture that is drawn.
         latents_beside: arguments with what else is denoised, in the order of what the transformer gives.
-        block_output: which of the tensors that its first block gives is the picture's; None where it gives one.
+        block_input, block_output: which of the tensors that its first block takes and gives is the picture's; None
+            where it gives one.
         tokens_first: whether tokens are the first axis inside its blocks, before the batch.
         clock: the name in `CLOCKS` of how the timestep leads back to the scheduler's.
         guidance_passes: how classifier-free guidance runs: "two calls", "one batch", "none" or "guider".
@@ -80,6 +84,8 @@ class Family:
         strides: (frames, pixels) that one latent stands for, of the default checkpoint.
         patch: (frames, height, width) latents in one token, of the default checkpoint.
         fills_frames: whether its pipelines fill up the last token along the frames, where one spans several.
+        groups: ((frames, latents) of a group, (frames, latents) beside all groups), where latents stand for so many
+            frames together; the first number of ``strides`` does not count then.
         multiple: of pixels, that its pipelines ask height and width to be, beside what latents and tokens need.
         positions: most tokens along one axis of the default checkpoint, where its position embedding ends; None: any.
         layers, heads, head_dim: of the default checkpoint; for plans made without weights.
@@ -100,9 +106,11 @@ class Family:
     text: tuple[str, ...] = ()
     latents: str = "hidden_states"
     latents_beside: tuple[str, ...] = ()
+    block_input: int = 0
     block_output: int | None = None
     tokens_first: bool = False
     timestep: str = "timestep"
+    timestep_rows: tuple[str, str] | None = None
     clock: str = "same"
     guidance_passes: str = "two calls"
     why_not: str | None = None
@@ -118,6 +126,7 @@ class Family:
     strides: tuple[int, int] | None = None
     patch: tuple[int, int, int] = (1, 2, 2)
     fills_frames: bool = False
+    groups: tuple[tuple[int, int], tuple[int, int]] | None = None
     multiple: int = 1
     positions: int | None = None
     layers: int | None = None
@@ -174,6 +183,14 @@ class Family:
     def token_grid(self, layout: Layout, arguments: Arguments) -> TokenGrid:
         """The grid of one forward with as much text as its arguments tell."""
         return layout.grid(sum(value.shape[1] for value in map(arguments, self.text) if hasattr(value, "shape")))
+
+    def timestep_of(self, arguments: Arguments) -> Any:
+        """The timestep of the picture that is drawn, as one forward is given it."""
+        given = arguments(self.timestep)
+        if self.timestep_rows is None or given is None:
+            return given
+        index, rows = map(arguments, self.timestep_rows)
+        return given.index_select(0, index.index_select(0, rows[-1:]))
 
     def scheduled(self, timestep: Any) -> Any:
         """The scheduler's timestep that a transformer's stands for."""

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from dittools.pipelines import one_sequence
 from dittools.pipelines.errors import BadInput
 from dittools.pipelines.rasters import Clip, clips, raster
 from dittools.tokens import Layout, Part
@@ -246,4 +247,6 @@ GRIDS: dict[str, Reader] = {
     "framepack": framepack,
     "helios": helios,
     "square_or_sized": square_or_sized,
+    "document": one_sequence.document,
+    "two_streams": one_sequence.two_streams,
 }

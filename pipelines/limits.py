@@ -35,6 +35,7 @@ class SizeRule:
         stride: (frames, pixels along a side) that one latent stands for.
         patch: (frames, height, width) latents in one token.
         positions: most tokens along one axis that the model knows positions for; None: any number.
+        groups: as `Family.groups`.
     """
 
     frames: int = 4
@@ -44,6 +45,7 @@ class SizeRule:
     stride: tuple[int, int] = (4, 8)
     patch: tuple[int, int, int] = (1, 2, 2)
     positions: int | None = None
+    groups: tuple[tuple[int, int], tuple[int, int]] | None = None
 
     @classmethod
     def _of(
@@ -92,7 +94,11 @@ class SizeRule:
         from dittools.tokens import Layout
 
         (time, side), (deep, high, wide) = self.stride, self.patch
-        return Layout(-(-((frames - 1) // time + 1) // deep), height // side // high, width // side // wide)
+        latents = (frames - 1) // time + 1
+        if self.groups is not None:
+            (together, each), (beside, more) = self.groups
+            latents = (frames - beside) // together * each + more
+        return Layout(-(-latents // deep), height // side // high, width // side // wide)
 
 
 def nearest(value: int, step: int, rest: int, most: int = _MOST) -> tuple[int | None, int | None]:

@@ -115,7 +115,7 @@ class RootHook:
             self.layout, why_no_grid = None, f"the token grid cannot be read: {error}"
         timestep = argument(family.timestep)
         loop = find_loop(self._model(), timestep, self._pipe())
-        timing = _timing(loop, self._context, self._reader(timestep, loop))
+        timing = _timing(loop, self._context, self._reader(lambda: family.timestep_of(argument), loop))
         reusable = None
         if self.reuse is not None:
             tokens = picture_in(self.layout, given.shape[1]) if given.ndim == 3 else None
@@ -153,14 +153,16 @@ class RootHook:
                 self.rerunning = False
         return output
 
-    def _reader(self, timestep: Any, loop: Loop) -> Callable[[], Reading]:
+    def _reader(self, given: Callable[[], Any], loop: Loop) -> Callable[[], Reading]:
         """What reads the timestep of this call in the schedule's units, at most once."""
-        convert = self._family.scheduled
-        if self._family.clock == "pipeline":
-            current = getattr(loop.owner, "_current_timestep", None)
-            timestep = timestep if current is None else current
-        known = isinstance(timestep, (torch.Tensor, int, float))
-        return functools.cache(lambda: read(timestep if known else 0.0, convert))
+
+        def reading() -> Reading:
+            timestep = getattr(loop.owner, "_current_timestep", None) if self._family.clock == "pipeline" else None
+            timestep = given() if timestep is None else timestep
+            known = isinstance(timestep, (torch.Tensor, int, float))
+            return read(timestep if known else 0.0, self._family.scheduled)
+
+        return functools.cache(reading)
 
     @contextmanager
     def _in_context(self, theirs: Callable[..., Any], name: Any, *args: Any, **kwargs: Any) -> Iterator[Any]:

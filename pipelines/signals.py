@@ -119,9 +119,13 @@ def takes_over(pipe: Any, timesteps: Sequence[float]) -> int | None:
     return next((step for step, timestep in enumerate(timesteps) if timestep < below), len(timesteps))
 
 
-def first_tensor(args: tuple, kwargs: dict[str, Any]) -> torch.Tensor:
-    """A block's ``hidden_states``, by name or as the first argument."""
-    return kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]
+def first_tensor(args: tuple, kwargs: dict[str, Any], place: int = 0) -> torch.Tensor:
+    """A block's ``hidden_states``, by name or as the argument at this place."""
+    return kwargs["hidden_states"] if "hidden_states" in kwargs else args[place]
+
+
+# Schedulers of rectified flow whose names do not say it.
+_RECTIFIED = ("MiniMaxH3Scheduler",)
 
 
 def noise_share(scheduler: Any, step: int, steps: int) -> float | None:
@@ -134,7 +138,8 @@ def noise_share(scheduler: Any, step: int, steps: int) -> float | None:
     if isinstance(sigmas, torch.Tensor) and sigmas.numel() >= steps:
         offset = timesteps.numel() - steps if isinstance(timesteps, torch.Tensor) else 0
         sigma = float(sigmas.flatten()[max(offset, 0) + step])
-        flow = getattr(scheduler.config, "use_flow_sigmas", None) or "Flow" in type(scheduler).__name__
+        name = type(scheduler).__name__
+        flow = getattr(scheduler.config, "use_flow_sigmas", None) or "Flow" in name or name in _RECTIFIED
         return sigma if flow else sigma / (1 + sigma)
     kept = getattr(scheduler, "alphas_cumprod", None)
     if isinstance(kept, torch.Tensor) and isinstance(timesteps, torch.Tensor) and timesteps.numel() >= steps:

@@ -19,7 +19,7 @@ def size_rule(family: Family, folder: Path | None = None) -> SizeRule:
     """Which frames and sizes a checkpoint takes: the one in the folder, else the family's default one."""
     told = strides.told(family.name, folder)
     time, side = family.strides
-    return SizeRule._of(
+    rule = SizeRule._of(
         told.time or time,
         told.side or side,
         told.patch or family.patch,
@@ -27,6 +27,10 @@ def size_rule(family: Family, folder: Path | None = None) -> SizeRule:
         multiple=family.multiple,
         filled=family.fills_frames,
     )
+    if family.groups is None:
+        return rule
+    (together, _), (beside, _) = family.groups
+    return dataclasses.replace(rule, frames=together, first=beside, groups=family.groups)
 
 
 def with_text(family: Family, layout: Layout) -> TokenGrid:

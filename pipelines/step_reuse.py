@@ -154,14 +154,15 @@ class StepReuse:
     def _latents(self, named: dict[str, Any]) -> list[torch.Tensor]:
         """What the transformer is given to denoise, in the order of what it gives: pictures, then sound."""
         given = named.get(self._family.latents)
-        others = map(named.get, self._family.latents_beside)
+        others = tree_flatten([named.get(name) for name in self._family.latents_beside])[0]
         others = [tensor for tensor in others if isinstance(tensor, torch.Tensor)]
-        return [*(together(given) if isinstance(given, (list, tuple)) else [given]), *others]
+        several = isinstance(given, (list, tuple))
+        return [*(given if several and others else together(given) if several else [given]), *others]
 
     # On blocks, where a cache watches the first one or carries over what all of them add
 
     def _first(self, inner: Callable[..., Any], args: tuple, kwargs: dict[str, Any]) -> Any:
-        hidden = signals.first_tensor(args, kwargs)
+        hidden = signals.first_tensor(args, kwargs, self._family.block_input)
         self._into = hidden if self._stack else None
         if self._skips_blocks:
             return hidden
@@ -206,10 +207,13 @@ class StepReuse:
     def _tokens(self) -> int | None:
         """Tokens of a whole block beside text; None where that is not known."""
         layout = self._hook.layout
-        return None if layout is None else sum(part.tokens or 0 for part in layout.parts if part.kind != "text")
+        if layout is None:
+            return None
+        return sum(part.tokens or 0 for part in layout.parts if layout.one_sequence or part.kind != "text")
 
     def _picture(self, tokens: torch.Tensor) -> torch.Tensor:
         """The tokens of the picture that is drawn, ``[B, S, width]``, of those in a block of all ranks."""
+        tokens = tokens[None] if tokens.ndim == 2 else tokens  # a packed sequence has no batch
         tokens = self._whole(tokens.transpose(0, 1) if self._family.tokens_first else tokens)
         at = picture_in(self._hook.layout, tokens.shape[1])
         return tokens if at is None else tokens[:, at]
@@ -228,9 +232,16 @@ class StepReuse:
 
 
 def picture_in(layout: Layout | None, tokens: int) -> slice | None:
-    """Where the picture is among so many tokens, with or without its text; None where that cannot be told."""
+    """Where the picture is among so many tokens, with or without its text, or text and sound; None where that cannot be
+    told.
+    """
     if layout is None:
         return None
+    for missing in ((), ("text",), ("text", "sound")):
+        parts = [part for part in layout.parts if part.kind not in missing]
+        if [part.tokens for part in parts].count(None) == 0 and sum(part.tokens for part in parts) == tokens:
+            start = sum(part.tokens for part in parts[: [part.kind for part in parts].index("picture")])
+            return slice(start, start + layout.picture)
     counts = [part.tokens for part in layout.parts]
     at = [part.kind for part in layout.parts].index("picture")
     ahead, count, behind = counts[:at], counts[at], sum(n or 0 for n in counts[at + 1 :])

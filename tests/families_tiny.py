@@ -6,6 +6,8 @@ their text's length where the family takes a mask of it.
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -25,7 +27,8 @@ class Tiny:
     Args:
         config: of the transformer's class.
         arguments: makes a forward's arguments from (grid, batch size).
-        axes: of the latents and of the output: b, c, f, h, w, n (tokens); "list" for one ``cfhw`` a sample.
+        axes: of the latents and of the output: b, c, f, h, w, n (tokens); "list" for one ``cfhw``, or ``1cfhw``, a
+            sample.
         patch: latents in a token along f, h and w.
         text: names of the arguments that hold text features.
         pools: path of a module that makes a pooled text part of the modulation, beside attention.
@@ -265,6 +268,71 @@ def _ernie(grid: Grid, batch: int) -> dict[str, Any]:
         "text_bth": text(batch, 16),
         "text_lens": shown(batch).sum(1),
     }
+
+
+def minimax_h3(grid: Grid, batch: int, anchors: tuple[str, ...] = (), sound: int = 5) -> dict[str, Any]:
+    """Arguments as diffusers' own blocks pack them: text, keyframes, sound in two channels, and the video last."""
+    from diffusers.modular_pipelines.minimax_h3 import before_denoise as blocks
+
+    f, h, w = grid
+    of = {"patch_size": (1, 2, 2), "audio_channels": 2, "audio_tag": 2, "video_tag": 0, "keyframe_anchors": anchors}
+    packed = blocks.MiniMaxH3PrepareLayoutStep.build_packed_sequence(torch.ones(TEXT), f, 2 * h, 2 * w, sound, **of)
+    return minimax_h3_rows(batch, *packed)
+
+
+def minimax_h3_rows(
+    batch, position_ids, token_tags, video, audio, text_rows, given_video, given_audio
+) -> dict[str, Any]:
+    """Arguments of a packed sequence; what is given is nearly clean, and sound is ahead of the video."""
+    from diffusers.modular_pipelines.minimax_h3 import before_denoise as blocks
+
+    timesteps = (500.0, 600.0, 999.0, 1000.0)
+    values, rows = blocks.MiniMaxH3SetTimestepsStep.build_row_timesteps(
+        video, audio, given_video, given_audio, len(text_rows), *timesteps
+    )
+    return {
+        "hidden_states": noise(batch, len(video), 96),
+        "audio_hidden_states": noise(batch, len(audio), 32),
+        "encoder_hidden_states": noise(batch, len(text_rows), 16),
+        "timestep": values,
+        "timestep_indices": rows,
+        "token_tags": token_tags,
+        "position_ids": position_ids,
+        "video_indices": video,
+        "audio_indices": audio,
+        "text_indices": text_rows,
+    }
+
+
+def cosmos_3(grid: Grid, batch: int, beside: tuple[Grid, ...] = (), sound: int = 5, actions: int = 3) -> dict[str, Any]:
+    """One packed sample, whatever the batch: text, pictures that are given, the video, sound, and actions."""
+    shapes = [*beside, grid]
+    sizes = [math.prod(shape) for shape in shapes]
+    at = [torch.stack(torch.meshgrid(*map(torch.arange, shape), indexing="ij")).flatten(1) + 20 for shape in shapes]
+    lines = [torch.arange(count).expand(3, -1) + start for count, start in ((TEXT, 0), (sound, 20), (actions, 20))]
+    ends = list(itertools.accumulate((TEXT, sum(sizes), sound, actions)))
+    found = {
+        "input_ids": torch.arange(TEXT) * 3,
+        "text_indexes": torch.arange(TEXT),
+        "position_ids": torch.cat((lines[0], *at, *lines[1:]), 1),
+        "und_len": TEXT,
+        "sequence_length": ends[-1],
+        "vision_tokens": [noise(1, 4, f, 2 * h, 2 * w) for f, h, w in shapes],
+        "vision_token_shapes": shapes,
+        "vision_sequence_indexes": torch.arange(TEXT, ends[1]),
+        "vision_mse_loss_indexes": torch.arange(ends[1] - sizes[-1], ends[1]),
+        "vision_timesteps": torch.full((sizes[-1],), 500.0),
+        "vision_noisy_frame_indexes": [torch.arange(0)] * len(beside) + [torch.arange(grid[0])],
+        "sound_tokens": [noise(4, sound)],
+        "action_tokens": [noise(actions, 4)],
+        "action_domain_ids": [torch.tensor(1)],
+    }
+    for name, count, end in (("sound", sound, ends[2]), ("action", actions, ends[3])):
+        places = torch.arange(end - count, end)
+        found |= {f"{name}_sequence_indexes": places, f"{name}_mse_loss_indexes": places}
+        found |= {f"{name}_token_shapes": [(count, 1, 1)], f"{name}_timesteps": torch.full((count,), 500.0)}
+        found[f"{name}_noisy_frame_indexes"] = [torch.arange(count)]
+    return found
 
 
 TINY: dict[str, Tiny] = {
@@ -762,6 +830,48 @@ TINY: dict[str, Tiny] = {
             "rope_dim_list": [4, 6, 6],
             "theta": 256,
         },
+    ),
+    "minimax-h3": Tiny(
+        {
+            "num_attention_heads": 2,
+            "attention_head_dim": 16,
+            "hidden_size": 32,
+            "num_layers": 2,
+            "num_refiner_layers": 1,
+            "ffn_dim": 32,
+            "in_channels": 24,
+            "audio_in_channels": 32,
+            "text_dim": 16,
+            "freq_dim": 16,
+            "time_embed_hidden_dim": 16,
+            "time_embed_dim": 16,
+            "rope_freq_dim": 2,
+        },
+        minimax_h3,
+        axes="bnc",
+        patch=(1, 1, 1),
+    ),
+    "cosmos-3": Tiny(
+        {
+            "head_dim": 16,
+            "hidden_size": 32,
+            "intermediate_size": 32,
+            "latent_channel": 4,
+            "num_attention_heads": 4,
+            "num_hidden_layers": 2,
+            "num_key_value_heads": 2,
+            "patch_latent_dim": 16,
+            "sound_dim": 4,
+            "sound_gen": True,
+            "action_dim": 4,
+            "action_gen": True,
+            "num_embodiment_domains": 2,
+            "vocab_size": 64,
+            "rope_axes_dim": (4, 2, 2),
+        },
+        cosmos_3,
+        axes="list",
+        text=("input_ids",),
     ),
     "nucleus-image": _video(
         {

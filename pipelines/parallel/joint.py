@@ -21,10 +21,10 @@ def places_of(tokens: Sequence[int], layout: Layout | None = None) -> list[list[
 
     Args:
         tokens: of each rank.
-        layout: of the whole sequence; None, or one without text: ranks follow one another as they are. Text on one
-            side of the rest was split by itself, and so was the rest.
+        layout: of the whole sequence; None, or one without text or split as it stands: ranks follow one another as
+            they are. Text on one side of the rest was split by itself, and so was the rest.
     """
-    rest = None if layout is None else _beside_text(layout, sum(tokens))
+    rest = None if layout is None or layout.one_sequence else _beside_text(layout, sum(tokens))
     if rest is None:
         return _one_after_another([[count] for count in tokens])
     first, count = rest

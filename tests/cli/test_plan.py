@@ -97,6 +97,7 @@ def test_default_sizes_of_a_record_fit_its_own_checkpoint(family):
         ("allegro", 79_200),
         ("kandinsky-5", 47_616),
         ("skyreels-v2", 51_000),
+        ("minimax-h3", 37_296),
     ],
 )
 def test_default_sizes_come_to_the_tokens_that_are_known(name, video):
