@@ -12,7 +12,7 @@ from typing import Any
 import typer
 from typer.core import TyperCommand
 
-from dittools.cli._flags import MODEL, OTHER, RESULT, SETTINGS, VIDEO
+from dittools.cli._flags import INPUT, MODEL, OTHER, RESULT, SETTINGS, VIDEO
 
 ALIASES = {
     "--out": "--output",
@@ -21,9 +21,9 @@ ALIASES = {
     "--num-frames": "--frames",
 }
 """Spellings that are understood and not shown: our own old ones, and those of diffusers."""
-LAST = (VIDEO, SETTINGS, MODEL, RESULT, OTHER)
+LAST = (VIDEO, INPUT, SETTINGS, MODEL, RESULT, OTHER)
 """Sections of the help that verbs share, in their order; what a verb has of its own comes before them."""
-WHOLE = ("--sweep", "--join")
+WHOLE = ("--sweep", "--join", "--reference", "--set", "--lora")
 """Flags that take several values which may hold commas."""
 _NEGATIVE = re.compile(r"-\.?\d.*")
 

@@ -12,7 +12,10 @@ import typer
 from dittools.config import Config
 from dittools.options import options_of
 
-VIDEO, SETTINGS, MODEL, RESULT, OTHER = "Video", "Acceleration", "Model and device", "Output", "Other"
+VIDEO, INPUT, SETTINGS, MODEL, RESULT, OTHER = (
+    *("Video", "Inputs beside text", "Acceleration"),
+    *("Model and device", "Output", "Other"),
+)
 _TABLE = options_of(Config)
 
 

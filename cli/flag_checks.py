@@ -23,12 +23,7 @@ _COUNTED = {"--at": "steps", "--layers": "layers", "--heads": "heads"}
 
 def check_run(flags: Run) -> None:
     """Raise BadInput for flags that no run could go by, whatever the machine."""
-    check_place(flags.device, flags.dtype)
-    if flags.offload not in loading.OFFLOADS:
-        raise BadInput(unknown("--offload", flags.offload, loading.OFFLOADS))
-    check_compile(flags.compile)
-    _numbers(flags)
-    _texts(flags)
+    check_flags(flags)
     family = find_family(flags.model)
     _can_generate(flags, family)
     folder = weights_folder(flags)
@@ -36,6 +31,16 @@ def check_run(flags: Run) -> None:
     check_steps(flags.steps, folder)
     if None not in (flags.frames, flags.height, flags.width):
         check_memory(flags.frames, flags.height, flags.width)
+
+
+def check_flags(flags: Run) -> None:
+    """Raise BadInput for flags that are wrong whatever the model is."""
+    check_place(flags.device, flags.dtype)
+    if flags.offload not in loading.OFFLOADS:
+        raise BadInput(unknown("--offload", flags.offload, loading.OFFLOADS))
+    check_compile(flags.compile)
+    _numbers(flags)
+    _texts(flags)
 
 
 def check_place(device: str, dtype: str) -> None:

@@ -8,8 +8,9 @@ from typing import Annotated
 import typer
 
 from dittools.cli import _flags as f
-from dittools.cli._command import takes
+from dittools.cli._command import takes, typed
 from dittools.cli.output import Output
+from dittools.cli.tasks.flags import Inputs
 
 NAME = "generate"
 SHORT = "Generate a video with sparse attention."
@@ -34,7 +35,7 @@ no other file unless --overwrite says so."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Flags(f.Settings, f.Run):
+class Flags(f.Settings, f.Run, Inputs):
     prompt: f.Prompt = None
     seed: f.Seed = 0
     compile: f.Compile = False
@@ -56,10 +57,16 @@ class Flags(f.Settings, f.Run):
 def command(ctx: typer.Context, flags: Flags) -> None:
     from dittools.cli import member, ranks
     from dittools.cli.flag_checks import check_run, reads
+    from dittools.cli.tasks.request import routed
+    from dittools.cli.tasks.run import draw
     from dittools.pipelines import saving
     from dittools.pipelines.families import find_family
 
     me = member.current()  # None where this process is alone
+    flags, general = routed(flags, typed(ctx))
+    if general:
+        draw(flags, typed(ctx), ctx.obj["command"], me)
+        return
     check_run(flags)  # first what answers at once: the rest imports PyTorch
     spec = ranks.spec_of(flags, me)
     place = None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
@@ -183,6 +183,25 @@ class Stages:
             raise self._explained(name, error) from error
         finally:
             self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - begun
+
+    @contextmanager
+    def in_turn(self, first: str) -> Iterator[Callable[..., None]]:
+        """Time one stage after the other: what is given is called with the name of the next, and its steps."""
+        now = self(first)
+        now.__enter__()
+
+        def turn(name: str, steps: int | None = None) -> None:
+            nonlocal now
+            now.__exit__(None, None, None)
+            now = self(name, steps)
+            now.__enter__()
+
+        try:
+            yield turn
+        except BaseException as error:
+            now.__exit__(type(error), error, error.__traceback__)
+            raise
+        now.__exit__(None, None, None)
 
     def wait(self) -> None:
         """Until the device has done what it was given."""

@@ -12,6 +12,7 @@ from dittools.cli.member import Member
 from dittools.pipelines.errors import BadInput
 from dittools.pipelines.families import find_family
 from dittools.pipelines.parallel import setup
+from dittools.pipelines.parallel.plans import needs_ours
 from dittools.pipelines.parallel.setup import Spec
 
 if TYPE_CHECKING:
@@ -166,10 +167,10 @@ class Together:
     def dense(self, pipe: Any) -> AbstractContextManager:
         """The pipeline as it runs densely in the block.
 
-        As diffusers runs it; but its ring wants a log-sum-exp, which PyTorch's own attention does not give: there all
-        keys are gathered, as `dittools.accelerate` does it.
+        As diffusers runs it; but its ring wants a log-sum-exp, which PyTorch's own attention does not give, and under
+        some plans of ours it is wrong: there it is as `dittools.accelerate` does it, a ring gathers all keys.
         """
-        if self.spec.ring == 1:
+        if self.spec.ring == 1 and not needs_ours(self._family.transformer):
             return nullcontext()
         import dittools
 

@@ -17,6 +17,7 @@ from dittools.naming import with_options
 from dittools.provenance import device_facts, dittools_version, versions
 
 SECONDS = ("load", "text", "denoise", "decode", "save")
+SIZES = ("frames", "height", "width")
 
 
 def quality_facts(
@@ -50,6 +51,7 @@ class Generation:
         quality: `quality_facts`, where it was compared with dense.
         output: the video.
         output_sha256: digest of its file, by which a later run knows it again; None for a folder of frames.
+        drawn: what of SIZES the pipeline decided.
     """
 
     command: list[str]
@@ -62,6 +64,7 @@ class Generation:
     quality: dict[str, Any] | None
     output: Path
     output_sha256: str | None = None
+    drawn: dict[str, int] | None = None
 
     def record(self) -> dict[str, Any]:
         """Everything a reader needs to judge the run and to run it again."""
@@ -79,7 +82,7 @@ class Generation:
             "negative_prompt": self.scene.negative_prompt,
             "seed": shot.seed,
             "steps": shot.steps,
-            "seconds": {name: round(self.seconds[name], 4) for name in (*SECONDS, "total")},
+            "seconds": {name: round(self.seconds.get(name, 0.0), 4) for name in (*SECONDS, "total")},
             **{name: found[name] for name in ("step_seconds", "sparsity", "calls", "kernels", "kernel_reasons")},
             **{name: found[name] for name in ("cache", "fallbacks")},
             "quality": self.quality,
@@ -87,7 +90,7 @@ class Generation:
             "output_sha256": self.output_sha256,
             **{name: found[name] for name in ("method", "method_options", "correction")},
             "run": {
-                **{name: getattr(shot, name) for name in ("frames", "height", "width")},
+                **(self.drawn or {name: getattr(shot, name) for name in SIZES}),
                 "fps": self.scene.fps,
                 "guidance": shot.guidance,
                 "dtype": self.opened.dtype,
@@ -95,6 +98,7 @@ class Generation:
             },
             "parallel": found.get("parallel"),
             **{name: found[name] for name in ("heads", "notes")},
+            **({} if self.scene.task is None else {"task": self.scene.task.facts()}),
         }
 
 

@@ -23,6 +23,7 @@ from dittools.pipelines.errors import BadInput, first_line
 from dittools.pipelines.families import Family, find_family
 from dittools.pipelines.limits import check_memory, check_steps
 from dittools.pipelines.sizes import size_rule, with_text
+from dittools.pipelines.tasks.task import Task
 from dittools.plans import manifest
 from dittools.tokens import TokenGrid
 
@@ -34,6 +35,8 @@ class Request:
     Args:
         output: None for a verb that has its own.
         notes: what of --config the flags left no room for.
+        task: what a whole call of a pipeline is asked for; None where it is run in stages.
+        weights: those of `task`.
     """
 
     flags: Run
@@ -41,17 +44,23 @@ class Request:
     config: Config
     output: saving.Output | None
     notes: tuple[str, ...] = ()
+    task: Task | None = None
+    weights: weights.Weights | None = None
 
 
 @dataclass(frozen=True)
 class Scene:
-    """What is generated, all defaults filled in. `max_text` is in tokens; None leaves it to the pipeline."""
+    """What is generated, all defaults filled in. `max_text` is in tokens; None leaves it to the pipeline.
+
+    With a `task`, sizes may be None, which leaves them to the pipeline as well.
+    """
 
     prompt: str
     negative_prompt: str
     shot: stages.Shot
     fps: float
     max_text: int | None
+    task: Task | None = None
 
     def of(self, prompt: str, **shot: Any) -> Scene:
         """The same with another prompt, and in these another `dittools.pipelines.stages.Shot`."""
@@ -68,14 +77,14 @@ def check(flags: Run, output: saving.Output | None, also: Callable[[Config], Non
     config, notes = config_of(flags) if isinstance(flags, Settings) else (Config(method="dense"), ())
     check_files(config)
     if output is not None:
-        output.keep(_read_by(config), flags.overwrite)
+        output.keep(read_by(config), flags.overwrite)
     check_sizes(flags, config)
     also(config)
     loading.check_offload(flags.offload, loading.pick_device(flags.device))
     return Request(flags, family, config, output, notes)
 
 
-def _read_by(config: Config) -> list[places.Read]:
+def read_by(config: Config) -> list[places.Read]:
     """The files that a config names."""
     named = {"the config's profile": config.profile, "the cache's profile": config.cache_options.get("profile")}
     named["the config's plans"] = config.plans

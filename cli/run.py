@@ -32,43 +32,61 @@ def run(
     with Progress(output) as progress:
         stages = Stages(progress)
         opened = generation.open_model(request, stages, output, **_ways(together))
-        scene = opened.scene
-        embeds = generation.encode(opened, scene, stages)
-        for note in generation.prompt_notes(opened, scene):
-            output.note(note)
+        return draw(opened, request, stages, begun, command, output, together)
 
-        leads = together is None or together.leads
-        untouched = nullcontext if together is None else together.dense
-        dense = None
-        if request.flags.compare_dense:
-            with untouched(opened.pipe):
-                dense = _dense_run(opened, embeds, scene, request, stages, leads)
-        if together is not None:
-            together.meet()
-        times = StepTimes(opened.device) if dense else None
-        latents, fast = generation.denoise_sparse(opened, embeds, scene, request.config, stages, times)
-        acceleration = fast.record() if together is None else together.gathered(fast.record())
-        known = None
-        if dense is not None:
-            with untouched(opened.pipe):
-                known = _control(opened, embeds, scene, stages, dense, times, acceleration)
-        if together is not None:
-            together.part()
-        if not leads:
-            return None
-        with stages("decode"):
-            frames = generation.decode(opened, latents, scene)
-        return _save(
-            frames,
-            stages,
-            begun,
-            request=request,
-            opened=opened,
-            scene=scene,
-            quality=None if dense is None else _quality(frames, dense, known, stages, opened.device),
-            command=command,
-            acceleration=acceleration | {"notes": [*acceleration["notes"], *output.notes]},
-        )
+
+def draw(
+    opened: generation.Opened,
+    request: Request,
+    stages: Stages,
+    begun: float,
+    command: list[str],
+    output: Output,
+    together: Together | None = None,
+) -> dict[str, Any] | None:
+    """Draw one video with a model that is loaded; as `run`.
+
+    Args:
+        stages: which have timed the loading.
+        begun: when the run did, by `time.perf_counter`.
+    """
+    scene = opened.scene
+    embeds = generation.encode(opened, scene, stages)
+    for note in generation.prompt_notes(opened, scene):
+        output.note(note)
+
+    leads = together is None or together.leads
+    untouched = nullcontext if together is None else together.dense
+    dense = None
+    if request.flags.compare_dense:
+        with untouched(opened.pipe):
+            dense = _dense_run(opened, embeds, scene, request, stages, leads)
+    if together is not None:
+        together.meet()
+    times = StepTimes(opened.device) if dense else None
+    latents, fast = generation.denoise_sparse(opened, embeds, scene, request.config, stages, times)
+    acceleration = fast.record() if together is None else together.gathered(fast.record())
+    known = None
+    if dense is not None:
+        with untouched(opened.pipe):
+            known = _control(opened, embeds, scene, stages, dense, times, acceleration)
+    if together is not None:
+        together.part()
+    if not leads:
+        return None
+    with stages("decode") if scene.task is None else nullcontext():  # a whole call has decoded
+        frames = generation.decode(opened, latents, scene)
+    return _save(
+        frames,
+        stages,
+        begun,
+        request=request,
+        opened=opened,
+        scene=scene,
+        quality=None if dense is None else _quality(frames, dense, known, stages, opened.device),
+        command=command,
+        acceleration=acceleration | {"notes": [*acceleration["notes"], *output.notes]},
+    )
 
 
 def _ways(together: Together | None) -> dict[str, Any]:
@@ -138,6 +156,7 @@ def _save(frames: Any, stages: Stages, begun: float, request: Request, scene: Sc
             seconds=seconds,
             output=output.path,
             output_sha256=None if part.is_dir() else files.sha256(part),
+            drawn=None if scene.task is None else dict(zip(records.SIZES, frames.shape[:3], strict=True)),
             **facts,
         ).record()
         text = to_json(record).encode(errors="replace").decode()  # names of files need not be text

@@ -14,7 +14,7 @@ TYPE_CHECKING = False  # `typing` takes its time, in which an interrupt would be
 if TYPE_CHECKING:
     from typing import Any
 
-__all__ = ["Acceleration", "Config", "__version__", "accelerate", "register"]
+__all__ = ["Acceleration", "Config", "__version__", "accelerate", "enable_parallelism", "register"]
 _ROOMS = ("kernels", "pipelines", "profiles", "cli")
 _OUT_OF_THE_WHEEL = ("benchmarks", "training", "tools")  # a checkout has them beside, a wheel has not got them
 
@@ -59,6 +59,10 @@ def __getattr__(name: str) -> Any:
         from dittools.config import Config
 
         globals()["Config"] = Config
+    elif name == "enable_parallelism":
+        from dittools.pipelines.parallel.enabling import enable_parallelism
+
+        globals()["enable_parallelism"] = enable_parallelism
     elif name == "register":
         from dittools.plugins import register
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -74,11 +75,13 @@ def load(
     dtype: torch.dtype,
     offload: str = "none",
     note: Callable[[str], None] = lambda text: None,
+    kind: type | None = None,
 ) -> Any:
     """The diffusers pipeline in `folder`, in eval mode on `device`, its VAE in fp32.
 
     Wan's VAE loses detail in half precision, so it stays in fp32, as diffusers' documentation advises.
     offload: "model" keeps one component at a time on the GPU, "group" one layer at a time; both need CUDA.
+    kind: the class to make of its parts; None: the folder's own.
     note: told of weights that are not used. Raises BadInput for files that do not fit together, torch's own error when
     memory runs out.
     """
@@ -88,9 +91,12 @@ def load(
     check_offload(offload, device)
     quiet_loading()
     try:
-        kinds = components.check_classes(folder, read_index(folder))
+        index = read_index(folder)
+        if kind is not None:
+            index = {name: value for name, value in index.items() if not isinstance(value, list) or _has(kind, name)}
+        kinds = components.check_classes(folder, index)
         models = components.load_models(folder, kinds, lambda name: torch.float32 if name == "vae" else dtype, note)
-        pipe = DiffusionPipeline.from_pretrained(
+        pipe = (kind or DiffusionPipeline).from_pretrained(
             folder,
             **models,
             dtype={"default": dtype, "vae": torch.float32},
@@ -116,6 +122,10 @@ def load(
     else:
         pipe.to(device)
     return pipe
+
+
+def _has(kind: type, component: str) -> bool:
+    return component in inspect.signature(kind.__init__).parameters
 
 
 def _plain(error: BaseException) -> str:

@@ -54,9 +54,10 @@ def prompt_tokens(pipe: Any, prompt: str) -> int:
     return len(tokenizer(prompt, add_special_tokens=True, verbose=False).input_ids)
 
 
-def longest_text(pipe: Any) -> int:
-    """How many prompt tokens one call of the pipeline reads by default."""
-    return inspect.signature(type(pipe).__call__).parameters["max_sequence_length"].default
+def longest_text(pipe: Any) -> int | None:
+    """How many prompt tokens one call of the pipeline reads by default; None where it does not say."""
+    known = inspect.signature(type(pipe).__call__).parameters.get("max_sequence_length")
+    return known.default if known is not None and isinstance(known.default, int) else None
 
 
 def denoise(

@@ -74,6 +74,10 @@ _READERS: dict[str, Callable[[Config, Config], Told]] = {
 }
 
 
+READ = frozenset(_READERS)
+"""Families whose folders say the sizes they draw."""
+
+
 def told(family: str, folder: Path | None) -> Told:
     """What the configs of a folder say, for a family that has a reader."""
     if folder is None or family not in _READERS:

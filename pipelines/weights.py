@@ -120,6 +120,16 @@ def cached(repo: str, classes: Collection[str] = ()) -> Weights | None:
     return Weights(repo, folder)
 
 
+def index_of(repo: str) -> Path | None:
+    """A folder with the model_index.json of a repo, from the local cache or the hub; None where neither has it."""
+    from huggingface_hub import hf_hub_download
+
+    try:
+        return Path(hf_hub_download(repo, INDEX, etag_timeout=_PROBE_SECONDS)).parent
+    except Exception:  # whatever the HTTP library of the day raises: who needs the repo is told by `remote`
+        return None
+
+
 def remote(repo: str) -> Weights:
     """What a download of `repo` would fetch, and its size; also the probe whether the hub can be reached.
 

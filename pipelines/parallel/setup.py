@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -14,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from dittools.naming import unknown
 from dittools.pipelines.components import config_of
 from dittools.pipelines.errors import BadInput
+from dittools.pipelines.parallel.plans import PLANS, why_whole
 from dittools.provenance import version_of
 from dittools.scaling import Layout
 
@@ -155,13 +154,10 @@ def check_diffusers(spec: Spec, family: Family) -> None:
             f"{FLAG} {spec} needs diffusers' context parallelism, which diffusers {version_of('diffusers')} has not: "
             "pip install --upgrade diffusers"
         )
-    plan = getattr(getattr(diffusers, family.transformer, None), "_cp_plan", None)
-    if spec.splits > 1 and plan is None:
-        raise BadInput(
-            f"{FLAG} {spec}: diffusers {version_of('diffusers')} has no plan of how to split {family.transformer}, "
-            "so this model runs on one GPU"
-        )
-    if spec.ring > 1 and family.text_position == "none" and _splits_text(plan):
+    plan, ours = getattr(getattr(diffusers, family.transformer, None), "_cp_plan", None), family.transformer in PLANS
+    if spec.splits > 1 and plan is None and not ours:
+        raise BadInput(f"{FLAG} {spec}: {why_whole(family)}, so this model runs on one GPU")
+    if spec.ring > 1 and not ours and family.text_position == "none" and _splits_text(plan):
         raise BadInput(
             f"{FLAG} {spec}: diffusers splits the text of {family.name} too, and attends to it by a ring of its own, "
             f"which PyTorch's attention cannot do: use ulysses:{spec.ranks}"
@@ -198,6 +194,8 @@ class World:
             return
         from diffusers import ContextParallelConfig
 
+        from dittools.pipelines.parallel import enabling
+
         spec, options = self.spec, {}
         if uneven:
             options = {"ulysses_anything": True} if spec.ring == 1 else {"ring_anything": True}
@@ -205,8 +203,7 @@ class World:
             config = ContextParallelConfig(
                 ulysses_degree=spec.ulysses, ring_degree=spec.ring, mesh=self._mesh(), **options
             )
-            with _counted_devices():
-                model.enable_parallelism(config=config)
+            enabling.enable(model, config)
 
     def _mesh(self) -> Any:
         from torch.distributed.device_mesh import init_device_mesh
@@ -280,19 +277,3 @@ def uneven(spec: Spec, heads: int | None, tokens: int, text: int = 0) -> bool:
             "alone, or another size"
         )
     return bool(rest) or bool((heads or 0) % spec.ulysses)
-
-
-@contextlib.contextmanager
-def _counted_devices() -> Iterator[None]:
-    """diffusers divides a rank by the number of accelerators, also where there is none: then it counts one CPU."""
-    import torch
-
-    known = getattr(torch, "accelerator", None)
-    if known is None or known.device_count():
-        yield
-        return
-    before, known.device_count = known.device_count, lambda: 1
-    try:
-        yield
-    finally:
-        known.device_count = before

@@ -43,11 +43,17 @@ def why_theirs(call: AttentionInputs, context: Any) -> str | None:
         return f"{context.ulysses_degree} ranks share {q.shape[2]} heads"
     if mask is not None:
         rows, keys = four(mask).shape[2:]
-        tokens = q.shape[1] * context.ulysses_degree * context.ring_degree
-        whole = keys in (1, tokens) and rows in (1, tokens)
-        if not whole and (keys != q.shape[1] or rows != 1):
+        one_rank = keys == q.shape[1] and rows == 1
+        tokens = q.shape[1] if one_rank else _tokens(q, context)
+        if not one_rank and not (keys in (1, tokens) and rows in (1, tokens)):
             return f"context parallelism with an attention mask of {list(mask.shape)} for {q.shape[1]} tokens of a rank"
     return None
+
+
+def _tokens(q: torch.Tensor, context: Any) -> int:
+    """Tokens of all ranks. Waits for the device where they may have more or fewer."""
+    even = not (context.ulysses_anything or context.ring_anything)
+    return sum(token_counts(Ranks(context._flattened_mesh.get_group(), q.device), q.shape[1], even))
 
 
 def attend(

@@ -4,6 +4,7 @@ from diffusers import (  # noqa: F401
     ContextParallelConfig,
     Flux2Transformer2DModel,
     FluxTransformer2DModel,
+    HunyuanVideoTransformer3DModel,
     LTXVideoTransformer3DModel,
     QwenImageTransformer2DModel,
     WanTransformer3DModel,

@@ -14,12 +14,22 @@ from dittools import summary
 from dittools.config import Config
 from dittools.pipelines.attach import attach
 from dittools.pipelines.families import find_family
+from dittools.pipelines.parallel import enabling
+from dittools.pipelines.parallel.plans import PLANS
 from tests import families_tiny
 from tests.families_tiny import TINY, noise, shown
 from tests.parallel.pool import SIZE
 
 HEADS, TEXT, STEPS = 4, 8, 3
-GRIDS = {"wan": (4, 9, 16), "ltx": (4, 9, 16), "flux": (1, 24, 24), "flux-2": (1, 24, 24), "qwen-image": (1, 24, 24)}
+GRIDS = {
+    "wan": (4, 9, 16),
+    "ltx": (4, 9, 16),
+    "flux": (1, 24, 24),
+    "flux-2": (1, 24, 24),
+    "qwen-image": (1, 24, 24),
+    "hunyuan-video": (4, 9, 16),
+}
+MORE_GRIDS = {"cogvideox": (4, 9, 16)}
 BRANCHES = ("cond", "uncond")
 
 
@@ -52,7 +62,7 @@ class Scene:
         self.name, self.degree, self.ring, self.batch = name, degree, ring, batch or (2 if name == "qwen-image" else 1)
         self.heads, self.text, self.anything = heads, text, anything
         self.branches = BRANCHES[:branches]
-        self.grid = grid or GRIDS[name]
+        self.grid = grid or (GRIDS | MORE_GRIDS)[name]
         self.scheduler = types.SimpleNamespace(
             timesteps=torch.linspace(900.0, 100.0, steps),
             sigmas=torch.linspace(0.9, 0.0, steps + 1),
@@ -78,8 +88,8 @@ class Scene:
             given["txt_ids"] = torch.zeros(self.text, given["txt_ids"].shape[-1])
         if self.name == "flux-2":  # whose ids have a batch in the pipeline
             given |= {ids: given[ids].expand(self.batch, -1, -1) for ids in ("img_ids", "txt_ids")}
-        if "encoder_attention_mask" in given:  # with which diffusers' own attention to text fails on several ranks
-            given["encoder_attention_mask"] = None
+        if "encoder_attention_mask" in given:
+            given["encoder_attention_mask"] = padded(self.batch, self.text)
         if "encoder_hidden_states_mask" in given:
             given["encoder_hidden_states_mask"] = shown(self.batch, self.text).bool()
         return given
@@ -97,17 +107,14 @@ class Scene:
             mesh=mesh(self.degree, self.ring),
             **{("ulysses" if self.ring == 1 else "ring") + "_anything": self.anything},
         )
+        if type(self.transformer).__name__ in PLANS:
+            enabling.enable(self.transformer, config)
+            return
         count, torch.accelerator.device_count = torch.accelerator.device_count, lambda: 1
-        plan = dict(self.transformer._cp_plan)
-        apart = self.name == "ltx" and self.ring > 1
-        if apart:  # whose attention to text diffusers splits too, for which a ring wants a log-sum-exp
-            plan[""] = {key: value for key, value in plan[""].items() if not key.startswith("encoder_")}
         try:
-            self.transformer.enable_parallelism(config=config, cp_plan=plan)
+            self.transformer.enable_parallelism(config=config)
         finally:
             torch.accelerator.device_count = count
-        for block in self.transformer.transformer_blocks if apart else ():
-            block.attn2.processor._parallel_config = None
 
     def draw(self) -> torch.Tensor:
         """The latents after a few steps of both branches."""
@@ -135,6 +142,11 @@ class Scene:
             return out, summary.record(attachment.runtime)
         finally:
             attachment.detach()
+
+
+def padded(batch: int, length: int) -> torch.Tensor:
+    """A mask of texts that end in padding, each sooner than the one before."""
+    return (torch.arange(length) < length - 3 - torch.arange(batch)[:, None]).long()
 
 
 def gather_uneven(tensor: torch.Tensor, dim: int, group: Any) -> torch.Tensor:

@@ -82,13 +82,12 @@ def test_the_place_is_what_torchrun_says(monkeypatch):
                 place()
 
 
-def test_a_model_that_diffusers_cannot_split_so_is_refused():
-    for name in ("wan", "flux"):
+def test_a_model_that_cannot_be_split_so_is_refused():
+    for name in ("wan", "flux", "ltx", "hunyuan-video", "cogvideox"):
         check_diffusers(Spec(ulysses=2, ring=2), find_family(name))
-    check_diffusers(Spec(ulysses=2), find_family("ltx"))
     for name, spec, says in (
-        ("ltx", Spec(ring=2), "diffusers splits the text of ltx too"),
-        ("cogvideox", Spec(ulysses=2), "has no plan of how to split CogVideoXTransformer3DModel"),
+        ("ltx-2", Spec(ring=2), "diffusers splits the text of ltx-2 too"),
+        ("latte", Spec(ulysses=2), "has a plan of how to split LatteTransformer3DModel"),
         ("wan", Spec(cfg=2), "cfg is not there yet: use ulysses:2"),
     ):
         with pytest.raises(BadInput, match=says):

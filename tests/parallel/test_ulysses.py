@@ -10,7 +10,7 @@ from tests.parallel.scenes import GRIDS, HEADS, STEPS, TEXT, compare
 FAMILIES = list(GRIDS)
 NAMES = [name for name, kind in METHODS.items() if kind.profile_use != "needed"]
 LAYERS = 2
-WIDTH = {"wan": 12, "ltx": 8, "flux": 16, "flux-2": 16, "qwen-image": 16}
+WIDTH = {"wan": 12, "ltx": 8, "flux": 16, "flux-2": 16, "qwen-image": 16, "hunyuan-video": 10}
 BATCH = {"qwen-image": 2}
 
 
@@ -53,6 +53,6 @@ def test_ranks_draw_what_one_device_draws(family, degree, name, found):
         assert record["parallel"]["ranks"] == degree
 
 
-def test_these_are_the_families_that_diffusers_splits_and_the_methods_that_need_no_profile():
+def test_these_are_the_families_of_the_table_and_the_methods_that_need_no_profile():
     assert set(FAMILIES) == set(WIDTH) and scenes.SIZE == 4
     assert {"paro", "sparse_vdit"} == set(METHODS) - set(NAMES)

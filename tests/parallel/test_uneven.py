@@ -20,6 +20,7 @@ SIZES = {
     "wan": {"grid": (3, 11, 17), "heads": 6, "anything": True},
     "flux": {"grid": (1, 23, 22), "heads": 6, "text": 7, "anything": True},
     "qwen-image": {"grid": (1, 23, 22), "heads": 5, "text": 7, "anything": True},
+    "hunyuan-video": {"grid": (3, 9, 13), "heads": 5, "text": 7, "anything": True},
 }
 
 

@@ -1,0 +1,112 @@
+"""How the tokens of a transformer are split among ranks, where diffusers has no plan, or one that does not do.
+
+A plan is what diffusers' `enable_parallelism(cp_plan=...)` takes: which arguments and outputs of which modules are
+split, and where the parts are gathered. A record says too what is beside it: attention that sees whole text on every
+rank, and whether diffusers' own attention is right under the plan or only that of dittools, which knows the place of
+every token and has the mask of all tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from dittools.pipelines.family import Family
+
+
+@dataclass(frozen=True)
+class Split:
+    """The plan for one transformer class.
+
+    Args:
+        plan: makes diffusers' plan for a transformer.
+        whole: paths of attention modules whose queries or keys no rank has to ask others for; ``*`` is one part.
+        ours: whether only dittools' attention is right under the plan.
+        why_not: gives the reason for which a transformer of this config cannot be split so, or None.
+    """
+
+    plan: Callable[[Any], dict[str, Any]]
+    whole: tuple[str, ...] = ()
+    ours: bool = True
+    why_not: Callable[[Mapping[str, Any]], str | None] = lambda config: None
+
+
+def _given(dim: int, dims: int) -> Any:
+    """An argument with so many axes, split along one of them."""
+    from diffusers.models._modeling_parallel import ContextParallelInput
+
+    return ContextParallelInput(split_dim=dim, expected_dims=dims)
+
+
+def _made(dim: int, dims: int) -> Any:
+    """An output with so many axes, split along one of them."""
+    from diffusers.models._modeling_parallel import ContextParallelInput
+
+    return ContextParallelInput(split_dim=dim, expected_dims=dims, split_output=True)
+
+
+def _gathered() -> Any:
+    """An output ``[B, S of this rank, C]``, of which every rank gets all tokens."""
+    from diffusers.models._modeling_parallel import ContextParallelOutput
+
+    return ContextParallelOutput(gather_dim=1, expected_dims=3)
+
+
+def _text_beside_picture() -> dict[str, Any]:
+    return {"hidden_states": _given(1, 3), "encoder_hidden_states": _given(1, 3)}
+
+
+def _hunyuan_video(model: Any) -> dict[str, Any]:
+    return {
+        "rope": {0: _made(0, 2), 1: _made(0, 2)},
+        "transformer_blocks.0": _text_beside_picture(),
+        "proj_out": _gathered(),
+    }
+
+
+def _token_replace(config: Mapping[str, Any]) -> str | None:
+    if config.get("image_condition_type") != "token_replace":
+        return None
+    return "its blocks (token_replace) count the tokens of the first frame from the start of what they are given"
+
+
+def _cogvideox(model: Any) -> dict[str, Any]:
+    return {
+        "transformer_blocks.0": _text_beside_picture(),
+        "transformer_blocks.*": {"image_rotary_emb": [_given(0, 2), _given(0, 2)]},
+        "proj_out": _gathered(),
+    }
+
+
+def _ltx(model: Any) -> dict[str, Any]:
+    return {
+        "": {"hidden_states": _given(1, 3), "timestep": _given(1, 2)},
+        "rope": {0: _made(1, 3), 1: _made(1, 3)},
+        "proj_out": _gathered(),
+    }
+
+
+PLANS: dict[str, Split] = {
+    "HunyuanVideoTransformer3DModel": Split(_hunyuan_video, why_not=_token_replace),
+    "CogVideoXTransformer3DModel": Split(_cogvideox),
+    # diffusers' plan splits the text too: a ring over it wants a log-sum-exp, and its mask is for all heads.
+    "LTXVideoTransformer3DModel": Split(_ltx, whole=("transformer_blocks.*.attn2",), ours=False),
+}
+"""By transformer class."""
+
+REASONS: dict[str, str] = {}
+"""Why a model of a family cannot be split, by the family's name."""
+
+
+def why_whole(family: Family) -> str:
+    """The reason for which the transformer of a family, for which nobody has a plan, is not split."""
+    return REASONS.get(
+        family.name, f"neither diffusers nor dittools has a plan of how to split {family.transformer} among GPUs"
+    )
+
+
+def needs_ours(transformer: str) -> bool:
+    """Whether only dittools' attention is right in a transformer of this class that is split among ranks."""
+    return transformer in PLANS and PLANS[transformer].ours
