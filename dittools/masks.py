@@ -15,12 +15,13 @@ from typing import NamedTuple
 
 import torch
 
-from dittools.kernels.attn_merge import merge_rows
+from dittools.kernels.attn_merge import merge
 from dittools.kernels.block_sparse.dispatch import block_sparse_attention
 from dittools.kernels.masks.block_mask import BlockMask, Partition
 
 # In fp32 a weight this far below the largest is 0; masks written as numbers use -10000 or less.
 _HIDDEN = -1000.0
+_CHUNK_BYTES = 64 << 20  # of the outputs of some heads in fp32
 _SOME_PAIRS = "the call has an attention mask that adds a bias to pairs"
 _SOME_ROWS = "the call has an attention mask that is no padding: it hides keys from some rows only"
 
@@ -51,22 +52,26 @@ class Beside:
         keys, values = (x[samples].index_select(1, self.tokens) for x in (k, v))
         attend = self._by_kernel if self.bias is None else self._by_head
         joined, total = torch.empty_like(out), torch.empty_like(lse)
-        for head, (other, other_lse) in enumerate(attend(q, keys, values, scale)):  # one at a time: sums are fp32
-            joined[:, :, head], total[:, head] = merge_rows(out[:, :, head], lse[:, head], other, other_lse)
+        for heads, *other in attend(q, keys, values, scale):  # some at a time: sums are fp32
+            joined[:, :, heads], total[:, heads] = merge(out[:, :, heads], lse[:, heads], *other)
         return joined, total
 
-    def _by_head(self, q, keys, values, scale: float) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """Output ``[b, t, D]`` and log-sum-exp ``[b, t]`` of one head after the other: t x n logits each."""
+    def _by_head(self, q, keys, values, scale: float) -> Iterator[tuple[slice, torch.Tensor, torch.Tensor]]:
+        """Output ``[b, t, 1, D]`` and log-sum-exp ``[b, 1, t]`` of one head after the other: t x n logits each."""
         for head in range(q.shape[2]):
             # In fp32: rounded to the dtype of q a large logit loses what decides its weight, or overflows.
             logits = (q[:, :, head].float() @ keys[:, :, head].mT.float()) * scale + self.bias  # [b, t, n]
             own = logits.logsumexp(-1, keepdim=True)
-            yield (logits - own).exp().to(values.dtype) @ values[:, :, head], own[..., 0]
+            part = (logits - own).exp().to(values.dtype) @ values[:, :, head]
+            yield slice(head, head + 1), part[:, :, None], own[..., 0][:, None]
 
-    def _by_kernel(self, q, keys, values, scale: float) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    def _by_kernel(self, q, keys, values, scale: float) -> Iterator[tuple[slice, torch.Tensor, torch.Tensor]]:
         mask = self._all_pairs(q.shape[1])
         out, lse = block_sparse_attention(q, keys, values, mask, scale=scale, return_lse=True)
-        return zip(out.unbind(2), lse.unbind(1), strict=True)
+        few = max(1, _CHUNK_BYTES // (4 * out[:, :, 0].numel()))
+        for first in range(0, q.shape[2], few):
+            heads = slice(first, first + few)
+            yield heads, out[:, :, heads], lse[:, heads]
 
     def _all_pairs(self, queries: int) -> BlockMask:
         if self._kept.get(queries) is None:
