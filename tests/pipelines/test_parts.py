@@ -10,7 +10,7 @@ from dittools.methods import METHODS, AttentionCall, create
 from dittools.pipelines.families import find_family
 from dittools.pipelines.step_reuse import picture_in
 from dittools.tokens import Layout, Part, TokenGrid
-from tests.families_tiny import TINY, noise
+from tests.families_tiny import TINY, minimax_h3, noise
 from tests.methods.scenes import shares
 from tests.pipelines.test_families import Holder
 from tests.pipelines.test_masks import with_references
@@ -23,6 +23,7 @@ SEQUENCES = {
     "flux, two": ((24, 20), (32, 40)),
     "qwen-image, two": ((24, 20), (36, 32)),
     "helios": (9, 12, 16),
+    "minimax-h3": (9, 12, 16),
 }
 # A row for each way in which a budget is spent: scores, a static band, windows, clusters, fewer keys.
 WAYS = ("adaspa", "svg", "gna", "svg2", "todo")
@@ -38,6 +39,8 @@ def sequence(name):
     arguments = TINY[family].arguments(SEQUENCES[name], 1)
     if family == "framepack":
         arguments |= {"image_embeds": noise(1, 49, 16)}
+    if family == "minimax-h3":
+        arguments = minimax_h3(SEQUENCES[name], 1, ("first", "last"))
     return Holder(family), arguments
 
 
