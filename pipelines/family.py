@@ -86,6 +86,7 @@ class Family:
         fills_frames: whether its pipelines fill up the last token along the frames, where one spans several.
         groups: ((frames, latents) of a group, (frames, latents) beside all groups), where latents stand for so many
             frames together; the first number of ``strides`` does not count then.
+        span: fewest and most frames that its pipelines draw; None: any.
         multiple: of pixels, that its pipelines ask height and width to be, beside what latents and tokens need.
         positions: most tokens along one axis of the default checkpoint, where its position embedding ends; None: any.
         layers, heads, head_dim: of the default checkpoint; for plans made without weights.
@@ -127,6 +128,7 @@ class Family:
     patch: tuple[int, int, int] = (1, 2, 2)
     fills_frames: bool = False
     groups: tuple[tuple[int, int], tuple[int, int]] | None = None
+    span: tuple[int, int] | None = None
     multiple: int = 1
     positions: int | None = None
     layers: int | None = None

@@ -36,6 +36,7 @@ class SizeRule:
         patch: (frames, height, width) latents in one token.
         positions: most tokens along one axis that the model knows positions for; None: any number.
         groups: as `Family.groups`.
+        longest: most frames that are drawn; None: any number.
     """
 
     frames: int = 4
@@ -46,6 +47,7 @@ class SizeRule:
     patch: tuple[int, int, int] = (1, 2, 2)
     positions: int | None = None
     groups: tuple[tuple[int, int], tuple[int, int]] | None = None
+    longest: int | None = None
 
     @classmethod
     def _of(
@@ -85,7 +87,7 @@ class SizeRule:
     def most(self) -> tuple[int, int, int]:
         """Frames, height and width that no picture is beyond."""
         if self.positions is None:
-            return _MOST, _MOST, _MOST
+            return self.longest or _MOST, _MOST, _MOST
         (time, side), (deep, high, wide) = self.stride, (self.positions * size for size in self.patch)
         return min(_MOST, (deep - 1) * time + 1), min(_MOST, high * side), min(_MOST, wide * side)
 

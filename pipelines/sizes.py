@@ -30,7 +30,8 @@ def size_rule(family: Family, folder: Path | None = None) -> SizeRule:
     if family.groups is None:
         return rule
     (together, _), (beside, _) = family.groups
-    return dataclasses.replace(rule, frames=together, first=beside, groups=family.groups)
+    first, longest = family.span or (beside, None)
+    return dataclasses.replace(rule, frames=together, first=first, groups=family.groups, longest=longest)
 
 
 def with_text(family: Family, layout: Layout) -> TokenGrid:

@@ -208,6 +208,13 @@ VIDEO = (
         timestep_rows=("timestep_indices", "video_indices"),
         guidance_passes="none",
         notes="keyframes and references have budgets of their own; text and sound stay dense",
-        **checkpoint((124, 768, 1344), strides=(4, 16), model=(50, 56, 128), multiple=32, groups=((17, 5), (5, 2))),
+        **checkpoint(
+            (124, 768, 1344),
+            strides=(4, 16),
+            model=(50, 56, 128),
+            multiple=32,
+            groups=((17, 5), (5, 2)),
+            span=(124, 362),
+        ),
     ),
 )
