@@ -49,13 +49,20 @@ class AttentionCache(Cache):
 
 def in_window(interval: int, low: float, high: float, run: Trajectory) -> list[bool]:
     """Compute one step in ``interval`` while the timestep lies between ``low`` and ``high``, every step elsewhere."""
-    mask, since = [], 0
+    mask, since, timesteps = [], 0, _of_1000(run.timesteps)
     for step, must in enumerate(run.forced):
-        inside = bool(run.timesteps) and low < run.timesteps[step] < high
+        inside = bool(timesteps) and low < timesteps[step] < high
         compute = must or not inside or since + 1 >= interval
         since = 0 if compute else since + 1
         mask.append(compute)
     return mask
+
+
+def _of_1000(timesteps: Sequence[float]) -> Sequence[float]:
+    """A schedule as one that falls from 1000, where it goes from 1 to 0, or from 0, which is noise, to 1."""
+    if not timesteps or max(timesteps) > 1:
+        return timesteps
+    return [1000 * (1 - t if timesteps[0] < timesteps[-1] else t) for t in timesteps]
 
 
 class AttentionReuse(StepCache):

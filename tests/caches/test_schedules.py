@@ -1,6 +1,7 @@
 """Schedules that need no model: published ones, reproduced."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -214,6 +215,12 @@ def test_attention_is_reused_only_within_its_window_of_timesteps():
     # timesteps 1000, 900, ..., 100
     assert drawn(in_window(2, 100, 800, free(10))) == "CCCsCsCsCC"
     assert drawn(in_window(4, -1, 681, free(10, last=1))) == "CCCCsssCsC"
+
+
+def test_a_window_is_of_1000_whatever_a_schedule_counts_in():
+    falls = free(10)
+    for timesteps in (tuple(t / 1000 for t in falls.timesteps), tuple(1 - t / 1000 for t in falls.timesteps)):
+        assert drawn(in_window(2, 100, 800, replace(falls, timesteps=timesteps))) == "CCCsCsCsCC"
 
 
 def test_without_timesteps_attention_is_never_reused():
