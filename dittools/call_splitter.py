@@ -7,6 +7,7 @@ import torch
 from dittools.call_info import AttentionInputs
 from dittools.config import Config
 from dittools.kernels.choice import implementations
+from dittools.limited_calls import hides_grid, limited_calls
 from dittools.masks import KeyBias, key_bias
 from dittools.run import Run
 from dittools.sequence import SubCall, sub_calls
@@ -46,8 +47,11 @@ class CallSplitter:
             return reason
         about = (call.q.shape[:2], call.k.shape[1], call.q.device)
         if self._latest is None or self._latest[1] != about or not _same_mask(self._latest[0], call.mask):
-            self._latest = (call.mask, about, self._pieces(call, run))
-        return self._latest[2]
+            self._latest = (call.mask, about, *self._pieces(call, run))
+        _, _, pieces, limited = self._latest
+        if limited and call.shared is not None:
+            return "queries see different keys, and ranks of a ring share the queries: use ulysses alone"
+        return pieces
 
     def note_dense(self, problem: str, run: Run) -> str:
         """A reason for dense calls; noted where a method was asked for by name, which cannot take them."""
@@ -87,16 +91,25 @@ class CallSplitter:
         tokens = 0 if self.layout is None else self.layout.keys_alone
         return tokens > 0 and call.q.shape[1] == call.k.shape[1] == tokens
 
-    def _pieces(self, call: AttentionInputs, run: Run) -> list[SubCall] | str:
-        """What sparse calls can take of every layer of this forward that has these tokens and this mask."""
-        q, keys = call.q, call.k.shape[1]
-        bias = None if call.mask is None else self._key_bias(call.mask, len(q), keys)
-        if isinstance(bias, str):
-            return bias
-        found = sub_calls(self.layout, keys, bias, q.device)
-        if not isinstance(found, str) and run.grid.tokens < found[0].grid.tokens:
-            run.grid = found[0].grid  # text is first seen here where no argument tells it
-        return found
+    def _pieces(self, call: AttentionInputs, run: Run) -> tuple[list[SubCall] | str, bool]:
+        """What sparse calls can take of every layer of this forward that has these tokens and this mask; and whether
+        some of its tokens are keys alone in a piece.
+        """
+        keys, device = call.k.shape[1], call.q.device
+        bias = None if call.mask is None else self._key_bias(call.mask, len(call.q), keys)
+        found = bias if isinstance(bias, str) else sub_calls(self.layout, keys, bias, device)
+        parts = self.layout.parts_of(keys)
+        if call.mask is not None and (isinstance(found, str) or hides_grid(parts, bias)):
+            found = limited_calls(parts, call.mask, device) or found
+        if isinstance(found, str):
+            return found, False
+        shapes = [piece.grid.shape == run.grid.shape for piece in found]
+        if run.profile is not None and not all(shapes):
+            return "its mask cuts the picture into pieces, and a profile is for all of it", False
+        # Text is first seen here where no argument tells it.
+        whole = [piece.grid for piece, same in zip(found, shapes, strict=True) if same]
+        run.grid = max(run.grid, *whole, key=lambda grid: grid.tokens) if whole else run.grid
+        return found, any(piece.own is not None for piece in found) or not all(shapes)
 
     def _key_bias(self, mask: torch.Tensor, batch: int, keys: int) -> KeyBias | str:
         start, queries = self.layout.picture_start(keys), self.layout.queries_at(keys)

@@ -126,9 +126,9 @@ def key_bias(
             differs = (mask != by_head[:, :1, None]).any(-1)
         bias = torch.zeros(by_head.shape, device=mask.device).masked_fill(~by_head, -torch.inf)
     else:
-        bias = _less(by_head, own[..., None])
+        bias = less_than_own(by_head, own[..., None])
         if rows:
-            differs = (_less(mask, mask[..., key, None]) != bias[:, :1, None]).any(-1)
+            differs = (less_than_own(mask, mask[..., key, None]) != bias[:, :1, None]).any(-1)
     if (bias != bias[:, :1]).any():
         return _SOME_ROWS if mask.dtype == torch.bool else "the call has an attention mask that adds a bias by head"
     bias = bias[:, 0]
@@ -143,8 +143,8 @@ def key_bias(
     return KeyBias(bias, apart)
 
 
-def _less(numbers: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
-    """Numbers against those at one key, -inf where that hides."""
+def less_than_own(numbers: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
+    """Numbers of a mask against those at one key, fp32, -inf where that hides."""
     found = numbers.float() - own.float()
     return found.masked_fill(found <= _HIDDEN, -torch.inf)
 

@@ -1,7 +1,8 @@
-"""Queries that one of several ranks attends for, where the plan of all queries is known to each of them.
+"""Queries that a call attends for, where its plan is for more: those of one of several ranks, each of which knows the
+plan of all; or those of tokens that are no keys alone.
 
-Attention of a row asks for nothing of other rows, so a rank may leave out the rows of the others: whole query blocks
-where the order keeps a rank's tokens together, else what its tokens are in every block. Both are exact.
+Attention of a row asks for nothing of other rows, so the other rows may be left out: whole query blocks where the order
+keeps these tokens together, else what they are in every block. Both are exact.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ class Cut(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class QueryRows:
-    """Which queries of a sequence are a rank's.
+    """Which queries of a sequence are attended for.
 
     Args:
         flags: bool ``[S]``, on the CPU.
@@ -53,6 +54,14 @@ class QueryRows:
     def count(self) -> int:
         """How many they are."""
         return int(self.flags.sum())
+
+    def within(self, at: slice) -> int:
+        """How many of them are in a run of the sequence. Read from the flags once."""
+        return int(self._before[at.stop] - self._before[at.start])
+
+    @cached_property
+    def _before(self) -> torch.Tensor:
+        return torch.nn.functional.pad(self.flags.cumsum(0), (1, 0))
 
     @cached_property
     def tokens(self) -> torch.Tensor:

@@ -34,13 +34,15 @@ class KeptOf(NamedTuple):
         grid: of its tokens.
         lanes: samples times heads.
         kept: from `dittools.kinds.kept_by_kind`; a scalar where there is but one kind.
-        beside: (kind, keys) that all its queries see beside these, as many for all lanes together.
+        beside: (kind of queries, kind of keys, pairs) that are computed beside these, of all lanes together.
+        queries: how many queries each kind has.
     """
 
     grid: TokenGrid
     lanes: int
     kept: torch.Tensor
-    beside: tuple[tuple[str, int], ...] = ()
+    beside: tuple[tuple[str, str, int], ...]
+    queries: dict[str, int]
 
 
 class Call(NamedTuple):
@@ -243,14 +245,15 @@ class Run:
             at += tensor.numel()
         kept, pairs = Counter(), Counter()
         for part in pieces:
-            kinds = kinds_of(part.grid).items()
+            kinds = kinds_of(part.grid)
             for (one, other), share in zip(product(kinds, kinds), known[id(part.kept)], strict=True):
-                name, weight = f"{one[0]}-{other[0]}", float(part.lanes) * one[1] * other[1]
-                pairs[name] += weight
-                kept[name] += weight * share
-            for (kind, count), (other, keys) in product(kinds, part.beside):
-                pairs[f"{kind}-{other}"] += float(count) * keys
-                kept[f"{kind}-{other}"] += float(count) * keys
+                weight = float(part.lanes) * part.queries[one] * kinds[other]
+                if weight:
+                    pairs[f"{one}-{other}"] += weight
+                    kept[f"{one}-{other}"] += weight * share
+            for one, other, count in part.beside:
+                pairs[f"{one}-{other}"] += count
+                kept[f"{one}-{other}"] += count
         total = sum(pairs.values())
         return {name: (kept[name] / weight, weight / total) for name, weight in pairs.items()}
 

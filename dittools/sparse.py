@@ -19,7 +19,7 @@ from dittools.kernels.capability import why_not
 from dittools.kernels.choice import choose, why_slower
 from dittools.kernels.clusters.dispatch import check_clusters
 from dittools.kernels.first_use import PASSED_OVER, SPENT
-from dittools.kernels.masks.block_mask import BlockMask
+from dittools.kernels.masks.block_mask import BlockMask, Partition
 from dittools.kinds import kept_by_kind
 from dittools.methods.base import AttentionCall, Plan, StayDense, compact
 from dittools.observer import AttentionEvent
@@ -83,7 +83,8 @@ class Sparse:
         pairs, kept, kernel = 0.0, 0.0, None
         kinds, own = [], []
         for index, piece in enumerate(parts):
-            taken = (piece.take_queries(q), piece.take(k), piece.take(v))
+            keys = piece.take(k)
+            taken = (piece.take_queries(q, keys), keys, piece.take(v))
             call = self._call(inputs, step, piece.grid, (number, index))
             with part("select"), self._noting_kernels():
                 planned = self._plan(*taken, call, (number, index), shared)
@@ -99,14 +100,17 @@ class Sparse:
                 planned = self._bring(shared, piece, planned)
                 mine = planned.plan.own
                 own.append((len(taken[0]) * mine.count * piece.grid.tokens, mine.density(planned.plan)))
+            elif piece.own is not None:
+                plan = planned.plan.owned(piece.own)
+                planned = planned._replace(plan=plan, density=piece.own.density(plan))
             join = partial(piece.join, q=taken[0], k=k, v=v, scale=scale) if piece.beside else None
             result, density, kernel = self._piece(taken, planned, call, join)
             by_kind = planned.density if planned.by_kind is None else planned.by_kind
-            beside = piece.beside_of(len(taken[0]))
-            seen = tuple((kind, keys * heads) for kind, keys in beside.items())
-            kinds.append(KeptOf(piece.grid, len(taken[0]) * heads, by_kind, seen))
-            size = float(len(taken[0])) * piece.grid.tokens**2
-            more = float(piece.grid.tokens) * beside.total()
+            beside = piece.pairs_beside(len(taken[0]))
+            seen = tuple((*which, count * heads) for which, count in beside.items())
+            kinds.append(KeptOf(piece.grid, len(taken[0]) * heads, by_kind, seen, piece.kinds))
+            size = float(len(taken[0])) * piece.pairs
+            more = float(beside.total() + len(taken[0]) * piece.more)
             pairs += size + more
             if not inputs.heads.alone:
                 by_head = planned.plan.density().mean(0).expand(q.shape[2]) * size
@@ -282,6 +286,10 @@ class Sparse:
     def _made(self, q, k, v, call: AttentionCall) -> Plan | StayDense:
         """The method's answer; where ranks have to wait for each other, one that all of them give."""
         method, ranks = self.run.method, call.heads.ranks
+        if call.grid.shape != self.run.grid.shape and (why := method.why_not(call.grid, call.block_size)):
+            self.run.notes[f"some queries see all keys that their mask shows them: {why}"] = None
+            blocks = Partition(call.grid.tokens, call.block_size)
+            return Plan(None, BlockMask.full(blocks, blocks, q.device))
         if call.heads.alone or not method.asks_others(q, call):
             return method.plan(q, k, v, call)
         if not method.knows_heads:

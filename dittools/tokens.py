@@ -24,7 +24,8 @@ class Part:
         tokens: how many; None where only the attention call knows.
         shape: (frames, height, width) where it is a grid of its own; without one it stays dense.
         queries: whether its tokens have queries too. Of a part without, such as text that a picture attends to and
-            that attends to nothing itself, a call has keys and values alone; every query sees them.
+            that attends to nothing itself, a call has keys and values alone. Every query sees them, unless they are a
+            grid, such as frames of before: that has a budget of its own.
 
     Raises:
         ValueError: for an unknown kind, or a shape that is not that of so many tokens.
@@ -287,10 +288,11 @@ class Layout:
         return sum(part.tokens for part in parts[: [part.kind for part in parts].index("picture")])
 
     def grid(self, unknown: int = 0) -> TokenGrid:
-        """The grid of what has queries, in a sequence in which the part that may be None has so many tokens."""
+        """The grid of what has queries or is a grid, where the part that may be None has so many tokens."""
         known = sum(part.tokens or 0 for part in self.parts)
         some = any(part.tokens is None for part in self.parts)
-        return arranged([part for part in self.parts_of(known + unknown * some) if part.queries])[0]
+        parts = [part for part in self.parts_of(known + unknown * some) if part.queries or part.shape is not None]
+        return arranged([replace(part, queries=True) for part in parts])[0]
 
 
 def _parts(side: int | tuple[Part, ...] | None) -> tuple[Part, ...]:

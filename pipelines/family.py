@@ -21,7 +21,7 @@ CLOCKS = {
 _CHANNELS = {
     "frames_first": 2,
     "channels_last": -1,
-    **dict.fromkeys(("packed", "position_ids", "joint_ids", "shapes", "document"), 2),
+    **dict.fromkeys(("packed", "position_ids", "joint_ids", "segments", "shapes", "document"), 2),
     "two_streams": -4,
 }
 

@@ -160,6 +160,44 @@ def _apart(ids: torch.Tensor) -> tuple[torch.Tensor, ...]:
     return ids.tensor_split((ids[1:, 1] < ids[:-1, 1]).nonzero().flatten() + 1)
 
 
+def conditioned(config: Any, arguments: Arguments, name: str) -> Layout:
+    """Latents ``[B, C, H, W]`` behind a prompt ``input_ids [B, n]``, with input images in it, and a token of the time.
+
+    All of that sees what is before it, and the picture sees all (OmniGen, arXiv 2409.11340, section 2.2).
+    """
+    prompt = arguments("input_ids")
+    notes = ("input images stay dense: they are in the prompt, at places of their own in every sample",)
+    return Layout(
+        *image(config, arguments, name),
+        1 if prompt is None else prompt.shape[1] + 1,
+        notes=notes if arguments("input_img_latents") else (),
+    )
+
+
+def segments(config: Any, arguments: Arguments, name: str) -> Layout:
+    """A packed sequence ``[B, tokens, C]`` with an ``indicator`` of what each token is and ``segment_ids`` of whose;
+    the pictures have ``position_ids`` (.., row, column). Waits for the device.
+
+    The first picture is the picture; those of other segments follow as references, which the mask keeps apart.
+    """
+    _latents(arguments, name, "batch tokens channels")
+    ids = _ids(arguments, "position_ids").cpu()
+    drawn, owner = (arguments(axis).cpu() for axis in ("indicator", "segment_ids"))
+    drawn = drawn == 2  # OUTPUT_IMAGE_INDICATOR
+    if (drawn != drawn[:1]).any():
+        raise BadInput("the pictures of a batch are at different places of their sequences")
+    changes = (drawn[0, 1:] != drawn[0, :-1]) | (drawn[0, 1:] & (owner[0, 1:] != owner[0, :-1]))
+    found: list[tuple[Part, bool]] = []
+    for run in torch.arange(len(ids)).tensor_split(changes.nonzero().flatten() + 1):
+        shape = _raster(ids[run]) if drawn[0, run[0]] else None
+        found.append((Part("reference" if drawn[0, run[0]] else "text", len(run), shape), shape is not None))
+    first = next((number for number, (_, grid) in enumerate(found) if grid), None)
+    if first is None:
+        raise BadInput("no run of image tokens has position_ids of rows and columns")
+    before, after = (tuple(part for part, _ in side) for side in (found[:first], found[first + 1 :]))
+    return Layout(*found[first][0].shape, before, after)
+
+
 def shapes(config: Any, arguments: Arguments, name: str) -> Layout:
     """``img_shapes``: (frames, height, width) of the picture, then of reference images that follow it."""
     found = arguments("img_shapes")
@@ -242,6 +280,8 @@ GRIDS: dict[str, Reader] = {
     "packed": packed,
     "position_ids": position_ids,
     "joint_ids": joint_ids,
+    "conditioned": conditioned,
+    "segments": segments,
     "shapes": shapes,
     "listed": listed,
     "framepack": framepack,

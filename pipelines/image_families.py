@@ -198,24 +198,27 @@ IMAGE = (
         clock="thousandths",
         guidance_passes="one batch",
     ),
-    _image(
+    _after_text(
         "omnigen",
         "OmniGen",
         "OmniGenTransformer2DModel",
         self_attention=("layers.*.self_attn",),
         way="call",
-        why_not="its mask is causal over the text and full over the image, which no method takes",
+        grid="conditioned",
+        text=("input_ids",),
+        guidance_passes="one batch",
+        notes="text, which sees what is before it, and input images stay dense",
     ),
-    _image(
+    _after_text(
         "ideogram-4",
         "Ideogram 4",
         "Ideogram4Transformer2DModel",
         aliases=("ideogram4",),
         self_attention=("layers.*.attention",),
         components=("transformer", "unconditional_transformer"),
-        grid="joint_ids",
-        why_not="its mask is by segments of a packed sequence, which no method takes",
+        grid="segments",
         clock="reversed",
+        notes="segments of a packed sequence never see each other",
     ),
     _image(
         "sana",

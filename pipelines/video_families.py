@@ -52,7 +52,7 @@ VIDEO = (
         "SkyReels-V2, also with diffusion forcing",
         "SkyReelsV2Transformer3DModel",
         aliases=("skyreels",),
-        notes="dense where frames have timesteps of their own in blocks (its mask is causal)",
+        notes="frames in causal blocks see those of before as history, with a budget of its own",
         **checkpoint((97, 544, 960), strides=(4, 8), model=(40, 40, 128), multiple=16, positions=1024),
     ),
     _wan("anyflow", "AnyFlow", "AnyFlowTransformer3DModel", grid="frames_first"),

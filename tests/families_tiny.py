@@ -32,6 +32,7 @@ class Tiny:
         patch: latents in a token along f, h and w.
         text: names of the arguments that hold text features.
         pools: path of a module that makes a pooled text part of the modulation, beside attention.
+        ahead: tokens in front of the picture's in latents and output of axes "bnc".
     """
 
     config: dict[str, Any]
@@ -40,6 +41,7 @@ class Tiny:
     patch: Grid = (1, 2, 2)
     text: tuple[str, ...] = ("encoder_hidden_states",)
     pools: str | None = None
+    ahead: int = 0
 
 
 def noise(*shape: int) -> torch.Tensor:
@@ -333,6 +335,49 @@ def cosmos_3(grid: Grid, batch: int, beside: tuple[Grid, ...] = (), sound: int =
         found |= {f"{name}_token_shapes": [(count, 1, 1)], f"{name}_timesteps": torch.full((count,), 500.0)}
         found[f"{name}_noisy_frame_indexes"] = [torch.arange(count)]
     return found
+
+
+def _omnigen(grid: Grid, batch: int) -> dict[str, Any]:
+    """As its pipeline makes them: an input image of 2 x 2 tokens in the prompts, padding in front of the shorter."""
+    from diffusers.pipelines.omnigen.processor_omnigen import OmniGenCollator
+
+    _, h, w = grid
+    prompts = [
+        {
+            "pixel_values": [torch.zeros(3, 32, 32)],
+            "image_sizes": [[2, 6]],
+            "input_ids": list(range(1, TEXT + 3 - 2 * (i > 0))),
+        }
+        for i in range(batch)
+    ]
+    made = OmniGenCollator(0, 32).process_mllm_input(prompts, [[16 * h, 16 * w]] * batch)
+    ids, places, mask, _, _, sizes = made
+    return {
+        "hidden_states": latents("bchw", grid, batch, 4, (1, 2, 2)),
+        "timestep": timestep(batch),
+        "input_ids": ids,
+        "input_img_latents": [noise(1, 4, 4, 4) for _ in range(batch)],
+        "input_image_sizes": sizes,
+        "attention_mask": mask,
+        "position_ids": places,
+    }
+
+
+def _ideogram(grid: Grid, batch: int) -> dict[str, Any]:
+    """As its pipeline makes them: padding, text and picture."""
+    from diffusers import Ideogram4Pipeline
+
+    _, h, w = grid
+    lengths = [TEXT - 3 * (i > 0) for i in range(batch)]
+    ids, segments, indicator = Ideogram4Pipeline._prepare_ids(lengths, h, w, TEXT, torch.device("cpu"))
+    return {
+        "hidden_states": torch.cat((torch.zeros(batch, TEXT, 8), noise(batch, h * w, 8)), 1),
+        "timestep": timestep(batch, 0.001),
+        "encoder_hidden_states": noise(batch, TEXT + h * w, 16),
+        "position_ids": ids,
+        "segment_ids": segments,
+        "indicator": indicator,
+    }
 
 
 TINY: dict[str, Tiny] = {
@@ -907,6 +952,40 @@ TINY: dict[str, Tiny] = {
         axes="bchw",
         clock=0.001,
         extra=lambda grid, batch: {"attention_mask": shown(batch).bool()},
+    ),
+    "omnigen": Tiny(
+        {
+            "in_channels": 4,
+            "hidden_size": 32,
+            "num_attention_heads": 2,
+            "num_key_value_heads": 2,
+            "intermediate_size": 32,
+            "num_layers": 2,
+            "pad_token_id": 0,
+            "vocab_size": 32,
+            "rope_scaling": {"short_factor": [1.0] * 8, "long_factor": [1.0] * 8},
+            "pos_embed_max_size": 64,
+            "time_step_dim": 16,
+        },
+        _omnigen,
+        axes="bchw",
+        text=("input_img_latents",),
+    ),
+    "ideogram-4": Tiny(
+        {
+            "in_channels": 8,
+            "num_layers": 2,
+            "attention_head_dim": 16,
+            "num_attention_heads": 2,
+            "intermediate_size": 32,
+            "adaln_dim": 8,
+            "llm_features_dim": 16,
+            "mrope_section": (4, 2, 2),
+        },
+        _ideogram,
+        axes="bnc",
+        patch=(1, 1, 1),
+        ahead=TEXT,
     ),
 }
 

@@ -86,7 +86,8 @@ def test_full_attention_piece_by_piece_is_the_call_with_its_mask(data):
     out = torch.full_like(q, torch.nan)
     seen = 0
     for piece in found:
-        part = [piece.take_queries(q), piece.take(k), piece.take(v)]
+        keys = piece.take(k)
+        part = [piece.take_queries(q, keys), keys, piece.take(v)]
         assert part[0].shape[1] == piece.grid.tokens and piece.grid.shape == grid
         where = torch.arange(tokens)[piece.tokens]
         assert torch.equal(where[piece.grid.video_slice], torch.arange(ahead, ahead + video))  # in its order
@@ -98,12 +99,13 @@ def test_full_attention_piece_by_piece_is_the_call_with_its_mask(data):
             row &= True if bias.apart is None else ~bias.apart[sample]
         sides = [(before, 0), (after, ahead + video)]
         given = [pair for side, start in sides for pair in zip(side, _runs(side, start), strict=True)]
-        asking = [(part, at) for part, at in given if part.queries]
-        assert mine == {(part.shape, at.start) for part, at in asking if part.shape and row[at].all()}
+        assert mine == {(part.shape, at.start) for part, at in given if part.shape and row[at].all()}
         for _, at in piece.grid.grids[1:]:
             assert torch.equal(where[at], torch.arange(at.stop - at.start) + where[at.start])
         whole = dense(*part)
-        assert asks.all() or torch.equal(queries[piece.queries], where)
+        own = torch.ones(len(where), dtype=torch.bool) if piece.own is None else piece.own.flags
+        assert torch.equal(own, asks[where])  # keys alone are taken where they are a grid
+        assert asks.all() or torch.equal(queries[piece.queries], where[own])
         if piece.beside:
             lse = torch.einsum("bqhd,bkhd->bhqk", *part[:2]).mul(0.5).logsumexp(-1)
             whole, _ = piece.join(whole, lse, part[0], k, v, 0.5)

@@ -106,10 +106,10 @@ def holders():
     return lambda name: made.setdefault(name, None) or made.update({name: Holder(name)}) or made[name]
 
 
-def spread(hit: torch.Tensor, axes: str, patch) -> torch.Tensor:
+def spread(hit: torch.Tensor, axes: str, patch, ahead: int = 0) -> torch.Tensor:
     """Tokens ``[F, H, W]`` marked in a tensor with these axes, broadcast over the others."""
     if "n" in axes:
-        return hit.flatten()[:, None]
+        return torch.nn.functional.pad(hit.flatten(), (ahead, 0))[:, None]
     for dim, size in enumerate(patch):
         hit = hit.repeat_interleave(size, dim)
     axes = "cfhw" if axes == "list" else axes.lstrip("b")
@@ -117,11 +117,11 @@ def spread(hit: torch.Tensor, axes: str, patch) -> torch.Tensor:
     return hit.unsqueeze(axes.index("c"))
 
 
-def changed(before: torch.Tensor, after: torch.Tensor, axes: str, patch, grid) -> torch.Tensor:
+def changed(before: torch.Tensor, after: torch.Tensor, axes: str, patch, grid, ahead: int = 0) -> torch.Tensor:
     """Which tokens ``[F, H, W]`` of the first sample differ."""
     differs = (before != after)[(0,) * (before.ndim - 4)] if axes == "list" else (before != after)[0]
     if "n" in axes:
-        return differs.any(-1).view(grid)
+        return differs[ahead:].any(-1).view(grid)
     axes = "cfhw" if axes == "list" else axes.lstrip("b")
     differs = differs.any(axes.index("c"))
     differs = differs if "f" in axes else differs[None]
@@ -165,14 +165,15 @@ def test_a_mask_along_an_axis_keeps_a_change_where_it_was_made(name, holders):
         latents = find_family(name).latents
         moved = arguments[latents][0] if tiny.axes == "list" else arguments[latents]
         patch = tiny.patch
-        moved = torch.where(spread(hit, tiny.axes, patch), moved + noise(*moved.shape), moved)
+        moved = torch.where(spread(hit, tiny.axes, patch, tiny.ahead), moved + noise(*moved.shape), moved)
         other = arguments | {latents: [moved] if tiny.axes == "list" else moved}
         before, record = holder.sparse(rule, arguments)
         after, _ = holder.sparse(rule, other)
         assert record["fallbacks"] == [] and record["calls"]["sparse"] > 0
-        found = changed(before, after, tiny.axes, patch, grid)
+        found = changed(before, after, tiny.axes, patch, grid, tiny.ahead)
         assert torch.equal(found, hit), f"{rule}: {found.sum()} tokens changed, not {hit.sum()}"
-        assert changed(holder.draw(arguments), holder.draw(other), tiny.axes, patch, grid).all()  # dense: everywhere
+        dense = changed(holder.draw(arguments), holder.draw(other), tiny.axes, patch, grid, tiny.ahead)
+        assert dense.all()  # everywhere
 
 
 @pytest.mark.parametrize("name", JOINT)
@@ -188,8 +189,11 @@ def test_text_reaches_the_picture_only_from_where_the_record_has_it(name, holder
         module = holder.transformer.get_submodule(tiny.pools)
         hook = module.register_forward_hook(lambda module, given, out: (torch.zeros_like(out[0]), *out[1:]))
         request.addfinalizer(hook.remove)
-    assert torch.equal(holder.sparse("apart", arguments)[0], holder.sparse("apart", changed)[0])
-    assert not torch.equal(holder.sparse("all", arguments)[0], holder.sparse("all", changed)[0])
+    drawn = {
+        rule: [holder.sparse(rule, given)[0][:, tiny.ahead :] for given in (arguments, changed)]
+        for rule in ("apart", "all")
+    }
+    assert torch.equal(*drawn["apart"]) and not torch.equal(*drawn["all"])
 
 
 @pytest.mark.parametrize("name", KEYS_ALONE)
