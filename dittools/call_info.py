@@ -15,6 +15,7 @@ from dittools.timesteps import Reading
 from dittools.tokens import Layout, TokenGrid
 
 if TYPE_CHECKING:
+    from dittools.kernels.masks.block_mask import BlockMask
     from dittools.methods.base import Plan
     from dittools.query_rows import QueryRows
     from dittools.run import Run
@@ -136,6 +137,7 @@ class AttentionInputs(NamedTuple):
         heads: which of the layer's heads these are.
         spread: ranks over which the tokens are spread, where they are those of one of them.
         shared: where q, k and v have all tokens, and those of other ranks hold zeros until they are asked for.
+        own: the block mask that the model brings itself, for a method that takes it.
     """
 
     layer: int
@@ -147,6 +149,7 @@ class AttentionInputs(NamedTuple):
     heads: Heads = ALL
     spread: int = 1
     shared: SharedTokens | None = None
+    own: BlockMask | None = None
 
     @property
     def alone(self) -> bool:

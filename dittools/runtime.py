@@ -293,6 +293,11 @@ class Runtime:
             self.run.exchanged.bytes += sent
             self.run.exchanged.watches += watches
 
+    @property
+    def takes_own(self) -> bool:
+        """Whether block masks that the model brings itself decide the calls of the present forward."""
+        return self._step is not None and self.run.method is not None and self.run.method.takes_own
+
     def heads_of(self, layer: int, ranks: Ranks, total: int) -> Heads:
         """Who has which heads of a layer in the present forward: dealt by what they cost in the step before."""
         dealt = None if self._step is None else self.run.deals.get(layer)
@@ -338,7 +343,7 @@ class Runtime:
     def _attend(self, call: AttentionInputs, dense: Callable[[], torch.Tensor], why_dense: str | None) -> torch.Tensor:
         run, step, layer = self.run, self._step, call.layer
         self._show(call)
-        if self._scheduled_dense(layer):
+        if call.own is None and self._scheduled_dense(layer):
             run.count_dense(call, step.step)
             return dense()
         parts = why_dense or self._splitter.split(call, run, step.step)

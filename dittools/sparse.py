@@ -234,6 +234,7 @@ class Sparse:
             profile=run.profile,
             sparse_layers=run.sparse_layers.get(layer, ()),
             heads=inputs.heads,
+            own=inputs.own,
         )
 
     def _plan(
@@ -247,6 +248,9 @@ class Sparse:
                 return found
             plan, fresh = found
             return Planned(plan, plan.share, kept_by_kind(plan, call.grid), fresh)
+        if call.own is not None:  # the model's choice is of this very call
+            plan = run.method.plan(q, k, v, call)
+            return Planned(plan, plan.share, kept_by_kind(plan, call.grid), True)
         refresh = max(self._config.refresh, run.correction.keeps_plans if run.correction else 1)
         # In the first step nobody knows yet whether there will be another branch.
         shared = self._config.share_branches and (len(run.branches) > 1 or call.step == run.first_step)

@@ -24,6 +24,7 @@ from diffusers.models.attention_dispatch import (
 )
 
 from dittools.call_info import AttentionInputs
+from dittools.pipelines.own_masks import OWN_MASK, blocks_of
 from dittools.pipelines.parallel.ulysses import attend as attend_shared
 from dittools.pipelines.parallel.ulysses import context_of
 from dittools.pipelines.rebinding import calls_torch
@@ -174,6 +175,30 @@ def _attend(q, k, v, mask, current_layer, *settings):
     return out.contiguous()
 
 
+def _attend_own(q, k, v, current_layer, call: dict[str, Any]) -> torch.Tensor:
+    """Attention of the current layer under a block mask of the model's own: by our kernels where a method takes it,
+    else by flex attention, counted.
+
+    Args:
+        call: "attn_mask", "scale" and "enable_gqa", as the dispatcher takes them.
+    """
+
+    def flex() -> torch.Tensor:
+        return dispatch_attention_fn(q, k, v, **call, backend=AttentionBackendName.FLEX)
+
+    number, layer = current_layer.tolist()
+    slot = _slots_in_use[number]
+    why = OWN_MASK
+    if slot.runtime.takes_own and context_of(slot.parallel(layer)) is None and q.shape[2] == k.shape[2]:
+        own = blocks_of(call["attn_mask"], q, k)
+        if not isinstance(own, str):
+            scale = q.shape[-1] ** -0.5 if call["scale"] is None else call["scale"]
+            return slot.runtime.attend_inputs(AttentionInputs(layer, q, k, v, scale, own=own), flex).contiguous()
+        why = own
+    slot.runtime.skip(layer, why)
+    return flex()
+
+
 _attend_op = torch.library.custom_op(
     "dittools::attend",
     _attend,
@@ -201,9 +226,11 @@ def _backend_function(current_layer: torch.Tensor) -> Any:
         enable_gqa: bool = False,
     ) -> torch.Tensor:
         if attn_mask is not None and not isinstance(attn_mask, torch.Tensor):
-            # A mask of flex attention: only that can read it.
-            torch.ops.dittools.skip_call(current_layer, "the model brings a block mask of its own")
             call = {"attn_mask": attn_mask, "scale": scale, "enable_gqa": enable_gqa}
+            if not torch.compiler.is_compiling():
+                return _attend_own(query, key, value, current_layer, call)
+            # A mask of flex attention: only that can read it.
+            torch.ops.dittools.skip_call(current_layer, OWN_MASK)
             return dispatch_attention_fn(query, key, value, **call, backend=AttentionBackendName.FLEX)
         settings = Settings(scale, dropout_p, is_causal, enable_gqa)
         attend = torch.ops.dittools.attend if torch.compiler.is_compiling() else _attend

@@ -182,7 +182,7 @@ VIDEO = (
         aliases=("kandinsky5",),
         self_attention=("visual_transformer_blocks.*.self_attention",),
         grid="channels_last",
-        notes="dense where the checkpoint asks for NABLA, its own sparse mask",
+        notes="a checkpoint trained with NABLA keeps its own mask: method `trained` runs it",
         **checkpoint((121, 512, 768), strides=(4, 8), model=(32, 28, 64)),
     ),
     _hunyuan("motif-video", "Motif-Video", "MotifVideoTransformer3DModel", aliases=("motif",)),

@@ -24,6 +24,7 @@ from dittools.methods.svg import SVG
 from dittools.methods.svg2 import SVG2
 from dittools.methods.svg_ear import SVGEAR
 from dittools.methods.todo import ToDo
+from dittools.methods.trained import Trained
 from dittools.methods.vmoba import VMoBA
 from dittools.methods.xattention import XAttention
 from dittools.registry import Placeholder, Registry
@@ -31,7 +32,7 @@ from dittools.registry import Placeholder, Registry
 __all__ = ["METHODS", "AttentionCall", "Method", "Plan", "StayDense", "create", "describe", "names", "options"]
 
 STATIC = (GNA, STA, Clear, Radial, ToDo, AttentionTile)
-_ONLINE = (SVG, SVG2, SVGEAR, AdaSpa, Draft, Jenga, Nabla, Sparge, SparseD, VMoBA, XAttention)
+_ONLINE = (SVG, SVG2, SVGEAR, AdaSpa, Draft, Jenga, Nabla, Sparge, SparseD, VMoBA, XAttention, Trained)
 _PROFILED = (PARO, SparseVDiT)
 _YARDSTICKS = (Oracle, RandomBlocks)
 

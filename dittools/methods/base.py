@@ -141,6 +141,7 @@ class AttentionCall:
         heads: which of the layer's heads q, k and v have, where other ranks have the others. What heads share is
             decided for all of them: scores that compete are gathered (`Heads.gather`), random numbers are drawn and
             tables read for all heads and cut (`Heads.of`).
+        own: the block mask that the model brings itself, where it does.
     """
 
     layer: int
@@ -158,6 +159,7 @@ class AttentionCall:
     profile: Profile | None = None
     sparse_layers: tuple[int, ...] = ()
     heads: Heads = ALL
+    own: BlockMask | None = None
 
     @property
     def density(self) -> float:
@@ -183,6 +185,7 @@ class Method(Options):
     `profile_use`: "none" takes no profile; "given" uses one that the user names; "needed" cannot run without one.
     `decides`: options that decide what is kept in place of the sparsity, where they are neither None nor "auto".
     `reads`: which of q, k and v `plan` looks at; what it does not look at may be missing where other ranks have it.
+    `takes_own`: whether it plans from the block mask that a model brings itself, which it then does in every step.
     `knows_heads`: whether what heads share is decided for those of all ranks (`AttentionCall.heads`).
 
     Every plan is held against what was asked of it (`asked`): a miss is told in its notes.
@@ -195,6 +198,7 @@ class Method(Options):
     profile_use: ClassVar[str] = "none"
     decides: ClassVar[tuple[str, ...]] = ()
     knows_heads: ClassVar[bool] = False
+    takes_own: ClassVar[bool] = False
     video_only: ClassVar[bool] = False  # needs more than one frame
     reads: ClassVar[tuple[str, ...]] = ("q", "k", "v")
 

@@ -16,7 +16,7 @@ from tests.methods.scenes import kept_tokens, scene
 TEXT, PAST, BEFORE = 9, (1, 12, 16), 192
 LAYOUT = Layout(7, 12, 16, before=(Part("text", None, queries=False), Part.of("history", *PAST)))
 GRID = LAYOUT.grid(TEXT)
-ONLINE = [name for name, kind in METHODS.items() if kind.profile_use != "needed" and name not in ("dense", "auto")]
+ONLINE = [name for name, kind in METHODS.items() if kind.profile_use != "needed" and name not in ("dense", "trained")]
 CPU = torch.device("cpu")
 STEPS = torch.tensor([900.0, 500.0, 100.0])
 

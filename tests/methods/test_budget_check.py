@@ -14,7 +14,7 @@ from tests.methods.watch import NoSync
 
 FEW = TokenGrid(5, 5, 4)  # seven blocks
 TEXT = TokenGrid(3, 4, 5, text=70, text_position="last")
-NAMES = [name for name, cls in METHODS.items() if name != "dense" and cls.profile_use != "needed"]
+NAMES = [name for name, cls in METHODS.items() if name not in ("dense", "trained") and cls.profile_use != "needed"]
 
 
 def plan_of(name, grid, sparsity, options=None, seed=0, alike=False, **how):

@@ -25,8 +25,15 @@ GRIDS = {
     "parts": TokenGrid(3, 13, 16, 37, "first", PARTS),
     "video and parts": TokenGrid(5, 9, 11, 300, "last", (Part.of("reference", 1, 18, 22),)),
 }
-# What these methods promise beyond even blocks and without a profile: test_clusters.py and test_profiled.py.
-ELSEWHERE = {"dense", "svg2", "svg_ear", *(name for name, cls in METHODS.items() if cls.profile_use == "needed")}
+# What these methods promise beyond even blocks and without a profile: test_clusters.py and test_profiled.py; the masks
+# of models that were trained with them: tests/pipelines/test_own_masks.py.
+ELSEWHERE = {
+    "dense",
+    "svg2",
+    "svg_ear",
+    "trained",
+    *(name for name, cls in METHODS.items() if cls.profile_use == "needed"),
+}
 NAMES = [name for name in METHODS if name not in ELSEWHERE]
 # One set of native settings a method, in the form that a JSON file has them.
 SET = {

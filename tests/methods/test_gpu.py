@@ -17,7 +17,7 @@ pytestmark = [
 ]
 
 GRID, HEADS, DIM, BLOCK, LAYERS, STEPS = TokenGrid(21, 45, 80), 40, 128, 128, 2, 10
-EVERY = [name for name in methods.METHODS if name != "dense"]
+EVERY = [name for name in methods.METHODS if name not in ("dense", "trained")]
 PROFILED = [name for name in EVERY if methods.METHODS[name].profile_use == "needed"]
 # Beside q, k, v and the output; methods that measure block mass hold it for every head.
 MOST_BYTES = 2 << 30

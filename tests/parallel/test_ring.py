@@ -20,7 +20,7 @@ from tests.parallel.test_settings import PROFILED, case, check, name_of
 
 RING, UNIFIED = 2, 4  # ranks of which two share the queries of the same heads
 KINDS = pytest.mark.parametrize("degree", (RING, UNIFIED), ids=("ring", "unified"))
-PLAIN = [case(name) for name, kind in METHODS.items() if kind.profile_use != "needed"]
+PLAIN = [case(name) for name, kind in METHODS.items() if kind.profile_use != "needed" and name != "trained"]
 MORE = [
     case("svg", correction="rettention", refresh=2),
     case("draft", correction="centroids"),

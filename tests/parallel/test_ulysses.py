@@ -8,7 +8,7 @@ from tests.parallel import scenes
 from tests.parallel.scenes import GRIDS, HEADS, STEPS, TEXT, compare
 
 FAMILIES = list(GRIDS)
-NAMES = [name for name, kind in METHODS.items() if kind.profile_use != "needed"]
+NAMES = [name for name, kind in METHODS.items() if kind.profile_use != "needed" and name != "trained"]
 LAYERS = 2
 WIDTH = {"wan": 12, "ltx": 8, "flux": 16, "flux-2": 16, "qwen-image": 16, "hunyuan-video": 10}
 BATCH = {"qwen-image": 2}

@@ -27,7 +27,7 @@ SEQUENCES = {
 }
 # A row for each way in which a budget is spent: scores, a static band, windows, clusters, fewer keys.
 WAYS = ("adaspa", "svg", "gna", "svg2", "todo")
-EVERY = [name for name, kind in METHODS.items() if kind.profile_use != "needed" and name not in ("dense", "auto")]
+EVERY = [name for name, kind in METHODS.items() if kind.profile_use != "needed" and name not in ("dense", "trained")]
 
 
 @cache

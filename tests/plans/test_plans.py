@@ -27,7 +27,7 @@ from dittools.ranks import Heads, Ranks
 from dittools.tokens import Part, TokenGrid
 from tests.plans.drive import GRID, MODEL, STEPS, Drawer, exported
 
-PLAIN = [name for name, cls in METHODS.items() if name != "dense" and cls.profile_use != "needed"]
+PLAIN = [name for name, cls in METHODS.items() if name not in ("dense", "trained") and cls.profile_use != "needed"]
 GRIDS = {
     "video": GRID,
     "ragged": TokenGrid(5, 7, 11),
