@@ -93,6 +93,10 @@ PLANS: dict[str, Split] = {
     "CogVideoXTransformer3DModel": Split(_cogvideox),
     # diffusers' plan splits the text too: a ring over it wants a log-sum-exp, and its mask is for all heads.
     "LTXVideoTransformer3DModel": Split(_ltx, whole=("transformer_blocks.*.attn2",), ours=False),
+    # diffusers' plan does, but for the text's own attention, which comes before anything is split.
+    "MiniMaxH3Transformer3DModel": Split(
+        lambda model: dict(model._cp_plan), whole=("token_refiner.refiner_blocks.*.attn",), ours=False
+    ),
 }
 """By transformer class."""
 
