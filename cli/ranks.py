@@ -150,7 +150,8 @@ class Together:
         shot = chosen.scene.shot
         grid = grid_of(self._family, chosen.folder, shot.frames, shot.height, shot.width)
         heads = setup.heads_of(self._family, chosen.folder)
-        self._uneven = setup.uneven(self.spec, heads, grid.tokens - grid.text, grid.text)
+        gloo = self._world.device.type == "cpu"
+        self._uneven = setup.uneven(self.spec, heads, grid.tokens - grid.text, grid.text, gloo)
 
     def enable(self, pipe: Any) -> None:
         """Split the tokens of a pipeline's transformers over the ranks."""

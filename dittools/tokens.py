@@ -221,6 +221,7 @@ class Layout:
             text of two prompts does. Parts without queries are in the sequence of keys alone.
         notes: what a user should know of it, a line each.
         one_sequence: whether what splits it among ranks splits it as it stands, and not text and all else apart.
+        behind_apart: whether that splits all behind the picture apart, not text alone.
     """
 
     frames: int
@@ -230,6 +231,7 @@ class Layout:
     after: int | tuple[Part, ...] | None = 0
     notes: tuple[str, ...] = ()
     one_sequence: bool = False
+    behind_apart: bool = False
 
     @property
     def parts(self) -> list[Part]:
@@ -256,6 +258,13 @@ class Layout:
             raise ValueError(f"attention over {tokens} tokens, where the grid has {tokens - rest}")
         known = (part if part.tokens is not None else replace(part, tokens=rest) for part in parts)
         return [part for part in known if part.tokens]
+
+    def apart(self, parts: Sequence[Part]) -> list[bool]:
+        """Which of its parts are split among ranks apart from all else."""
+        if self.one_sequence:
+            return [False] * len(parts)
+        at = [part.kind for part in parts].index("picture")
+        return [part.kind == "text" or (self.behind_apart and number > at) for number, part in enumerate(parts)]
 
     def queries_of(self, tokens: int) -> int:
         """How many queries a call over so many keys has."""

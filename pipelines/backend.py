@@ -25,6 +25,7 @@ from diffusers.models.attention_dispatch import (
 
 from dittools.call_info import AttentionInputs
 from dittools.pipelines.own_masks import OWN_MASK, blocks_of
+from dittools.pipelines.parallel.plans import WHOLE
 from dittools.pipelines.parallel.ulysses import attend as attend_shared
 from dittools.pipelines.parallel.ulysses import context_of
 from dittools.pipelines.rebinding import calls_torch
@@ -73,8 +74,10 @@ class BackendSlot:
 
     def parallel(self, layer: int) -> Any:
         """What `enable_parallelism` left on a layer's processor, or on its transformer where the processor takes
-        none.
+        none; None where the layer sees all it needs on every rank.
         """
+        if getattr(self.seats[layer].module, WHOLE, False):
+            return None
         found = getattr(self.seats[layer].processor, "_parallel_config", None)
         if found is None and layer in self.models:
             found = getattr(self.models[layer](), "_parallel_config", None)

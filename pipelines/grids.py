@@ -222,7 +222,7 @@ def listed(config: Any, arguments: Arguments, name: str) -> Answer:
         raise BadInput(f"{name} has to be a list of one picture a sample, all of one size")
     frames, height, width = found[0].shape[1:]
     side, deep = arguments("patch_size") or 2, arguments("f_patch_size") or 1
-    return frames // deep, height // side, width // side
+    return Layout(frames // deep, height // side, width // side, one_sequence=True)
 
 
 def framepack(config: Any, arguments: Arguments, name: str) -> Layout:
@@ -237,7 +237,8 @@ def framepack(config: Any, arguments: Arguments, name: str) -> Layout:
     if image is not None:  # square where it is of patches alone
         count, edge = image.shape[1], math.isqrt(image.shape[1])
         seen = (Part("reference", count, (1, edge, edge) if edge**2 == count else None),)
-    return Layout(*video(config, arguments, name), _history(arguments, scales), (*seen, TEXT))
+    history = _history(arguments, scales)
+    return Layout(*video(config, arguments, name), history, (*seen, TEXT), behind_apart=True)
 
 
 def helios(config: Any, arguments: Arguments, name: str) -> Layout:

@@ -23,7 +23,7 @@ from dittools.pipelines.copies import Listening, Unshared
 from dittools.pipelines.errors import BadInput
 from dittools.pipelines.families import Family
 from dittools.pipelines.layers import Layers
-from dittools.pipelines.parallel.ulysses import ranks_of
+from dittools.pipelines.parallel.ulysses import check_shares, ranks_of
 from dittools.pipelines.step_reuse import StepReuse, picture_in
 from dittools.run import Run
 from dittools.runtime import Runtime
@@ -113,6 +113,8 @@ class RootHook:
             grid = family.token_grid(self.layout, argument)
         except BadInput as error:
             self.layout, why_no_grid = None, f"the token grid cannot be read: {error}"
+        if self.layout is not None:
+            check_shares(self._model(), self.layout, grid.text)
         timestep = argument(family.timestep)
         loop = find_loop(self._model(), timestep, self._pipe())
         timing = _timing(loop, self._context, self._reader(lambda: family.timestep_of(argument), loop))

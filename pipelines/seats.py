@@ -55,6 +55,11 @@ class Seat:
         slot.seats[layer] = self
         module.__dict__[_SEAT] = self
 
+    @property
+    def module(self) -> torch.nn.Module | None:
+        """The attention module, while there is one."""
+        return self._module()
+
     def follow(self) -> bool:
         """Lead the processor that the module has now. False where there is no way into its attention."""
         processor = self._module().processor

@@ -209,7 +209,8 @@ class StepReuse:
         layout = self._hook.layout
         if layout is None:
             return None
-        return sum(part.tokens or 0 for part in layout.parts if layout.one_sequence or part.kind != "text")
+        parts = layout.parts
+        return sum(part.tokens or 0 for part, apart in zip(parts, layout.apart(parts), strict=True) if not apart)
 
     def _picture(self, tokens: torch.Tensor) -> torch.Tensor:
         """The tokens of the picture that is drawn, ``[B, S, width]``, of those in a block of all ranks."""

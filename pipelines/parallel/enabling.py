@@ -13,7 +13,7 @@ import torch
 from dittools.pipelines.backend import open_slots
 from dittools.pipelines.errors import BadInput
 from dittools.pipelines.families import family_of, transformers_of
-from dittools.pipelines.parallel.plans import PLANS
+from dittools.pipelines.parallel.plans import PLANS, WHOLE
 
 
 def enable_parallelism(pipe: Any, config: Any) -> None:
@@ -54,6 +54,8 @@ def enable(model: torch.nn.Module, config: Any) -> None:
     """
     check_variant(model)
     split = PLANS.get(type(model).__name__)
+    if split is not None and split.uneven:
+        _allow_uneven(type(model).__name__, config)
     with _counted_devices():
         model.enable_parallelism(config=config, cp_plan=None if split is None else split.plan(model))
     if split is None:
@@ -61,6 +63,16 @@ def enable(model: torch.nn.Module, config: Any) -> None:
     _leave_whole(model, split.whole)
     if split.ours:
         model.register_forward_pre_hook(_needs_ours)
+
+
+def _allow_uneven(name: str, config: Any) -> None:
+    """Tell diffusers that ranks may have more or fewer tokens. Raises BadInput where it cannot."""
+    if config.ulysses_degree > 1 and config.ring_degree > 1:
+        raise BadInput(
+            f"{name} attends without the padding of its text, so ranks have more or fewer tokens, which diffusers does "
+            "not do with Ulysses and a ring together: use one of them"
+        )
+    config.ulysses_anything, config.ring_anything = config.ulysses_degree > 1, config.ring_degree > 1
 
 
 def _leave_whole(model: torch.nn.Module, patterns: tuple[str, ...]) -> None:
@@ -73,6 +85,7 @@ def _leave_whole(model: torch.nn.Module, patterns: tuple[str, ...]) -> None:
         if id(module.processor) in elsewhere:
             module.set_processor(copy.copy(module.processor))
         module.processor._parallel_config = None
+        setattr(module, WHOLE, True)
 
 
 def _is(path: str, pattern: str) -> bool:

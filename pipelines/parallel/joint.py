@@ -22,7 +22,7 @@ def places_of(tokens: Sequence[int], layout: Layout | None = None) -> list[list[
     Args:
         tokens: of each rank.
         layout: of the whole sequence; None, or one without text or split as it stands: ranks follow one another as
-            they are. Text on one side of the rest was split by itself, and so was the rest.
+            they are. Text on one side of the rest, or all behind the picture, was split by itself, and so was the rest.
     """
     rest = None if layout is None or layout.one_sequence else _beside_text(layout, sum(tokens))
     if rest is None:
@@ -41,9 +41,9 @@ def _beside_text(layout: Layout, tokens: int) -> tuple[bool, int] | None:
         parts = layout.parts_of(tokens)
     except ValueError:
         return None  # another sequence, which runs dense in whatever order
-    kinds = [part.kind == "text" for part in parts]
+    kinds = layout.apart(parts)
     number = sum(kinds)
-    count = sum(part.tokens for part in parts if part.kind != "text")
+    count = sum(part.tokens for part, apart in zip(parts, kinds, strict=True) if not apart)
     if number and kinds == [True] * number + [False] * (len(kinds) - number):
         return True, count
     if number and kinds == [False] * (len(kinds) - number) + [True] * number:

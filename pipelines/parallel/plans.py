@@ -24,12 +24,14 @@ class Split:
         plan: makes diffusers' plan for a transformer.
         whole: paths of attention modules whose queries or keys no rank has to ask others for; ``*`` is one part.
         ours: whether only dittools' attention is right under the plan.
+        uneven: whether ranks may have more or fewer tokens whatever the sizes are.
         why_not: gives the reason for which a transformer of this config cannot be split so, or None.
     """
 
     plan: Callable[[Any], dict[str, Any]]
     whole: tuple[str, ...] = ()
     ours: bool = True
+    uneven: bool = False
     why_not: Callable[[Mapping[str, Any]], str | None] = lambda config: None
 
 
@@ -47,11 +49,11 @@ def _made(dim: int, dims: int) -> Any:
     return ContextParallelInput(split_dim=dim, expected_dims=dims, split_output=True)
 
 
-def _gathered() -> Any:
-    """An output ``[B, S of this rank, C]``, of which every rank gets all tokens."""
+def _gathered(outputs: int = 1) -> Any:
+    """Outputs ``[B, S of this rank, C]``, of which every rank gets all tokens."""
     from diffusers.models._modeling_parallel import ContextParallelOutput
 
-    return ContextParallelOutput(gather_dim=1, expected_dims=3)
+    return [ContextParallelOutput(gather_dim=1, expected_dims=3)] * outputs
 
 
 def _text_beside_picture() -> dict[str, Any]:
@@ -88,9 +90,69 @@ def _ltx(model: Any) -> dict[str, Any]:
     }
 
 
+def _skyreels(model: Any) -> dict[str, Any]:
+    return {
+        "rope": {0: _made(1, 4), 1: _made(1, 4)},
+        "blocks.0": {"hidden_states": _given(1, 3)},
+        "blocks.*": {"temb": _given(2, 4)},  # that of each token, where frames have timesteps of their own
+        _last("blocks", model): _gathered(),  # before what is made of those outside of the blocks
+    }
+
+
+def _hunyuan_video_15(model: Any) -> dict[str, Any]:
+    return _hunyuan_video(model) | {"transformer_blocks.*": {"attention_mask": _given(1, 2)}}
+
+
+def _framepack(model: Any) -> dict[str, Any]:
+    rope = [_given(0, 2), _given(0, 2)]  # history and picture in one
+    return {
+        "transformer_blocks.0": _text_beside_picture(),
+        "transformer_blocks.*": {"freqs_cis": rope},
+        "single_transformer_blocks.*": {"image_rotary_emb": rope},
+        _last("single_transformer_blocks", model): _gathered(2),  # before history is cut off
+    }
+
+
+def _mochi(model: Any) -> dict[str, Any]:
+    return {
+        "rope": {0: _made(0, 3), 1: _made(0, 3)},
+        "transformer_blocks.0": _text_beside_picture(),
+        "transformer_blocks.*": {"encoder_attention_mask": _given(1, 2)},
+        "proj_out": _gathered(),
+    }
+
+
+def _sd3(model: Any) -> dict[str, Any]:
+    # Behind what comes before the blocks: some guidance leaves out blocks, also the first one.
+    return {"pos_embed": {0: _made(1, 3)}, "context_embedder": {0: _made(1, 3)}, "proj_out": _gathered()}
+
+
+def _z_image(model: Any) -> dict[str, Any]:
+    return {
+        "layers.0": {"x": _given(1, 3)},
+        "layers.*": {"attn_mask": _given(1, 2), "freqs_cis": _given(1, 3), "noise_mask": _given(1, 2)},
+        _last("layers", model): _gathered(),
+    }
+
+
+def _last(blocks: str, model: Any) -> str:
+    """The path of the last of these blocks."""
+    return f"{blocks}.{len(getattr(model, blocks)) - 1}"
+
+
 PLANS: dict[str, Split] = {
     "HunyuanVideoTransformer3DModel": Split(_hunyuan_video, why_not=_token_replace),
     "CogVideoXTransformer3DModel": Split(_cogvideox),
+    "HunyuanVideo15Transformer3DModel": Split(_hunyuan_video_15),
+    # Its text ends with its last word, wherever that is.
+    "HunyuanVideoFramepackTransformer3DModel": Split(_framepack, uneven=True),
+    # Each sample attends without its padding.
+    "MochiTransformer3DModel": Split(_mochi, uneven=True),
+    "SD3Transformer2DModel": Split(_sd3),
+    "SkyReelsV2Transformer3DModel": Split(_skyreels, whole=("blocks.*.attn2",), ours=False),
+    "ZImageTransformer2DModel": Split(
+        _z_image, whole=tuple(f"{kind}_refiner.*.attention" for kind in ("noise", "context", "siglip"))
+    ),
     # diffusers' plan splits the text too: a ring over it wants a log-sum-exp, and its mask is for all heads.
     "LTXVideoTransformer3DModel": Split(_ltx, whole=("transformer_blocks.*.attn2",), ours=False),
     # diffusers' plan does, but for the text's own attention, which comes before anything is split.
@@ -100,15 +162,21 @@ PLANS: dict[str, Split] = {
 }
 """By transformer class."""
 
-REASONS: dict[str, str] = {}
+WHOLE = "_dittools_whole"
+"""An attribute of attention modules that see all they need on every rank."""
+
+REASONS: dict[str, str] = {
+    "wan-animate": "its face blocks cut what they are given into frames, which a rank's share of the tokens is not",
+}
 """Why a model of a family cannot be split, by the family's name."""
 
 
 def why_whole(family: Family) -> str:
     """The reason for which the transformer of a family, for which nobody has a plan, is not split."""
-    return REASONS.get(
-        family.name, f"neither diffusers nor dittools has a plan of how to split {family.transformer} among GPUs"
-    )
+    if family.why_not is not None:
+        return f"sparse attention cannot run in {family.name} ({family.why_not}), and nothing else of it is split"
+    nobody = f"neither diffusers nor dittools has a plan of how to split {family.transformer} among GPUs"
+    return REASONS.get(family.name, nobody)
 
 
 def needs_ours(transformer: str) -> bool:

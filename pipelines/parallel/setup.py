@@ -259,21 +259,27 @@ def start(spec: Spec, device: torch.device, timeout: timedelta = TIMEOUT) -> Wor
     return World(spec, place(), device)
 
 
-def uneven(spec: Spec, heads: int | None, tokens: int, text: int = 0) -> bool:
+def uneven(spec: Spec, heads: int | None, tokens: int, text: int = 0, gloo: bool = False) -> bool:
     """Whether heads or tokens leave a rest when they are divided.
 
     Args:
         heads: of the model's self-attention; None where nobody knows.
         tokens: of the picture.
         text: tokens that share its sequence.
+        gloo: whether ranks talk by it, which gathers parts of one size alone.
 
     Raises:
-        BadInput: where tokens do so, and Ulysses and ring are used together.
+        BadInput: where tokens do so, and Ulysses and ring are used together, or those of the picture on gloo.
     """
     rest = [count for count in (tokens, text) if count % spec.splits]
     if rest and spec.ulysses > 1 and spec.ring > 1:
         raise BadInput(
             f"{FLAG} {spec} cuts {rest[0]} tokens into {spec.splits} parts, which leaves a rest: use ulysses or ring "
             "alone, or another size"
+        )
+    if gloo and tokens % spec.splits:
+        raise BadInput(
+            f"{FLAG} {spec} cuts {tokens} tokens into {spec.splits} parts, which leaves a rest, and CPUs (gloo) cannot "
+            "gather uneven ones: use another size"
         )
     return bool(rest) or bool((heads or 0) % spec.ulysses)

@@ -14,12 +14,14 @@ import torch
 
 from dittools.call_info import AttentionInputs
 from dittools.masks import four
+from dittools.pipelines.errors import BadInput
 from dittools.pipelines.parallel import ring
 from dittools.pipelines.parallel.exchange import Exchange, token_counts
 from dittools.pipelines.parallel.joint import places_of
 from dittools.ranks import ALONE, Ranks
 from dittools.runtime import Runtime
 from dittools.stopwatch import Stopwatch
+from dittools.tokens import Layout
 
 Dispatch = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, "torch.Tensor | None"], torch.Tensor]
 """Dense attention of tensors ``[B, S, H, D]`` and a mask, by this process alone."""
@@ -34,6 +36,29 @@ def ranks_of(model: Any, device: torch.device) -> Ranks:
     """The ranks that make every forward of a transformer together."""
     context = context_of(getattr(model, "_parallel_config", None))
     return ALONE if context is None else Ranks(context._flattened_mesh.get_group(), device)
+
+
+def check_shares(model: Any, layout: Layout, text: int) -> None:
+    """Raises BadInput where ranks cannot share tokens evenly, and diffusers was not told that they may have more or
+    fewer.
+
+    Args:
+        model: the transformer.
+        layout: of its sequence.
+        text: tokens of text in it.
+    """
+    context = context_of(getattr(model, "_parallel_config", None))
+    if context is None or context.ulysses_anything or context.ring_anything or layout.one_sequence:
+        return
+    ranks = context.ulysses_degree * context.ring_degree
+    apart = layout.apart(layout.parts)
+    rest = sum(part.tokens or 0 for part, other in zip(layout.parts, apart, strict=True) if not other)
+    both = context.ulysses_degree > 1 and context.ring_degree > 1
+    anything = "ulysses_anything" if context.ring_degree == 1 else "ring_anything"
+    remedy = "use Ulysses or a ring alone" if both else f"say ContextParallelConfig(..., {anything}=True)"
+    for tokens, what in ((rest, "tokens"), (text, "tokens of text")):
+        if tokens % ranks:
+            raise BadInput(f"{tokens} {what} cannot be shared evenly by {ranks} ranks: {remedy}, or use another size")
 
 
 def why_theirs(call: AttentionInputs, context: Any) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import traceback
 import types
@@ -29,7 +30,15 @@ GRIDS = {
     "qwen-image": (1, 24, 24),
     "hunyuan-video": (4, 9, 16),
 }
-MORE_GRIDS = {"cogvideox": (4, 9, 16)}
+MORE_GRIDS = {
+    "cogvideox": (4, 9, 16),
+    "skyreels-v2": (4, 9, 16),
+    "hunyuan-video-1.5": (4, 9, 16),
+    "framepack": (4, 8, 16),
+    "mochi": (4, 9, 16),
+    "sd3": (1, 24, 24),
+    "z-image": (1, 24, 24),
+}
 BRANCHES = ("cond", "uncond")
 
 
@@ -73,17 +82,25 @@ class Scene:
     def model(self) -> torch.nn.Module:
         config = TINY[self.name].config
         before = dict(config)
-        config["num_attention_heads"] = self.heads
+        if "n_heads" in config:
+            config |= {"n_heads": self.heads, "n_kv_heads": self.heads, "dim": 16 * self.heads, "n_layers": 2}
+        else:
+            config["num_attention_heads"] = self.heads
+        if self.name == "hunyuan-video-1.5":
+            config["num_layers"] = 2
         if "cross_attention_dim" in config:
             config["cross_attention_dim"] = self.heads * config["attention_head_dim"]
         try:
             return families_tiny.transformer(self.name, find_family(self.name).transformer)
         finally:
+            config.clear()
             config.update(before)
 
     def arguments(self) -> dict[str, Any]:
         given = TINY[self.name].arguments(self.grid, self.batch)
-        given["encoder_hidden_states"] = noise(self.batch, self.text, given["encoder_hidden_states"].shape[-1])
+        for name in TINY[self.name].text:
+            if not isinstance(given[name], list):
+                given[name] = noise(self.batch, self.text, given[name].shape[-1])
         if "txt_ids" in given:
             given["txt_ids"] = torch.zeros(self.text, given["txt_ids"].shape[-1])
         if self.name == "flux-2":  # whose ids have a batch in the pipeline
@@ -119,19 +136,27 @@ class Scene:
     def draw(self) -> torch.Tensor:
         """The latents after a few steps of both branches."""
         given, clock = self.arguments(), find_family(self.name)
-        scale = 1e-3 if given["timestep"].max() < 1 else 1.0
-        latents = given.pop("hidden_states")
+        scale = 1e-3 if given[clock.timestep].max() < 1 else 1.0
+        latents, texts = given.pop(clock.latents), TINY[self.name].text
+        listed = isinstance(latents, list)
+        latents = torch.stack(latents) if listed else latents
         timesteps = self.scheduler.timesteps
         with torch.no_grad():
             for t in timesteps:
                 outs = []
                 for number, branch in enumerate(self.branches):
-                    asked = given | {"encoder_hidden_states": given["encoder_hidden_states"] * (1 - number / 2)}
-                    asked |= {"hidden_states": latents, clock.timestep: t.expand(self.batch) * scale}
-                    with self.transformer.cache_context(branch):
-                        outs.append(self.transformer(**asked, return_dict=False)[0])
+                    asked = given | {text: scaled(given[text], 1 - number / 2) for text in texts}
+                    asked |= {clock.latents: list(latents) if listed else latents}
+                    asked |= {clock.timestep: t.expand(self.batch) * scale}
+                    with self.context(branch):
+                        out = self.transformer(**asked, return_dict=False)[0]
+                        outs.append(torch.stack(out) if listed else out)
                 latents = latents - 0.3 * (1.5 * outs[0] - 0.5 * outs[-1])
         return latents
+
+    def context(self, branch: str) -> Any:
+        known = hasattr(self.transformer, "cache_context")
+        return self.transformer.cache_context(branch) if known else contextlib.nullcontext()
 
     def accelerated(self, **settings: Any) -> tuple[torch.Tensor, dict[str, Any]]:
         """Latents and record under these settings."""
@@ -142,6 +167,10 @@ class Scene:
             return out, summary.record(attachment.runtime)
         finally:
             attachment.detach()
+
+
+def scaled(text: Any, factor: float) -> Any:
+    return [one * factor for one in text] if isinstance(text, list) else text * factor
 
 
 def padded(batch: int, length: int) -> torch.Tensor:

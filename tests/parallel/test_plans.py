@@ -5,13 +5,14 @@ import functools
 import pytest
 import torch
 
+from dittools import summary
 from dittools.config import Config
 from dittools.pipelines.attach import attach
 from dittools.pipelines.errors import BadInput
 from dittools.pipelines.families import FAMILIES, find_family
 from dittools.pipelines.parallel import plans
 from dittools.pipelines.parallel.setup import Spec, check_diffusers
-from tests.parallel.scenes import MORE_GRIDS, Scene, compare
+from tests.parallel.scenes import MORE_GRIDS, TEXT, Scene, compare
 from tests.parallel.test_settings import case, check, name_of
 
 CASES = [
@@ -22,23 +23,83 @@ CASES = [
 ]
 
 
+LAYOUTS = {"ulysses2": (2, 1), "ulysses4": (4, 1), "ring2": (2, 2), "2x2": (4, 2)}
+TEXT_THAT_DIVIDES = {"hunyuan-video-1.5": 9}  # with its second text and its image
+UNPADDED = ("mochi", "framepack")
+PLACES = [
+    pytest.param(family, *LAYOUTS[layout], asked, id=f"{family}-{layout}-{name_of(asked)}")
+    for family in MORE_GRIDS
+    for layout in LAYOUTS
+    for asked in CASES
+    if layout != "2x2" or family not in UNPADDED
+]
+
+
 @functools.cache
-def found(pool, family, degree, ring):
-    made = pool.run(functools.partial(compare, ring=ring), family, (degree,), CASES)[0]
-    return dict(zip(map(name_of, CASES), made, strict=True))
+def found(pool, family, ring):
+    text = TEXT_THAT_DIVIDES.get(family, TEXT)
+    degrees = (2, 4) if ring == 1 or family not in UNPADDED else (2,)
+    made = pool.run(functools.partial(compare, ring=ring, text=text), family, degrees, CASES)[0]
+    return {(one["degree"], name_of(one["case"])): one for one in made}
 
 
-@pytest.mark.parametrize("asked", CASES, ids=name_of)
-@pytest.mark.parametrize(
-    ("degree", "ring"), [(2, 1), (4, 1), (2, 2), (4, 2)], ids=("ulysses2", "ulysses4", "ring2", "2x2")
-)
-@pytest.mark.parametrize("family", MORE_GRIDS)
+@pytest.mark.parametrize(("family", "degree", "ring", "asked"), PLACES)
 def test_ranks_draw_what_one_device_draws(family, degree, ring, asked, pool):
-    one = found(pool, family, degree, ring)[name_of(asked)]
+    one = found(pool, family, ring)[degree, name_of(asked)]
     if asked["method"] != "dense":
         check(one)
     assert {each["error"] for each in one["ranks"]} == {None} and one["difference"] <= 1e-5
     assert all(each["record"]["calls"] == one["alone"]["record"]["calls"] for each in one["ranks"])
+
+
+def with_times_of_tokens(name, degree, ring):
+    """What a forward gives in which tokens have timesteps of their own, and its calls."""
+    scene = Scene(name, degree, ring=ring)
+    if degree > 1:
+        scene.share()
+    given = scene.arguments()
+    if name == "skyreels-v2":
+        given |= {"timestep": torch.linspace(100, 900, scene.grid[0])[None], "enable_diffusion_forcing": True}
+    else:
+        given |= {"timestep": torch.linspace(100, 900, given["hidden_states"].shape[1])[None]}
+    attachment = attach(scene, Config("draft", 0.6, dense_steps=0, dense_layers=0))
+    with torch.no_grad():
+        out = scene.transformer(**given, return_dict=False)[0]
+    record = summary.record(attachment.runtime)
+    attachment.detach()
+    return out, record["calls"], record["fallbacks"]
+
+
+@pytest.mark.parametrize("name", ("skyreels-v2", "ltx"))
+def test_timesteps_of_tokens_are_split_with_them(name, pool):
+    wanted, *expected = pool.run(with_times_of_tokens, name, 1, 1)[0]
+    for ring in (1, 2):
+        for out, *counted in pool.run(with_times_of_tokens, name, 4, ring):
+            torch.testing.assert_close(out, wanted, atol=1e-5, rtol=1e-5)
+            assert counted == expected and counted[0]["sparse"] == 2
+
+
+def shared_so(name, ring, text):
+    """What is said of ranks that share a scene in this way, and whether its transformer is split then."""
+    scene = Scene(name, 4, ring=ring, text=text)
+    said = refused(scene, scene.share)
+    if said is None:
+        attachment = attach(scene, Config("draft", 0.6, dense_steps=1, dense_layers=0))
+        said = refused(scene)
+        attachment.detach()
+    return said, scene.transformer._parallel_config is not None
+
+
+@pytest.mark.parametrize("name", UNPADDED)
+def test_models_that_attend_without_padding_are_shared_by_ulysses_or_a_ring_alone(name, pool):
+    for said, split in pool.run(shared_so, name, 2, TEXT):
+        assert "without the padding of its text" in said and "\n" not in said and not split
+
+
+@pytest.mark.parametrize(("ring", "says"), [(1, "ulysses_anything=True"), (2, "use Ulysses or a ring alone")])
+def test_text_that_cannot_be_shared_evenly_is_refused_with_the_remedy(ring, says, pool):
+    for said, _ in pool.run(shared_so, "cogvideox", ring, 6):
+        assert said.startswith("6 tokens of text cannot be shared evenly by 4 ranks") and says in said
 
 
 def unaccelerated(name):

@@ -57,6 +57,9 @@ def test_heads_and_tokens_that_leave_a_rest_are_seen():
     assert uneven(Spec(ulysses=2), None, 432, text=77)
     with pytest.raises(BadInput, match="cuts 434 tokens into 4 parts"):
         uneven(Spec(ulysses=2, ring=2), 6, 434)
+    with pytest.raises(BadInput, match="433 tokens into 2 parts, which leaves a rest, and CPUs"):
+        uneven(Spec(ring=2), 6, 433, gloo=True)
+    assert uneven(Spec(ulysses=2), 6, 432, text=77, gloo=True)
 
 
 def test_heads_come_from_the_folder_or_the_record():
@@ -87,7 +90,9 @@ def test_a_model_that_cannot_be_split_so_is_refused():
         check_diffusers(Spec(ulysses=2, ring=2), find_family(name))
     for name, spec, says in (
         ("ltx-2", Spec(ring=2), "diffusers splits the text of ltx-2 too"),
-        ("latte", Spec(ulysses=2), "has a plan of how to split LatteTransformer3DModel"),
+        ("allegro", Spec(ulysses=2), "has a plan of how to split AllegroTransformer3DModel"),
+        ("latte", Spec(ulysses=2), "sparse attention cannot run in latte"),
+        ("wan-animate", Spec(ulysses=2), "its face blocks cut what they are given into frames"),
         ("wan", Spec(cfg=2), "cfg is not there yet: use ulysses:2"),
     ):
         with pytest.raises(BadInput, match=says):

@@ -21,6 +21,7 @@ SIZES = {
     "flux": {"grid": (1, 23, 22), "heads": 6, "text": 7, "anything": True},
     "qwen-image": {"grid": (1, 23, 22), "heads": 5, "text": 7, "anything": True},
     "hunyuan-video": {"grid": (3, 9, 13), "heads": 5, "text": 7, "anything": True},
+    "hunyuan-video-1.5": {"grid": (3, 9, 13), "anything": True},
 }
 
 
