@@ -27,6 +27,7 @@ from tests.families_tiny import TEXT, TINY, noise, transformer
 ABLE = [family.name for family in FAMILIES if family.why_not is None]
 UNABLE = [family.name for family in FAMILIES if family.why_not is not None]
 JOINT = [name for name in ABLE if find_family(name).text_has_queries]
+CAUSAL = ["omnigen"]  # text that sees what is before it, by a mask: it is joined beside what a method plans
 KEYS_ALONE = [name for name in ABLE if find_family(name).text_position.startswith("keys")]
 
 # What each test shows of a family; tools/models_matrix.py keeps which passed.
@@ -34,6 +35,7 @@ CHECKS = {
     "test_full_budget_is_dense_in_a_batch_whose_texts_differ_in_length": "budget",
     "test_a_mask_along_an_axis_keeps_a_change_where_it_was_made": "axes",
     "test_text_reaches_the_picture_only_from_where_the_record_has_it": "text",
+    "test_text_that_is_causal_reaches_the_picture_whatever_a_method_keeps": "text",
     "test_every_query_sees_text_that_is_keys_alone_and_no_budget_counts_it": "keys",
     "test_restore_is_bit_identical": "restore",
 }
@@ -176,15 +178,20 @@ def test_a_mask_along_an_axis_keeps_a_change_where_it_was_made(name, holders):
         assert dense.all()  # everywhere
 
 
-@pytest.mark.parametrize("name", JOINT)
-def test_text_reaches_the_picture_only_from_where_the_record_has_it(name, holders, request):
-    holder, tiny = holders(name), TINY[name]
-    arguments = tiny.arguments(grid_of(name), 1)
+def of_other_text(name: str, arguments: dict) -> dict:
+    """The same arguments with other text."""
 
     def other(value):
         return [other(x) for x in value] if isinstance(value, list) else value + noise(*value.shape)
 
-    changed = arguments | {text: other(arguments[text]) for text in tiny.text}
+    return arguments | {text: other(arguments[text]) for text in TINY[name].text}
+
+
+@pytest.mark.parametrize("name", [name for name in JOINT if name not in CAUSAL])
+def test_text_reaches_the_picture_only_from_where_the_record_has_it(name, holders, request):
+    holder, tiny = holders(name), TINY[name]
+    arguments = tiny.arguments(grid_of(name), 1)
+    changed = of_other_text(name, arguments)
     if tiny.pools:
         module = holder.transformer.get_submodule(tiny.pools)
         hook = module.register_forward_hook(lambda module, given, out: (torch.zeros_like(out[0]), *out[1:]))
@@ -194,6 +201,17 @@ def test_text_reaches_the_picture_only_from_where_the_record_has_it(name, holder
         for rule in ("apart", "all")
     }
     assert torch.equal(*drawn["apart"]) and not torch.equal(*drawn["all"])
+
+
+@pytest.mark.parametrize("name", CAUSAL)
+def test_text_that_is_causal_reaches_the_picture_whatever_a_method_keeps(name, holders):
+    holder, arguments = holders(name), TINY[name].arguments(grid_of(name), 1)
+    changed = of_other_text(name, arguments)
+    for rule in ("apart", "row", "all"):
+        (before, record), (after, _) = (holder.sparse(rule, given) for given in (arguments, changed))
+        assert not torch.equal(before, after) and record["sparsity"]["by_parts"]["picture-text"] == 1, rule
+    kept = record["sparsity"]["pairs_by_parts"]  # text's own rows are dense, and in no budget
+    assert set(kept) == {"picture-picture", "picture-text"}
 
 
 @pytest.mark.parametrize("name", KEYS_ALONE)
