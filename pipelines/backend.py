@@ -163,17 +163,18 @@ def _attend(q, k, v, mask, current_layer, *settings):
     def dense() -> torch.Tensor:
         return dispatch(q, k, v, mask, parallel, grouped)
 
+    read = mask  # as PyTorch's attention takes it; dense calls have it as the model made it
     if mask is not None and mask.ndim == 2 and mask.shape == (len(q), k.shape[1]):
-        mask = mask[:, None, None]  # of keys, as diffusers' own backends take it
+        read = mask[:, None, None]  # of keys, for each sample
     why_dense = "the call is causal or has dropout" if causal or dropout else None
     heads = q.shape[2] // k.shape[2] if grouped else 1
     keys, values = (x if heads == 1 else x.repeat_interleave(heads, dim=2) for x in (k, v))
     context = context_of(parallel)
     if context is None:
-        out = runtime.attend(layer, q, keys, values, dense=dense, scale=scale, mask=mask, why_dense=why_dense)
+        out = runtime.attend(layer, q, keys, values, dense=dense, scale=scale, mask=read, why_dense=why_dense)
     else:
         scale_ = q.shape[-1] ** -0.5 if scale is None else scale
-        inputs = AttentionInputs(layer, q, keys, values, scale_, mask)
+        inputs = AttentionInputs(layer, q, keys, values, scale_, read)
         out = attend_shared(runtime, inputs, context, dispatch, dense, why_dense)
     return out.contiguous()
 

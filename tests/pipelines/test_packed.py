@@ -61,6 +61,8 @@ def test_a_picture_whose_text_is_keys_alone_is_drawn_sparse_in_both_branches_and
         return pipe(**given).images.numpy()
 
     dense = draw()
+    with dittools.accelerate(pipe, method="dense"):
+        assert np.array_equal(draw(), dense)
     with dittools.accelerate(pipe, sparsity=0.0, **SPARSE):
         np.testing.assert_allclose(draw(), dense, rtol=1e-4, atol=1e-4)
     fast = dittools.accelerate(pipe, sparsity=0.6, **SPARSE)
