@@ -63,7 +63,7 @@ def _attend_own(
         few = own.among(plan.keys.queries)
         few_plan = replace(plan, own=None)
         mask = replace(plan.mask, keep=plan.mask.keep & (few.counts(few_plan) > 0)[..., None])
-        return attend(q, k, v, replace(few_plan, mask=mask), implementation=implementation, **how)
+        return _attend_to_fewer(q, k, v, replace(plan, mask=mask), scale, implementation, return_lse)
     cut = plan.cut()
     if cut.order is None:
         part = replace(plan, mask=cut.mask, own=None)
@@ -95,6 +95,10 @@ def _attend_to_fewer(
         )
     }
     for run in keys.others:
+        if plan.own is not None and not plan.own.within(run):  # of which nobody wants a row
+            out = q.new_zeros(*q[:, run].shape[:3], v.shape[-1])
+            parts[run.start] = out, torch.full((len(q), q.shape[2], out.shape[1]), -torch.inf, device=q.device)
+            continue
         size = plan.mask.query.size
         full = BlockMask.full(Partition(run.stop - run.start, size), Partition(keys.length, size), q.device)
         parts[run.start] = block_sparse_attention(q[:, run], k, v, full, **how)

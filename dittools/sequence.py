@@ -156,8 +156,11 @@ class SubCall(NamedTuple):
         return +found
 
     def scatter_rest(self, q, k, v, mask: torch.Tensor, scale: float, out: torch.Tensor) -> None:
-        """Rows of tokens that are not taken, as the model's own attention computes them."""
+        """Rows of tokens that are not taken, as the model's own attention computes them; zeros where it has no mask."""
         samples = slice(None) if self.samples is None else self.samples
+        if mask is None:
+            out[samples if isinstance(samples, slice) else samples[:, None], self.rest] = 0
+            return
         rows = q[samples].index_select(1, self.rest)
         mask = four(mask).expand(q.shape[0], -1, -1, -1)[samples]
         mask = mask if mask.shape[2] == 1 else mask.index_select(2, self.rest)
@@ -210,7 +213,8 @@ class _Cut:
         sizes = torch.tensor([part.tokens for part in parts])
         self.asks = torch.tensor([part.queries for part in parts]).repeat_interleave(sizes)  # bool [S]: has a query
         # Keys alone that are a grid are in the grid of a piece, where a budget of their own is for them.
-        self.inside = torch.tensor([part.queries or part.shape is not None for part in parts]).repeat_interleave(sizes)
+        self.inside = torch.tensor([part.planned for part in parts]).repeat_interleave(sizes)
+        self._of_all = torch.tensor([part.seen_by is None for part in parts]).repeat_interleave(sizes)
         self._part = torch.arange(len(parts)).repeat_interleave(sizes)
         self._query = self.asks.cumsum(0) - 1  # of each key that has one, which query it is
 
@@ -218,11 +222,11 @@ class _Cut:
         """The piece of samples to whose keys ``bias``, fp32 ``[b, S]``, is added, and that takes ``taken``, bool
         ``[S]``, of what has queries or is a grid. A reference that misses tokens is no grid any more.
         """
-        left, seen, start = [], [], 0
+        left, seen, start, taken = [], [], 0, taken & self.inside
         for part in self._parts:
             at = start + taken[start : start + part.tokens].nonzero().flatten()
             start += part.tokens
-            if len(at) and (part.queries or part.shape is not None):  # what is hidden whole is no part
+            if len(at):  # what is hidden whole is no part
                 left.append(Part(part.kind, len(at), part.shape if len(at) == part.tokens else None))
                 seen.append(at)
         grid, order = arranged(left)
@@ -236,10 +240,22 @@ class _Cut:
             None if samples is None else samples.to(self._device),
             placed_in(kept, len(taken), self._device),
             self._query[missed].to(self._device) if len(missed) else None,
-            self._beside(bias, taken & self.inside),
+            (*self._beside(bias, taken | ~self._of_all), *self._of_some(bias, kept, grid)),
             queries,
             None if asks.all() else QueryRows(asks, self._device),
         )
+
+    def _of_some(self, bias: torch.Tensor, kept: torch.Tensor, grid: TokenGrid) -> list[SeenBeside]:
+        """What some frames of the picture see beside the kept tokens, of samples that all show it."""
+        found, start, first = [], 0, grid.video_start
+        for part in self._parts:
+            at, start = slice(start, start + part.tokens), start + part.tokens
+            if part.seen_by is None or part.seen_by[0] >= part.seen_by[1] or bias[:, at].any():
+                continue
+            tokens = torch.arange(at.start, at.stop, device=self._device)
+            rows = torch.arange(*(first + frame * grid.frame for frame in part.seen_by), device=self._device)
+            found.append(SeenBeside(Beside(tokens, None), None, ((part.kind, part.tokens),), rows))
+        return found
 
     def _beside(self, bias: torch.Tensor, taken: torch.Tensor) -> tuple[SeenBeside, ...]:
         """What is seen beside the taken keys, by groups of samples that see the same."""

@@ -26,6 +26,8 @@ class Part:
         queries: whether its tokens have queries too. Of a part without, such as text that a picture attends to and
             that attends to nothing itself, a call has keys and values alone. Every query sees them, unless they are a
             grid, such as frames of before: that has a budget of its own.
+        seen_by: first frame of the picture whose queries see its keys, and the one after the last; None: all queries
+            do. Such a part is in no grid: its keys are kept by those that see them, and its own queries give zeros.
 
     Raises:
         ValueError: for an unknown kind, or a shape that is not that of so many tokens.
@@ -35,6 +37,12 @@ class Part:
     tokens: int | None
     shape: tuple[int, int, int] | None = None
     queries: bool = True
+    seen_by: tuple[int, int] | None = None
+
+    @property
+    def planned(self) -> bool:
+        """Whether it is in the grid that a method plans for."""
+        return self.seen_by is None and (self.queries or self.shape is not None)
 
     def __post_init__(self):
         if self.kind not in KINDS:
@@ -300,7 +308,7 @@ class Layout:
         """The grid of what has queries or is a grid, where the part that may be None has so many tokens."""
         known = sum(part.tokens or 0 for part in self.parts)
         some = any(part.tokens is None for part in self.parts)
-        parts = [part for part in self.parts_of(known + unknown * some) if part.queries or part.shape is not None]
+        parts = [part for part in self.parts_of(known + unknown * some) if part.planned]
         return arranged([replace(part, queries=True) for part in parts])[0]
 
 

@@ -24,6 +24,8 @@ from diffusers.models.attention_dispatch import (
 )
 
 from dittools.call_info import AttentionInputs
+from dittools.dense_frames import attend_frames
+from dittools.pipelines.laid_out_masks import shows_as_laid_out
 from dittools.pipelines.own_masks import OWN_MASK, blocks_of
 from dittools.pipelines.parallel.plans import WHOLE
 from dittools.pipelines.parallel.ulysses import attend as attend_shared
@@ -65,6 +67,7 @@ class BackendSlot:
         self.runtime = runtime
         self.seats: dict[int, Seat] = {}  # by layer
         self.models: dict[int, weakref.ref] = {}  # the transformer of each layer
+        self.known: tuple | None = None  # the latest block mask, layout and keys, and whether they say the same
         self.attachment: Any = None  # the `Attachment` that uses it
         self.number = next(n for n in range(len(_slots_in_use) + 1) if n not in _slots_in_use)
         self.line = _line(self.number)
@@ -161,6 +164,8 @@ def _attend(q, k, v, mask, current_layer, *settings):
         return dispatch_attention_fn(q, k, v, **call, backend=dense_backend(processor), parallel_config=config)
 
     def dense() -> torch.Tensor:
+        if mask is None and parallel is None and not grouped and _goes_by_frames(slot, processor, q, k):
+            return attend_frames(runtime.layout, q, k, v, q.shape[-1] ** -0.5 if scale is None else scale)
         return dispatch(q, k, v, mask, parallel, grouped)
 
     read = mask  # as PyTorch's attention takes it; dense calls have it as the model made it
@@ -203,6 +208,48 @@ def _attend_own(q, k, v, current_layer, call: dict[str, Any]) -> torch.Tensor:
     return flex()
 
 
+def _attend_as_laid_out(q, k, v, mask: Any, current_layer: torch.Tensor, scale: float | None) -> torch.Tensor:
+    """Attention of the current layer whose block mask says what the layout of its forward does.
+
+    Dense calls of sparse runs go frame by frame: flex attention that is not compiled makes all logits at once.
+    """
+    number, layer = current_layer.tolist()
+    runtime = _slots_in_use[number].runtime
+    layout, factor = runtime.layout, q.shape[-1] ** -0.5 if scale is None else scale
+
+    def dense() -> torch.Tensor:
+        if runtime.config.method != "dense":
+            return attend_frames(layout, q, k, v, factor)
+        return dispatch_attention_fn(q, k, v, attn_mask=mask, scale=scale, backend=AttentionBackendName.FLEX)
+
+    return runtime.attend(layer, q, k, v, dense=dense, scale=scale).contiguous()
+
+
+def _goes_by_frames(slot: BackendSlot, processor: Any, q: torch.Tensor, k: torch.Tensor) -> bool:
+    """Whether a dense call of a sparse run is one that flex attention would make without need of it."""
+    runtime, layout = slot.runtime, slot.runtime.layout
+    flex = str(getattr(dense_backend(processor), "value", dense_backend(processor))) in ("flex", "_native_flex")
+    if not flex or runtime.config.method == "dense" or layout is None:
+        return False
+    laid_out = any(part.seen_by is not None for part in layout.parts)
+    return laid_out and layout.queries_of(k.shape[1]) == q.shape[1]
+
+
+def _knows(current_layer: torch.Tensor, mask: Any, keys: int) -> bool:
+    """Whether the layout of the present forward tells what a block mask of flex attention shows.
+
+    Asked of the mask itself at both ends of every frame and part, once for a mask and layout.
+    """
+    number, layer = current_layer.tolist()
+    slot = _slots_in_use[number]
+    layout = slot.runtime.layout
+    if layout is None or slot.parallel(layer) is not None or all(part.seen_by is None for part in layout.parts):
+        return False
+    if slot.known is None or slot.known[0]() is not mask or slot.known[1:3] != (layout, keys):
+        slot.known = (weakref.ref(mask), layout, keys, shows_as_laid_out(mask, layout, keys))
+    return slot.known[3]
+
+
 _attend_op = torch.library.custom_op(
     "dittools::attend",
     _attend,
@@ -230,6 +277,8 @@ def _backend_function(current_layer: torch.Tensor) -> Any:
         enable_gqa: bool = False,
     ) -> torch.Tensor:
         if attn_mask is not None and not isinstance(attn_mask, torch.Tensor):
+            if not torch.compiler.is_compiling() and _knows(current_layer, attn_mask, key.shape[1]):
+                return _attend_as_laid_out(query, key, value, attn_mask, current_layer, scale)
             call = {"attn_mask": attn_mask, "scale": scale, "enable_gqa": enable_gqa}
             if not torch.compiler.is_compiling():
                 return _attend_own(query, key, value, current_layer, call)

@@ -20,6 +20,7 @@ CLOCKS = {
 
 _CHANNELS = {
     "frames_first": 2,
+    "chunks": 2,
     "channels_last": -1,
     **dict.fromkeys(("packed", "position_ids", "joint_ids", "segments", "shapes", "document"), 2),
     "two_streams": -4,

@@ -262,6 +262,63 @@ def _history(arguments: Arguments, scales: dict[str, tuple[int, int, int]]) -> t
     return tuple(found)
 
 
+def chunks(config: Any, arguments: Arguments, name: str) -> Layout:
+    """Latents ``[B, F, C, H, W]`` of one chunk of frames, beside kept keys of earlier chunks: coarse ones, then fine
+    ones. The keys are filled up to a multiple of 128, and what fills them is seen (AnyFlow, FAR arXiv 2503.19325).
+
+    Without kept keys, or where these are written, the latents are of all chunks, the earlier ones coarse.
+    """
+    _, frames, _, height, width = _latents(arguments, name, "batch frames channels height width").shape
+    flag, partition = arguments("kv_cache_flag") or {}, list(arguments("chunk_partition"))
+    reads = arguments("kv_cache") is not None and not flag.get("is_cache_step")
+    # One chunk less stays fine where they are kept, for the one that is next.
+    fine = config.full_chunk_limit - (arguments("kv_cache") is not None and not reads)
+    count = 1 + flag["num_cached_chunks"] if reads else len(partition)
+    coarse = max(count - fine, 0)
+    small = config.compressed_patch_size
+    past = Part.of("history", sum(partition[:coarse]), height // small[1], width // small[2]) if coarse else None
+    _, rows, columns = _patches(config, frames, height, width)
+    if not reads:
+        frames = sum(partition[coarse:])
+        return Layout(frames, rows, columns, () if past is None else (past,), (Part("history", None),))
+    kept = sum(partition[coarse : count - 1])
+    before = [past, Part.of("history", kept, rows, columns) if kept else None]
+    filled = -frames * rows * columns % 128
+    before = tuple(dataclasses.replace(part, queries=False) for part in before if part is not None)
+    return Layout(frames, rows, columns, before, (Part("history", filled, seen_by=(0, frames)),) if filled else ())
+
+
+def animated(config: Any, arguments: Arguments, name: str) -> Layout:
+    """A list of latents ``[C, F, H, W]``, whose frames after the first also see kept keys of a reference video, each
+    those of its own frame. Queries and keys are filled up to multiples of 128, which nobody sees (Wan Animate 2).
+    """
+    frames, height, width = listed_sizes(config, arguments(name))
+    if arguments("kv_cache_mode") == "extract":
+        return Layout(frames, height, width)
+    most, area = arguments("origin_len") // 4 + 1, math.prod(arguments("origin_area")) // 256
+    kept = [int(n) for n in arguments("reference_grid_sizes")[0]]
+    if frames != most + 1 or height * width != area or kept != [most, height, width]:
+        raise BadInput(
+            f"{frames} frames of {height} x {width} tokens and kept ones of {kept} do not fill the mask of {most} "
+            f"frames of {area} tokens"
+        )
+    filled = [-n * area % 128 for n in (frames, most)]
+    own = tuple(
+        Part("reference", area, (1, height, width), queries=False, seen_by=(frame, frame + 1))
+        for frame in range(1, frames)
+    )
+    ahead = (Part("reference", filled[0], seen_by=(0, 0)),) if filled[0] else ()
+    behind = (Part("reference", filled[1], queries=False, seen_by=(0, 0)),) if filled[1] else ()
+    return Layout(frames, height, width, 0, (*ahead, *own, *behind))
+
+
+def listed_sizes(config: Any, found: Any) -> tuple[int, int, int]:
+    """(frames, height, width) in tokens of a list of latents ``[C, F, H, W]`` of one size."""
+    if not isinstance(found, (list, tuple)) or any(x.shape != found[0].shape for x in found):
+        raise BadInput("the latents have to be a list of one picture a sample, all of one size")
+    return _patches(config, *found[0].shape[1:])
+
+
 def square_or_sized(config: Any, arguments: Arguments, name: str) -> Answer:
     """Latents ``[B, C, H, W]``, or packed ones with ``img_sizes`` in patches."""
     latents = arguments(name)
@@ -288,6 +345,8 @@ GRIDS: dict[str, Reader] = {
     "framepack": framepack,
     "helios": helios,
     "square_or_sized": square_or_sized,
+    "chunks": chunks,
+    "animated": animated,
     "document": one_sequence.document,
     "two_streams": one_sequence.two_streams,
 }

@@ -26,6 +26,8 @@ from dittools.pipelines.rebinding import is_led, kind_of, rebindable, rebound_cl
 
 _SEAT = "_dittools_seat"
 # Processors that do what no copy of their code could leave out.
+_FLEX_ALONE = ("AnyFlowCausalAttnProcessor", "WanAnimate2AttnProcessor")
+"""Processors that take no backend but flex attention."""
 _REPLACED = {"HunyuanVideo15AttnProcessor2_0": key_padded}
 
 
@@ -122,7 +124,7 @@ def _twin(processor: Any, line: Line) -> Any:
 @functools.cache
 def _twin_class(kind: type, line: Line, named: bool) -> type:
     """One class serves all layers, so that they compile to one graph."""
-    if not named:
+    if not named or kind.__name__ in _FLEX_ALONE:
         return rebound_class(kind, line.function)
     backend = line.backend
     members: dict[str, Any] = {

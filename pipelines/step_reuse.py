@@ -130,7 +130,7 @@ class StepReuse:
             raise
         finally:
             hook.announced = self._undecided = False
-        tensors, again = taken_apart(output, latents)
+        tensors, again = taken_apart(output, latents, _leaves(named))
         self._forms.setdefault(runtime.run, {})[shape] = again
         if not torch.is_grad_enabled():
             runtime.run.reuse.update(latents, [self._added] if self._stack else tensors)
@@ -140,7 +140,7 @@ class StepReuse:
     def _reused(self, inner: Callable[..., Any], args: tuple, kwargs: dict[str, Any], latents: Any, shape: Any) -> Any:
         found = self._runtime.run.reuse.predict(latents)
         if not self._stack:
-            output = self._forms[self._runtime.run][shape](found)
+            output = self._forms[self._runtime.run][shape](found, _leaves(self._hook.named(args, kwargs)))
         else:
             self._added, self._skips_blocks, self._hook.rerunning = found[0], True, True
             try:
@@ -291,21 +291,30 @@ def _check_stack(family: Family, blocks: Sequence[torch.nn.Module], paths: Itera
         )
 
 
+def _leaves(arguments: dict[str, Any]) -> list[Any]:
+    return [leaf for _, value in sorted(arguments.items()) for leaf in tree_flatten(value)[0]]
+
+
 def taken_apart(
-    output: Any, latents: Sequence[torch.Tensor] = ()
-) -> tuple[list[torch.Tensor], Callable[[list[torch.Tensor]], Any]]:
+    output: Any, latents: Sequence[torch.Tensor] = (), given: Sequence[Any] = ()
+) -> tuple[list[torch.Tensor], Callable[..., Any]]:
     """The tensors of a transformer's output, and what makes such an output of others.
 
     latents: what went in; where a list of pictures was brought together in the first, those given are too.
+    given: all that went in: what comes out as it went in, such as kept keys, is taken from the arguments of each call.
     """
     leaves, form = tree_flatten(output)
-    places = [i for i, leaf in enumerate(leaves) if isinstance(leaf, torch.Tensor)]
-    shell = [None if i in places else leaf for i, leaf in enumerate(leaves)]
+    went_in = {id(leaf): i for i, leaf in enumerate(given) if isinstance(leaf, torch.Tensor)}
+    passed = {i: went_in[id(leaf)] for i, leaf in enumerate(leaves) if id(leaf) in went_in}
+    places = [i for i, leaf in enumerate(leaves) if isinstance(leaf, torch.Tensor) and i not in passed]
+    shell = [None if i in places or i in passed else leaf for i, leaf in enumerate(leaves)]
     tensors = [leaves[i] for i in places]
     batch = len(latents) == 1 and [t.ndim + 1 for t in tensors] == [latents[0].ndim] * len(latents[0])
 
-    def again(found: list[torch.Tensor]) -> Any:
+    def again(found: list[torch.Tensor], given: Sequence[Any] = ()) -> Any:
         filled = list(shell)
+        for place, i in passed.items():
+            filled[place] = given[i]
         for place, tensor in zip(places, found[0].unbind() if batch else found, strict=True):
             filled[place] = tensor
         return tree_unflatten(filled, form)

@@ -44,7 +44,9 @@ VIDEO = (
         "wan-animate-2",
         "Wan Animate 2",
         "WanAnimate2Transformer3DModel",
-        why_not="it keeps keys of reference frames and names flex attention with a mask of its own",
+        self_attention=("blocks.*.self_attn",),
+        grid="animated",
+        notes="each frame keeps all keys of its own frame of the reference; dense where blocks are compiled",
     ),
     _wan("chronoedit", "ChronoEdit: image editing as a short Wan video", "ChronoEditTransformer3DModel"),
     _wan(
@@ -58,10 +60,11 @@ VIDEO = (
     _wan("anyflow", "AnyFlow", "AnyFlowTransformer3DModel", grid="frames_first"),
     _wan(
         "anyflow-far",
-        "AnyFlow FAR: frame by frame",
+        "AnyFlow FAR: chunk by chunk",
         "AnyFlowFARTransformer3DModel",
-        grid="frames_first",
-        why_not="it is causal over frames and keeps the keys of earlier ones",
+        grid="chunks",
+        guidance_passes="one batch",
+        notes="kept keys of earlier chunks have budgets of their own; the call that writes them is dense",
     ),
     _wan(
         "helios",

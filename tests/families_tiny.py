@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import itertools
 import math
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch.nn.attention.flex_attention import create_block_mask
 
 from dittools.benchmarks.speed_only import images
 
@@ -337,6 +339,47 @@ def cosmos_3(grid: Grid, batch: int, beside: tuple[Grid, ...] = (), sound: int =
     return found
 
 
+FAR = {"full_chunk_limit": 2, "compressed_patch_size": (1, 4, 4)}
+
+
+def _far(grid: Grid, batch: int) -> dict[str, Any]:
+    """The third chunk of frames: the first is kept coarse, the second, of two frames, as it is."""
+    f, h, w = grid
+
+    def kept(*tokens: int) -> torch.Tensor:
+        return noise(2, batch, 2, math.prod(tokens), 12)
+
+    return {
+        "timestep": torch.full((batch, f), 500.0),
+        "r_timestep": torch.full((batch, f), 250.0),
+        "chunk_partition": [1, 2, f],
+        "kv_cache": [{"full_cache": kept(2, f, h, w), "compressed_cache": kept(3, h, w)} for _ in range(2)],
+        "kv_cache_flag": {"num_cached_chunks": 2, "is_cache_step": False},
+    }
+
+
+def _animate_2(grid: Grid, batch: int) -> dict[str, Any]:
+    """A denoising call, with the kept keys of a reference video of a frame less."""
+    from diffusers.models.transformers.transformer_wan_animate_2 import WanAnimate2KVCache
+
+    f, h, w = grid
+    cache = WanAnimate2KVCache(2)
+    for layer in cache.layer_caches:
+        layer.store(noise(batch, (f - 1) * h * w, 2, 16), noise(batch, (f - 1) * h * w, 2, 16) + 1)
+    return {
+        "hidden_states": [noise(4, f, 2 * h, 2 * w) for _ in range(batch)],
+        "condition_latents": [noise(4, f, 2 * h, 2 * w) + 1 for _ in range(batch)],
+        "timestep": timestep(batch),
+        "encoder_hidden_states": [noise(TEXT - 3 * (i > 0), 16) for i in range(batch)],
+        "kv_cache": cache,
+        "kv_cache_mode": "cached",
+        "seq_len": f * h * w,
+        "reference_grid_sizes": torch.tensor([[f - 1, h, w]] * batch),
+        "origin_len": 4 * (f - 2) + 1,
+        "origin_area": [16 * h, 16 * w],
+    }
+
+
 def _omnigen(grid: Grid, batch: int) -> dict[str, Any]:
     """As its pipeline makes them: an input image of 2 x 2 tokens in the prompts, padding in front of the shorter."""
     from diffusers.pipelines.omnigen.processor_omnigen import OmniGenCollator
@@ -413,6 +456,23 @@ TINY: dict[str, Tiny] = {
             "timestep": torch.full((batch, grid[0]), 500.0),
             "r_timestep": torch.full((batch, grid[0]), 250.0),
         },
+    ),
+    "anyflow-far": _video(_WAN | {"gate_value": 0.25, "deltatime_type": "r"} | FAR, axes="bfchw", extra=_far),
+    "wan-animate-2": Tiny(
+        {
+            "text_len": TEXT,
+            "in_dim": 8,
+            "dim": 32,
+            "ffn_dim": 32,
+            "freq_dim": 16,
+            "text_dim": 16,
+            "out_dim": 4,
+            "num_heads": 2,
+            "num_layers": 2,
+            "use_img_emb": False,
+        },
+        _animate_2,
+        axes="list",
     ),
     "helios": _video(
         _without(_WAN, "rope_max_seq_len")
@@ -995,6 +1055,9 @@ def transformer(name: str, class_name: str) -> torch.nn.Module:
     import diffusers
 
     kind = getattr(diffusers, class_name)
+    if hasattr(kind, "create_mask"):  # its block mask would be made by a compiler, which takes longer than the model
+        made = sys.modules[kind.__module__]
+        made.create_block_mask = lambda *args, _compile=False, **named: create_block_mask(*args, **named)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = kind(**TINY[name].config)

@@ -1,12 +1,15 @@
 """Calls whose queries see different keys, cut into pieces: exact to the token, and no piece has a key too many."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
+from dittools.dense_frames import attend_frames, shown_pairs
 from dittools.limited_calls import hides_grid, limited_calls
 from dittools.masks import KeyBias
-from dittools.sequence import SubCall
-from dittools.tokens import Part, TokenGrid
+from dittools.sequence import SubCall, sub_calls
+from dittools.tokens import Layout, Part, TokenGrid
 
 CPU = torch.device("cpu")
 
@@ -167,3 +170,29 @@ def test_a_grid_that_a_mask_hides_is_noticed():
     assert not hides_grid(parts, KeyBias(bias)) and not hides_grid(parts, None)
     assert hides_grid(parts, KeyBias(bias.index_fill(1, torch.tensor([25]), -torch.inf)))
     assert not hides_grid(parts, KeyBias(bias.index_fill(1, torch.tensor([18]), -torch.inf)))
+
+
+def test_keys_that_some_frames_see_are_joined_for_these_alone_and_dense_calls_see_the_same():
+    shared = Part.of("history", 1, 2, 3)
+    behind = (Part("reference", 4, seen_by=(0, 0)), Part("reference", 5, queries=False, seen_by=(1, 3)))
+    parts = (*behind, Part("text", 3, queries=False), Part("sound", 2, queries=False, seen_by=(2, 4)))
+    layout = Layout(4, 2, 3, before=(replace(shared, queries=False),), after=parts)
+    keys, queries = 6 + 24 + 4 + 5 + 3 + 2, 24 + 4
+    assert layout.queries_of(keys) == queries and layout.grid() == TokenGrid(4, 2, 3, parts=(shared,))
+    q, k, v = (torch.randn(2, n, 2, 4, generator=torch.Generator().manual_seed(n)) for n in (queries, keys, keys))
+    frame = torch.arange(24) // 6
+    shown = torch.zeros(queries, keys, dtype=torch.bool)
+    shown[:24, :30] = shown[:24, 39:42] = True
+    shown[:24, 34:39] = ((frame >= 1) & (frame < 3))[:, None]
+    shown[:24, 42:] = (frame >= 2)[:, None]
+    expected = torch.zeros_like(q)
+    expected[:, :24] = dense(q[:, :24], k, v, shown[:24])
+    (piece,) = sub_calls(layout, keys, None, CPU)
+    torch.testing.assert_close(assembled([piece], q, k, v, None), expected)
+    torch.testing.assert_close(attend_frames(layout, q, k, v, 0.5), expected)
+    assert torch.equal(shown_pairs(layout, keys, torch.arange(queries), torch.arange(keys)), shown)
+    assert piece.pairs_beside(1) == {
+        ("picture", "text"): 24 * 3,
+        ("picture", "reference"): 12 * 5,
+        ("picture", "sound"): 12 * 2,
+    }

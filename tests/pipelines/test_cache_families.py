@@ -54,11 +54,15 @@ class Made:
         return found
 
     def run(self, **changes) -> list[list[torch.Tensor]]:
-        """All tensors that every step gives."""
+        """All tensors that every step gives, but for those that it is given."""
         self.scheduler.set_timesteps(STEPS)
         with torch.no_grad():
-            found = (self.transformer(**self.given(s) | changes, return_dict=False) for s in range(STEPS))
-            return [[tensor.clone() for tensor in tree_leaves(output)] for output in found]
+            return [self._step(self.given(step) | changes) for step in range(STEPS)]
+
+    def _step(self, given: dict) -> list[torch.Tensor]:
+        kept = {id(leaf) for leaf in tree_leaves(given)}
+        found = tree_leaves(self.transformer(**given, return_dict=False))
+        return [tensor.clone() for tensor in found if id(tensor) not in kept]
 
     def with_cache(self, name: str, **options):
         return attach(self, Config(method="dense", cache=name, cache_options=options))
