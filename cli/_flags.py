@@ -164,5 +164,7 @@ class Settings:
     plans: Annotated[str | None, setting("plans", "FILE")] = None
     share_branches: Annotated[bool | None, setting("share_branches")] = None
     block_size: Annotated[str | None, setting("block_size", "auto|64|128")] = None
+    error_rows: Annotated[int | None, setting("error_rows", "N")] = None
+    max_error: Annotated[float | None, setting("max_error", "SHARE")] = None
     method_seed: Annotated[int | None, setting("seed", "N", "--method-seed")] = None
     strict: Annotated[bool | None, setting("strict")] = None

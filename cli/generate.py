@@ -81,6 +81,8 @@ def command(ctx: typer.Context, flags: Flags) -> None:
     if spec is not None and me is not None:
         flags = ranks.on_device(flags, me)
     request = check(flags, place)
+    if spec is not None:
+        ranks.check_config(request.config)
     if spec is not None and me is None:
         raise typer.Exit(ranks.launch(request, spec, ctx.obj["command"]))
     output = Output.of(flags)

@@ -18,6 +18,7 @@ from dittools.pipelines.parallel.setup import Spec
 if TYPE_CHECKING:
     from dittools.cli.generation import Chosen
     from dittools.cli.request import Request
+    from dittools.config import Config
 
 MOST_ON_A_CPU = 64
 """Processes: more of them only take each other's time."""
@@ -48,6 +49,15 @@ def spec_of(flags: Any, member: Member | None) -> Spec | None:
     if ":" in flags.device:
         raise BadInput(f"--device {flags.device} names one GPU, and there are {world} ranks: use --device cuda")
     return spec
+
+
+def check_config(config: Config) -> None:
+    """Refuse settings that several ranks cannot share. Raises BadInput."""
+    if config.max_error is not None:
+        raise BadInput(
+            f"max_error {config.max_error:g} is held on one device, and several ranks share this video: leave out "
+            "--max-error, or --gpus and --parallel"
+        )
 
 
 def _heads(flags: Any) -> int | None:

@@ -84,7 +84,7 @@ class Generation:
             "steps": shot.steps,
             "seconds": {name: round(self.seconds.get(name, 0.0), 4) for name in (*SECONDS, "total")},
             **{name: found[name] for name in ("step_seconds", "sparsity", "calls", "kernels", "kernel_reasons")},
-            **{name: found[name] for name in ("cache", "fallbacks")},
+            **{name: found[name] for name in ("cache", "fallbacks", "attention_error")},
             "quality": self.quality,
             "output": str(self.output),
             "output_sha256": self.output_sha256,
@@ -118,6 +118,7 @@ def summary_lines(record: dict[str, Any], record_path: Path, said: Collection[st
         _skipped(with_options(record["method"], record["method_options"]), record["correction"], sparsity, calls),
         *_reused(record["cache"], calls),
         *_together(record.get("parallel")),
+        *_estimated(record.get("attention_error")),
         f"seconds {seconds['total']:.1f} ({stages})",
     ]
     quality = record["quality"]
@@ -154,6 +155,17 @@ def _together(parallel: dict[str, Any] | None) -> list[str]:
     moved = f"{amount} exchanged in {parallel['exchange_seconds']:.2f} s"
     spread = f"; density {min(known):.3f} to {max(known):.3f} by rank" if known else ""
     return [f"{parallel['ranks']} ranks ({split}): {moved}{spread}"]
+
+
+def _estimated(error: dict[str, Any] | None) -> list[str]:
+    """How far sparse calls were from dense ones, where exact rows told it."""
+    if error is None or error["overall"] is None:
+        return []
+    at = max(error["cells"], key=lambda cell: cell[2])
+    return [
+        f"sparse attention is {error['overall']:.2%} ± {error['uncertainty']:.2%} from exact, most in step {at[0]}, "
+        f"layer {at[1]} ({at[2]:.2%}), by {error['rows']} exact rows a call"
+    ]
 
 
 def _skipped(method: str, correction: str, sparsity: dict[str, Any], calls: dict[str, int]) -> str:

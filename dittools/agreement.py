@@ -47,6 +47,8 @@ def share_counts(run: Run, calls: int, facts: int, share: float, copies: int = 1
     means += [piece.kept for at in sparse for piece in run.calls[at].parts]
     means += [kept for check in checks for kept in check.shares()]
     sums = [value.sum() for _, named in run.facts[facts:] for value in named.values()]
+    told = [at for at in sparse if run.calls[at].error is not None]
+    sums += [number for at in told for number in run.calls[at].error.unbind()]
     if not means and not sums:
         return
     device = run.ranks.device
@@ -75,6 +77,8 @@ def share_counts(run: Run, calls: int, facts: int, share: float, copies: int = 1
     run.copies = copies
     totals = iter((found[:, count + 1 : count + 1 + len(sums)].sum(0) / copies).unbind())
     run.facts[facts:] = [(layer, {name: next(totals) for name in named}) for layer, named in run.facts[facts:]]
+    for at in told:
+        run.calls[at] = run.calls[at]._replace(error=torch.stack([next(totals) for _ in run.calls[at].error]))
 
 
 def deal_heads(run: Run) -> None:

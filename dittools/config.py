@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 VERSION = 1
 BLOCK_SIZES = ("auto", 64, 128)
-FREE = ("plans", "strict")
+FREE = ("plans", "strict", "error_rows")
 """What a run may have of its own that goes by the plans of another."""
 
 __all__ = ["Config", "whole_steps"]
@@ -55,7 +55,13 @@ class Config(Options):
         profile: file of a profile, or the name of one that ships, for methods that decide from measurements; None
             finds a shipped one that fits where the method needs one.
         plans: file of `Acceleration.export` or `dittools export`, which decides in place of the method: all settings
-            but ``strict`` are those of the run that was exported, and others are refused.
+            but ``strict`` and ``error_rows`` are those of the run that was exported, and others are refused.
+        error_rows: query rows of each sparse call that are computed over all keys as well: the record then has the
+            relative error of what attention gives, by layer and step, with its uncertainty. 64 of them cost
+            64 / S of a dense call.
+        max_error: relative error of the attention's output that no sparse call may exceed, by exact rows (64 where
+            ``error_rows`` is 0): a call above it runs dense and its layer keeps more pairs from then on, and where
+            the error is small it skips more. ``sparsity`` is where layers begin. The host waits for each sparse call.
 
     Raises:
         ValueError: one line that says what was asked and what would be right.
@@ -78,6 +84,10 @@ class Config(Options):
     profile: str | None = option(None, "of dittools calibrate, or a name that ships", kind="file")
     share_branches: bool = option(True, "one choice for both guidance branches of a step")
     plans: str | None = option(None, "of dittools export; the run decides nothing", kind="path")
+    error_rows: int = option(0, "rows of each sparse call computed exactly, to tell its error; 0: none", min=0)
+    max_error: float | None = option(
+        None, "relative error of attention that no sparse call may exceed", kind="number", above=0, below=1
+    )
 
     def __post_init__(self):
         # These import PyTorch, which the table of options does not need.
@@ -127,6 +137,11 @@ class Config(Options):
         if isinstance(apart := getattr(self, options), Mapping):
             given = {**registry.renewed(found, inline), **registry.renewed(found, apart)}
             object.__setattr__(self, options, given)
+
+    @property
+    def exact_rows(self) -> int:
+        """Query rows of a sparse call that are computed exactly."""
+        return self.error_rows or (0 if self.max_error is None else 64)
 
     def correction_of(self, method: methods.Method) -> str:
         """Name of the correction that runs with a method: the one asked for, else what the method brings along."""

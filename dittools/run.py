@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from dittools.caches.step_cache import StepCache
     from dittools.call_info import AttentionInputs
     from dittools.clock import StepInfo
+    from dittools.error_bound import ErrorBound
     from dittools.plans.loaded import LoadedPlans
     from dittools.plans.record import PlanRecord
 
@@ -48,7 +49,7 @@ class KeptOf(NamedTuple):
 class Call(NamedTuple):
     """One self-attention call that ran. ``density`` is None for a dense call, else a scalar tensor; so is ``kernel``,
     the name of the sparse kernel. ``parts`` are its pieces by kinds of pairs. ``own`` is the density of this rank's
-    queries, where others attend for the others."""
+    queries, where others attend for the others. ``error`` is from `dittools.row_errors.sums_of_rows`, where asked."""
 
     step: int
     layer: int
@@ -57,6 +58,7 @@ class Call(NamedTuple):
     kernel: str | None = None
     parts: tuple[KeptOf, ...] = ()
     own: torch.Tensor | float | None = None
+    error: torch.Tensor | None = None
 
 
 class Exchanged:
@@ -105,6 +107,7 @@ class Run:
         self.correction: Correction | None = None
         self.loaded: LoadedPlans | None = None  # what decides the pairs in place of the method, where a file does
         self.recorded: PlanRecord | None = None  # what it decides, where that is kept
+        self.bound: ErrorBound | None = None  # on the error of its sparse calls
         self.branches: set[str] = set()  # seen so far
         self.first_step: int | None = None  # of the first call
         self.first = 0  # first step that runs

@@ -15,6 +15,7 @@ from dittools.caches.step_cache import StepCache
 from dittools.call_info import CallInfo, Layer
 from dittools.clock import StepClock, StepInfo
 from dittools.config import Config
+from dittools.error_bound import ErrorBound
 from dittools.methods import auto
 from dittools.plans.loaded import LoadedPlans
 from dittools.plans.record import PlanRecord
@@ -71,6 +72,8 @@ class RunSetup:
         run.recorded = PlanRecord() if self.keep_plans else None
         self._choose(run, step, info)
         self._note_dense(run, step, clock)
+        if config.max_error is not None:
+            run.bound = ErrorBound(config.max_error, 1 - config.sparsity)
         if run.correction is None and config.correction != "none":
             run.notes[f"a dense run skips nothing that correction {config.correction} could make up for"] = None
         if config.method != "dense" and config.dense_layers > max(layer.depth for layer in self.layers):

@@ -24,6 +24,7 @@ from dittools.kinds import kept_by_kind
 from dittools.methods.base import AttentionCall, Plan, StayDense, compact
 from dittools.observer import AttentionEvent
 from dittools.parts import part
+from dittools.row_errors import drawn_rows, estimate, sums_of_rows
 from dittools.run import CachedPlan, Call, KeptOf, Run
 from dittools.sequence import SubCall
 from dittools.tokens import TokenGrid
@@ -76,12 +77,18 @@ class Sparse:
         run = self.run
         layer, q, k, v, scale, mask = inputs[:6]
         shared = inputs.shared
+        if run.bound is not None:
+            if not inputs.alone:
+                raise ValueError("max_error is for one device, and several ranks share this call: leave it out")
+            if (why := run.bound.why_dense(layer, step.step)) is not None:
+                run.fallbacks[why] += 1
+                return None
         if shared is not None and (not parts[0].whole or self._plan_watchers or self._result_watchers):
             shared.whole("q", "k", "v")
         heads = inputs.heads.total(q.shape[2])
         out = None if parts[0].whole else torch.empty_like(q)
         pairs, kept, kernel = 0.0, 0.0, None
-        kinds, own = [], []
+        kinds, own, errors = [], [], []
         for index, piece in enumerate(parts):
             keys = piece.take(k)
             taken = (piece.take_queries(q, keys), keys, piece.take(v))
@@ -98,22 +105,28 @@ class Sparse:
                 watch(AttentionEvent(layer, *taken, scale, step, piece.grid), planned.plan)
             if shared is not None:
                 planned = self._bring(shared, piece, planned)
-                mine = planned.plan.own
-                own.append((len(taken[0]) * mine.count * piece.grid.tokens, mine.density(planned.plan)))
             elif piece.own is not None:
                 plan = planned.plan.owned(piece.own)
                 planned = planned._replace(plan=plan, density=piece.own.density(plan))
             join = partial(piece.join, q=taken[0], k=k, v=v, scale=scale) if piece.beside else None
-            result, density, kernel = self._piece(taken, planned, call, join)
+            result, made_up, kernel = self._piece(taken, planned, call, join)
+            if self._config.exact_rows and kernel is not None and shared is None:
+                errors.append(self._row_sums(taken, result, call, planned.plan, join))
+            density = _with(made_up, planned.density)
             by_kind = planned.density if planned.by_kind is None else planned.by_kind
+            by_kind = by_kind if kernel is None else _with(made_up, by_kind)
             beside = piece.pairs_beside(len(taken[0]))
             seen = tuple((*which, count * heads) for which, count in beside.items())
             kinds.append(KeptOf(piece.grid, len(taken[0]) * heads, by_kind, seen, piece.kinds))
             size = float(len(taken[0])) * piece.pairs
             more = float(beside.total() + len(taken[0]) * piece.more)
             pairs += size + more
+            if shared is not None:
+                mine = planned.plan.own
+                computed = _with(made_up, mine.density(planned.plan))
+                own.append((len(taken[0]) * mine.count * piece.grid.tokens, computed))
             if not inputs.heads.alone:
-                by_head = planned.plan.density().mean(0).expand(q.shape[2]) * size
+                by_head = _with(made_up, planned.plan.density().mean(0)).expand(q.shape[2]) * size
                 run.head_costs.append((layer, inputs.heads, by_head))
             if len(parts) > 1 or more:
                 kept = size * density + more + kept
@@ -128,7 +141,11 @@ class Sparse:
         if kernel is None:
             share = None
         computed = sum(size * each for size, each in own) / sum(size for size, _ in own) if own else None
-        run.calls.append(Call(step.step, layer, pairs * heads, share, kernel, tuple(kinds), computed))
+        error = sum(errors[1:], errors[0]) if errors and kernel is not None else None
+        if run.bound is not None and error is not None and (why := self._above(layer, step.step, error)):
+            run.fallbacks[why] += 1
+            return None
+        run.calls.append(Call(step.step, layer, pairs * heads, share, kernel, tuple(kinds), computed, error))
         run.dtype = q.dtype
         with part("check"):
             run.flag_non_finite(layer, out)
@@ -147,12 +164,12 @@ class Sparse:
     def _piece(
         self, taken: tuple[torch.Tensor, ...], planned: Planned, call: AttentionCall, join: Callable | None
     ) -> tuple[torch.Tensor, torch.Tensor | float, str | None]:
-        """Output, computed share of the pairs, and kernel; no kernel where a correction computed all pairs.
+        """Output, share of the skipped pairs that a correction computed, and kernel; none where it computed all.
 
         ``join``: adds the keys beside the piece, as `SubCall.join`: before a correction, which weighs what was skipped
         against all that was computed.
         """
-        plan, density, _, fresh = planned
+        plan, fresh = planned.plan, planned.fresh
         correction = self.run.correction
         if correction is not None and plan.keys is not None:
             raise ValueError(
@@ -175,15 +192,39 @@ class Sparse:
         if join is not None:
             out, lse = join(out, lse)
         if correction is None:
-            return out, density, kernel
+            return out, 0.0, kernel
         with part("correct"):
             # A key no method uses: what the run forgets of a layer, it forgets of both.
             state = call.branch_state.setdefault(correction, {})
-            done = correction.correct(SparseCall(*taken, plan, fresh, out, lse, call, state))
+            asked = self._asked(call.layer)
+            done = correction.correct(SparseCall(*taken, plan, fresh, out, lse, call, state, asked, join))
         if plan.rows is not None:  # of which nothing was skipped
             plan.rows.copy(out, done.out)
         self.run.notes.update(dict.fromkeys(done.notes))
-        return done.out, 1.0 if done.dense else density, None if done.dense else kernel
+        return done.out, 1.0 if done.dense else done.computed, None if done.dense else kernel
+
+    def _above(self, layer: int, step: int, sums: torch.Tensor) -> str | None:
+        """Why a call may not stand, by what exact rows say of it. Waits for the device."""
+        bound = self.run.bound
+        before = bound.density(layer)
+        why = bound.told(layer, step, estimate(sums.tolist()))
+        if bound.density(layer) != before and self._config.refresh > 1:  # a plan that is kept has the old budget
+            for key in [key for key in self.run.plans if key[0] == layer]:
+                del self.run.plans[key]
+        return why
+
+    def _row_sums(
+        self,
+        taken: tuple[torch.Tensor, ...],
+        out: torch.Tensor,
+        call: AttentionCall,
+        plan: Plan,
+        join: Callable | None,
+    ) -> torch.Tensor:
+        """How far some rows of a piece are from their exact output, as `dittools.row_errors` has it."""
+        rows = drawn_rows(taken[0], plan, self._config.exact_rows, call.generator)
+        with part("errors"):
+            return sums_of_rows(*taken, out, rows, scale=call.scale, block_size=call.block_size, join=join)
 
     def _kernel(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, plan: Plan) -> str:
         """The kernel for a sparse call; plain PyTorch on a GPU is noted with the reason."""
@@ -225,7 +266,7 @@ class Sparse:
             step=step.step,
             steps=step.steps,
             grid=grid,
-            sparsity=self._config.sparsity,
+            sparsity=self._sparsity_of_plans(layer),
             scale=inputs.scale,
             generator=self._generator(step.step, layer),
             block_size=run.block_size,
@@ -236,6 +277,15 @@ class Sparse:
             heads=inputs.heads,
             own=inputs.own,
         )
+
+    def _asked(self, layer: int) -> float:
+        """Share of a layer's pairs to skip: what the user asked, or what the bound on its error leaves it."""
+        return self._config.sparsity if self.run.bound is None else 1 - self.run.bound.density(layer)
+
+    def _sparsity_of_plans(self, layer: int) -> float:
+        """What methods are asked to skip: more than in all where a correction computes pairs too."""
+        asked, correction = self._asked(layer), self.run.correction
+        return asked if correction is None else correction.sparsity_of_plans(asked, self.run.block_size)
 
     def _plan(
         self, q, k, v, call: AttentionCall, part: tuple[int, int], tokens: SharedTokens | None
@@ -308,3 +358,8 @@ class Sparse:
     def _generator(self, step: int, layer: int) -> torch.Generator:
         seed = (self._config.seed * 100_003 + step) * 10_007 + layer
         return torch.Generator().manual_seed(seed % (1 << 63))
+
+
+def _with(more: torch.Tensor | float, kept: torch.Tensor | float) -> torch.Tensor | float:
+    """Kept shares of pairs, and this share of the others."""
+    return kept if isinstance(more, float) and more == 0 else kept + (1 - kept) * more

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
+from itertools import zip_longest
 from typing import Any
 
+from dittools import row_errors
 from dittools.agreement import density_by_rank
 from dittools.json_numbers import number
 from dittools.naming import with_options
@@ -49,6 +51,7 @@ def record(runtime: Runtime) -> dict[str, Any]:
         },
         "kernels": dict(Counter(call.kernel for call in sparse if call.kernel)),
         "kernel_reasons": dict(run.kernel_reasons),
+        "attention_error": row_errors.facts(run.calls, run.steps, run.layers, config.exact_rows),
         "cache": cache_facts(runtime, run),
         **({} if run.ranks.alone else {"parallel": parallel_facts(run)}),
         "fallbacks": [{"reason": r, "count": n} for r, n in run.fallbacks.most_common()],
@@ -141,20 +144,33 @@ def summary(runtime: Runtime, replaced: bool = False) -> str:
     ]
     if len(sparsity["by_parts"]) > 1:
         lines += _pairs_lines(sparsity)
+    error = values["attention_error"]
+    if error is not None:
+        lines.append(
+            f"error     {error['overall']:.4f} ± {error['uncertainty']:.4f} of the attention's output, root mean "
+            f"square of layers and steps, by {error['rows']} exact rows a call"
+        )
     if "branches" in values["cache"]:
         lines += _cache_lines(values["cache"])
     if "parallel" in values:
         lines += _parallel_lines(values["parallel"])
     lines += [f"fallback  {f['count']} calls dense: {f['reason']}" for f in values["fallbacks"]]
     lines += [f"note      {note}" for note in (*values["notes"], *([REPLACED] if replaced else []))]
-    lines += ["", "step   skipped  seconds"]
-    for step, (share, took) in enumerate(zip(sparsity["per_step"], values["step_seconds"], strict=True)):
-        lines.append(f"{step:>4}  {_share(share):>8}  {'-' if took is None else f'{took:.3f}':>7}")
-    lines += ["", "layer  skipped  heads"]
-    for layer, (share, heads) in enumerate(zip(sparsity["per_layer"], values["heads"], strict=True)):
+    wrong = {"per_step": [], "per_layer": []} if error is None else error
+    lines += ["", "step   skipped  seconds" + "    error" * (error is not None)]
+    rows = zip_longest(sparsity["per_step"], values["step_seconds"], map(_error, wrong["per_step"]), fillvalue="")
+    for step, (share, took, off) in enumerate(rows):
+        lines.append(f"{step:>4}  {_share(share):>8}  {'-' if took is None else f'{took:.3f}':>7}{off}")
+    lines += ["", "layer  skipped  " + "  error  " * (error is not None) + "heads"]
+    rows = zip_longest(sparsity["per_layer"], values["heads"], map(_error, wrong["per_layer"]), fillvalue="")
+    for layer, (share, heads, off) in enumerate(rows):
         counts = ", ".join(f"{count} {name}" for name, count in heads.items())
-        lines.append(f"{layer:>5}  {_share(share):>7}  {counts or '-'}")
+        lines.append(f"{layer:>5}  {_share(share):>7}{off}  {counts or '-'}")
     return "\n".join(lines)
+
+
+def _error(value: float | None) -> str:
+    return f"  {'-':>7}" if value is None else f"  {value:>7.4f}"
 
 
 def _pairs_lines(sparsity: dict[str, Any]) -> list[str]:

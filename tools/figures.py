@@ -25,7 +25,7 @@ RENDER = {
     "report_caches_480p": blocks.caches_beside_methods,
     **{
         f"report_{name}_cpu": blocks.kept
-        for name in ("random_kept", "adaspa_rows", "svg_ear_refresh", "svg2_iterations", "anchored")
+        for name in ("random_kept", "adaspa_rows", "svg_ear_refresh", "svg2_iterations", "anchored", "sampled")
     },
     "report_svg2_iterations_480p": blocks.kept,
     "report_svg2_times_480p": blocks.report,

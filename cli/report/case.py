@@ -213,6 +213,7 @@ class Cases:
             "kernel_reasons": {},
             "cache": {"name": "none", "computed_steps": list(range(steps)), "reused_steps": []},
             "fallbacks": [],
+            "attention_error": None,
             "method": "dense",
             "method_options": {},
             "correction": "none",

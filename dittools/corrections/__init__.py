@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dittools.corrections.base import Corrected, Correction, SparseCall
 from dittools.corrections.centroids import Centroids
+from dittools.corrections.fit import Fit
 from dittools.corrections.rettention import Rettention
+from dittools.corrections.sampled import Sampled
 from dittools.registry import Placeholder, Registry
 
 __all__ = ["CORRECTIONS", "Corrected", "Correction", "SparseCall", "create", "describe", "names", "options"]
@@ -12,7 +14,7 @@ __all__ = ["CORRECTIONS", "Corrected", "Correction", "SparseCall", "create", "de
 CORRECTIONS = Registry(
     "correction",
     Correction,
-    (Rettention, Centroids),
+    (Rettention, Centroids, Sampled, Fit),
     Placeholder("none", "what is skipped is lost"),
     "dittools methods",
 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -23,6 +23,10 @@ class SparseCall:
         out, lse: what they gave: ``[B, S, H, D]``, and fp32 ``[B, H, S]`` in natural log.
         call: everything else about the call.
         state: belongs to the correction, this run, layer and branch; emptied when a forward is run again.
+        sparsity: share of the pairs that a user asked to skip; ``call.sparsity`` is what the method was asked for
+            (`Correction.sparsity_of_plans`).
+        join: adds the keys beside the call, which ``out`` and ``lse`` have already, to (output, lse) of ``q=`` some of
+            its rows; None where there are none.
     """
 
     q: torch.Tensor
@@ -34,15 +38,23 @@ class SparseCall:
     lse: torch.Tensor
     call: AttentionCall
     state: dict[Hashable, Any]
+    sparsity: float
+    join: Callable[..., tuple[torch.Tensor, torch.Tensor]] | None = None
 
 
 @dataclass(frozen=True, eq=False)
 class Corrected:
-    """The corrected output ``[B, S, H, D]``; ``dense``: it is exact and took all pairs, so the call counts as dense."""
+    """The corrected output ``[B, S, H, D]``.
+
+    Args:
+        dense: it is exact and took all pairs, so the call counts as dense.
+        computed: share of the skipped pairs that were computed after all, a number or a scalar tensor; they count.
+    """
 
     out: torch.Tensor
     dense: bool = False
     notes: tuple[str, ...] = ()
+    computed: torch.Tensor | float = 0.0
 
 
 class Correction(Options):
@@ -58,6 +70,10 @@ class Correction(Options):
     def keeps_plans(self) -> int:
         """For how many steps a plan has to stay what it is; 1 asks for nothing."""
         return 1
+
+    def sparsity_of_plans(self, sparsity: float, block_size: int) -> float:
+        """What a method is asked to skip, so that with the pairs this computes ``sparsity`` of all are skipped."""
+        return sparsity
 
     def reads(self, fresh: bool) -> tuple[str, ...]:
         """Which of q, k and v it looks at beyond the pairs that were computed, with a plan that is fresh or kept."""

@@ -1,4 +1,5 @@
-"""What skipped blocks would have added, from a mean key and value of each: cheap enough to compute every time.
+"""What skipped blocks would have added, from a mean key and value of each, or from some of its keys: cheap enough to
+compute every time.
 
 For a query q of query block m and the skipped key blocks n with means c_n and u_n:
 
@@ -67,10 +68,10 @@ class Blocks(NamedTuple):
 
 
 class Means(NamedTuple):
-    """What stands for the key blocks of each lane, fp32."""
+    """What stands for the key blocks of each lane: their means, fp32, or r keys of each, in the dtype of k."""
 
-    keys: torch.Tensor  # [lanes, Nk, D]
-    values: torch.Tensor  # [lanes, Nk, D]
+    keys: torch.Tensor  # [lanes, Nk, D], or [lanes, Nk * r, D] block by block
+    values: torch.Tensor  # as keys
     bias: torch.Tensor  # [lanes, Mq or 1, Nk], -inf where a block is empty
     shift: torch.Tensor | None  # [lanes, Mq, D]
 
@@ -152,11 +153,14 @@ def residual_attention(
     queries, computed, base, rows = _by_lane(q), _by_lane(out), lse.flatten(0, 1), blocks.rows
     merged = torch.empty(out.shape, dtype=out.dtype, device=out.device)
     into = merged.transpose(1, 2)  # [B, H, S, D]
-    for lane, part in _chunks(len(queries), tokens, bias.shape[-1], q.device):
+    columns = means.keys.shape[1]
+    per = columns // bias.shape[-1]
+    for lane, part in _chunks(len(queries), tokens, columns, q.device):
         row = rows[lane, part]
-        logits = torch.addmm(bias[lane][row], queries[lane, part].float(), means.keys[lane].T, alpha=scale)
+        added = bias[lane] if per == 1 else bias[lane].repeat_interleave(per, -1)
+        logits = torch.addmm(added[row], queries[lane, part].float(), means.keys[lane].float().T, alpha=scale)
         own = logits.logsumexp(-1, keepdim=True)  # [s, 1]
-        extra = (logits - own.masked_fill(own.isneginf(), 0.0)).exp() @ means.values[lane]
+        extra = (logits - own.masked_fill(own.isneginf(), 0.0)).exp() @ means.values[lane].float()
         if means.shift is not None:
             extra = extra + means.shift[lane][row]
         into[lane // heads, lane % heads, part], _ = merge_rows(

@@ -10,12 +10,12 @@ from dittools.kernels.residual.dispatch import Blocks, Means
 def naive_residual_attention(q, out, lse, blocks: Blocks, means: Means, scale: float) -> torch.Tensor:
     """The oracle of `residual_attention`: one query after the other, in fp64."""
     merged = out.double().clone()
-    heads = out.shape[2]
+    heads, per = out.shape[2], means.keys.shape[1] // blocks.keep.shape[2]
     for lane, labels in enumerate(blocks.rows.tolist()):
         b, h = divmod(lane, heads)
         for s, m in enumerate(labels):
-            skip = ~blocks.keep[lane, m] & (blocks.key_sizes[lane] > 0)
-            bias = means.bias[lane].expand(blocks.keep.shape[1], -1)[m]
+            skip = (~blocks.keep[lane, m] & (blocks.key_sizes[lane] > 0)).repeat_interleave(per)
+            bias = means.bias[lane].expand(blocks.keep.shape[1], -1)[m].repeat_interleave(per)
             logits = means.keys[lane].double() @ q[b, s, h].double() * scale + bias
             weights = torch.cat((lse[b, h, s].double()[None], logits[skip])).softmax(0)
             values = means.values[lane][skip].double()

@@ -37,9 +37,11 @@ def _residual_attention(
     stride_qb, stride_qs, stride_qh, stride_ob, stride_os, stride_oh, stride_nb, stride_ns, stride_nh,
     stride_bb, stride_bh, stride_pb, stride_ph,
     D: tl.constexpr, BD: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, LIMIT: tl.constexpr,
-    HAS_ORDER: tl.constexpr, HAS_SHIFT: tl.constexpr, PRECISION: tl.constexpr,
+    PER: tl.constexpr, HAS_ORDER: tl.constexpr, HAS_SHIFT: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Grid: (tiles of positions, lanes). The means stream past a tile of queries, as keys with a bias do.
+
+    ``columns`` of them, ``PER`` of each key block, which have its bias.
 
     Query blocks are taken two at a time, most often all that a tile has: of each a row of the bias serves all its rows.
     Weights are relative to the softmax sum of the computed part, which is there already: no running maximum. Where
@@ -77,8 +79,9 @@ def _residual_attention(
         p_two = p_bias + tl.minimum(two, rows - 1) * wide
         for i in range(0, columns, BN):
             b_k, b_v = _mean_tile(p_keys, p_values, i, o_d, columns, D, BD, BN)  # [BN, BD]
-            b_one = tl.load(p_one + i + tl.arange(0, BN))  # [BN]
-            b_two = tl.load(p_two + i + tl.arange(0, BN))  # [BN]
+            o_block = (i + tl.arange(0, BN)) // PER
+            b_one = tl.load(p_one + o_block)  # [BN]
+            b_two = tl.load(p_two + o_block)  # [BN]
             b_bias = tl.where(in_one[:, None], b_one[None, :], b_two[None, :]) * LOG2_E - b_less[:, None]  # [BM, BN]
             b_s = tl.dot(b_q, tl.trans(b_k), input_precision=PRECISION)  # [BM, BN]
             b_p = tl.exp2(b_s * (scale * LOG2_E) + b_bias)
@@ -97,7 +100,7 @@ def _residual_attention(
             mine = b_block == one
             for i in range(0, columns, BN):
                 b_k, b_v = _mean_tile(p_keys, p_values, i, o_d, columns, D, BD, BN)  # [BN, BD]
-                b_one = tl.load(p_bias + one * wide + i + tl.arange(0, BN))  # [BN]
+                b_one = tl.load(p_bias + one * wide + (i + tl.arange(0, BN)) // PER)  # [BN]
                 b_s = tl.dot(b_q, tl.trans(b_k), input_precision=PRECISION) * scale + b_one[None, :]  # [BM, BN]
                 b_top = tl.where(mine, tl.maximum(b_max, tl.max(b_s, 1)), b_max)  # [BM]
                 b_zero = tl.where(b_top == float("-inf"), 0.0, b_top) * LOG2_E
@@ -125,7 +128,8 @@ def triton_residual_attention(
 ) -> torch.Tensor:
     """Launch the kernel. Args: as `residual.dispatch.residual_attention`, and its bias, -inf where blocks are kept."""
     batches, tokens, heads, dim = q.shape
-    rows, columns = bias.shape[1:]
+    rows, columns = bias.shape[1], means.keys.shape[1]
+    per = columns // bias.shape[2]
     q, out = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, out))
     new = torch.empty_like(out, memory_format=torch.contiguous_format)
     order = None if blocks.order is None else blocks.order.int().contiguous()
@@ -135,14 +139,14 @@ def triton_residual_attention(
     tile = {"BM": 128, "BN": 64, "num_warps": 8, "num_stages": 3}
     if q.dtype == torch.float32:
         tile = {"BM": 64, "BN": 32, "num_warps": 4, "num_stages": 1}
-    bias = F.pad(bias, (0, -columns % tile["BN"]), value=-torch.inf)
+    bias = F.pad(bias, (0, triton.cdiv(-columns % tile["BN"], per)), value=-torch.inf)
     _residual_attention[(triton.cdiv(tokens, tile["BM"]), batches * heads)](
         q, out, lse.contiguous(), keys, values, bias, bias if means.shift is None else means.shift,
         at, at if order is None else order, new,
         scale, tokens, heads, rows, columns, bias.shape[2],
         *q.stride()[:3], *out.stride()[:3], *new.stride()[:3], *lane_strides(at), *lane_strides(order),
         D=dim, BD=triton.next_power_of_2(dim), LIMIT=3e4 if q.dtype == torch.float16 else 1e30,
-        HAS_ORDER=order is not None, HAS_SHIFT=means.shift is not None,
+        PER=per, HAS_ORDER=order is not None, HAS_SHIFT=means.shift is not None,
         PRECISION="tf32x3" if q.dtype == torch.float32 else "tf32", **tile,
     )  # fmt: skip
     return new

@@ -29,7 +29,7 @@ GOOD: dict[str, tuple[str, ...]] = {
     "--prompts": ("builtin", "builtin:1", "builtin:0", "prompts.txt"),
     "--method": ("auto", "dense", "svg", "draft", "radial", "paro", "gna", "svg2:iterations=2", "svg,draft"),
     "--cache": ("none", "easycache", "sea:power=1", "teacache:threshold=0.1", "magcache:profile=profile.json"),
-    "--correction": ("none", "centroids", "rettention:every=4"),
+    "--correction": ("none", "centroids", "rettention:every=4", "sampled:share=0.3"),
     "--sparsity": ("0", "0.5", "0.8", "0.999", "1", "80", "-0.1"),
     "--sweep": ("sparsity=0.5,0.8", "method=svg,dense", "cache=none,sea", "profile=p.json", "sparsity=1,1", "frames=1"),
     "--steps": ("1", "2", "8", "1000", "1001"),

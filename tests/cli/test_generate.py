@@ -34,6 +34,7 @@ KEYS = {
     "kernel_reasons": None,
     "cache": {"name", "computed_steps", "reused_steps"},
     "fallbacks": None,
+    "attention_error": None,
     "quality": {
         *("psnr", "ssim", "psnr_per_frame", "dense_denoise_seconds", "speedup"),
         *("speedup_withheld", "control"),

@@ -30,6 +30,8 @@ GIVEN = {
     "profile": ("p.json", "p.json"),
     "share_branches": (False, False),
     "plans": ("plans.json", "plans.json"),
+    "error_rows": (64, 64),
+    "max_error": (0.05, 0.05),
 }
 BESIDE = {"options": {"method": "svg2"}, "cache_options": {"cache": "pab"}, "profile": {"method": "paro"}}
 BESIDE["correction_options"] = {"correction": "rettention"}

@@ -11,7 +11,7 @@ from dittools.config import whole_steps
 
 def test_json_round_trip_keeps_every_setting():
     one = ("teacache", {"threshold": 0.3}, "rettention", {"every": 4}, "p.json", False)
-    config = Config("svg", 0.75, 3, 1.0, 2, 4, 64, True, 7, {"probe_rows": 40}, *one)
+    config = Config("svg", 0.75, 3, 1.0, 2, 4, 64, True, 7, {"probe_rows": 40}, *one, None, 32, 0.2)
     names = {f.name for f in dataclasses.fields(Config)} - {"plans"}  # which bring all others: tests/plans
     assert all(getattr(config, name) != getattr(Config(), name) for name in names)
     again = Config.from_json(config.to_json())

@@ -9,6 +9,7 @@ from test_clustered import random_clusters
 from dittools.kernels import block_sparse_attention
 from dittools.kernels.residual.dispatch import Blocks, calibrate_at_centroid, residual_attention, summarise
 from dittools.kernels.residual.naive import naive_residual_attention
+from dittools.kernels.residual.sample import sampled_keys
 from dittools.methods.base import Plan
 
 BF16, FULL = torch.bfloat16, torch.float32
@@ -61,6 +62,51 @@ def test_matches_the_oracle(place, kind, tokens, dim, dtype, anchored):
     wanted = naive_residual_attention(*case)
     assert rms_error(found.cpu(), wanted) < (1e-5 if dtype == FULL else 6e-3)
     assert rms_error(case[1], wanted) > 0.05
+
+
+@everywhere
+@pytest.mark.parametrize(
+    ("kind", "tokens", "dim", "dtype", "per"),
+    [
+        ("raster", 150, 64, FULL, 8),
+        ("ordered", 200, 96, BF16, 3),  # columns that fill no tile of keys
+        ("clusters", 150, 128, BF16, 5),
+        ("clusters", 110, 64, FULL, 70),  # more than most of them hold
+    ],
+    ids=lambda x: str(x).removeprefix("torch."),
+)
+def test_several_keys_of_a_block_match_the_oracle(place, kind, tokens, dim, dtype, per):
+    q, out, lse, blocks, _, scale = prepared(kind, tokens, dim, dtype, False)
+    k, v = inputs(1, tokens, 2, dim, dtype)[1:]
+    draws = torch.rand(blocks.keep.shape[2], per, generator=torch.Generator().manual_seed(2))
+    keys = sampled_keys(k, v, blocks, draws)
+    case = (q, out, lse, blocks, keys, scale)
+    there = moved(sampled_keys(*(moved(x, place[1]) for x in (k, v, blocks, draws))), "cpu")
+    assert all(torch.equal(x, y) for x, y in zip(there[:2], keys[:2], strict=True))
+    found = residual_attention(*(moved(x, place[1]) for x in case), implementation=place[0])
+    wanted = naive_residual_attention(*case)
+    assert rms_error(found.cpu(), wanted) < (1e-5 if dtype == FULL else 6e-3)
+    assert rms_error(out, wanted) > 0.05
+
+
+@pytest.mark.parametrize("kind", ["raster", "ordered", "clusters"])
+def test_every_key_of_a_block_is_drawn_as_often_as_any_other(kind):
+    tokens, per, many = 110, 3, 600
+    blocks = prepared(kind, tokens, 64, FULL, False)[3]
+    k = torch.arange(tokens).float().view(1, -1, 1, 1).expand(1, -1, 2, 64)
+    drawn = torch.Generator().manual_seed(0)
+    times = torch.zeros(2, tokens)
+    for _ in range(many):
+        keys = sampled_keys(k, k, blocks, torch.rand(blocks.keep.shape[2], per, generator=drawn))
+        filled = ~keys.bias[:, 0].isneginf().repeat_interleave(per, -1)
+        times.scatter_add_(1, keys.keys[..., 0].long(), filled.float())
+        assert torch.equal(blocks.columns.gather(1, keys.keys[..., 0].long())[filled], _owners(blocks, per)[filled])
+    expected = (per / blocks.key_sizes.float()).gather(1, blocks.columns)
+    assert ((times / many - expected).abs() < 5 * (expected / many).sqrt()).all()
+
+
+def _owners(blocks, per):
+    return torch.arange(blocks.keep.shape[2]).repeat_interleave(per).expand(2, -1)
 
 
 @everywhere

@@ -1,5 +1,7 @@
 """What makes up for skipped pairs: identities, what it is worth, and what it carries."""
 
+import dataclasses
+
 import pytest
 import torch
 
@@ -8,10 +10,13 @@ from dittools.attention import attend
 from dittools.call_info import CallInfo, Timing
 from dittools.corrections import SparseCall
 from dittools.corrections.centroids import Centroids
+from dittools.corrections.fit import Fit, mapped
 from dittools.corrections.rettention import Rettention
+from dittools.corrections.sampled import Sampled
 from dittools.kernels.masks.block_mask import BlockMask, Partition
 from dittools.kernels.residual.dispatch import Blocks, calibrate_at_centroid, residual_attention, summarise
 from dittools.kernels.residual.naive import naive_residual_attention
+from dittools.kernels.residual.sample import sampled_keys
 from dittools.methods import AttentionCall
 from dittools.methods.base import Plan
 from dittools.methods.svg2 import SVG2
@@ -20,8 +25,9 @@ from dittools.tokens import Layout, TokenGrid
 from tests.methods.test_clusters import NoSync, alike, dense, error
 
 GRID, SCALE = TokenGrid(4, 8, 9), 0.125
-ALL = [Rettention(every=3), Centroids(), Centroids(anchored=False)]
-by_correction = pytest.mark.parametrize("correction", ALL, ids=["rettention", "anchored", "centroids"])
+ALL = [Rettention(every=3), Centroids(), Centroids(anchored=False), Sampled(), Fit(rows=64)]
+IDS = ["rettention", "anchored", "centroids", "sampled", "fit"]
+by_correction = pytest.mark.parametrize("correction", ALL, ids=IDS)
 
 
 def neighbourly(grid, batches=1, heads=2, seed=0):
@@ -60,7 +66,7 @@ def plans(q, k, v):
 def run(correction, q, k, v, plan, fresh=True, state=None):
     out, lse = attend(q, k, v, plan, SCALE, return_lse=True)
     state = {} if state is None else state
-    return correction.correct(SparseCall(q, k, v, plan, fresh, out, lse, call(), state)), out
+    return correction.correct(SparseCall(q, k, v, plan, fresh, out, lse, call(), state, 0.7)), out
 
 
 @pytest.mark.parametrize("kind", ["blocks", "raster", "clusters"])
@@ -139,12 +145,106 @@ def test_low_precision_stays_low_and_near():
         assert done.out.dtype == torch.bfloat16 and error(done.out.float(), exact.out) < 0.02
 
 
-def test_centroids_wait_for_nothing():
+@pytest.mark.parametrize("correction", [Centroids(), Sampled(), Fit(rows=16)], ids=lambda x: x.name)
+def test_what_stands_for_blocks_waits_for_nothing(correction):
     q, k, v = alike(GRID)
     for plan in plans(q, k, v).values():
         out, lse = attend(q, k, v, plan, SCALE, return_lse=True)
         with NoSync():
-            Centroids().correct(SparseCall(q, k, v, plan, True, out, lse, call(), {}))
+            correction.correct(SparseCall(q, k, v, plan, True, out, lse, call(), {}, 0.7))
+
+
+def draw(number):
+    """A call of a step of its own."""
+    return dataclasses.replace(call(), generator=torch.Generator().manual_seed(number))
+
+
+@pytest.mark.parametrize("kind", ["blocks", "raster", "clusters"])
+def test_mass_and_output_of_a_sample_are_right_on_average(kind):
+    q, k, v = neighbourly(GRID, heads=1)
+    plan = blocks_plan(1, ordered=kind == "blocks") if kind != "clusters" else plans(q, k, v)[kind]
+    flat = torch.zeros_like(q)  # all weights alike: the softmax is linear in what is drawn
+    out, lse = attend(flat, k, v, plan, SCALE, return_lse=True)
+    found = torch.stack(
+        [
+            Sampled().correct(SparseCall(flat, k, v, plan, True, out, lse, draw(number), {}, 0.7)).out
+            for number in range(60)
+        ]
+    )
+    want = v.mean(1, keepdim=True).expand_as(out)
+    spread = found.std(0) / 60**0.5
+    assert ((found.mean(0) - want).abs() < 6 * spread + 1e-3).all()
+    assert error(found.mean(0), want) < 0.3 * error(out, want)
+
+
+def test_a_sample_is_of_its_step_alone_and_the_same_for_branches_and_heads():
+    q, k, v = neighbourly(GRID)
+    k, v = (x[:, :, :1].expand(-1, -1, 2, -1).contiguous() for x in (k, v))
+    q = q[:, :, :1].expand(-1, -1, 2, -1).contiguous()
+    plan = blocks_plan(1, 1, ordered=False)
+    out, lse = attend(q, k, v, plan, SCALE, return_lse=True)
+
+    def corrected(number, drawn=0):
+        here = draw(number)
+        torch.rand(drawn, generator=here.generator)  # what a method drew before
+        return Sampled().correct(SparseCall(q, k, v, plan, True, out, lse, here, {}, 0.7)).out
+
+    assert torch.equal(corrected(5), corrected(5, drawn=3)) and not torch.equal(corrected(5), corrected(6))
+    assert torch.equal(corrected(5)[:, :, 0], corrected(5)[:, :, 1])
+
+
+def test_keys_that_were_neither_kept_nor_drawn_have_no_say():
+    q, k, v = alike(GRID)
+    plan = blocks_plan(1, 1, ordered=False)
+    plan.mask.keep[..., 2:] = False
+    out, lse = attend(q, k, v, plan, SCALE, return_lse=True)
+    per, drawn = Sampled().keys_of(26, 0.7), []
+    correct = Sampled().correct
+
+    def keeping(k_, v_, blocks_, draws):
+        marks = torch.arange(GRID.tokens).float().view(1, -1, 1, 1).expand(1, -1, 2, 64)
+        drawn.append(sampled_keys(marks, marks, blocks_, draws).keys[0, :, 0].long())
+        return sampled_keys(k_, v_, blocks_, draws)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("dittools.corrections.sampled.sampled_keys", keeping)
+        first = correct(SparseCall(q, k, v, plan, True, out, lse, call(), {}, 0.7)).out
+    others = torch.ones(GRID.tokens, dtype=torch.bool)
+    others[drawn[0]] = False
+    assert others.sum() >= GRID.tokens - per * plan.mask.key.count and not others.all()
+    for x in (k, v):  # poison
+        x[:, others] = torch.nan
+    again = correct(SparseCall(q, k, v, plan, True, out, lse, call(), {}, 0.7)).out
+    assert torch.equal(first, again) and error(first, out) > 0.05
+    v[:, drawn[0][-1]] = torch.nan
+    assert correct(SparseCall(q, k, v, plan, True, out, lse, call(), {}, 0.7)).out.isnan().any()
+
+
+@pytest.mark.parametrize("kind", ["blocks", "raster", "clusters"])
+def test_sampled_pairs_are_counted(kind):
+    q, k, v = alike(GRID, batches=2)
+    plan = plans(q, k, v)[kind]
+    done, _ = run(Sampled(), q, k, v, plan)
+    keep, key = plan.mask.keep, plan.mask.key
+    sizes = key.sizes() if kind != "clusters" else key.run_sizes
+    per = Sampled().keys_of(26 if kind != "clusters" else key.length / key.count, 0.7)
+    rows = plan.mask.query.sizes() if kind != "clusters" else plan.mask.query.run_sizes
+    drawn = ((~keep & (sizes > 0)[..., None, :]).sum(-1) * per * rows).sum(-1).double()
+    pairs = GRID.tokens**2
+    kept = plan.density().double()
+    assert float((kept + (1 - kept) * done.computed).mean()) == pytest.approx(float((kept + drawn / pairs).mean()))
+
+
+@pytest.mark.parametrize("sparsity", [0.5, 0.8, 0.9, 0.95])
+@pytest.mark.parametrize("size", [64, 128])
+@pytest.mark.parametrize("share", [0.2, 0.5, 0.8])
+def test_a_budget_is_split_between_blocks_and_sample(sparsity, size, share):
+    sampled = Sampled(share=share)
+    blocks = 1 - sampled.sparsity_of_plans(sparsity, size)
+    drawn = (1 - blocks) * sampled.keys_of(size, sparsity) / size
+    assert blocks + drawn == pytest.approx(1 - sparsity) and blocks > 0
+    most = 1 / size / (1 - sparsity)  # a key more or less in each block
+    assert drawn / (1 - sparsity) == pytest.approx(share, abs=most)
 
 
 @pytest.mark.parametrize("kind", ["blocks", "raster", "clusters"])
@@ -187,13 +287,49 @@ def test_the_ratio_ramps_up_to_one():
     torch.testing.assert_close(done.out, out + state["residual"])
 
 
+def test_a_map_is_found_on_rows_and_shrinks_towards_none():
+    made = torch.Generator().manual_seed(1)
+    out = torch.randn(2, 300, 3, 16, generator=made)
+    turn = torch.eye(16) + 0.3 * torch.randn(3, 16, 16, generator=made) / 4
+    true = torch.einsum("bshd,hde->bshe", out, turn) + torch.randn(1, 1, 3, 16, generator=made)
+    rows = torch.randperm(300, generator=made)[:128]
+    exact = true.index_select(1, rows)
+    assert error(mapped(out, rows, exact, 1e-4), true) < 1e-3
+    none = mapped(out, rows, out.index_select(1, rows), 1.0)
+    torch.testing.assert_close(none, out, atol=1e-5, rtol=1e-4)
+    # With a ridge without end only the means are moved.
+    moved = (true - out).index_select(1, rows).mean(1, keepdim=True)
+    torch.testing.assert_close(mapped(out, rows, exact, 1e9), out + moved, atol=1e-4, rtol=1e-3)
+    noisy = exact + torch.randn(exact.shape, generator=made)
+    few, many = (error(mapped(out, rows, noisy, ridge), true) for ridge in (1e-3, 1.0))
+    assert many < few
+    assert mapped(out.bfloat16(), rows, exact.bfloat16(), 1.0).dtype == torch.bfloat16
+    same = torch.ones(1, 40, 2, 16)  # nothing varies: no map but the shift
+    torch.testing.assert_close(mapped(same, torch.arange(9), same[:, :9] * 3, 1.0), same * 3)
+
+
+@pytest.mark.parametrize("under", ["none", "sampled", "centroids"])
+def test_a_fit_goes_on_top_of_another_correction(under):
+    q, k, v = neighbourly(GRID)
+    plan, want = blocks_plan(ordered=False, density=0.2), dense(q, k, v)
+    first, out = run(Fit(on=under).under, q, k, v, plan) if under != "none" else (None, attend(q, k, v, plan, SCALE)[0])
+    done, _ = run(Fit(on=under), q, k, v, plan)
+    assert error(done.out, want) < error(first.out if first else out, want)
+    rows, before = 128 / GRID.tokens, first.computed if first else 0.0
+    assert float(done.computed) == pytest.approx(float(rows + (1 - rows) * before))
+    keeps = Fit(on="rettention").keeps_plans, Fit(on="sampled").keeps_plans
+    assert keeps == (Rettention().keeps_plans, 1)
+    assert Fit(on="sampled").sparsity_of_plans(0.8, 64) == Sampled().sparsity_of_plans(0.8, 64)
+
+
 # In a run
 
 
-def play(steps=8, fail=None, **settings):
+def play(steps=8, fail=None, watch=None, **settings):
     """A run of one layer after another over inputs that drift; gives the runtime and errors by step."""
     config = Config(**{"sparsity": 0.7, "dense_steps": 2, "dense_layers": 0, "block_size": 64, **settings})
     runtime = Runtime(config, [Layer("first", 0)])
+    runtime.plan_watchers += [watch] * (watch is not None)
     schedule = torch.linspace(1000, 0, steps)
     grid = TokenGrid(6, 8, 9)
     ways = neighbourly(grid), neighbourly(grid, seed=1)
@@ -213,12 +349,12 @@ def play(steps=8, fail=None, **settings):
 
 
 @pytest.mark.parametrize("method", ["svg", "svg2"])
-@pytest.mark.parametrize("correction", ["rettention", "centroids"])
+@pytest.mark.parametrize("correction", ["rettention", "centroids", "sampled", "fit", "fit:on=sampled"])
 def test_in_a_run_each_correction_comes_nearer_to_dense_with_each_method(method, correction):
     _, bare = play(method=method)
     runtime, errors = play(method=method, correction=correction)
     assert sum(errors.values()) < 0.8 * sum(bare.values())
-    assert any(note.startswith(correction) for note in runtime.run.notes)
+    assert any(note.startswith(correction[:3]) for note in runtime.run.notes)
 
 
 def test_refreshes_count_as_dense_calls_and_the_others_keep_to_the_budget():
@@ -231,9 +367,14 @@ def test_refreshes_count_as_dense_calls_and_the_others_keep_to_the_budget():
     assert runtime.run.plans_reused == 4
 
 
-def test_centroids_change_no_count():
-    bare, _ = play(method="svg2")
-    runtime, _ = play(method="svg2", correction="centroids")
+@pytest.mark.parametrize("correction", ["centroids", "sampled"])
+@pytest.mark.parametrize("method", ["svg2", "adaspa"])
+def test_the_budget_is_kept_with_what_is_sampled(method, correction):
+    bare, _ = play(method=method)
+    shares = []
+    runtime, _ = play(method=method, correction=correction, watch=lambda _, plan: shares.append(float(plan.share)))
+    wanted = 0.15 if correction == "sampled" else 0.3  # half of it is the sample's
+    assert shares == pytest.approx([wanted] * 6, abs=0.03)
     for run_ in (bare.run, runtime.run):
         assert sum(call.density is None for call in run_.calls) == 2
         assert run_.skipped(run_.calls[2:]) == pytest.approx(0.7, abs=0.02)
@@ -257,7 +398,7 @@ def test_svg_ear_brings_centroids_along_and_svg2_does_not():
 
 
 def test_corrections_are_listed_and_checked():
-    assert corrections.names() == ["none", "rettention", "centroids"]
+    assert corrections.names() == ["none", "rettention", "centroids", "sampled", "fit"]
     assert all(line and "\n" not in line for _, line, _ in corrections.describe())
     assert Config(correction="centroids") == Config.from_json(Config(correction="centroids").to_json())
     for settings, says in (
@@ -275,7 +416,9 @@ def test_corrections_are_listed_and_checked():
         assert says in str(raised.value) and "\n" not in str(raised.value)
 
 
-@pytest.mark.parametrize("correction, within", [("rettention", 1e-5), ("centroids", 0.9)])
+@pytest.mark.parametrize(
+    "correction, within", [("rettention", 1e-5), ("centroids", 0.9), ("sampled", 0.7), ("fit", 0.95)]
+)
 def test_keys_that_a_mask_favours_less_are_weighed_against_all_that_was_restored(correction, within):
     # Half of the text counts less, as padding does in Chroma: a sparse call leaves it to be added.
     grid, steps = TokenGrid(1, 24, 24, 40, "last"), torch.linspace(1000, 100, 4)
@@ -283,12 +426,15 @@ def test_keys_that_a_mask_favours_less_are_weighed_against_all_that_was_restored
     mask[..., -20:] = -0.5
     q, k, v = torch.randn(3, 1, grid.tokens, 2, 16, generator=torch.Generator().manual_seed(0))
     want = torch.nn.functional.scaled_dot_product_attention(*(x.transpose(1, 2) for x in (q, k, v)), attn_mask=mask)
-    wrong = {}
-    for name in ("none", correction):
-        config = Config(method="random", sparsity=0.7, correction=name, dense_steps=0, dense_layers=0)
+
+    def found(name, seed):
+        config = Config(method="clear", sparsity=0.7, correction=name, dense_steps=0, dense_layers=0, seed=seed)
         runtime = Runtime(config, [Layer("transformer.0", 0)])
         layout = Layout(1, 24, 24, 0, None)
         runtime.begin_call(CallInfo(Timing(steps[0], steps), grid, torch.device("cpu"), q.dtype, layout=layout))
-        out = runtime.attend(0, q, k, v, dense=pytest.fail, mask=mask)
-        wrong[name] = (out - want.transpose(1, 2)).square().mean().sqrt()
-    assert wrong[correction] < within * wrong["none"]
+        return runtime.attend(0, q, k, v, dense=pytest.fail, mask=mask)
+
+    # A sample is right on average alone.
+    outs = [found(correction, seed) for seed in range(16 if correction == "sampled" else 1)]
+    wrong = [(out - want.transpose(1, 2)).square().mean().sqrt() for out in (sum(outs) / len(outs), found("none", 0))]
+    assert wrong[0] < within * wrong[1]

@@ -224,6 +224,7 @@ def test_torchrun_starts_ranks_of_which_the_first_one_answers(tmp_path):
         (["--gpus", 2, "--parallel", "ulysses:3"], "is for 3 ranks, and there are 2"),
         (["--parallel", "ulysses:2"], "this is one process: use --gpus 2"),
         (["--gpus", 2, "--device", "cuda:1"], "--device cuda:1 names one GPU, and there are 2 ranks"),
+        (["--gpus", 2, "--device", "cpu", "--max-error", 0.1], "max_error 0.1 is held on one device"),
         (["--gpus", 2], "no GPU answers here: with --device cpu, all share the CPU"),
         (["--gpus", 66, "--device", "cpu", "--parallel", "ring:66"], "at most 64 processes"),
     ],

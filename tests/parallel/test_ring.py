@@ -25,6 +25,7 @@ MORE = [
     case("svg", correction="rettention", refresh=2),
     case("draft", correction="centroids"),
     case("gna", correction="centroids"),
+    case("sparge", correction="sampled"),
     case("radial", correction="rettention"),
     case("svg2", correction="centroids"),
     case("nabla", scope="layer"),

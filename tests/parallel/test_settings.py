@@ -41,6 +41,7 @@ SHARES = [
 ]
 CORRECTED = [case(name, correction=one) for one in CORRECTIONS for name in ("draft", "gna", "nabla")]
 CORRECTED += [case("svg2", correction="centroids"), case("svg_ear", correction="centroids")]
+CORRECTED += [case("adaspa", correction="sampled"), case("svg2", correction="sampled")]
 
 
 def check(one):

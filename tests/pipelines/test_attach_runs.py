@@ -70,7 +70,7 @@ def test_the_record_has_the_keys_it_promises(shared):
     record = fast.record()
     fast.restore()
     keys = "method method_options correction steps grid sparsity calls kernels kernel_reasons cache fallbacks heads"
-    assert set(record) == set(empty) == {*keys.split(), "step_seconds", "notes"}
+    assert set(record) == set(empty) == {*keys.split(), "step_seconds", "notes", "attention_error"}
     shares = {"asked", "sparse_calls", "overall", "per_step", "per_layer", "by_parts", "pairs_by_parts"}
     assert set(record["sparsity"]) == shares
     assert empty["sparsity"]["sparse_calls"] is None and empty["grid"] is None
