@@ -46,6 +46,7 @@ def spec_of(flags: Any, member: Member | None) -> Spec | None:
     spec = setup.parse(flags.parallel, world, _heads(flags))
     if spec.ranks == 1:
         return None
+    setup.check_guidance(spec, flags.guidance)
     if ":" in flags.device:
         raise BadInput(f"--device {flags.device} names one GPU, and there are {world} ranks: use --device cuda")
     return spec
@@ -158,6 +159,7 @@ class Together:
         from dittools.cli.request import grid_of
 
         shot = chosen.scene.shot
+        setup.check_guidance(self.spec, shot.guidance)
         grid = grid_of(self._family, chosen.folder, shot.frames, shot.height, shot.width)
         heads = setup.heads_of(self._family, chosen.folder)
         gloo = self._world.device.type == "cpu"
@@ -179,9 +181,10 @@ class Together:
         """The pipeline as it runs densely in the block.
 
         As diffusers runs it; but its ring wants a log-sum-exp, which PyTorch's own attention does not give, and under
-        some plans of ours it is wrong: there it is as `dittools.accelerate` does it, a ring gathers all keys.
+        some plans of ours it is wrong: there it is as `dittools.accelerate` does it, a ring gathers all keys. That
+        shares guidance too, which diffusers does not.
         """
-        if self.spec.ring == 1 and not needs_ours(self._family.transformer):
+        if self.spec.ring == 1 and self.spec.cfg == 1 and not needs_ours(self._family.transformer):
             return nullcontext()
         import dittools
 

@@ -14,7 +14,7 @@ TYPE_CHECKING = False  # `typing` takes its time, in which an interrupt would be
 if TYPE_CHECKING:
     from typing import Any
 
-__all__ = ["Acceleration", "Config", "__version__", "accelerate", "enable_parallelism", "register"]
+__all__ = ["Acceleration", "Config", "__version__", "accelerate", "enable_parallelism", "register", "share_guidance"]
 _ROOMS = ("kernels", "pipelines", "profiles", "cli")
 _OUT_OF_THE_WHEEL = ("benchmarks", "training", "tools")  # a checkout has them beside, a wheel has not got them
 
@@ -67,6 +67,10 @@ def __getattr__(name: str) -> Any:
         from dittools.plugins import register
 
         globals()["register"] = register
+    elif name == "share_guidance":
+        from dittools.pipelines.parallel.share import share_guidance
+
+        globals()["share_guidance"] = share_guidance
     else:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return globals()[name]

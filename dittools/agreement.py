@@ -68,7 +68,11 @@ def share_counts(run: Run, calls: int, facts: int, share: float, copies: int = 1
         kept = tuple(piece._replace(kept=next(parts).view(piece.kept.shape)) for piece in run.calls[at].parts)
         run.calls[at] = run.calls[at]._replace(parts=kept)
     for check in checks:
-        run.notes.update(dict.fromkeys(check.settle([next(parts)[0] for _ in check.shares()])))
+        kept = [next(parts)[0] for _ in check.shares()]
+        if run.shared is not None and run.shared.halves:
+            check.correct(kept)
+        else:
+            run.notes.update(dict.fromkeys(check.settle(kept)))
     behind = found[:, count + 1 + len(sums) :]
     for layer, heads, _ in costs:
         most = max(map(len, heads.by_rank))
@@ -96,10 +100,21 @@ def deal_heads(run: Run) -> None:
 
 
 def density_by_rank(run: Run) -> list[float | None]:
-    """Share of its pairs of sparse calls that each rank computed; None where it had none. Waits for the device."""
-    computed, whole = [0.0] * run.ranks.size, [0.0] * run.ranks.size
-    for pairs, found in run.kept_by_rank:
-        for rank, (share, *kept) in enumerate(found.tolist()):
-            computed[rank] += sum(share * n * each for n, each in zip(pairs, kept, strict=True))
+    """Share of its pairs of sparse calls that each rank computed; None where it had none. Waits for the device.
+
+    Where groups of ranks share guidance branches, the ranks of all of them, group by group.
+    """
+    mine = _densities(run.kept_by_rank, run.ranks.size)
+    if run.shared is None:
+        return mine
+    others = _densities(run.kept_elsewhere, run.ranks.size)
+    return mine + others if run.shared.pair.rank == 0 else others + mine
+
+
+def _densities(kept: list[tuple[list[float], torch.Tensor]], ranks: int) -> list[float | None]:
+    computed, whole = [0.0] * ranks, [0.0] * ranks
+    for pairs, found in kept:
+        for rank, (share, *shares) in enumerate(found.tolist()):
+            computed[rank] += sum(share * n * each for n, each in zip(pairs, shares, strict=True))
             whole[rank] += share * sum(pairs)
     return [None if not all_ else part / all_ for part, all_ in zip(computed, whole, strict=True)]

@@ -62,7 +62,7 @@ class BudgetCheck:
     def __init__(self):
         self.note: str | None = None
         self._coming: deque[tuple[HostReading, float, str, str]] = deque()
-        self._shared: list[tuple[torch.Tensor, float, str, str]] = []  # of this rank's heads alone
+        self._shared: list[tuple[torch.Tensor, float, str, str]] = []  # of this rank's heads or samples alone
 
     def of(self, plan: Plan, name: str, asked: float, call: AttentionCall) -> tuple[str, ...]:
         """The notes of a plan that ``name`` made; ``asked`` is the share of the picture's pairs with itself that it was
@@ -78,7 +78,7 @@ class BudgetCheck:
             plan.readings[call.grid] = HostReading(kept)
         reading = plan.readings[call.grid]
         where = f"{name}, layer {call.layer}, step {call.step}"
-        if not call.heads.alone:
+        if call.halved or not call.heads.alone:
             if new:
                 self._shared.append((kept, asked, where, why(plan, call, asked)))
             return ()
@@ -93,8 +93,12 @@ class BudgetCheck:
         return () if self.note == told else (self.note,)
 
     def shares(self) -> list[torch.Tensor]:
-        """What the new plans of several ranks keep, each of this one's heads: scalar tensors."""
+        """What the new plans of several ranks keep, each of this one's heads and samples: scalar tensors."""
         return [kept for kept, *_ in self._shared]
+
+    def correct(self, shares: Sequence[torch.Tensor]) -> None:
+        """Of these plans the shares over the heads of all ranks are known, but not over all samples."""
+        self._shared = [(kept, *about) for kept, (_, *about) in zip(shares, self._shared, strict=True)]
 
     def settle(self, shares: Sequence[torch.Tensor]) -> tuple[str, ...]:
         """The notes of these plans.

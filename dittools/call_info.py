@@ -15,6 +15,7 @@ from dittools.timesteps import Reading
 from dittools.tokens import Layout, TokenGrid
 
 if TYPE_CHECKING:
+    from dittools.branches import Branches
     from dittools.kernels.masks.block_mask import BlockMask
     from dittools.methods.base import Plan
     from dittools.query_rows import QueryRows
@@ -86,6 +87,7 @@ class CallInfo:
         life: dies when the caller that has the loop returns or raises; what the run holds goes with it.
         source: identity of the scheduler: with other timesteps it has left its earlier run.
         ranks: that make this forward together.
+        branches: who makes which guidance branch, where groups of ranks share them.
     """
 
     timing: Timing
@@ -100,6 +102,7 @@ class CallInfo:
     life: weakref.ref | None = None
     source: int | None = None
     ranks: Ranks = ALONE
+    branches: Branches | None = None
 
 
 class SharedTokens(Protocol):

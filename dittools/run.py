@@ -20,6 +20,7 @@ from dittools.tally import Tally
 from dittools.tokens import TokenGrid
 
 if TYPE_CHECKING:
+    from dittools.branches import Branches
     from dittools.caches.step_cache import StepCache
     from dittools.call_info import AttentionInputs
     from dittools.clock import StepInfo
@@ -134,6 +135,8 @@ class Run:
         self.copies = 1  # of these, that have the same heads
         self.exchanged = Exchanged()
         self.kept_by_rank: list[tuple[list[float], torch.Tensor]] = []  # by forward, as `dittools.agreement` has it
+        self.kept_elsewhere: list[tuple[list[float], torch.Tensor]] = []  # the same of ranks that make other branches
+        self.shared: Branches | None = None  # who makes which branch, where groups of ranks share them
         self._sums: list[tuple[int, torch.Tensor]] = []  # of the outputs of this forward, with their layers
         self.head_costs: list[tuple[int, Heads, torch.Tensor]] = []  # of this forward, pairs by head ``[h]``
         self.costs: dict[int, torch.Tensor] = {}  # of the latest step by layer, pairs of all heads ``[H]``

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -23,6 +24,9 @@ from dittools.runs_under_way import RunsUnderWay
 from dittools.sparse import OnResult, Sparse
 from dittools.stopwatch import Stopwatch
 from dittools.tokens import Layout, TokenGrid
+
+if TYPE_CHECKING:
+    from dittools.branches import Branches
 
 
 class Runtime:
@@ -74,6 +78,8 @@ class Runtime:
         self._sparse_in_call = False
         self._ranks: Ranks = ALONE  # of the present forward
         self._shared: tuple[float, int] | None = None  # as `share_counts` has it, once a call came that ranks share
+        self._branches: Branches | None = None  # of the present forward, where groups of ranks share them
+        self._undecided = False  # whether the step cache decides it on its way, as it is shared
         self._held_back: Exception | None = None  # raised in this forward, which the other ranks have to end first
 
     @property
@@ -115,6 +121,8 @@ class Runtime:
             ValueError: when a profile was asked for that does not fit this grid.
         """
         step, runs = self._observe(info), self._runs
+        if info.branches is not None and (step.new_run or self.latest is None or step.step != self.latest.step):
+            info.branches.settle()
         if step.new_run or runs.run is None:
             # Two steps, so that no old run stays behind when the new one cannot start.
             runs.run = self._step = self._sparse = None
@@ -130,6 +138,9 @@ class Runtime:
         self._ranks = run.ranks = info.ranks
         self._shared = self._held_back = None
         run.begin_forward(step, info.part)
+        self._branches, self._undecided = info.branches, False
+        if self._branches is not None:
+            self._branches.begin(run, step, info.part, runs.reports)
         self._splitter.begin(info.grid, info.layout, info.why_no_grid)
         self._calls = {}
         self._mark, self._reruns, self._sparse_in_call = run.mark(), 0, False
@@ -169,17 +180,51 @@ class Runtime:
         given = info.reusable
         if given is None:
             return True
-        run.reuse.ranks = info.ranks
+        branches, run.reuse.ranks = self._branches, info.ranks
+        if branches is not None:
+            if branches.halves or not run.reuse.signal_source.startswith("block"):
+                run.reuse.ranks = branches.everyone(info.ranks)  # who all see the same
+            if run.reuse.needs_others(step.step) and branches.before is not None:
+                branches.settle(branches.before)
         known = given.noise(step.step, step.steps) if given.noise is not None and self.cache.needs_noise else None
         why = given.why_compute(run) if callable(given.why_compute) else given.why_compute
-        return run.reuse.begin(step, info.part, given.latents, known, why, form=given.form, tokens=given.tokens)
+        answer = run.reuse.begin(step, info.part, given.latents, known, why, form=given.form, tokens=given.tokens)
+        self._undecided = answer is None and branches is not None
+        if self._undecided and not branches.here:
+            entry = branches.hear_verdict()
+            return True if entry is None else run.reuse.hear(entry)
+        return answer
+
+    def decided(self) -> None:
+        """`StepCache.watch` has decided the present forward on its way."""
+        if self._undecided:
+            self._branches.tell_verdict(self.run.reuse.log[-1])
 
     def end_reused(self) -> None:
         """The forward is over: its output was reused, so that none of its self-attention calls ran, or only those
         before the decision.
         """
+        branches = self._branches
+        if self._undecided and not branches.here:
+            self.end_elsewhere()
+            return
         self.run.reused_calls += self.run.tally.end_reused()
         self._end()
+        if self._undecided:
+            branches.count({})
+            branches.end(None)
+        elif branches is not None:
+            branches.drop()
+
+    def end_elsewhere(self) -> None:
+        """The forward is over here: others make it, and tell what it counted."""
+        run, step = self.run, self._step
+        run.forwards[-1][1].stop()
+        run.tally.leave()
+        self._step = None
+        self._splitter.end()
+        if step.known and not step.counted and step.step == step.steps - 1:
+            run.let_go_of(step.branch)
 
     def fail(self) -> None:
         """The forward ended in an error. Nothing that was to be kept of it, or for it, is."""
@@ -202,28 +247,45 @@ class Runtime:
             RuntimeError: for a non-finite result when the config is strict.
             Exception: that a call raised on one of several ranks.
         """
-        if self._shared is not None:
-            try:
-                bad = agreed_layers(self._ranks, self.run.non_finite_flags(self._ranks.device), self._held_back)
-            except Exception:
-                self.fail()
-                raise
-        else:
-            bad = self.run.non_finite_layers() if self._sparse_in_call else []
-        if bad:
-            # What follows the first bad layer may only have inherited it: that layer goes dense alone at
-            # first.
-            self._force_dense(bad[:1] if self._reruns == 0 else bad)
+        branches = self._branches
+        try:
+            again = branches is not None and not branches.halves and branches.must_again(self.run)
+            bad = self._bad_layers()
+        except Exception:
+            self.fail()
+            raise
+        if again or bad:
+            if bad and not again:
+                # What follows the first bad layer may only have inherited it: that layer goes dense alone at
+                # first.
+                self._force_dense(bad[:1] if self._reruns == 0 else bad)
+                self._reruns += 1
             self.run.rewind(self._mark, self._step.branch)
             self.run.tally.again()
-            self._calls = {}
-            self._reruns, self._sparse_in_call = self._reruns + 1, False
+            self._calls, self._sparse_in_call = {}, False
+            if branches is not None:
+                branches.began_anew()
             return True
         if self._shared is not None:
             share_counts(self.run, *self._mark[:2], *self._shared)
-        self.run.tally.end()
+        came = self.run.tally.end()
+        if branches is not None:
+            branches.count(came)
         self._end()
         return False
+
+    def _bad_layers(self) -> list[int]:
+        """Layers of the present forward whose result is not finite, on whichever of the ranks that make it together.
+
+        Raises:
+            Exception: that a call raised on one of several ranks.
+        """
+        ranks = self._ranks
+        if self._branches is not None and self._branches.halves:
+            ranks = self._branches.everyone(ranks)
+        elif self._shared is None:
+            return self.run.non_finite_layers() if self._sparse_in_call else []
+        return agreed_layers(ranks, self.run.non_finite_flags(ranks.device), self._held_back)
 
     def _end(self) -> None:
         run, step = self.run, self._step
@@ -276,10 +338,11 @@ class Runtime:
         """
         if self._step is None:
             return dense()
-        if call.alone:
+        halves = self._branches is not None and self._branches.halves
+        if call.alone and not halves:
             return self._kept_or_attended(call, dense, why_dense)
         here, copies = call.q.shape[2], 1 if call.shared is None else call.shared.ranks.size
-        self._shared = here / call.heads.total(here), copies
+        self._shared = self._shared if call.alone else (here / call.heads.total(here), copies)
         try:
             return self._kept_or_attended(call, dense, why_dense)
         except Exception as error:
@@ -292,6 +355,10 @@ class Runtime:
         if self._step is not None:
             self.run.exchanged.bytes += sent
             self.run.exchanged.watches += watches
+
+    def note_sent(self, sent: int) -> None:
+        """Count bytes that went to another rank beside an attention call."""
+        self.run.exchanged.bytes += sent
 
     @property
     def takes_own(self) -> bool:

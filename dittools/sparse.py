@@ -276,6 +276,7 @@ class Sparse:
             sparse_layers=run.sparse_layers.get(layer, ()),
             heads=inputs.heads,
             own=inputs.own,
+            halved=run.shared is not None and run.shared.halves,
         )
 
     def _asked(self, layer: int) -> float:
@@ -308,23 +309,41 @@ class Sparse:
         if alone is not None and refresh > 1:
             run.plans[call.layer, alone.branch, part] = alone
         place = (call.layer, "" if shared else call.branch, part)
-        kept = run.plans.get(place)
-        if kept and kept.shape == shape:
-            others = kept.step == call.step and kept.branch != call.branch
-            if others or (refresh > 1 and call.step - kept.step < refresh):
-                run.plans_reused += not others
-                run.plans_shared += others
-                return Planned(kept.plan(), kept.density, kept.by_kind, others)
+        known = self._known(place, shape, call, refresh)
+        if known is None and shared and run.shared is not None and run.shared.leader and run.method.reads:
+            run.shared.await_plan(place, call.step)
+            known = self._known(place, shape, call, refresh)
+        if known is not None:
+            return known
         plan = self._made_alike(q, k, v, call, tokens)
         if isinstance(plan, StayDense):
             return plan
         by_kind = kept_by_kind(plan, call.grid)
+        # What reads nothing is the same in all branches, and need not be told.
+        leader = run.shared.leader if shared and run.shared is not None and not run.method.reads else None
         if refresh > 1 or shared:
-            packed = compact(plan, q, run.layers)
-            run.plans[place] = CachedPlan(call.step, call.branch, shape, packed, plan.share, by_kind)
+            packed = compact(plan, q.shape, run.layers)
+            made = CachedPlan(call.step, leader or call.branch, shape, packed, plan.share, by_kind)
+            run.plans[place] = made
+            if shared and run.shared is not None and run.method.reads:
+                run.shared.tell_plan(place, made, plan)
+        if leader is not None:
+            return self._known(place, shape, call, refresh)
         run.facts.append((call.layer, plan.facts))
         run.notes.update(dict.fromkeys(plan.notes))
         return Planned(plan, plan.share, by_kind, True)
+
+    def _known(self, place: tuple, shape: tuple, call: AttentionCall, refresh: int) -> Planned | None:
+        """A kept plan that serves this call too."""
+        run, kept = self.run, self.run.plans.get(place)
+        if kept is None or kept.shape != shape:
+            return None
+        others = kept.step == call.step and kept.branch != call.branch
+        if not others and (refresh == 1 or call.step - kept.step >= refresh):
+            return None
+        run.plans_reused += not others
+        run.plans_shared += others
+        return Planned(kept.plan(), kept.density, kept.by_kind, others)
 
     def _made_alike(self, q, k, v, call: AttentionCall, tokens: SharedTokens | None) -> Plan | StayDense:
         """The method's answer, of all tokens; what it reads of them is brought here first."""

@@ -53,12 +53,13 @@ def record(runtime: Runtime) -> dict[str, Any]:
         "kernel_reasons": dict(run.kernel_reasons),
         "attention_error": row_errors.facts(run.calls, run.steps, run.layers, config.exact_rows),
         "cache": cache_facts(runtime, run),
-        **({} if run.ranks.alone else {"parallel": parallel_facts(run)}),
+        **({} if run.ranks.alone and run.shared is None else {"parallel": parallel_facts(run)}),
         "fallbacks": [{"reason": r, "count": n} for r, n in run.fallbacks.most_common()],
         "heads": run.fact_counts(),
         "step_seconds": run.step_seconds(),
         "notes": [
             *run.notes,
+            *(run.shared.notes(run) if run.shared else ()),
             *run.tally.notes([layer.name for layer in runtime.layers], run.first, run.steps, run.over),
             *(run.reuse.guard_rails() if run.reuse else ()),
         ],
@@ -100,7 +101,7 @@ def parallel_facts(run: Run) -> dict[str, Any]:
     pairs of its heads in sparse calls. Waits for the device.
     """
     return {
-        "ranks": run.ranks.size,
+        "ranks": run.ranks.size * (1 if run.shared is None else run.shared.pair.size),
         "exchanged_bytes": run.exchanged.bytes,
         "exchange_seconds": run.exchanged.seconds,
         "density_by_rank": density_by_rank(run),

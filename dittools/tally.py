@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 MOST_NAMED = 3
 
@@ -58,12 +58,32 @@ class Tally:
         """The forward is run once more."""
         self._came.clear()
 
-    def end(self) -> None:
-        """The forward is over, and was computed."""
+    def end(self) -> dict[int, int]:
+        """The forward is over, and was computed; the attention calls of each layer."""
         for layer in self._layers[self._now[1]]:
             self._most[layer] = max(self._most[layer], self._came[layer])
             self._missing[layer] += not self._came[layer]
         self._now = None
+        return dict(self._came)
+
+    def alone(self) -> list[int]:
+        """Steps in which one forward ran."""
+        return [step for step, forwards in self._forwards.items() if sum(forwards.values()) == 1]
+
+    def leave(self) -> dict[int, int]:
+        """The forward is over here, and is counted by who made it; the attention calls of each layer that came."""
+        self._now = None
+        return dict(self._came)
+
+    def end_elsewhere(self, part: int, came: Mapping[int, int]) -> None:
+        """A forward of a transformer is over that was made elsewhere; empty where its output was reused.
+
+        Args:
+            came: attention calls of each layer.
+        """
+        for layer in self._layers[part] if came else ():
+            self._most[layer] = max(self._most[layer], came.get(layer, 0))
+            self._missing[layer] += not came.get(layer, 0)
 
     def end_reused(self) -> int:
         """The forward is over, and its output was reused: how many calls that saved."""

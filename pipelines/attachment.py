@@ -100,6 +100,12 @@ class Attachment:
         """
         self._end(block_ends=False)
 
+    def enter_again(self) -> None:
+        """See what has changed on its transformers. What its latest run holds for steps to come is let go."""
+        if self.state is State.ATTACHED:
+            self._leave(State.SUSPENDED)
+            self._enter()
+
     def __enter__(self) -> Attachment:
         self._in_block = True
         return self

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from dittools.branches import Branches
 from dittools.call_info import CallInfo, Reusable, Timing
 from dittools.pipelines import signals
 from dittools.pipelines.caller import Loop, find_loop
@@ -23,6 +24,7 @@ from dittools.pipelines.copies import Listening, Unshared
 from dittools.pipelines.errors import BadInput
 from dittools.pipelines.families import Family
 from dittools.pipelines.layers import Layers
+from dittools.pipelines.parallel.cfg import Guided, branches_of
 from dittools.pipelines.parallel.ulysses import check_shares, ranks_of
 from dittools.pipelines.step_reuse import StepReuse, picture_in
 from dittools.run import Run
@@ -54,6 +56,8 @@ class RootHook:
         rerunning: whether the present call only runs once more.
         layout: where the picture is in the latest call.
         layers: the seats of its self-attention, while it is installed.
+        branches: who makes which guidance branch, in the present call; None where nobody shares them.
+        guided: makes calls with them.
     """
 
     def __init__(
@@ -73,6 +77,8 @@ class RootHook:
         self.reuse: StepReuse | None = None
         self.layout: Layout | None = None
         self.layers: Layers | None = None
+        self.branches: Branches | None = None
+        self.guided = Guided(family, self, runtime)
         self._parameters = [name for name in inspect.signature(type(model).forward).parameters if name != "self"]
 
     def install(self, model: torch.nn.Module, undo: ExitStack) -> None:
@@ -81,6 +87,8 @@ class RootHook:
         undo.callback(before.remove)
         after = model.register_forward_hook(Unshared(self._after), with_kwargs=True)
         undo.callback(after.remove)
+        if self.reuse is None:
+            self.guided.install(model, undo)
         if hasattr(model, "cache_context"):
             undo.callback(Listening(model, "cache_context", self._in_context).remove)
 
@@ -90,8 +98,8 @@ class RootHook:
         self.layers.follow()
         if self.announced:
             return
-        if self.reuse is not None:
-            self.reuse.ensure()  # something took its place: this call is computed, the next one is asked about
+        # Something took their place: this call is computed, the next one is asked about.
+        (self.guided if self.reuse is None else self.reuse).ensure()
         self.begin(self.named(args, kwargs), "the call came another way")
 
     def begin(
@@ -115,6 +123,7 @@ class RootHook:
             self.layout, why_no_grid = None, f"the token grid cannot be read: {error}"
         if self.layout is not None:
             check_shares(self._model(), self.layout, grid.text)
+        self.branches = branches_of(self._model(), family)
         timestep = argument(family.timestep)
         loop = find_loop(self._model(), timestep, self._pipe())
         timing = _timing(loop, self._context, self._reader(lambda: family.timestep_of(argument), loop))
@@ -136,6 +145,7 @@ class RootHook:
             life=loop.life,
             source=None if loop.scheduler is None else id(loop.scheduler),
             ranks=ranks_of(self._model(), given.device),
+            branches=self.branches,
         )
         return self._runtime.begin_call(info)
 

@@ -20,6 +20,7 @@ from dittools.pipelines.call_interceptor import CallInterceptor
 from dittools.pipelines.errors import BadInput
 from dittools.pipelines.family import Family
 from dittools.pipelines.other_caches import other_cache
+from dittools.pipelines.parallel.cfg import shared
 from dittools.ranks import stretches
 from dittools.run import Run
 from dittools.runtime import Runtime
@@ -109,6 +110,8 @@ class StepReuse:
                 return "diffusers' own cache is on" if other else "gradients are enabled"
             return None if shape in self._forms.get(run, ()) else "an output of this form was not seen yet"
 
+        if self._stack and shared(self._model):
+            raise BadInput("reuse=stack holds what blocks add where they ran, and guidance is shared: use reuse=output")
         verdict = hook.begin(named, why, latents, form)
         if other:
             runtime.run.notes[
@@ -120,7 +123,8 @@ class StepReuse:
         try:
             if verdict is False:
                 return self._reused(inner, args, kwargs, latents, shape)
-            output = inner(*args, **kwargs)
+            present = runtime.run.reuse.present
+            output, elsewhere = hook.guided.compute(inner, args, kwargs, named)
         except _Reused:
             hook.announced = False
             return self._reused(inner, args, kwargs, latents, shape)
@@ -132,7 +136,10 @@ class StepReuse:
             hook.announced = self._undecided = False
         tensors, again = taken_apart(output, latents, _leaves(named))
         self._forms.setdefault(runtime.run, {})[shape] = again
-        if not torch.is_grad_enabled():
+        if elsewhere is not None:
+            reuse = runtime.run.reuse
+            elsewhere.then(lambda found: reuse.catch_up(present, latents, taken_apart(found, latents)[0]))
+        elif not torch.is_grad_enabled():
             runtime.run.reuse.update(latents, [self._added] if self._stack else tensors)
         self._into = self._added = None
         return output
@@ -171,17 +178,22 @@ class StepReuse:
         if reuse is not None and shared and self._runtime.ranks.alone:
             # Nobody knows who has the other tokens, and ranks that decide differently wait for each other for ever.
             reuse.watch(None)
+            self._runtime.decided()
             reuse = None
         if reuse is not None and reuse.signal_source == "block_input":
             seen = signals.modulated_input(self._first_block, args, kwargs)
-            if not reuse.watch(None if seen is None else self._picture(seen)):
+            computes = reuse.watch(None if seen is None else self._picture(seen))
+            self._runtime.decided()
+            if not computes:
                 raise _Reused
             reuse = None
         output = inner(*args, **kwargs)
         if reuse is not None:
             place = self._family.block_output
             given = output if place is None else output[place]
-            if not reuse.watch(self._picture(given - self._as(hidden, given))):
+            computes = reuse.watch(self._picture(given - self._as(hidden, given)))
+            self._runtime.decided()
+            if not computes:
                 raise _Reused
         return output
 
@@ -216,6 +228,10 @@ class StepReuse:
         """The tokens of the picture that is drawn, ``[B, S, width]``, of those in a block of all ranks."""
         tokens = tokens[None] if tokens.ndim == 2 else tokens  # a packed sequence has no batch
         tokens = self._whole(tokens.transpose(0, 1) if self._family.tokens_first else tokens)
+        branches = self._hook.branches
+        if branches is not None and branches.halves:
+            self._runtime.note_sent(tokens.nbytes)
+            tokens = torch.cat(branches.pair.gather(tokens))
         at = picture_in(self._hook.layout, tokens.shape[1])
         return tokens if at is None else tokens[:, at]
 

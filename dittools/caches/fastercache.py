@@ -103,6 +103,9 @@ class FasterCacheReuse(AttentionReuse):
                 )
         return self._log(state, compute or why is not None, why, None)
 
+    def needs_others(self, step: int) -> bool:
+        return not self._scheduled(step, self._branch_mask)
+
     def _guides(self, step: int, shape: torch.Size) -> bool:
         """Whether there is an output of the guided branch in this step, of this shape."""
         return self._guided is not None and self._guided[0] == step and self._guided[1].shape == shape

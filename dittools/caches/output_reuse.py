@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from dittools.caches.state import BranchState, StepCall, Trajectory
+from dittools.caches.state import BranchState, Entry, StepCall, Trajectory
 from dittools.caches.step_cache import Key, StepCache
 
 if TYPE_CHECKING:
     from dittools.caches.base import OutputCache
 
+NOT_FINITE = "signal not finite"
 MOST = 0.6
 """Share of calls above which reuse changes the picture."""
 
@@ -45,6 +46,15 @@ class OutputReuse(StepCache):
             return self._lead(state, "nothing to watch")
         return self._judge(state, seen, self._why)
 
+    def hear(self, entry: Entry) -> bool:
+        state, compute = self._states[self._now.key], not entry.reused
+        state.accumulated_diff = entry.accumulated_diff
+        self._verdict = self._now.call.step, compute
+        self.log.append(entry)
+        self.bad_signals += entry.why == NOT_FINITE
+        state.skips += entry.reused
+        return compute
+
     def _begin_step(self, step: int) -> None:
         super()._begin_step(step)
         self._leader = None
@@ -72,7 +82,7 @@ class OutputReuse(StepCache):
         signal = self.cache.signal(state, seen, self._now.call)
         if signal is not None and not math.isfinite(signal):
             self.bad_signals += 1
-            why, signal = "signal not finite", None
+            why, signal = NOT_FINITE, None
         if why is None and signal is None:
             why = "nothing to compare with yet"
         return self._lead(state, why, signal)

@@ -140,6 +140,30 @@ class StepCache:
         self._measure()
         self._let_go(key)
 
+    @property
+    def present(self) -> Present | None:
+        """The call that is under way, for `catch_up`."""
+        return self._now
+
+    def catch_up(self, present: Present | None, latents: Latents, output: Sequence[torch.Tensor]) -> None:
+        """`update` of a call that others computed, once its output is here."""
+        now, self._now = self._now, present
+        under_way = None if now is None else self._states.get(now.key)
+        try:
+            self.update(latents, output)
+        finally:
+            self._now = now
+            if under_way is not None:  # in the last step, what is let go is not that of the call that is yet to end
+                self._states.setdefault(now.key, under_way)
+
+    def hear(self, entry: Entry) -> bool:
+        """The present call is computed by others, which decided it as ``entry`` says: as `watch`."""
+        raise NotImplementedError
+
+    def needs_others(self, step: int) -> bool:
+        """Whether a call of this step is decided, or made up, from what other branches gave in it."""
+        return False
+
     def attention(self, layer: int, q: torch.Tensor) -> torch.Tensor | None:
         """A layer's kept output ``[B, S, H, D]`` where this step reuses it, else None."""
         return None

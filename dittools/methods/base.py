@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property, wraps
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -101,14 +101,15 @@ class Plan:
 KEPT_BYTES = 256 << 20
 
 
-def compact(plan: Plan, q: torch.Tensor, layers: int) -> Callable[[], Plan]:
+def compact(plan: Plan, shape: Sequence[int], layers: int) -> Callable[[], Plan]:
     """A plan in the form in which it is kept for later steps; calling it gives the plan.
 
     Args:
-        q: ``[B, S, H, D]``, of a call. layers: that keep one each.
+        shape: of q, ``[B, S, H, D]``. layers: that keep one each.
     """
+    batch, tokens, heads = shape[:3]
     # At most, with an order for each head and lists beside the mask.
-    most = q.shape[0] * q.shape[2] * (5 * plan.mask.query.count * plan.mask.key.count + 4 * q.shape[1])
+    most = batch * heads * (5 * plan.mask.query.count * plan.mask.key.count + 4 * tokens)
     return plan.pack() if plan.pack and most * layers > KEPT_BYTES else lambda: plan
 
 
@@ -142,6 +143,7 @@ class AttentionCall:
             decided for all of them: scores that compete are gathered (`Heads.gather`), random numbers are drawn and
             tables read for all heads and cut (`Heads.of`).
         own: the block mask that the model brings itself, where it does.
+        halved: whether other ranks have the other samples of the batch.
     """
 
     layer: int
@@ -160,6 +162,7 @@ class AttentionCall:
     sparse_layers: tuple[int, ...] = ()
     heads: Heads = ALL
     own: BlockMask | None = None
+    halved: bool = False
 
     @property
     def density(self) -> float:

@@ -45,7 +45,7 @@ class PARO(Method):
         # Masks cost a sort of masses: the plan of the present group of steps is kept, and no other.
         key = "paro", call.layer, call.sparsity, q.device, call.heads.mine
         if key not in call.run_cache or call.run_cache[key][0] != group:
-            call.run_cache[key] = group, compact(self._plan(call, tables, group, q.device), q, call.layers)
+            call.run_cache[key] = group, compact(self._plan(call, tables, group, q.device), q.shape, call.layers)
         return call.run_cache[key][1]()
 
     def _plan(self, call: AttentionCall, tables: Tables, group: int, device: torch.device) -> Plan:

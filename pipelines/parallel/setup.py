@@ -162,8 +162,24 @@ def check_diffusers(spec: Spec, family: Family) -> None:
             f"{FLAG} {spec}: diffusers splits the text of {family.name} too, and attends to it by a ring of its own, "
             f"which PyTorch's attention cannot do: use ulysses:{spec.ranks}"
         )
-    if spec.cfg > 1:
-        raise BadInput(f"{FLAG} {spec}: cfg is not there yet: use ulysses:{spec.ranks}")
+    if spec.cfg > 1 and family.guidance_passes == "none":
+        raise BadInput(
+            f"{FLAG} {spec}: {family.name} is drawn without classifier-free guidance, so it has no second branch: "
+            f"use ulysses:{spec.ranks}"
+        )
+
+
+def check_guidance(spec: Spec, scale: float | None) -> None:
+    """Whether there are two branches to share. Raises BadInput where there are not.
+
+    Args:
+        scale: of classifier-free guidance; None where nobody knows.
+    """
+    if spec.cfg > 1 and scale is not None and scale <= 1:
+        raise BadInput(
+            f"{FLAG} {spec} gives each branch of guidance to other ranks, and with --guidance {scale:g} there is one: "
+            f"use ulysses:{spec.ranks}, or guidance above 1"
+        )
 
 
 class World:
@@ -184,31 +200,36 @@ class World:
         return self.place.rank == 0
 
     def enable(self, models: list[Any], uneven: bool) -> None:
-        """Split the tokens of transformers over the ranks.
+        """Split the tokens of transformers over the ranks, and give guidance branches to groups of them.
 
         Args:
             models: of one pipeline, diffusers' own classes.
             uneven: whether heads or tokens leave a rest when they are divided.
         """
-        if self.spec.splits == 1:
+        spec, options = self.spec, {}
+        mesh = self._mesh()
+        if spec.cfg > 1:
+            from dittools.pipelines.parallel.share import share
+
+            share(models, mesh["cfg"].get_group())
+        if spec.splits == 1:
             return
         from diffusers import ContextParallelConfig
 
         from dittools.pipelines.parallel import enabling
 
-        spec, options = self.spec, {}
         if uneven:
             options = {"ulysses_anything": True} if spec.ring == 1 else {"ring_anything": True}
         for model in models:
             config = ContextParallelConfig(
-                ulysses_degree=spec.ulysses, ring_degree=spec.ring, mesh=self._mesh(), **options
+                ulysses_degree=spec.ulysses, ring_degree=spec.ring, mesh=mesh["ring", "ulysses"], **options
             )
             enabling.enable(model, config)
 
     def _mesh(self) -> Any:
         from torch.distributed.device_mesh import init_device_mesh
 
-        names, shape = ("ring", "ulysses"), (self.spec.ring, self.spec.ulysses)
+        names, shape = ("cfg", "ring", "ulysses"), (self.spec.cfg, self.spec.ring, self.spec.ulysses)
         return init_device_mesh(self.device.type, shape, mesh_dim_names=names)
 
     def share(self, value: Any) -> list[Any]:

@@ -62,12 +62,15 @@ class Scene:
         branches: of guidance, one or two.
         anything: whether diffusers is told that tokens and heads need not divide.
         ring: how many of the ranks share the queries of the same heads.
+        cfg: groups of so many ranks that share guidance.
+        together: whether both branches come in one batch.
     """
 
     def __init__(
         self, name, degree=1, *, batch=None, heads=HEADS, grid=None, text=TEXT, steps=STEPS, branches=1,
-        anything=False, ring=1,
+        anything=False, ring=1, cfg=1, together=False,
     ):  # fmt: skip
+        self.cfg, self.together = cfg, together
         self.name, self.degree, self.ring, self.batch = name, degree, ring, batch or (2 if name == "qwen-image" else 1)
         self.heads, self.text, self.anything = heads, text, anything
         self.branches = BRANCHES[:branches]
@@ -113,6 +116,14 @@ class Scene:
 
     def share(self) -> None:
         """Split it among the ranks, as a user does."""
+        if self.cfg > 1:
+            import dittools
+
+            dittools.share_guidance(self, mesh(self.degree, self.ring, self.cfg)["cfg"])
+        if self.degree > 1:
+            self._split()
+
+    def _split(self) -> None:
         from diffusers import ContextParallelConfig
         from diffusers.hooks import context_parallel
 
@@ -121,7 +132,7 @@ class Scene:
         config = ContextParallelConfig(
             ring_degree=self.ring,
             ulysses_degree=self.degree // self.ring,
-            mesh=mesh(self.degree, self.ring),
+            mesh=mesh(self.degree, self.ring, self.cfg)["ring", "ulysses"],
             **{("ulysses" if self.ring == 1 else "ring") + "_anything": self.anything},
         )
         if type(self.transformer).__name__ in PLANS:
@@ -143,6 +154,16 @@ class Scene:
         timesteps = self.scheduler.timesteps
         with torch.no_grad():
             for t in timesteps:
+                if self.together:
+                    text = given["encoder_hidden_states"]
+                    asked = {name: doubled(value, self.batch) for name, value in given.items()}
+                    asked |= {"hidden_states": latents.repeat(2, *[1] * (latents.ndim - 1))}
+                    asked |= {"encoder_hidden_states": torch.cat((text * 0.5, text))}
+                    asked |= {clock.timestep: t.expand(2 * self.batch) * scale}
+                    with self.transformer.cache_context("cond_uncond"):
+                        outs = self.transformer(**asked, return_dict=False)[0].chunk(2)[::-1]
+                    latents = latents - 0.3 * (1.5 * outs[0] - 0.5 * outs[-1])
+                    continue
                 outs = []
                 for number, branch in enumerate(self.branches):
                     asked = given | {text: scaled(given[text], 1 - number / 2) for text in texts}
@@ -189,14 +210,20 @@ def gather_uneven(tensor: torch.Tensor, dim: int, group: Any) -> torch.Tensor:
     return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)]).movedim(0, dim)
 
 
+def doubled(value: Any, batch: int) -> Any:
+    """An argument for both branches."""
+    if not isinstance(value, torch.Tensor) or not value.ndim or len(value) != batch:
+        return value
+    return value.repeat(2, *[1] * (value.ndim - 1))
+
+
 @functools.cache
-def mesh(degree: int, ring: int = 1):
-    """The ranks in groups of ``degree``; each group has the whole of a model."""
+def mesh(degree: int, ring: int = 1, cfg: int = 1):
+    """The ranks in groups of ``cfg * degree``; each group has the whole of a model."""
     from torch.distributed.device_mesh import init_device_mesh
 
-    shape = SIZE // degree, ring, degree // ring
-    whole = init_device_mesh("cpu", shape, mesh_dim_names=("groups", "ring", "ulysses"))
-    return whole["ring", "ulysses"]
+    shape = SIZE // (cfg * degree), cfg, ring, degree // ring
+    return init_device_mesh("cpu", shape, mesh_dim_names=("groups", "cfg", "ring", "ulysses"))
 
 
 def compare(name: str, degrees: tuple[int, ...], cases: list[dict[str, Any]], **how: Any) -> list[dict[str, Any]]:
@@ -211,8 +238,9 @@ def compare(name: str, degrees: tuple[int, ...], cases: list[dict[str, Any]], **
     for degree in degrees:
         scene = Scene(name, degree, **how)
         scene.share()
-        group = rank // degree
-        mine = {at: attempt(scene, case) for at, case in enumerate(cases) if at % (SIZE // degree) == group}
+        block = degree * scene.cfg
+        group = rank // block
+        mine = {at: attempt(scene, case) for at, case in enumerate(cases) if at % (SIZE // block) == group}
         dist.all_gather_object(found, mine)
         for at in range(len(cases)):
             outs = [part[at] for part in found if at in part]

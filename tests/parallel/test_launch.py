@@ -114,14 +114,17 @@ def tiny_weights(tmp_path_factory):
     return folder
 
 
-def test_two_ranks_draw_what_one_draws_and_the_first_one_speaks(together, tiny_weights, tmp_path):
+@pytest.mark.parametrize("split", ("ulysses", "cfg"))
+def test_two_ranks_draw_what_one_draws_and_the_first_one_speaks(together, tiny_weights, tmp_path, split):
     asked = ("--method", "svg", "--sparsity", 0.5)
-    code, out, err = together(*asked, "-o", "two.npy", weights=tiny_weights)
+    how = ("--parallel", "cfg:2") if split == "cfg" else ()
+    code, out, err = together(*asked, *how, "-o", "two.npy", weights=tiny_weights)
     assert code == 0 and errors(err) == [] and out == "two.npy\n"
     assert err.count("denoising ...") == 1 and left(tmp_path) == ["two.json", "two.npy"]
     record = json.loads(Path("two.json").read_text())
     shared = record["parallel"]
-    assert (shared["ranks"], shared["ulysses"], shared["ring"], shared["cfg"]) == (2, 2, 1, 1)
+    degrees = {"ulysses": 1, "ring": 1, "cfg": 1} | {split: 2}
+    assert {name: shared[name] for name in ("ranks", *degrees)} == {"ranks": 2, **degrees}
     assert len(shared["density_by_rank"]) == 2
     assert record["calls"]["dense"] + record["calls"]["sparse"] == record["calls"]["expected"]
     alone = [str(part) for part in ("generate", "--weights", tiny_weights, *SMALL, *asked, "-o", "one.npy", "-q")]

@@ -4,7 +4,16 @@ import pytest
 
 from dittools.pipelines.errors import BadInput
 from dittools.pipelines.families import find_family
-from dittools.pipelines.parallel.setup import Place, Spec, check_diffusers, heads_of, parse, place, uneven
+from dittools.pipelines.parallel.setup import (
+    Place,
+    Spec,
+    check_diffusers,
+    check_guidance,
+    heads_of,
+    parse,
+    place,
+    uneven,
+)
 
 
 @pytest.mark.parametrize(
@@ -93,7 +102,19 @@ def test_a_model_that_cannot_be_split_so_is_refused():
         ("allegro", Spec(ulysses=2), "has a plan of how to split AllegroTransformer3DModel"),
         ("latte", Spec(ulysses=2), "sparse attention cannot run in latte"),
         ("wan-animate", Spec(ulysses=2), "its face blocks cut what they are given into frames"),
-        ("wan", Spec(cfg=2), "cfg is not there yet: use ulysses:2"),
+        (
+            "flux",
+            Spec(cfg=2),
+            "flux is drawn without classifier-free guidance, so it has no second branch: use ulysses",
+        ),
     ):
         with pytest.raises(BadInput, match=says):
             check_diffusers(spec, find_family(name))
+
+
+def test_guidance_of_one_branch_cannot_be_shared():
+    check_guidance(Spec(cfg=2), 5.0)
+    check_guidance(Spec(cfg=2), None)
+    check_guidance(Spec(ulysses=2), 1.0)
+    with pytest.raises(BadInput, match="with --guidance 1 there is one: use ulysses:4, or guidance above 1"):
+        check_guidance(Spec(cfg=2, ulysses=2), 1.0)
