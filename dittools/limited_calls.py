@@ -102,8 +102,6 @@ def _piece(
     own = torch.zeros_like(seen)
     for run in runs:
         own[run.start : run.stop] = True
-    if not seen[own].all():
-        return None
     if all(torch.equal(row, bias[0]) for row in bias[1:]):  # then tokens of no grid may see as they do
         alike = (limit.others == bias[0]).all(-1) & seen[limit.places]
         own[limit.places[alike]] = True
