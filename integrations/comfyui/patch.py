@@ -153,8 +153,7 @@ class Forward:
     @torch.compiler.disable
     def made(self) -> Any:
         """The output of a forward that a step cache answers."""
-        found = self.runtime.run.reuse.predict(self._latents)
-        output = self._sampling.forms[self._form]([one.clone() for one in found])
+        output = self._sampling.forms[self._form](self.runtime.run.reuse.predict(self._latents))
         self.runtime.end_reused()
         return output
 
@@ -169,7 +168,7 @@ class Forward:
         reuse = self.runtime.run.reuse
         if reuse is not None:
             tensors, self._sampling.forms[self._form] = taken_apart(output)
-            reuse.update(self._latents, [tensor.clone() for tensor in tensors])
+            reuse.update(self._latents, tensors)
         return output
 
     @torch.compiler.disable
@@ -212,6 +211,10 @@ class Patch:
         self.under_way: Forward | None = None
         if self.record is not None:
             self.new_runtime(model, config)  # what is wrong is said now
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Patch:
+        """Itself: options of a MODEL are copied deeply, with the override in them, and all copies are of one patch."""
+        return self
 
     def new_runtime(self, model: torch.nn.Module, config: Config) -> Runtime:
         """Decides the calls of one run of this model."""

@@ -6,10 +6,12 @@ beside its tokens.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+import pytest
 import torch
 
 
@@ -28,6 +30,8 @@ class Tiny:
         extra: what conditionings have beside.
         cfg: of the sampler; 1 draws without the negative prompt.
         forwards: of one step: 2 where a model takes no batch.
+        of_2026: whether a ComfyUI of 2025 leaves ``extra`` out.
+        refined: whether tokens of the picture have seen each other before the first block.
     """
 
     config: str
@@ -41,6 +45,8 @@ class Tiny:
     extra: Callable[[], dict[str, Any]] = field(default=dict)
     cfg: float = 3.0
     forwards: int = 1
+    refined: bool = False
+    of_2026: bool = False
 
 
 TEXT = 12
@@ -79,8 +85,12 @@ _LTX = {
 }
 
 
+def _drawn(*shape: int) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(9))
+
+
 def _references(*shape: int) -> Callable[[], dict[str, Any]]:
-    return lambda: {"reference_latents": [torch.randn(shape, generator=torch.Generator().manual_seed(9))]}
+    return lambda: {"reference_latents": [_drawn(*shape)]}
 
 
 MODELS = {
@@ -92,6 +102,133 @@ MODELS = {
         (1, 16, 4, 32, 32),
         32,
         4,
+    ),
+    "Wan, Phantom": Tiny(
+        "WAN21_T2V",
+        "WanModel",
+        _WAN,
+        (1, 16, 4, 32, 32),
+        32,
+        3,
+        (("reference", 256),),
+        extra=lambda: {"time_dim_concat": _drawn(1, 16, 1, 32, 32)},
+    ),
+    "Wan, references in context": Tiny(
+        "WAN21_T2V",
+        "WanModel",
+        _WAN,
+        (1, 16, 4, 32, 32),
+        32,
+        3,
+        (("reference", 144),),
+        extra=lambda: {"context_latents": [_drawn(1, 16, 1, 24, 24)]},
+        of_2026=True,
+    ),
+    "Wan 2.1 Fun": Tiny(
+        "WAN21_T2V",
+        "WanModel",
+        {**_WAN, "in_dim_ref_conv": 16},
+        (1, 16, 4, 32, 32),
+        32,
+        3,
+        (("reference", 256),),
+        extra=_references(1, 16, 1, 32, 32),
+    ),
+    "Wan 2.1 Camera": Tiny(
+        "WAN21_Camera",
+        "CameraWanModel",
+        {**_WAN, "model_type": "t2v", "in_dim_control_adapter": 24},
+        (1, 16, 4, 32, 32),
+        32,
+        3,
+    ),
+    "Wan 2.2 Animate": Tiny(
+        "WAN22_Animate",
+        "AnimateWanModel",
+        {**_WAN, "model_type": "animate", "in_dim": 36, "num_layers": 5},
+        (1, 16, 4, 32, 32),
+        32,
+        5,
+        extra=lambda: {"pose_video_latent": _drawn(1, 16, 3, 32, 32)},
+    ),
+    "HuMo": Tiny(
+        "WAN21_HuMo",
+        "HumoWanModel",
+        {**_WAN, "model_type": "humo"},
+        (1, 16, 4, 32, 32),
+        32,
+        3,
+        (("reference", 256),),
+        extra=_references(1, 16, 1, 32, 32),
+    ),
+    "FLUX.2": Tiny(
+        "Flux2",
+        "Flux",
+        {
+            "image_model": "flux2",
+            **_FLUX,
+            "vec_in_dim": None,
+            "in_channels": 128,
+            "out_channels": 128,
+            "axes_dim": [16, 16, 16, 16],
+            "patch_size": 1,
+            "txt_ids_dims": [3],
+            "qkv_bias": False,
+            "global_modulation": True,
+            "mlp_silu_act": True,
+            "ops_bias": False,
+            "default_ref_method": "index",
+            "ref_index_scale": 10.0,
+        },
+        (1, 128, 32, 32),
+        32,
+        3,
+        (("reference", 256),),
+        512,  # of which ComfyUI makes the prompt's
+        _references(1, 128, 16, 16),
+    ),
+    "LTX-2": Tiny(
+        "LTXAV",
+        "LTXAVModel",
+        {
+            "image_model": "ltxav",
+            **_LTX,
+            "audio_in_channels": 128,
+            "audio_cross_attention_dim": 128,
+            "audio_attention_head_dim": 64,
+            "audio_num_attention_heads": 2,
+            "caption_channels": 128,
+            "caption_proj_before_connector": True,
+            "caption_projection_first_linear": False,
+        },
+        ((1, 128, 4, 16, 16), (1, 8, 20, 16)),
+        256,
+        3,
+    ),
+    "HiDream": Tiny(
+        "HiDream",
+        "HiDreamImageTransformer2DModel",
+        {
+            "image_model": "hidream",
+            "patch_size": 2,
+            "in_channels": 16,
+            "out_channels": 16,
+            "num_layers": 2,
+            "num_single_layers": 1,
+            "attention_head_dim": 64,
+            "num_attention_heads": 2,
+            "caption_channels": [32, 32],
+            "text_emb_dim": 32,
+            "num_routed_experts": 2,
+            "num_activated_experts": 2,
+            "axes_dims_rope": (32, 16, 16),
+            "llama_layers": [0, 1, 2],
+        },
+        (1, 16, 64, 64),
+        32,
+        3,
+        text=TEXT + 8 + 8,
+        extra=lambda: {"pooled_output": torch.zeros(1, 32), "conditioning_llama3": _drawn(1, 3, 8, 32)},
     ),
     "FLUX.1": Tiny(
         "Flux",
@@ -226,6 +363,7 @@ MODELS = {
         32,
         3,
         text=TEXT,
+        extra=lambda: {"pooled_output": torch.zeros(1, 32)},
     ),
     "Z-Image": Tiny(
         "ZImage",
@@ -253,6 +391,7 @@ MODELS = {
         32,
         3,
         text=32 + 31,  # text and picture are filled up to groups of 32
+        refined=True,
     ),
     "Cosmos Predict 2": Tiny(
         "CosmosT2IPredict2",
@@ -347,14 +486,33 @@ MODELS = {
 }
 
 
+def _built(tiny: Tiny) -> torch.nn.Module:
+    """The model, without what a ComfyUI of some months ago does not know of its configuration."""
+    import comfy.supported_models
+
+    kind = getattr(comfy.supported_models, tiny.config, None)
+    if tiny.of_2026:
+        pytest.importorskip("comfy.nested_tensor")
+    if kind is None:
+        pytest.skip(f"this ComfyUI has no {tiny.config}")
+    given = dict(tiny.unet)
+    while True:
+        config = kind(given)
+        config.set_inference_dtype(torch.float32, None)
+        try:
+            return config.get_model({})
+        except TypeError as error:
+            unknown = re.search(r"unexpected keyword argument '(\w+)'", str(error))
+            if unknown is None or unknown[1] not in given:
+                raise
+            del given[unknown[1]]
+
+
 def make(tiny: Tiny) -> Any:
     """ComfyUI's MODEL of a tiny model, on the CPU in fp32."""
     import comfy.model_patcher
-    import comfy.supported_models
 
-    config = getattr(comfy.supported_models, tiny.config)(tiny.unet)
-    config.set_inference_dtype(torch.float32, None)
-    model = config.get_model({})
+    model = _built(tiny)
     draws = torch.Generator().manual_seed(0)
     for name, weight in (*model.named_parameters(), *model.named_buffers()):
         if name.endswith("inv_freq"):
@@ -368,21 +526,44 @@ def make(tiny: Tiny) -> Any:
     return comfy.model_patcher.ModelPatcher(model, load_device=cpu, offload_device=cpu)
 
 
-def draw(model: Any, tiny: Tiny, steps: int = 3, sampler: str = "euler", **how: Any) -> torch.Tensor:
-    """What ComfyUI's own sampling gives, all streams in one."""
+def prompts_of(tiny: Tiny, seed: int = 1) -> list[Any]:
+    """A prompt and a negative one, as ComfyUI has conditionings."""
+    drawn = (torch.randn(1, TEXT, tiny.width, generator=torch.Generator().manual_seed(seed + i)) for i in range(2))
+    return [[[tokens, tiny.extra()]] for tokens in drawn]
+
+
+def latents_of(tiny: Tiny) -> Any:
+    """Empty latents; several streams in one."""
+    if not isinstance(tiny.latents[0], tuple):
+        return torch.zeros(tiny.latents)
     import comfy.nested_tensor
+
+    return comfy.nested_tensor.NestedTensor([torch.zeros(shape) for shape in tiny.latents])
+
+
+def streams(latents: Any) -> list[torch.Tensor]:
+    """The picture, and what is beside it."""
+    return list(latents.unbind()) if getattr(latents, "is_nested", False) else [latents]
+
+
+def draw(
+    model: Any,
+    tiny: Tiny,
+    steps: int = 3,
+    sampler: str = "euler",
+    *,
+    prompts: Any = None,
+    noise: Any = None,
+    **how: Any,
+) -> torch.Tensor:
+    """What ComfyUI's own sampling gives, all streams in one."""
     import comfy.sample
 
-    shapes = tiny.latents if isinstance(tiny.latents[0], tuple) else (tiny.latents,)
-    empty = [torch.zeros(shape) for shape in shapes]
-    latents = empty[0] if len(empty) == 1 else comfy.nested_tensor.NestedTensor(empty)
-    prompts = [
-        [[torch.randn(1, TEXT, tiny.width, generator=torch.Generator().manual_seed(seed)), tiny.extra()]]
-        for seed in (1, 2)
-    ]
-    noise = comfy.sample.prepare_noise(latents, 0)
+    latents = latents_of(tiny)
+    noise = comfy.sample.prepare_noise(latents, 0) if noise is None else noise
+    positive, negative = prompts or prompts_of(tiny)
+    given = {"sampler_name": "euler", "scheduler": "simple", "disable_pbar": True, "seed": 0, **how}
+    given |= {"positive": positive, "negative": negative, "latent_image": latents}
     with torch.inference_mode():
-        out = comfy.sample.sample(
-            model, noise, steps, tiny.cfg, sampler, "simple", *prompts, latents, disable_pbar=True, seed=0, **how
-        )
-    return torch.cat([one.flatten() for one in out.unbind()]) if len(empty) > 1 else out
+        out = comfy.sample.sample(model, noise, steps, tiny.cfg, **given)
+    return torch.cat([one.flatten() for one in streams(out)]) if len(streams(out)) > 1 else out

@@ -1,6 +1,7 @@
 """A stand-in for ComfyUI: no more of it than the ways in that a node has, as ComfyUI publishes them.
 
-What is kept to: a MODEL is cloned before it is patched, and clones share the model inside; wrappers are called with an
+What is kept to: a MODEL is cloned before it is patched, and clones share the model inside, while their options are
+copied deeply; wrappers are called with an
 executor (`original`, `class_obj`) that runs what comes next; they are listed in ``transformer_options`` while a run
 lasts; attention calls ``optimized_attention_override(func, *args, **kwargs)`` where there is one, and marks what is
 inside of it; a forward is told of the schedule, its sigma, and which conditionings its batch has.
@@ -146,7 +147,7 @@ class Patcher:
     def clone(self):
         other = Patcher.__new__(Patcher)
         other.model = self.model
-        other.model_options = {"transformer_options": dict(self.model_options["transformer_options"])}
+        other.model_options = copy.deepcopy(self.model_options)
         other.wrappers = {kind: {key: [*found] for key, found in by.items()} for kind, by in self.wrappers.items()}
         return other
 
@@ -168,15 +169,18 @@ class Guider:
 
     Args:
         patcher: the MODEL.
-        conds: by name, what each conditioning gives the model.
+        conds: by name, what each conditioning gives the model; a list where several are drawn and averaged.
         together: whether conditionings are one batch.
         between: a second call in the middle of each step, as second-order samplers make.
         windows: how many windows of the frames are drawn one after the other.
     """
 
     def __init__(self, patcher, conds, together=True, between=False, windows=1):
-        self.patcher, self.conds = patcher, {name: [(uuid.uuid4(), given)] for name, given in conds.items()}
+        listed = {name: given if isinstance(given, list) else [given] for name, given in conds.items()}
+        self.patcher = patcher
+        self.conds = {name: [(uuid.uuid4(), one) for one in given] for name, given in listed.items()}
         self.together, self.between, self.windows = together, between, windows
+        self.directions = []  # of every call, in their order
 
     def draw(self, noise, steps=4):
         sigmas = torch.linspace(1, 0, steps + 1)
@@ -188,6 +192,7 @@ class Guider:
     def _sample(self, x, sigmas, options):
         for now, then in itertools.pairwise(sigmas):
             direction = self._guided(x, now, options)
+            self.directions.append(direction)
             if self.between:
                 direction = self._guided(x + direction * (then - now) / 2, (now + then) / 2, options)
             x = x + direction * (then - now)
@@ -222,6 +227,7 @@ class Guider:
                 x.repeat(count, *[1] * (x.ndim - 1)), sigma.expand(count * len(x)), transformer_options=told, **given
             )
             for (number, *_), part in zip(group, out.chunk(count), strict=True):
-                outputs[number] = part
-        cond, uncond = outputs[0], outputs[1]
+                outputs.setdefault(number, []).append(part.clone())
+            out.zero_()  # what a caller is given it may write to
+        cond, uncond = (sum(parts) / len(parts) for _, parts in sorted(outputs.items()))
         return uncond + 3 * (cond - uncond)

@@ -173,6 +173,26 @@ def test_a_second_patch_takes_the_place_of_the_first(wan):
     assert "no run yet" in told(first) and record(second)["sparsity"]["asked"] == 0
     draw(first)
     assert record(first)["sparsity"]["sparse_calls"] == pytest.approx(0.5)
+    third = patched(second, sparsity=0.0)
+    draw(third)
+    assert "another node" not in told(third) and "another node" not in told(second)
+
+
+def test_a_run_that_is_stopped_between_steps_holds_nothing(wan):
+    clone = patched(wan, settings='{"refresh": 9}', cache="easycache")
+    guider, seen = comfy.Guider(clone, TEXTS), []
+
+    class Stops(list):
+        def append(self, direction):
+            seen.append(part("patch").patch_of(clone).latest.runtime.run)
+            if len(seen) == 2:
+                assert seen[-1].plans and seen[-1].reuse.held_bytes()
+                raise KeyboardInterrupt
+
+    guider.directions = Stops()
+    with pytest.raises(KeyboardInterrupt):
+        guider.draw(VIDEO)
+    assert not seen[-1].plans and seen[-1].reuse.held_bytes() == 0
 
 
 def test_an_error_in_a_forward_leaves_nothing_behind(wan, monkeypatch):
@@ -182,6 +202,8 @@ def test_an_error_in_a_forward_leaves_nothing_behind(wan, monkeypatch):
         broken.setattr(block, "forward", lambda *args, **kwargs: (_ for _ in ()).throw(KeyboardInterrupt))
         draw(clone)
     assert hooks(wan) == [] and torch.equal(draw(wan), dense)
+    run = part("patch").patch_of(clone).latest.runtime.run
+    assert list(run.tally.failed.values()) == [1] and not run.plans
     draw(clone)
     assert record(clone)["calls"]["sparse"] == 12
 
@@ -207,13 +229,15 @@ def test_a_step_cache_reuses_forwards_and_nothing_at_threshold_0(wan, together):
     assert torch.equal(draw(never, steps=6, together=together), dense)
     clone = patched(wan, method="dense", cache="easycache", settings='{"cache_options": {"threshold": 9}}')
     wan.model.diffusion_model.seen.clear()
-    out = draw(clone, steps=6, together=together)
+    guider = comfy.Guider(clone, TEXTS, together)
+    out = guider.draw(VIDEO, 6)
     lanes = {"uncond_cond"} if together else {"cond", "uncond"}
     branches = record(clone)["cache"]["branches"]
     assert set(branches) == lanes and out.isfinite().all() and not torch.equal(out, dense)
     for lane in branches.values():
         assert lane["computed_steps"] == [0, 1, 5] and lane["reused_steps"] == [2, 3, 4]
     assert len(wan.model.diffusion_model.seen) == 3 * len(lanes)
+    assert [torch.equal(one, guider.directions[1]) for one in guider.directions] == [False, *[True] * 4, False]
     assert part("patch").patch_of(clone).latest.runtime.run.reuse.held_bytes() == 0
 
 
@@ -241,6 +265,14 @@ def test_windows_of_frames_make_plans_of_their_own(wan):
     assert part("patch").patch_of(clone).latest.runtime.run.plans_shared == 0
     draw(clone, steps=6, together=False)
     assert part("patch").patch_of(clone).latest.runtime.run.plans_shared > 0
+
+
+def test_several_conditionings_of_a_branch_are_told_apart(wan):
+    clone = patched(wan, cache="easycache", settings='{"cache_options": {"threshold": 9}}')
+    conds = {"cond": [TEXTS["cond"], {"context": randn(1, 8, comfy.WIDTH, seed=8)}], "uncond": TEXTS["uncond"]}
+    draw(clone, steps=5, conds=conds, together=False)
+    assert set(record(clone)["cache"]["branches"]) == {"cond", "cond 2", "uncond"}
+    assert part("patch").patch_of(clone).latest.runtime.run.plans_shared == 0
 
 
 def test_a_run_ends_with_its_sampling_and_the_next_begins_anew(wan):
@@ -277,6 +309,7 @@ def test_gradients_and_several_gpus_are_left_alone(wan):
         ([1.0, 0.6, 0.3, 0.0], [1.0, 0.6, 0.3], [0, 1, 2]),
         ([1.0, 0.6, 0.3, 0.0], [1.0, 0.8, 0.6, 0.45, 0.3, 0.15], [0, 0, 1, 1, 2, 2]),  # in the middle of steps
         ([1.0, 0.6, 0.3, 0.0], [1.0, 0.6, 0.6, 0.3, 0.3], [0, 1, 1, 2, 2]),  # at both ends of steps
+        ([1.0, 0.6, 0.3, 0.0], [1.0, 0.6, 0.75, 0.3, 0.4], [0, 1, 1, 2, 2]),  # with noise put in on the way
         ([14.6, 6.0, 3.0, 0.0], [14.6, 8.5, 6.0, 4.2, 3.0], [0, 0, 1, 1, 2]),  # noise put in before a step
         ([1.0, 0.6, 0.3], [0.99999, 0.60002], [0, 1]),  # rounded; the last sigma is no step
         ([0.0, 0.3, 0.6, 1.0], [0.0, 0.3, 0.45, 0.6], [0, 1, 1, 2]),  # backwards
