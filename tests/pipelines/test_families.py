@@ -228,6 +228,8 @@ def test_every_query_sees_text_that_is_keys_alone_and_no_budget_counts_it(name, 
         samples = 1 if name == "cosmos-3" else 2
         shown = sum((TEXT, TEXT - 3)[:samples]) / samples  # the second sample's text is shorter
         assert of["picture-text"] / of["picture-picture"] == pytest.approx(shown / math.prod(grid))
+    kinds = [part.kind for part in find_family(name).layout(holder.transformer.config, arguments.get).parts]
+    assert (kinds.index("text") < kinds.index("picture")) == (find_family(name).text_position == "keys first")
     (text,) = tiny.text
     before, _ = holder.sparse("row", arguments)
     for place in (0, TEXT - 1):
