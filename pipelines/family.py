@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from dataclasses import KW_ONLY, dataclass
 from typing import TYPE_CHECKING, Any
@@ -46,6 +47,16 @@ def checkpoint(
     """
     sizes = dict(zip(("frames", "height", "width", "layers", "heads", "head_dim"), (*picture, *model), strict=True))
     return {**sizes, "strides": strides, **others}
+
+
+def matches(path: str, pattern: str) -> bool:
+    """Whether a module's path is one of a pattern, in which ``*`` is one part."""
+    return _expression(pattern).fullmatch(path) is not None
+
+
+@functools.cache
+def _expression(pattern: str) -> re.Pattern[str]:
+    return re.compile(re.escape(pattern).replace(r"\*", r"[^.]+"))
 
 
 @dataclass(frozen=True)
@@ -149,10 +160,7 @@ class Family:
 
     def is_self_attention(self, path: str) -> bool:
         """Whether the module at this path of the transformer is a self-attention."""
-        return any(
-            re.fullmatch(re.escape(pattern).replace(r"\*", r"[^.]+"), path) is not None
-            for pattern in self.self_attention
-        )
+        return any(matches(path, pattern) for pattern in self.self_attention)
 
     def attention_in(self, model: Any) -> list[tuple[str, Any]]:
         """(path, module) of each self-attention of a transformer."""

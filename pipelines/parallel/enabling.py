@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,7 +12,8 @@ import torch
 from dittools.pipelines.backend import open_slots
 from dittools.pipelines.errors import BadInput
 from dittools.pipelines.families import family_of, transformers_of
-from dittools.pipelines.parallel.plans import PLANS, WHOLE
+from dittools.pipelines.family import matches
+from dittools.pipelines.parallel.plans import PLANS, WHOLE, check_degrees, check_variant
 
 
 def enable_parallelism(pipe: Any, config: Any) -> None:
@@ -32,17 +32,9 @@ def enable_parallelism(pipe: Any, config: Any) -> None:
     """
     models = [model for _, model in transformers_of(pipe, family_of(pipe))]
     for model in models:
-        check_variant(model)
+        check_variant(type(model).__name__, model.config)
     for model in models:
         enable(model, copy.copy(config))
-
-
-def check_variant(model: torch.nn.Module) -> None:
-    """Raises BadInput where a plan is for other transformers of this class."""
-    split = PLANS.get(type(model).__name__)
-    why = None if split is None else split.why_not(model.config)
-    if why is not None:
-        raise BadInput(f"{type(model).__name__} cannot be split among GPUs: {why}")
 
 
 def enable(model: torch.nn.Module, config: Any) -> None:
@@ -52,10 +44,12 @@ def enable(model: torch.nn.Module, config: Any) -> None:
         model: diffusers' own class.
         config: diffusers' `ContextParallelConfig` of this transformer alone.
     """
-    check_variant(model)
-    split = PLANS.get(type(model).__name__)
+    name = type(model).__name__
+    check_variant(name, model.config)
+    check_degrees(name, config.ulysses_degree, config.ring_degree)
+    split = PLANS.get(name)
     if split is not None and split.uneven:
-        _allow_uneven(type(model).__name__, config)
+        config.ulysses_anything, config.ring_anything = config.ulysses_degree > 1, config.ring_degree > 1
     with _counted_devices():
         model.enable_parallelism(config=config, cp_plan=None if split is None else split.plan(model))
     if split is None:
@@ -65,20 +59,10 @@ def enable(model: torch.nn.Module, config: Any) -> None:
         model.register_forward_pre_hook(_needs_ours)
 
 
-def _allow_uneven(name: str, config: Any) -> None:
-    """Tell diffusers that ranks may have more or fewer tokens. Raises BadInput where it cannot."""
-    if config.ulysses_degree > 1 and config.ring_degree > 1:
-        raise BadInput(
-            f"{name} attends without the padding of its text, so ranks have more or fewer tokens, which diffusers does "
-            "not do with Ulysses and a ring together: use one of them"
-        )
-    config.ulysses_anything, config.ring_anything = config.ulysses_degree > 1, config.ring_degree > 1
-
-
 def _leave_whole(model: torch.nn.Module, patterns: tuple[str, ...]) -> None:
     """Take the config off the processors of modules that see all they need, also where they share one with others."""
     attention = {path: module for path, module in model.named_modules() if hasattr(module, "processor")}
-    whole = {path for path in attention if any(_is(path, pattern) for pattern in patterns)}
+    whole = {path for path in attention if any(matches(path, pattern) for pattern in patterns)}
     elsewhere = {id(module.processor) for path, module in attention.items() if path not in whole}
     for path in whole:
         module = attention[path]
@@ -86,10 +70,6 @@ def _leave_whole(model: torch.nn.Module, patterns: tuple[str, ...]) -> None:
             module.set_processor(copy.copy(module.processor))
         module.processor._parallel_config = None
         setattr(module, WHOLE, True)
-
-
-def _is(path: str, pattern: str) -> bool:
-    return re.fullmatch(re.escape(pattern).replace(r"\*", r"[^.]+"), path) is not None
 
 
 def _needs_ours(model: torch.nn.Module, args: tuple) -> None:

@@ -12,6 +12,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from dittools.pipelines.errors import BadInput
+
 if TYPE_CHECKING:
     from dittools.pipelines.family import Family
 
@@ -177,6 +179,22 @@ def why_whole(family: Family) -> str:
         return f"sparse attention cannot run in {family.name} ({family.why_not}), and nothing else of it is split"
     nobody = f"neither diffusers nor dittools has a plan of how to split {family.transformer} among GPUs"
     return REASONS.get(family.name, nobody)
+
+
+def check_variant(transformer: str, config: Mapping[str, Any]) -> None:
+    """Raises BadInput where the plan of a transformer class is for other configs than this one."""
+    why = PLANS[transformer].why_not(config) if transformer in PLANS else None
+    if why is not None:
+        raise BadInput(f"{transformer} cannot be split among GPUs: {why}")
+
+
+def check_degrees(transformer: str, ulysses: int, ring: int) -> None:
+    """Raises BadInput where diffusers cannot share a transformer of this class by so many ranks of both kinds."""
+    if transformer in PLANS and PLANS[transformer].uneven and ulysses > 1 and ring > 1:
+        raise BadInput(
+            f"{transformer} attends without the padding of its text, so ranks have more or fewer tokens, which "
+            "diffusers does not do with Ulysses and a ring together: use one of them"
+        )
 
 
 def needs_ours(transformer: str) -> bool:

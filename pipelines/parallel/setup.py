@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from dittools.naming import unknown
 from dittools.pipelines.components import config_of
 from dittools.pipelines.errors import BadInput
-from dittools.pipelines.parallel.plans import PLANS, why_whole
+from dittools.pipelines.parallel.plans import PLANS, check_degrees, check_variant, why_whole
 from dittools.provenance import version_of
 from dittools.scaling import Layout
 
@@ -157,6 +157,7 @@ def check_diffusers(spec: Spec, family: Family) -> None:
     plan, ours = getattr(getattr(diffusers, family.transformer, None), "_cp_plan", None), family.transformer in PLANS
     if spec.splits > 1 and plan is None and not ours:
         raise BadInput(f"{FLAG} {spec}: {why_whole(family)}, so this model runs on one GPU")
+    check_degrees(family.transformer, spec.ulysses, spec.ring)
     if spec.ring > 1 and not ours and family.text_position == "none" and _splits_text(plan):
         raise BadInput(
             f"{FLAG} {spec}: diffusers splits the text of {family.name} too, and attends to it by a ring of its own, "
@@ -180,6 +181,12 @@ def check_guidance(spec: Spec, scale: float | None) -> None:
             f"{FLAG} {spec} gives each branch of guidance to other ranks, and with --guidance {scale:g} there is one: "
             f"use ulysses:{spec.ranks}, or guidance above 1"
         )
+
+
+def check_folder(family: Family, folder: Path | None) -> None:
+    """Raises BadInput where the transformers of a pipeline's folder are of a kind that is not split."""
+    for component in family.components if folder is not None else ():
+        check_variant(family.transformer, config_of(folder / component))
 
 
 class World:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import json
 import traceback
 import types
 from typing import Any
@@ -229,11 +230,8 @@ def mesh(degree: int, ring: int = 1, cfg: int = 1):
 def compare(name: str, degrees: tuple[int, ...], cases: list[dict[str, Any]], **how: Any) -> list[dict[str, Any]]:
     """For each degree and case the largest difference from one device, and both records. The same on every rank."""
     rank = dist.get_rank()
-    alone = Scene(name, **how)
-    mine = {at: attempt(alone, case) for at, case in enumerate(cases) if at % SIZE == rank}
     found: list[Any] = [None] * SIZE
-    dist.all_gather_object(found, mine)
-    expected = {at: one for part in found for at, one in part.items()}
+    expected = by_one_device(name, cases, how)
     answers = []
     for degree in degrees:
         scene = Scene(name, degree, **how)
@@ -247,9 +245,26 @@ def compare(name: str, degrees: tuple[int, ...], cases: list[dict[str, Any]], **
             answers.append({"degree": degree, "case": cases[at], "alone": expected[at], "ranks": outs})
     for one in answers:
         one["difference"] = max(difference(one["alone"]["out"], other.pop("out")) for other in one["ranks"])
-    for one in expected.values():
-        one.pop("out")
+    for one in answers:
+        one["alone"] = {key: value for key, value in one["alone"].items() if key != "out"}
     return answers if rank == 0 else []
+
+
+_drawn: dict[str, dict[str, Any]] = {}  # by one device, for all tests of this process; the same on every rank
+
+
+def by_one_device(name: str, cases: list[dict[str, Any]], how: dict[str, Any]) -> list[dict[str, Any]]:
+    """What one device draws in each case; ranks share them out."""
+    here = {key: value for key, value in how.items() if key not in ("ring", "anything")}
+    keys = [json.dumps([name, here, case]) for case in cases]
+    new = [at for at, key in enumerate(keys) if key not in _drawn]
+    alone = Scene(name, **here) if new else None
+    mine = {keys[at]: attempt(alone, cases[at]) for at in new[dist.get_rank() :: SIZE]}
+    found: list[Any] = [None] * SIZE
+    dist.all_gather_object(found, mine)
+    for part in found:
+        _drawn.update(part)
+    return [_drawn[key] for key in keys]
 
 
 def attempt(scene: Scene, case: dict[str, Any]) -> dict[str, Any]:
@@ -271,14 +286,14 @@ def difference(one: torch.Tensor | None, other: torch.Tensor | None) -> float:
     return (one - other).abs().max().item() / one.abs().max().item()
 
 
-def calibrated(name: str, methods: tuple[str, ...], path: str, steps: int) -> None:
+def calibrated(name: str, methods: tuple[str, ...], path: str, steps: int, batch: int | None = None) -> None:
     """Write a profile of these methods for a family's model, on the first rank."""
     from dittools.attention_profile import Made, Profile
     from dittools.calibrate import CALIBRATORS, Size, sparse_vdit
 
     if dist.get_rank():
         return
-    scene = Scene(name, steps=steps)
+    scene = Scene(name, steps=steps, batch=batch)
     sparse_vdit.kernel_cost = lambda *_: {}  # of this machine, which no test is about
     attachment = attach(scene, Config("dense"))
     model = attachment.runtime.identity

@@ -49,7 +49,8 @@ def found(pool, family, cases, degree, asked, **options):
 
 PLACES = [
     pytest.param(family, degree, asked, id=f"{family}-{degree}-{name_of(asked)}")
-    for family, degree in [("wan", RING), *((family, UNIFIED) for family in GRIDS)]
+    for family in GRIDS
+    for degree in (RING, UNIFIED)
     for asked in (*PLAIN, *MORE)
     if GRIDS[family][0] > 1 or not METHODS[asked["method"]].video_only
 ]

@@ -1,5 +1,8 @@
 """What --parallel says, and what is refused before anything is loaded."""
 
+import contextlib
+import json
+
 import pytest
 
 from dittools.pipelines.errors import BadInput
@@ -8,6 +11,7 @@ from dittools.pipelines.parallel.setup import (
     Place,
     Spec,
     check_diffusers,
+    check_folder,
     check_guidance,
     heads_of,
     parse,
@@ -78,6 +82,15 @@ def test_heads_come_from_the_folder_or_the_record():
     assert heads_of(wan, weights.embedded().folder) == 6 and heads_of(wan, None) == 12
 
 
+def test_a_folder_of_a_kind_that_is_not_split_is_refused(tmp_path):
+    (tmp_path / "transformer").mkdir()
+    for kind, refused in (("latent_concat", False), ("token_replace", True)):
+        (tmp_path / "transformer" / "config.json").write_text(json.dumps({"image_condition_type": kind}))
+        with pytest.raises(BadInput, match="first frame") if refused else contextlib.nullcontext():
+            check_folder(find_family("hunyuan-video"), tmp_path)
+    check_folder(find_family("hunyuan-video"), None)
+
+
 def test_the_place_is_what_torchrun_says(monkeypatch):
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
         monkeypatch.delenv(name, raising=False)
@@ -102,6 +115,7 @@ def test_a_model_that_cannot_be_split_so_is_refused():
         ("allegro", Spec(ulysses=2), "has a plan of how to split AllegroTransformer3DModel"),
         ("latte", Spec(ulysses=2), "sparse attention cannot run in latte"),
         ("wan-animate", Spec(ulysses=2), "its face blocks cut what they are given into frames"),
+        ("mochi", Spec(ulysses=2, ring=2), "without the padding of its text"),
         (
             "flux",
             Spec(cfg=2),
