@@ -158,7 +158,7 @@ class Together:
         """Refuse a picture that cannot be split so, before the weights are loaded. Raises BadInput."""
         from dittools.cli.request import grid_of
 
-        setup.check_folder(self._family, chosen.folder)
+        setup.check_folder(self.spec, self._family, chosen.folder)
         shot = chosen.scene.shot
         setup.check_guidance(self.spec, shot.guidance)
         grid = grid_of(self._family, chosen.folder, shot.frames, shot.height, shot.width)

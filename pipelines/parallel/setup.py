@@ -183,9 +183,9 @@ def check_guidance(spec: Spec, scale: float | None) -> None:
         )
 
 
-def check_folder(family: Family, folder: Path | None) -> None:
+def check_folder(spec: Spec, family: Family, folder: Path | None) -> None:
     """Raises BadInput where the transformers of a pipeline's folder are of a kind that is not split."""
-    for component in family.components if folder is not None else ():
+    for component in family.components if folder is not None and spec.splits > 1 else ():
         check_variant(family.transformer, config_of(folder / component))
 
 

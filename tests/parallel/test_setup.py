@@ -87,8 +87,9 @@ def test_a_folder_of_a_kind_that_is_not_split_is_refused(tmp_path):
     for kind, refused in (("latent_concat", False), ("token_replace", True)):
         (tmp_path / "transformer" / "config.json").write_text(json.dumps({"image_condition_type": kind}))
         with pytest.raises(BadInput, match="first frame") if refused else contextlib.nullcontext():
-            check_folder(find_family("hunyuan-video"), tmp_path)
-    check_folder(find_family("hunyuan-video"), None)
+            check_folder(Spec(ulysses=2), find_family("hunyuan-video"), tmp_path)
+        check_folder(Spec(cfg=2), find_family("hunyuan-video"), tmp_path)
+    check_folder(Spec(ulysses=2), find_family("hunyuan-video"), None)
 
 
 def test_the_place_is_what_torchrun_says(monkeypatch):
