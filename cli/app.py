@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from dittools.cli import bench, caches, calibrate, compare, env, export, generate, methods, models, plan, report
+from dittools.cli import bench, caches, calibrate, compare, demo, env, export, generate, methods, models, plan, report
 from dittools.cli import inspect_maps as inspect
 from dittools.cli._command import Command
 from dittools.cli.late import import_late
@@ -31,7 +31,7 @@ Examples:
   dittools generate --help
   dittools env""",
 )
-for verb in (generate, report, calibrate, export, inspect, compare, plan, env, models, methods, caches):
+for verb in (generate, demo, report, calibrate, export, inspect, compare, plan, env, models, methods, caches):
     app.command(verb.NAME, cls=Command, help=verb.HELP, short_help=verb.SHORT, epilog=verb.EXAMPLES)(verb.command)
 bench.add_to(app)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +69,7 @@ GOOD: dict[str, tuple[str, ...]] = {
     "--layers": ("0", "1,2", "99"),
     "--heads": ("0", "0,1", "99"),
     "--at": ("0", "1", "99"),
+    "--port": ("7860", "0", "65536"),
     "--size": ("tiny", "14b"),
     "--grid": ("3x8x8", "4x4", "2"),
     "--window": ("2", "3x3x3"),
@@ -90,6 +92,8 @@ def verbs() -> dict[tuple[str, ...], Any]:
     for name, one in command().commands.items():
         inner = getattr(one, "commands", None)
         found |= {(name, sub): part for sub, part in inner.items()} if inner else {(name,): one}
+    if find_spec("gradio") is not None:  # its page stays open until somebody ends it
+        del found["demo",]
     return found
 
 

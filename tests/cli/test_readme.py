@@ -6,14 +6,28 @@ from pathlib import Path
 
 import pytest
 
-from dittools.cli import app, bench, caches, calibrate, compare, env, export, generate, methods, models, plan, report
+from dittools.cli import (
+    app,
+    bench,
+    caches,
+    calibrate,
+    compare,
+    demo,
+    env,
+    export,
+    generate,
+    methods,
+    models,
+    plan,
+    report,
+)
 from dittools.cli import inspect_maps as inspect
 from tests.cli.test_generate import KEYS
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 COMMANDS = app.command().commands
-VERBS = (generate, report, calibrate, export, inspect, compare, plan, env, models, methods, caches, bench)
+VERBS = (generate, demo, report, calibrate, export, inspect, compare, plan, env, models, methods, caches, bench)
 SHOWN = "\n".join([README, *(verb.EXAMPLES for verb in VERBS), bench.KERNEL_EXAMPLES, bench.MODEL_EXAMPLES])
 LINES = sorted(set(re.findall(r"^\s*(?:.* && )?(dittools [^\n#]+)", SHOWN, re.MULTILINE)))
 
