@@ -15,12 +15,7 @@ from dittools.pipelines.parallel.setup import Spec, check_diffusers
 from tests.parallel.scenes import MORE_GRIDS, TEXT, Scene, compare
 from tests.parallel.test_settings import case, check, name_of
 
-CASES = [
-    case("dense", dense_layers=1),
-    case("draft"),
-    case("gna", correction="centroids"),
-    case("xattention", scope="layer"),
-]
+CASES = [case("dense", dense_layers=1), case("draft"), case("gna", correction="centroids")]
 
 
 LAYOUTS = {"ulysses2": (2, 1), "ulysses4": (4, 1), "ring2": (2, 2), "2x2": (4, 2)}
