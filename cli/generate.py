@@ -10,7 +10,7 @@ import typer
 from dittools.cli import _flags as f
 from dittools.cli._command import takes, typed
 from dittools.cli.output import Output
-from dittools.cli.tasks.flags import Inputs
+from dittools.cli.tasks.flags import Inputs, Lists
 
 NAME = "generate"
 SHORT = "Generate a video with sparse attention."
@@ -35,7 +35,7 @@ no other file unless --overwrite says so."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Flags(f.Settings, f.Run, Inputs):
+class Flags(f.Settings, f.Run, Inputs, Lists):
     prompt: f.Prompt = None
     seed: f.Seed = 0
     compile: f.Compile = False

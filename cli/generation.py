@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -101,7 +102,7 @@ def open_model(
             dtype=chosen.dtype,
             offload=flags.offload,
             note=output.note,
-            kind=None if request.task is None else request.task.one.kind,
+            **_whole_ways(request, chosen, output),
         )
         enable(pipe)
         if flags.compile:
@@ -109,6 +110,14 @@ def open_model(
     limit = chosen.scene.max_text or pipeline.longest_text(pipe)
     dtype = dtype_name(chosen.dtype)
     return Opened(pipe, chosen.device, dtype, chosen.weights, chosen.scene, limit)
+
+
+def _whole_ways(request: Request, chosen: Chosen, output: Output) -> dict[str, Any]:
+    task = request.task
+    if task is None:
+        return {}
+    prepare = functools.partial(task.prepare, guidance=chosen.scene.shot.guidance, note=output.note)
+    return {"kind": task.one.kind, "quantize": task.held.quantize, "prepare": prepare}
 
 
 def dtype_name(dtype: Any) -> str:

@@ -67,11 +67,12 @@ class Progress(AbstractContextManager):
 
     def stage(self, name: str, steps: int | None = None) -> None:
         """A new stage begins; `steps` where it has countable ones."""
+        again = self._stage == name
         self._stage, self._skipped = name, None
         self._started = self._spoken = time.perf_counter()
         if self._bar is not None:
             self._bar.start(f"{self.title}{name}", steps)
-        elif not self._terse:
+        elif not (self._terse or again):
             self._output.line(f"{name} ...")
 
     def skipped(self, share: float | None) -> None:

@@ -98,8 +98,42 @@ class Generation:
             },
             "parallel": found.get("parallel"),
             **{name: found[name] for name in ("heads", "notes")},
-            **({} if self.scene.task is None else {"task": self.scene.task.facts()}),
+            **self._task(),
         }
+
+    def _task(self) -> dict[str, Any]:
+        """What a whole call of a pipeline was asked for; a run in stages has none."""
+        task = self.scene.task
+        if task is None:
+            return {}
+        return {"task": {**task.facts(), "asked": task.asked_for(self.scene, self.request, self.opened.dtype)}}
+
+
+def dense_facts(grid: Any, steps: int) -> dict[str, Any]:
+    """What an acceleration would have told of a run that had none.
+
+    Args:
+        grid: a `dittools.tokens.TokenGrid`, where it is known.
+    """
+    return {
+        "grid": grid and {name: getattr(grid, name) for name in ("frames", "height", "width", "text", "tokens")},
+        "step_seconds": [],
+        "sparsity": {
+            **{"asked": None, "sparse_calls": None, "overall": 0.0, "per_step": [], "per_layer": []},
+            **{"by_parts": {}, "pairs_by_parts": {}},
+        },
+        "calls": {"dense": None, "sparse": 0, "reused": 0},
+        "kernels": {},
+        "kernel_reasons": {},
+        "cache": {"name": "none", "computed_steps": list(range(steps)), "reused_steps": []},
+        "fallbacks": [],
+        "attention_error": None,
+        "method": "dense",
+        "method_options": {},
+        "correction": "none",
+        "heads": [],
+        "notes": [],
+    }
 
 
 def print_summary(record: dict[str, Any], record_path: Path, output: Output) -> None:
@@ -169,6 +203,8 @@ def _estimated(error: dict[str, Any] | None) -> list[str]:
 
 
 def _skipped(method: str, correction: str, sparsity: dict[str, Any], calls: dict[str, int]) -> str:
+    if calls["dense"] is None:
+        return f"method {method}: the untouched pipeline, nothing skipped"
     counted = f"{calls['dense']} dense and {calls['sparse']} sparse attention calls"
     if not calls["sparse"]:
         return f"method {method}: {counted}, nothing skipped"

@@ -14,6 +14,7 @@ from dittools.cli.output import Output, to_json
 from dittools.cli.progress import Progress, Stages
 from dittools.cli.request import Request, Scene
 from dittools.pipelines import saving
+from dittools.pipelines.sound import Sound, write_wav
 
 if TYPE_CHECKING:
     from dittools.cli.ranks import Together
@@ -64,8 +65,12 @@ def draw(
     if together is not None:
         together.meet()
     times = StepTimes(opened.device) if dense else None
-    latents, fast = generation.denoise_sparse(opened, embeds, scene, request.config, stages, times)
-    acceleration = fast.record() if together is None else together.gathered(fast.record())
+    if request.family.why_not is not None:  # untouched, which was said
+        latents = generation.denoise_dense(opened, embeds, scene, stages, "denoise", times)
+        acceleration = records.dense_facts(None, scene.shot.steps)
+    else:
+        latents, fast = generation.denoise_sparse(opened, embeds, scene, request.config, stages, times)
+        acceleration = fast.record() if together is None else together.gathered(fast.record())
     known = None
     if dense is not None:
         with untouched(opened.pipe):
@@ -74,12 +79,16 @@ def draw(
         together.part()
     if not leads:
         return None
-    with stages("decode") if scene.task is None else nullcontext():  # a whole call has decoded
+    with stages("decode"):
         frames = generation.decode(opened, latents, scene)
+    sound = getattr(latents, "sound", None)
+    if sound is not None and not saving.holds_sound(request.output.kind):
+        output.note(f"the sound lies beside it in {request.output.sound.name}: {request.output.path.name} holds none")
     return _save(
         frames,
         stages,
         begun,
+        sound,
         request=request,
         opened=opened,
         scene=scene,
@@ -138,12 +147,18 @@ def _quality(frames: Any, dense: _Dense, known: Control, stages: Stages, device:
     return records.quality_facts(*scores, dense.seconds, stages.seconds["denoise"], known)
 
 
-def _save(frames: Any, stages: Stages, begun: float, request: Request, scene: Scene, **facts: Any) -> dict[str, Any]:
-    """Video and record appear together, or neither does."""
+def _save(
+    frames: Any, stages: Stages, begun: float, sound: Sound | None, request: Request, scene: Scene, **facts: Any
+) -> dict[str, Any]:
+    """Video, record and the sound that the video cannot hold appear together, or none does."""
     output = request.output
-    with stages("save"), saving.together(output.path, output.record) as (part, record_part):
+    inside = sound is not None and saving.holds_sound(output.kind)
+    apart = [output.sound] if sound is not None and not inside else []
+    with stages("save"), saving.together(output.path, output.record, *apart) as (part, record_part, *sound_part):
         started = time.perf_counter()
-        saving.write(saving.to_uint8(frames), part, output.kind, scene.fps)
+        saving.write(saving.to_uint8(frames), part, output.kind, scene.fps, *([sound] if inside else []))
+        for place in sound_part:
+            write_wav(sound, place)
         now = time.perf_counter()
         seconds = {**stages.seconds, "save": now - started}
         # what comparing cost is no part of what this run costs
@@ -159,6 +174,9 @@ def _save(frames: Any, stages: Stages, begun: float, request: Request, scene: Sc
             drawn=None if scene.task is None else dict(zip(records.SIZES, frames.shape[:3], strict=True)),
             **facts,
         ).record()
+        if sound is not None:
+            digests = [{"file": output.sound.name, "sha256": files.sha256(place)} for place in sound_part]
+            record["task"]["sound"] = {**sound.facts(), "file": None, **(digests[0] if digests else {})}
         text = to_json(record).encode(errors="replace").decode()  # names of files need not be text
         record_part.write_text(text + "\n", encoding="utf-8")
     return record

@@ -34,6 +34,13 @@ def video(path: Path, record_path: Path) -> bool:
     return found.get("output_sha256") in (None, files.sha256(path))
 
 
+def sound(path: Path, record_path: Path, output: Path) -> bool:
+    """Whether a file is the sound that the record of a video beside it tells of, as it was written."""
+    found = (record(record_path, output) or {}).get("task")
+    told = found.get("sound") if isinstance(found, dict) else None
+    return isinstance(told, dict) and told.get("file") == path.name and told.get("sha256") == files.sha256(path)
+
+
 def profile(path: Path) -> dict[str, Any] | None:
     """The JSON of a profile of `dittools calibrate`, for methods or for caches; None for any other file."""
     found = _object(path)

@@ -129,6 +129,7 @@ def load_models(
     kinds: dict[str, type],
     dtypes: Callable[[str], torch.dtype],
     note: Callable[[str], None],
+    more: Callable[[str], dict[str, Any]] = lambda name: {},
 ) -> dict[str, Any]:
     """The models among the components, each with exactly the weights that its config makes room for.
 
@@ -136,6 +137,7 @@ def load_models(
         kinds: class of each component.
         dtypes: gives that of a component.
         note: told of weights that a text encoder does not use.
+        more: gives what a component's ``from_pretrained`` takes beside.
 
     Raises:
         BadInput: where weights are missing, or a part of diffusers does not use all of them.
@@ -148,7 +150,7 @@ def load_models(
         theirs = issubclass(kind, transformers.PreTrainedModel)
         if not theirs and not issubclass(kind, diffusers.ModelMixin):
             continue
-        dtype = {"dtype" if theirs else "torch_dtype": dtypes(name)}
+        dtype = {"dtype" if theirs else "torch_dtype": dtypes(name), **more(name)}
         found[name], info = kind.from_pretrained(
             folder / name, use_safetensors=True, local_files_only=True, output_loading_info=True, **dtype
         )

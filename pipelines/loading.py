@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dittools.pipelines import components
+from dittools.pipelines import components, quantizing
 from dittools.pipelines.errors import BadInput, RunFailed, first_line
 from dittools.pipelines.folder import read_index
 
@@ -76,12 +76,16 @@ def load(
     offload: str = "none",
     note: Callable[[str], None] = lambda text: None,
     kind: type | None = None,
+    quantize: str = quantizing.NONE,
+    prepare: Callable[[Any], None] = lambda pipe: None,
 ) -> Any:
     """The diffusers pipeline in `folder`, in eval mode on `device`, its VAE in fp32.
 
     Wan's VAE loses detail in half precision, so it stays in fp32, as diffusers' documentation advises.
     offload: "model" keeps one component at a time on the GPU, "group" one layer at a time; both need CUDA.
     kind: the class to make of its parts; None: the folder's own.
+    quantize: of `dittools.pipelines.quantizing.KINDS`.
+    prepare: what else is done to the pipeline, before it is moved.
     note: told of weights that are not used. Raises BadInput for files that do not fit together, torch's own error when
     memory runs out.
     """
@@ -95,7 +99,13 @@ def load(
         if kind is not None:
             index = {name: value for name, value in index.items() if not isinstance(value, list) or _has(kind, name)}
         kinds = components.check_classes(folder, index)
-        models = components.load_models(folder, kinds, lambda name: torch.float32 if name == "vae" else dtype, note)
+        models = components.load_models(
+            folder,
+            kinds,
+            lambda name: torch.float32 if name == "vae" else dtype,
+            note,
+            lambda name: quantizing.loading_of(quantize, dtype) if name in _TRANSFORMERS else {},
+        )
         pipe = (kind or DiffusionPipeline).from_pretrained(
             folder,
             **models,
@@ -110,6 +120,10 @@ def load(
             raise
         raise BadInput(f"{folder} could not be loaded ({_plain(error)}): get the files again") from error
     pipe.set_progress_bar_config(disable=True)
+    for name in _TRANSFORMERS:
+        if getattr(pipe, name, None) is not None:
+            quantizing.cast(quantize, getattr(pipe, name), dtype)
+    prepare(pipe)
     if offload == "model":
         pipe.enable_model_cpu_offload(device=device)
     elif offload == "group":
@@ -122,6 +136,9 @@ def load(
     else:
         pipe.to(device)
     return pipe
+
+
+_TRANSFORMERS = ("transformer", "transformer_2", "unconditional_transformer")
 
 
 def _has(kind: type, component: str) -> bool:

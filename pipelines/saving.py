@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import difflib
 import errno
+import functools
 import os
 import subprocess
 from collections.abc import Iterator, Sequence
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING
 from dittools import files, made
 from dittools.pipelines import animations, places
 from dittools.pipelines.errors import BadInput, DiskFull, RunFailed, first_line
+from dittools.pipelines.sound import CODECS, Sound, beside, can_hold, write_wav
 
 if TYPE_CHECKING:
     import numpy as np
@@ -46,12 +48,22 @@ class Output:
         """The run record beside it: out.mp4 -> out.json, frames/ -> frames.json."""
         return self.path.with_suffix(".json") if self.kind != "folder" else Path(f"{self.path}.json")
 
-    def keep(self, reads: Sequence[places.Read], overwrite: bool) -> None:
+    @property
+    def sound(self) -> Path:
+        """Where its sound lies, where the video cannot hold it."""
+        return beside(self.path)
+
+    def keep(self, reads: Sequence[places.Read], overwrite: bool, sounds: bool = False) -> None:
         """Raises BadInput where a file would be replaced that dittools did not write, or that is read in this run.
 
         reads: files of this run's flags; `overwrite`, which allows the others, does not allow these.
+        sounds: whether the model makes sound as well.
         """
         places.apart((self.path, self.record), reads, _FLAG)
+        if sounds and not holds_sound(self.kind):
+            places.apart((self.sound,), reads, _FLAG)
+            ours = functools.partial(made.sound, self.sound, self.record, self.path)
+            places.keep(self.sound, _FLAG, ours, f"the sound of {self.path.name}", overwrite)
         video = f"the video that a record beside it ({self.record.name}) says dittools wrote"
         if self.kind != "folder":
             places.keep(self.path, _FLAG, lambda: made.video(self.path, self.record), video, overwrite)
@@ -138,9 +150,25 @@ def to_uint8(frames: np.ndarray) -> np.ndarray:
     return (frames.clip(0, 1) * 255).round().astype("uint8")
 
 
-def write(frames: np.ndarray, path: Path, kind: str, fps: float) -> None:
-    """Write uint8 frames `[T, H, W, 3]` to `path` as an Output's `kind`. Stills and arrays ignore `fps`."""
-    _WRITERS[kind](frames, path, fps)
+def write(frames: np.ndarray, path: Path, kind: str, fps: float, sound: Sound | None = None) -> None:
+    """Write uint8 frames `[T, H, W, 3]` to `path` as an Output's `kind`. Stills and arrays ignore `fps`.
+
+    sound: for a kind that `holds_sound`.
+    """
+    if sound is None:
+        _WRITERS[kind](frames, path, fps)
+        return
+    waves = path.with_name(f"{path.name}.wav")
+    try:
+        write_wav(sound, waves)
+        _WRITERS[kind](frames, path, fps, waves)
+    finally:
+        waves.unlink(missing_ok=True)
+
+
+def holds_sound(kind: str) -> bool:
+    """Whether a video of this kind can have sound in it here."""
+    return can_hold(kind, ffmpeg())
 
 
 def _npy(frames: np.ndarray, path: Path, fps: float) -> None:
@@ -170,35 +198,41 @@ def _webp(frames: np.ndarray, path: Path, fps: float) -> None:
     animations.webp(_images(frames), animations.durations(len(frames), fps, animations.WEBP_UNIT), path)
 
 
-def _mp4(frames: np.ndarray, path: Path, fps: float) -> None:
+def _mp4(frames: np.ndarray, path: Path, fps: float, waves: Path | None = None) -> None:
     """libx264 in yuv420p, BT.709, crf 12 (visually lossless): every player shows it in the right colours."""
     import numpy as np
 
     _, height, width, _ = frames.shape
     if height % 2 or width % 2:  # yuv420p halves both sides
         frames = np.pad(frames, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), mode="edge")
-    _encode(frames, path, fps, [
+    _encode(frames, path, fps, waves, [
         *("-c:v", "libx264", "-crf", "12", "-vf", "scale=out_color_matrix=bt709:out_range=tv"),
         *("-pix_fmt", "yuv420p", "-colorspace", "bt709", "-color_primaries", "bt709", "-color_trc", "bt709"),
         *("-movflags", "+faststart", "-f", "mp4"),
     ])  # fmt: skip
 
 
-def _mkv(frames: np.ndarray, path: Path, fps: float) -> None:
+def _mkv(frames: np.ndarray, path: Path, fps: float, waves: Path | None = None) -> None:
     """FFV1 in RGB: every frame comes back as it was. The same frames give the same file."""
-    _encode(frames, path, fps, [
+    _encode(frames, path, fps, waves, [
         *("-c:v", "ffv1", "-level", "3", "-g", "1", "-slices", "4", "-slicecrc", "1", "-pix_fmt", "gbrp"),
         *("-fflags", "+bitexact", "-flags:v", "+bitexact", "-f", "matroska"),
     ])  # fmt: skip
 
 
-def _encode(frames: np.ndarray, path: Path, fps: float, codec: list[str]) -> None:
-    """Hand uint8 frames to ffmpeg. Raises OSError for a full disk, RunFailed for what else it says."""
+def _encode(frames: np.ndarray, path: Path, fps: float, waves: Path | None, codec: list[str]) -> None:
+    """Hand uint8 frames, and the file of their sound, to ffmpeg.
+
+    Raises OSError for a full disk, RunFailed for what else it says.
+    """
     import numpy as np
 
     _, height, width, _ = frames.shape
     command = [_encoder(), "-y", "-loglevel", "error", "-f", "rawvideo", "-pix_fmt", "rgb24"]
-    command += ["-s", f"{width}x{height}", "-r", f"{fps:g}", "-i", "-", "-an", *codec, str(path)]
+    heard = ["-an"]
+    if waves is not None:
+        heard = ["-i", str(waves), "-map", "0:v", "-map", "1:a", *CODECS["mp4" if "mp4" in codec else "mkv"][1]]
+    command += ["-s", f"{width}x{height}", "-r", f"{fps:g}", "-i", "-", *heard, *codec, str(path)]
     raw = memoryview(np.ascontiguousarray(frames)).cast("B")
     done = subprocess.run(command, input=raw, capture_output=True, check=False)
     if done.returncode:

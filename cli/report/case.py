@@ -200,26 +200,7 @@ class Cases:
 
     def _dense_facts(self, steps: int) -> dict[str, Any]:
         """What an acceleration would have told of a run that had none."""
-        grid = self._grid()
-        return {
-            "grid": {name: getattr(grid, name) for name in ("frames", "height", "width", "text", "tokens")},
-            "step_seconds": [],
-            "sparsity": {
-                **{"asked": None, "sparse_calls": None, "overall": 0.0, "per_step": [], "per_layer": []},
-                **{"by_parts": {}, "pairs_by_parts": {}},
-            },
-            "calls": {"dense": None, "sparse": 0, "reused": 0},
-            "kernels": {},
-            "kernel_reasons": {},
-            "cache": {"name": "none", "computed_steps": list(range(steps)), "reused_steps": []},
-            "fallbacks": [],
-            "attention_error": None,
-            "method": "dense",
-            "method_options": {},
-            "correction": "none",
-            "heads": [],
-            "notes": [],
-        }
+        return records.dense_facts(self._grid(), steps)
 
 
 def _fingerprint(latents: Any) -> str:

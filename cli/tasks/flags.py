@@ -32,6 +32,31 @@ class Inputs:
         list[str] | None,
         f.flag("--set", "Arguments of the pipeline's own, of the types that its call takes.", INPUT, "NAME=VALUE..."),
     ] = None
+    lora: Annotated[
+        list[str] | None,
+        f.flag("--lora", "Adapters laid over the weights, .safetensors alone; several.", f.MODEL, "PATH[:SCALE]..."),
+    ] = None
+    shift: Annotated[
+        float | None, f.flag("--shift", "Of the noise schedule.  [default: the folder's]", f.VIDEO, "X")
+    ] = None
+    quantize: Annotated[
+        str, f.flag("--quantize", "The transformer's weights in fewer bits.", f.MODEL, "none|fp8|int8|nf4")
+    ] = "none"
+    vae_tiling: Annotated[bool, f.flag("--vae-tiling", "Decode in tiles, in less memory.", f.MODEL)] = False
 
 
-NAMES = tuple(field.name for field in fields(Inputs))
+@dataclass(frozen=True, kw_only=True)
+class Lists:
+    """Several videos with one model."""
+
+    prompts: Annotated[
+        str | None,
+        f.flag("--prompts", "A text file, one prompt a line, or N of ours: a video each.", f.VIDEO, "FILE|builtin[:N]"),
+    ] = None
+    seeds: Annotated[list[int] | None, f.flag("--seeds", "A video of each prompt for each.", f.VIDEO, "N N ...")] = None
+    num_videos: Annotated[
+        int | None, f.flag("--num-videos", "Videos of each prompt, with seeds from --seed on.", f.VIDEO, "N")
+    ] = None
+
+
+NAMES = tuple(field.name for field in (*fields(Inputs), *fields(Lists)))

@@ -15,19 +15,20 @@ from dittools.cli.request import Request, Scene
 from dittools.cli.settings import config_of
 from dittools.cli.tasks.flags import NAMES
 from dittools.config import Config
-from dittools.pipelines import loading, places, saving, stages, strides, weights
-from dittools.pipelines.components import INDEX
+from dittools.naming import unknown
+from dittools.pipelines import components, loading, places, quantizing, saving, stages, strides, weights
+from dittools.pipelines.components import INDEX, listed
 from dittools.pipelines.errors import BadInput
 from dittools.pipelines.families import Family, find_family
 from dittools.pipelines.folder import read_index
 from dittools.pipelines.limits import check_memory, check_steps
 from dittools.pipelines.sizes import size_rule
 from dittools.pipelines.staged import STAGED
-from dittools.pipelines.tasks import classes, media, values
+from dittools.pipelines.tasks import adapters, classes, media, values
 from dittools.pipelines.tasks import inputs as known
 from dittools.pipelines.tasks.classes import PipelineClass
 from dittools.pipelines.tasks.presets import defaults_of
-from dittools.pipelines.tasks.task import Inputs, Task
+from dittools.pipelines.tasks.task import Held, Inputs, Task, shift_of
 from dittools.pipelines.tasks.task import check as check_inputs
 
 MORE = (*NAMES,)
@@ -49,7 +50,7 @@ def routed(flags: Any, given: Collection[str]) -> tuple[Any, bool]:
     Args:
         given: names of the flags that the command line holds.
     """
-    more = any(getattr(flags, name) not in (None, False, []) for name in MORE)
+    more = any(_is_given(getattr(flags, name, None)) for name in MORE)
     index = _index(flags.weights)
     family = None if index is None else classes.family_in(index)
     if family is None:
@@ -58,6 +59,10 @@ def routed(flags: Any, given: Collection[str]) -> tuple[Any, bool]:
         return flags, False  # where it is told that these weights are of another model
     flags = dataclasses.replace(flags, model=family.name)
     return flags, more or classes.name_in(index) not in family.text_to
+
+
+def _is_given(value: Any) -> bool:
+    return not (value is None or value is False or value in ([], quantizing.NONE))
 
 
 def _index(asked: str) -> dict[str, Any] | None:
@@ -73,13 +78,16 @@ def _index(asked: str) -> dict[str, Any] | None:
         return None
 
 
-def check(flags: Any, given: Collection[str], reads: list[places.Read], note: Any) -> Request:
+def check(
+    flags: Any, given: Collection[str], reads: list[places.Read], note: Any, listed_videos: bool = False
+) -> Request:
     """A request that is drawn by whole calls. Raises BadInput.
 
     Args:
         given: names of the flags that the command line holds.
         reads: files of this run's flags.
         note: told what is worth knowing.
+        listed_videos: whether the output's name is that of a list, and no file's.
     """
     check_flags(flags)
     _numbers(flags)
@@ -89,21 +97,25 @@ def check(flags: Any, given: Collection[str], reads: list[places.Read], note: An
     one = known.choose(asked.one, inputs, asked.folder)
     _texts_taken(flags, one)
     said = tuple(flags.set or ())
-    task = Task(one, asked.one, _read(flags), values.read(one, said), said)
-    check_inputs(one, task.inputs)
+    held = _held(flags, one, asked.folder)
+    task = Task(one, asked.one, _read(flags), values.read(one, said), said, held)
+    check_inputs(task)
     if one is not asked.one:
         note(f"drawn as {one.name}, which takes {known.told(one)}, with the weights of {asked.one.name}")
     check_steps(flags.steps, asked.folder)
     if one.draws == "image" and flags.frames not in (None, 1):
         raise BadInput(f"{one.name} draws images: --frames is 1, got {flags.frames}")
     config, notes = config_of(flags) if hasattr(flags, "method") else (Config(method="dense"), ())
-    _check_sparse(family, flags, config)
+    _check_sparse(family, flags, config, note)
     requests.check_files(config)
     output = None
     if hasattr(flags, "overwrite"):
         output = saving.plan(_output_name(flags, given, one), 1 if one.draws == "image" else flags.frames)
-        output.keep([*reads, *_files(flags), *requests.read_by(config)], flags.overwrite)
-    loading.check_offload(flags.offload, loading.pick_device(flags.device))
+        if not listed_videos:
+            output.keep([*reads, *files_of(flags), *requests.read_by(config)], flags.overwrite, one.sounds)
+    device = loading.pick_device(flags.device)
+    loading.check_offload(flags.offload, device)
+    quantizing.check(flags.quantize, device)
     flags = dataclasses.replace(flags, model=family.name)
     return Request(flags, family, config, output, notes, task, asked.weights)
 
@@ -127,6 +139,25 @@ def _asked(flags: Any, note: Any) -> Asked:
         raise BadInput(f"{chosen.name} has no {INDEX}: it is no diffusers pipeline (look for one ending in -Diffusers)")
     one = classes.class_in(folder)
     return Asked(chosen, folder, one)
+
+
+def _held(flags: Any, one: PipelineClass, folder: Path) -> Held:
+    """How the weights are held. Raises BadInput for what this class or its parts have not."""
+    if flags.quantize not in quantizing.KINDS:
+        raise BadInput(unknown("--quantize", flags.quantize, quantizing.KINDS))
+    loras = adapters.read(flags.lora or [])
+    adapters.check_class(one, loras)
+    if flags.vae_tiling:
+        name = listed(read_index(folder)).get("vae", ("", ""))[1]
+        if not hasattr(classes.part_named(name), "enable_tiling"):
+            raise BadInput(f"--vae-tiling: {name or 'this model'} decodes no tiles: leave it out")
+    if flags.shift is not None:
+        if not (math.isfinite(flags.shift) and flags.shift > 0):
+            raise BadInput(f"--shift must be above 0, got {flags.shift:g}")
+        config = components.config_of(folder / "scheduler")
+        if config and shift_of(config) is None:
+            raise BadInput(f"--shift: the scheduler of {folder} ({config.get('_class_name')}) has none")
+    return Held(loras, flags.quantize, flags.vae_tiling, flags.shift)
 
 
 def _numbers(flags: Any) -> None:
@@ -161,13 +192,16 @@ def _texts_taken(flags: Any, one: PipelineClass) -> None:
         raise BadInput(f"--guidance: {one.name} takes none")
 
 
-def _check_sparse(family: Family, flags: Any, config: Config) -> None:
+def _check_sparse(family: Family, flags: Any, config: Config, note: Any) -> None:
     """Raises BadInput where a method or cache is asked for that the model's attention has no place for."""
     if family.why_not is None:
         return
     named = config.method not in ("auto", "dense") or config.cache != "none" or config.correction != "none"
     if named:
         raise BadInput(f"{family.name} draws densely alone, since {family.why_not}: leave --method and --cache out")
+    if getattr(flags, "compare_dense", False):
+        raise BadInput(f"--compare-dense: {family.name} draws densely anyway, since {family.why_not}")
+    note(f"drawn densely: {family.why_not}")
 
 
 def _read(flags: Any) -> Inputs:
@@ -188,12 +222,14 @@ def _read(flags: Any) -> Inputs:
     )
 
 
-def _files(flags: Any) -> list[places.Read]:
+def files_of(flags: Any) -> list[places.Read]:
     """Files that flags of inputs name."""
     found = [(f"--{name.replace('_', '-')}", getattr(flags, name)) for name in known.FLAGS if name != "strength"]
     single = [(flag, value) for flag, value in found if isinstance(value, str)]
     many = [(flag, each) for flag, value in found if isinstance(value, list) for each in value]
-    return [(flag, Path(value).expanduser()) for flag, value in single + many]
+    named = [*single, *many, ("--prompts", getattr(flags, "prompts", None))]
+    loras = [("--lora", each) for text in flags.lora or () for each in (text, text.rpartition(":")[0])]
+    return [(flag, Path(value).expanduser()) for flag, value in (*named, *loras) if value]
 
 
 def _output_name(flags: Any, given: Collection[str], one: PipelineClass) -> str:

@@ -1,4 +1,4 @@
-"""`dittools generate` by whole calls of a pipeline: one video, and its record beside it."""
+"""`dittools generate` by whole calls of a pipeline: one video or a list of them, and a record beside each."""
 
 from __future__ import annotations
 
@@ -10,8 +10,11 @@ from dittools.cli.flag_checks import reads
 from dittools.cli.member import Member
 from dittools.cli.output import Output
 from dittools.cli.record import print_summary
-from dittools.cli.tasks.request import check
+from dittools.cli.request import read_by
+from dittools.cli.tasks.batch import draw_all, lists
+from dittools.cli.tasks.request import check, files_of
 from dittools.pipelines.errors import BadInput
+from dittools.pipelines.weights import EMBEDDED
 
 
 def draw(flags: Any, given: Collection[str], command: list[str], me: Member | None) -> None:
@@ -28,7 +31,13 @@ def draw(flags: Any, given: Collection[str], command: list[str], me: Member | No
             "--gpus and --parallel out"
         )
     output = Output.of(flags)
-    request = check(flags, given, reads(flags), output.note)
+    several = lists(flags, given, flags.weights == EMBEDDED)
+    request = check(flags, given, reads(flags), output.note, several is not None)
+    if several is not None:
+        read = [*reads(flags), *files_of(flags), *read_by(request.config)]
+        records = draw_all(request, several, read, command, output)
+        output.data({"videos": records}, lambda: "\n".join(record["output"] for record in records))
+        return
     record = run.run(request, command, output)
     if record is not None:
         print_summary(record, request.output.record, output)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dittools.pipelines.components import INDEX, listed
+from dittools.pipelines.components import INDEX, config_of, listed
 from dittools.pipelines.errors import BadInput
 from dittools.pipelines.families import FAMILIES, Family
 from dittools.pipelines.folder import read_index
@@ -64,6 +64,11 @@ class PipelineClass:
     def frames(self) -> str | None:
         """The name that its call has for the number of frames; None where an input decides it."""
         return next((name for name in FRAME_COUNTS if name in self.parameters), None)
+
+    @property
+    def sounds(self) -> bool:
+        """Whether it makes sound as well."""
+        return any(name in self.components for name in ("vocoder", "sound_tokenizer"))
 
     def default(self, name: str) -> Any:
         """The default of an argument of its call; None where it has none."""
@@ -136,6 +141,13 @@ def class_named(name: str) -> type | None:
     return kind if inspect.isclass(kind) and issubclass(kind, diffusers.DiffusionPipeline) else None
 
 
+def part_named(name: str) -> type | None:
+    """A class of diffusers, as of a VAE; None where there is none of that name."""
+    import diffusers
+
+    return getattr(diffusers, name, None) if name.isidentifier() else None
+
+
 def _takes_transformer(kind: type, family: Family) -> bool:
     types = " ".join(str(one.annotation) for one in inspect.signature(kind.__init__).parameters.values())
     return re.search(rf"\b{family.transformer}\b", types) is not None
@@ -145,7 +157,7 @@ Served = tuple[str, ...]
 _SAME_WEIGHTS: tuple[Served, ...] = (
     ("WanPipeline", "WanVideoToVideoPipeline"),
     ("CogVideoXPipeline", "CogVideoXVideoToVideoPipeline"),
-    ("LTXPipeline", "LTXImageToVideoPipeline", "LTXConditionPipeline"),
+    ("LTXPipeline", "LTXImageToVideoPipeline"),
     ("LTX2Pipeline", "LTX2ImageToVideoPipeline", "LTX2ConditionPipeline"),
     (
         "SkyReelsV2DiffusionForcingPipeline",
@@ -158,17 +170,22 @@ _SAME_WEIGHTS: tuple[Served, ...] = (
 )
 """Classes that one folder serves, beside those of diffusers' own AutoPipelines: the same components, and a transformer
 that takes the same channels."""
-_WHERE: tuple[tuple[Served, Callable[[Mapping[str, Any]], bool]], ...] = (
-    (("WanPipeline", "WanImageToVideoPipeline"), lambda index: bool(index.get("expand_timesteps"))),
+_WHERE: tuple[tuple[Served, Callable[[Path], bool]], ...] = (
+    (("WanPipeline", "WanImageToVideoPipeline"), lambda folder: bool(read_index(folder).get("expand_timesteps"))),
+    (
+        ("LTXPipeline", "LTXImageToVideoPipeline", "LTXConditionPipeline"),
+        lambda folder: not config_of(folder / "scheduler").get("use_dynamic_shifting"),
+    ),
 )
-"""The same where a model_index.json says so: Wan 2.2 5B draws from text or from an image."""
+"""The same where a folder says so: Wan 2.2 5B draws from text or from an image; LTX-Video takes conditions from 0.9.5
+on, whose schedule does not shift with the size."""
 
 
 def others(one: PipelineClass, folder: Path) -> list[PipelineClass]:
     """Other classes that the weights of a folder serve, the nearest first."""
     index = read_index(folder)
     groups = [group for group in (*_SAME_WEIGHTS, *_of_auto_pipelines()) if one.name in group]
-    groups += [group for group, where in _WHERE if one.name in group and where(index)]
+    groups += [group for group, where in _WHERE if one.name in group and where(folder)]
     names = dict.fromkeys(name for group in groups for name in group if name != one.name)
     kinds = [PipelineClass(kind, one.family) for kind in map(class_named, names) if kind is not None]
     return [each for each in kinds if not each.lacks(index) and _takes_transformer(each.kind, one.family)]

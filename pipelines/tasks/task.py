@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from dittools.pipelines.errors import BadInput
-from dittools.pipelines.tasks import media
+from dittools.pipelines.tasks import adapters, media
 from dittools.pipelines.tasks.classes import PipelineClass
 from dittools.pipelines.tasks.inputs import CONDITIONS, MANY, VACE, argument_of
 from dittools.pipelines.tasks.values import guidance_of
@@ -68,12 +69,38 @@ class Inputs:
 
 
 @dataclass(frozen=True)
+class Held:
+    """How weights are held, and what is laid over them.
+
+    Args:
+        quantize: of `dittools.pipelines.quantizing.KINDS`.
+        shift: of the noise schedule; None leaves it to the folder.
+    """
+
+    loras: tuple[adapters.Lora, ...] = ()
+    quantize: str = "none"
+    vae_tiling: bool = False
+    shift: float | None = None
+
+    def facts(self) -> dict[str, Any]:
+        """As a record has it."""
+        own = {"quantize": self.quantize, "vae_tiling": self.vae_tiling, "shift": self.shift}
+        return {"lora": [one.facts() for one in self.loras], **own}
+
+
+def shift_of(scheduler: Mapping[str, Any]) -> str | None:
+    """The name that a scheduler's config has for the shift of its noise levels."""
+    return next((name for name in ("flow_shift", "shift") if name in scheduler), None)
+
+
+@dataclass(frozen=True)
 class Task:
     """A class and all that its call is given beside text and sizes.
 
     Args:
         asked: the class of the folder; `one` is that which draws.
         settings: arguments of its own, by --set, and `said`, how they were given.
+        held: how its weights are held.
     """
 
     one: PipelineClass
@@ -81,6 +108,7 @@ class Task:
     inputs: Inputs = field(default_factory=Inputs)
     settings: Mapping[str, Any] = field(default_factory=dict)
     said: tuple[str, ...] = ()
+    held: Held = field(default_factory=Held)
 
     def facts(self) -> dict[str, Any]:
         """As a record has it."""
@@ -90,12 +118,48 @@ class Task:
             "weights_of": self.asked.name,
             "inputs": self.inputs.facts(),
             "set": {name.strip(): value.strip() for name, value in said.items()},
+            **self.held.facts(),
+        }
+
+    def asked_for(self, scene: Any, request: Any, dtype: str) -> dict[str, Any]:
+        """All that decides what is drawn, for a list that goes on to know its own videos again.
+
+        Args:
+            scene, request: of `dittools.cli.request`.
+        """
+        facts = self.facts()
+        inputs = {flag: _digests(value) for flag, value in facts.pop("inputs").items()}
+        loras = [[one["sha256"], one["scale"]] for one in facts.pop("lora")]
+        shot = {name: getattr(scene.shot, name) for name in scene.shot.__dataclass_fields__}
+        return {
+            "weights": request.weights.name,
+            "prompt": scene.prompt,
+            "negative_prompt": scene.negative_prompt,
+            **shot,
+            "fps": scene.fps,
+            "dtype": dtype,
+            **facts,
+            "inputs": inputs,
+            "lora": loras,
+            "config": request.config.to_dict(),
         }
 
     @property
     def follows(self) -> bool:
         """Whether a video that was given says how many frames are drawn."""
         return self.inputs.followed is not None and (self.one.frames is None or self.one.name in FOLLOWS)
+
+    def prepare(self, pipe: Any, guidance: float | None, note: Callable[[str], None]) -> None:
+        """What is set on the pipeline itself, once it is loaded. Raises BadInput for a LoRA that does not fit."""
+        if self.held.vae_tiling:
+            pipe.vae.enable_tiling()
+        if self.held.shift is not None:
+            name = shift_of(pipe.scheduler.config)
+            pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config, **{name: self.held.shift})
+        adapters.put_on(pipe, self.held.loras, note)
+        guider = getattr(pipe, "guider", None)
+        if guidance is not None and guider is not None and guidance_of(self.one) is None:
+            pipe.guider = guider.new(guidance_scale=guidance)
 
     def arguments(self, prompt: str, negative_prompt: str, shot: Shot, fps: float, max_text: int | None) -> dict:
         """Keyword arguments of the call, but for generator and output; what it does not take is left out.
@@ -159,8 +223,20 @@ class Task:
         return found
 
 
-def check(one: PipelineClass, inputs: Inputs) -> None:
+def _digests(value: Any) -> Any:
+    """Of an input's facts, what does not change with the name of its file."""
+    if isinstance(value, list):
+        return [_digests(one) for one in value]
+    return value["sha256"] if isinstance(value, dict) else value
+
+
+def check(task: Task) -> None:
     """Raises BadInput for a still where frames are wanted, frames where a still is, and several where one is."""
+    one, inputs = task.one, task.inputs
+    uncompressed = task.settings.get("image_crf") == 0
+    if one.name.startswith("LTX2") and (inputs.image or inputs.last_image) and not uncompressed and not find_spec("av"):
+        other = ", or --set image_crf=0 to leave that out" if "image_crf" in one.parameters else ""
+        raise BadInput(f"{one.name} compresses its pictures first, by PyAV: pip install av{other}")
     if len(inputs.references) > 1 and one.name not in MANY:
         argument = _argument(one, "reference")
         if not argument.endswith("s"):

@@ -7,20 +7,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from dittools.pipelines.sound import Sound
+
 if TYPE_CHECKING:
     import numpy as np
 
 RESULTS = ("frames", "images", "videos", "video", "image")
 """Names that outputs of pipelines have for what was drawn."""
 SOUNDS = ("audio", "sound")
-
-
-@dataclass(frozen=True)
-class Sound:
-    """A waveform ``[samples, channels]``, float32 in [-1, 1], and its samples in a second."""
-
-    samples: np.ndarray
-    rate: int
 
 
 @dataclass(frozen=True)
