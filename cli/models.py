@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
+from typing import Annotated, Any
 
 import typer
 
@@ -13,17 +14,30 @@ from dittools.cli.output import Output, table
 NAME = "models"
 SHORT = "List the model families."
 HELP = """List the model families: whether their attention can run sparse, which `generate` can run, and what
-was tested on tiny random models. --json has all of it, with aliases, checkpoints and default sizes."""
+was tested on tiny random models; or show what one of them draws by default, and where that is from.
+--json has all of it, with aliases, checkpoints and default sizes."""
 EXAMPLES = """\b
 Examples:
   dittools models
+  dittools models wan
   dittools models --json"""
 
 
-@takes(Common)
-def command(ctx: typer.Context, flags: Common) -> None:
+@dataclass(frozen=True, kw_only=True)
+class Flags(Common):
+    name: Annotated[
+        str | None, typer.Argument(help="A family, by name or alias; all by default.", show_default=False)
+    ] = None
+
+
+@takes(Flags)
+def command(ctx: typer.Context, flags: Flags) -> None:
     from dittools.pipelines import matrix
 
+    if flags.name is not None:
+        facts = _family(flags.name)
+        Output.of(flags).data(facts, lambda: _shown(facts))
+        return
     results = matrix.tested()
     facts = {
         "families": matrix.rows(),
@@ -33,6 +47,45 @@ def command(ctx: typer.Context, flags: Common) -> None:
         "embedded": _embedded(),
     }
     Output.of(flags).data(facts, lambda: _readable(facts))
+
+
+def _family(name: str) -> dict[str, Any]:
+    """A family's row, and what its pipeline classes draw by default. Raises BadInput for an unknown one."""
+    from dataclasses import asdict
+
+    from dittools.pipelines import matrix
+    from dittools.pipelines.families import find_family
+    from dittools.pipelines.tasks.presets import presets
+
+    family = find_family(name)
+    row = next(row for row in matrix.rows() if row["name"] == family.name)
+    return {**row, "presets": [asdict(one) for one in presets() if one.family == family.name]}
+
+
+def _shown(facts: dict[str, Any]) -> str:
+    """One family, for people."""
+    lines = [f"{facts['name']}: {facts['title']}"]
+    lines += [f"aliases: {', '.join(facts['aliases'])}"] if facts["aliases"] else []
+    lines.append(f"transformer: {facts['transformer']}; draws: {facts['draws']}; text: {facts['text']}")
+    lines.append(f"sparse attention: {'yes' if facts['why_not'] is None else 'no, ' + facts['why_not']}")
+    lines += [f"mind: {facts['notes']}"] if facts["notes"] else []
+    if not facts["presets"]:
+        return "\n".join([*lines, "no defaults of a checkpoint are known"])
+    names = ("frames", "height", "width", "steps", "guidance", "shift", "fps", "repo")
+    rows = [(one["pipeline"], *(_told(one[name]) for name in names)) for one in facts["presets"]]
+    text = "\n".join(lines) + "\n\n" + table(("PIPELINE", *(name.upper() for name in names)), rows)
+    negatives: dict[str, list[str]] = {}
+    for one in facts["presets"]:
+        if (one["negative_prompt"] or "").strip():
+            negatives.setdefault(one["negative_prompt"], []).append(one["pipeline"])
+    for negative, of in negatives.items():
+        text += f"\n\nnegative prompt of {', '.join(of)}:\n{negative}"
+    sources = [(one["pipeline"], one["source"]) for one in facts["presets"]]
+    return text + "\n\n" + table(("PIPELINE", "SOURCE"), sources)
+
+
+def _told(value: Any) -> str | None:
+    return f"{value:g}" if isinstance(value, float) else None if value is None else str(value)
 
 
 def _embedded() -> dict[str, Any]:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import struct
 from collections.abc import Collection
 from pathlib import Path
 
+from dittools.pipelines import places
 from dittools.pipelines.components import INDEX, check_listed, listed
 from dittools.pipelines.errors import BadInput
 
@@ -20,8 +22,9 @@ def check_folder(folder: Path, classes: Collection[str] = ()) -> None:
     An empty `classes` means any. Only safetensors count as weights: a pickled `.bin` file can run code when
     it is read, so none is ever used.
     """
-    if not folder.is_dir():
-        raise BadInput(f"no weights folder at {folder}: give a diffusers pipeline folder, a repo id, or embedded")
+    if not os.path.isdir(folder):  # which takes names that are too long for a file as well
+        name = places.shown(str(folder))
+        raise BadInput(f"no weights folder at {name}: give a diffusers pipeline folder, a repo id, or embedded")
     index = folder / INDEX
     if not index.is_file():
         raise BadInput(f"{folder} has no {INDEX}, so it is no diffusers pipeline folder: point --weights at one")

@@ -25,8 +25,8 @@ class Preset:
 
     pipeline: str
     family: str
-    repo: str
     source: str
+    repo: str | None = None
     frames: int | None = None
     height: int | None = None
     width: int | None = None

@@ -71,6 +71,20 @@ def test_env_tells_kernels_and_why_not_the_others(cli):
     assert "portable: can run (chosen)" in text and "hub cache: " in text and "ffmpeg: " in text
 
 
+def test_models_shows_what_one_family_draws_by_default_and_where_that_is_from(cli):
+    facts = cli("models", "vace", "--json").json
+    assert facts["name"] == "wan-vace" and facts["presets"][0]["pipeline"] == "WanVACEPipeline"
+    text = cli("models", "wan").out
+    for said in (
+        "WanImageToVideoPipeline",
+        "Wan-AI/Wan2.1-I2V-14B-480P-Diffusers",
+        "negative prompt of",
+        "diffusers 0",
+    ):
+        assert said in text
+    assert cli("models", "wann").code == 2
+
+
 def test_models_lists_families_and_the_embedded_one(cli, embedded_model):
     facts = cli("models", "--json").json
     wan = facts["families"][0]
