@@ -1,8 +1,11 @@
 """The tasks of docs/tasks.md: each a command on tiny random weights, its file and its record looked at."""
 
 import json
+import re
+import shlex
 import subprocess
 import wave
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,11 +13,13 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
+from dittools.cli.app import command
 from dittools.pipelines import saving
 from dittools.pipelines.tasks import whole
 from tests.cli.tasks_tiny import SIZE, VIDEO, clip, lora, mask, picture, saved
 from tests.cli.test_bad_input import one_error
 
+ROOT = Path(__file__).parents[2]
 FAST = ("--method", "dense", "--guidance", "1")
 QUIET = ("stg_scale=0", "modality_scale=1", "audio_stg_scale=0", "audio_modality_scale=1", "audio_guidance_scale=1")
 
@@ -332,3 +337,13 @@ def test_a_class_that_dittools_does_not_know_is_refused_by_name(cli, shelf, tmp_
 def test_a_folder_names_its_family(cli, shelf, tmp_path):
     done = cli("generate", "--weights", saved("flux", shelf), *SIZE, "-o", "a.npy", "--json")
     assert done.code == 0 and done.json["model"] == "flux" and "task" not in done.json, done.err
+
+
+def test_the_table_of_tasks_is_of_twenty_commands_that_are_tested():
+    page = (ROOT / "docs" / "tasks.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| ([^|]+) \| `(--[^`]+)` \| `(test_\w+)` \|$", page, re.MULTILINE)
+    assert len(rows) == 20 == len({task for task, _, _ in rows})
+    known = {name for parameter in command().commands["generate"].params for name in parameter.opts}
+    for _, line, test in rows:
+        assert {part for part in shlex.split(line) if part.startswith("--")} <= known
+        assert callable(globals().get(test)), test
