@@ -93,6 +93,11 @@ def check(
     _numbers(flags)
     asked = _asked(flags, note)
     family = asked.one.family
+    if "model" in given and find_family(flags.model) is not family:
+        which = "the embedded model" if asked.weights.embedded else asked.weights.name
+        raise BadInput(
+            f"{which} is a {family.name}, not a {find_family(flags.model).name}: give --weights of that model"
+        )
     inputs = _inputs_named(flags)
     one = known.choose(asked.one, inputs, asked.folder)
     _texts_taken(flags, one)

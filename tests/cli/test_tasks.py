@@ -254,6 +254,7 @@ def test_several_videos_of_one_prompt(cli, shelf, tmp_path):
         (("--quantize", "int9"), "'int9'"),
         (("--quantize", "nf4"), "--quantize nf4 runs on a CUDA GPU"),
         (("--shift", "0"), "--shift must be above 0"),
+        (("--shift", "3", "--weights", "embedded", "--model", "flux"), "the embedded model is a wan, not a flux"),
         (("--guidance", "nan"), "--guidance must be a number"),
     ],
 )
