@@ -82,6 +82,9 @@ class Sparse:
                 raise ValueError("max_error is for one device, and several ranks share this call: leave it out")
             if (why := run.bound.why_dense(layer, step.step)) is not None:
                 run.fallbacks[why] += 1
+                if run.recorded is not None:
+                    pieces = [(number, index) for index in range(len(parts))]
+                    run.recorded.stays(step.step, layer, step.branch, pieces, why)
                 return None
         if shared is not None and (not parts[0].whole or self._plan_watchers or self._result_watchers):
             shared.whole("q", "k", "v")

@@ -54,6 +54,10 @@ class PlanRecord:
             plan.made["recorded"] = weakref.ref(self), number
         self._uses[place] = number, fresh
 
+    def stays(self, step: int, layer: int, branch: str, parts: list[tuple[int, int]], reason: str) -> None:
+        """These pieces of a layer's call run dense without being planned, for this reason."""
+        self._uses.update({(step, layer, branch, *part): (reason, False) for part in parts})
+
     def forget(self, step: int, branch: str) -> None:
         """A forward is run again."""
         for place in [place for place in self._uses if (place[0], place[2]) == (step, branch)]:

@@ -45,7 +45,7 @@ class Fast:
         calls = {"dense": 1, "sparse": 1, "reused": 0}
         cache = {"name": "none", "computed_steps": [], "reused_steps": []}
         known = {"sparsity": shares, "calls": calls, "cache": cache, "method": "svg", "correction": "none"}
-        return defaultdict(list, known, method_options={})
+        return defaultdict(list, known, method_options={}, attention_error=None)
 
 
 @pytest.fixture

@@ -160,6 +160,19 @@ def test_a_call_that_stayed_dense_stays_dense_and_one_that_was_run_again_is_not(
     assert again.runtime.run.fallbacks == {"too hard": 2, "non-finite result in the exported run": 1}
 
 
+@pytest.mark.parametrize("correction", ["none", "sampled"])
+def test_a_bound_on_errors_holds_for_other_prompts_too(correction, path):
+    out, _, one = exported(path, method="svg", max_error=0.3, correction=correction)
+    assert any("max_error" in reason for reason in one.runtime.run.fallbacks)
+    again = Drawer(plans=str(path))
+    assert torch.equal(again.draw(), out) and again.runtime.run.fallbacks == one.runtime.run.fallbacks
+    again.draw(prompt=3)
+    assert any("max_error" in reason for reason in again.runtime.run.fallbacks)
+    loose = Drawer(plans=str(path))
+    loose.runtime.listeners.append(lambda *told: setattr(loose.runtime.run, "bound", None))  # as if no row were above
+    assert loose.draw(prompt=3).isfinite().all()
+
+
 def test_text_behind_the_picture_may_be_of_another_length(path):
     exported(path, GRIDS["text last"], method="draft")
     for text in (5, 21, 90):
