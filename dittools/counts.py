@@ -145,14 +145,16 @@ def _both(one: Call, other: Call) -> Call:
     weights = one.pairs / pairs, other.pairs / pairs
     parts = tuple(_all_lanes(*pair) for pair in zip(one.parts, other.parts, strict=True))
     own = None if one.own is None or other.own is None else _mean((one.own, other.own), weights)
+    error = None if one.error is None or other.error is None else one.error + other.error.to(one.error.device)
     density = _mean([1.0 if call.density is None else call.density for call in (one, other)], weights)
-    return one._replace(pairs=pairs, density=density, kernel=one.kernel or other.kernel, parts=parts, own=own)
+    kernel = one.kernel or other.kernel
+    return one._replace(pairs=pairs, density=density, kernel=kernel, parts=parts, own=own, error=error)
 
 
 def _all_lanes(one: KeptOf, other: KeptOf) -> KeptOf:
     lanes = one.lanes + other.lanes
     kept = _mean((one.kept, other.kept), (one.lanes / lanes, other.lanes / lanes))
-    return one._replace(lanes=lanes, kept=kept)
+    return one._replace(lanes=lanes, kept=kept, beside=one.beside + other.beside)
 
 
 def _mean(values: Sequence[torch.Tensor | float], weights: Sequence[float]) -> torch.Tensor:

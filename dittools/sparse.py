@@ -78,8 +78,8 @@ class Sparse:
         layer, q, k, v, scale, mask = inputs[:6]
         shared = inputs.shared
         if run.bound is not None:
-            if not inputs.alone:
-                raise ValueError("max_error is for one device, and several ranks share this call: leave it out")
+            if not inputs.alone or run.shared is not None:
+                raise ValueError("max_error is for one device, and several ranks share this run: leave it out")
             if (why := run.bound.why_dense(layer, step.step)) is not None:
                 run.fallbacks[why] += 1
                 if run.recorded is not None:
