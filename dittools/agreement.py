@@ -10,6 +10,7 @@ import torch
 from torch.nn.functional import pad
 
 from dittools.budget_check import BudgetCheck
+from dittools.counts import add_costs
 from dittools.deal import deal
 from dittools.ranks import FailedElsewhere, Ranks
 from dittools.run import Run
@@ -77,7 +78,7 @@ def share_counts(run: Run, calls: int, facts: int, share: float, copies: int = 1
     for layer, heads, _ in costs:
         most = max(map(len, heads.by_rank))
         cost, behind = heads.joined(behind[: len(heads.by_rank), :most]), behind[:, most:]
-        run.costs[layer] = run.costs[layer] + cost if layer in run.costs else cost
+        add_costs(run, {layer: cost})
     run.copies = copies
     totals = iter((found[:, count + 1 : count + 1 + len(sums)].sum(0) / copies).unbind())
     run.facts[facts:] = [(layer, {name: next(totals) for name in named}) for layer, named in run.facts[facts:]]

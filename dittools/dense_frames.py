@@ -7,7 +7,7 @@ from itertools import pairwise
 import torch
 import torch.nn.functional as F
 
-from dittools.tokens import Layout
+from dittools.tokens import Layout, placed
 
 
 def attend_frames(layout: Layout, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float) -> torch.Tensor:
@@ -19,9 +19,8 @@ def attend_frames(layout: Layout, q: torch.Tensor, k: torch.Tensor, v: torch.Ten
         layout: of keys ``k``, ``v`` ``[B, K, H, D]``, and of queries ``[B, Q, H, D]`` among them.
         scale: factor on the logits.
     """
-    all_keys, some, start = [], [], 0
-    for part in layout.parts_of(k.shape[1]):
-        at, start = slice(start, start + part.tokens), start + part.tokens
+    all_keys, some = [], []
+    for part, at in placed(layout.parts_of(k.shape[1])):
         if part.seen_by is None:
             all_keys.append(at)
         elif part.seen_by[0] < part.seen_by[1]:
@@ -43,11 +42,10 @@ def attend_frames(layout: Layout, q: torch.Tensor, k: torch.Tensor, v: torch.Ten
 
 def shown_pairs(layout: Layout, keys: int, tokens: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
     """Which keys at these places, int64 ``[n]``, queries at these, ``[m]``, see: bool ``[m, n]`` on the CPU."""
-    start, first, frame = 0, layout.picture_start(keys), layout.height * layout.width
+    first, frame = layout.picture_start(keys), layout.height * layout.width
     low, high = torch.zeros(keys, dtype=torch.int64), torch.full((keys,), layout.frames)
     alone = torch.zeros(keys, dtype=torch.bool)
-    for part in layout.parts_of(keys):
-        at, start = slice(start, start + part.tokens), start + part.tokens
+    for part, at in placed(layout.parts_of(keys)):
         if part.seen_by is not None:
             low[at], high[at], alone[at] = *part.seen_by, True
     place = layout.queries_at(keys)[tokens]

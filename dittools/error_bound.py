@@ -2,9 +2,8 @@
 
 Every layer has a share of pairs that it keeps, on a ladder of factors of sqrt(2), and starts at what the sparsity says.
 A call whose error, with what its rows leave open, is above the bound runs dense, and its layer goes up the ladder; well
-below it goes down a rung. An error falls about with the root of what is kept (`docs/methods.md` has the measured ones),
-so a call that is twice above the bound wants four times the pairs. Where the ladder ends the layer stays dense, and is
-tried again after a while.
+below it goes down a rung. An error is taken to fall with the root of what is kept, so a call that is twice above the
+bound wants four times the pairs. Where the ladder ends the layer stays dense, and is tried again after a while.
 """
 
 from __future__ import annotations
@@ -25,8 +24,7 @@ PATIENCE = 4
 
 @dataclass
 class _Layer:
-    rung: int
-    start: float | None  # the asked share, until it is left
+    density: float
     dense_until: int = -1
     changed: int = -1  # the step of the latest change: once a step, whatever branches say
 
@@ -45,8 +43,7 @@ class ErrorBound:
 
     def density(self, layer: int) -> float:
         """Share of the pairs that a layer keeps now."""
-        at = self._of(layer)
-        return at.start if at.start is not None else LADDER[at.rung]
+        return self._of(layer).density
 
     def why_dense(self, layer: int, step: int) -> str | None:
         """Why a layer stays dense in a step; None where it may run sparse."""
@@ -67,24 +64,20 @@ class ErrorBound:
                 self._up(at, error, step)
             return self._given_up() if step < at.dense_until else f"a sparse call was above max_error {self.most:g}"
         if first and error < EASY * self.most:
-            wanted = self.density(layer) * max((error / (AIM * self.most)) ** 2, 0.5)
-            self._set(at, max((rung for rung, share in enumerate(LADDER) if share <= wanted), default=0))
+            wanted = at.density * max((error / (AIM * self.most)) ** 2, 0.5)
+            at.density = max((share for share in LADDER if share <= wanted), default=LADDER[0])
         return None
 
     def _up(self, at: _Layer, error: float, step: int) -> None:
-        here = at.start if at.start is not None else LADDER[at.rung]
-        wanted = here * (error / (AIM * self.most)) ** 2
-        higher = [rung for rung, share in enumerate(LADDER) if share > here]
-        enough = [rung for rung in higher if LADDER[rung] >= wanted]
-        if not higher or (not enough and here >= LADDER[-1] / 2):
+        wanted = at.density * (error / (AIM * self.most)) ** 2
+        higher = [share for share in LADDER if share > at.density]
+        enough = [share for share in higher if share >= wanted]
+        if not higher or (not enough and at.density >= LADDER[-1] / 2):
             at.dense_until = step + PATIENCE
-        self._set(at, enough[0] if enough else len(LADDER) - 1)
-
-    def _set(self, at: _Layer, rung: int) -> None:
-        at.rung, at.start = rung, None
+        at.density = enough[0] if enough else LADDER[-1]
 
     def _of(self, layer: int) -> _Layer:
-        return self._layers.setdefault(layer, _Layer(0, self._density))
+        return self._layers.setdefault(layer, _Layer(self._density))
 
     def _given_up(self) -> str:
         return f"no budget keeps this layer within max_error {self.most:g}"

@@ -7,7 +7,6 @@ its queries see, is added beside it.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
@@ -15,9 +14,9 @@ import torch
 
 from dittools.masks import Beside, KeyBias
 from dittools.query_rows import QueryRows
-from dittools.sequence import SeenBeside, SubCall, placed_in
-from dittools.tokens import Part, TokenGrid, arranged
-from dittools.visibility import Limit, Run, limits_of, placed
+from dittools.sequence import KindOfTokens, SeenBeside, SubCall, placed_in
+from dittools.tokens import Part, TokenGrid, arranged, placed
+from dittools.visibility import Limit, Run, limits_of
 
 
 def limited_calls(parts: Sequence[Part], mask: torch.Tensor, device: torch.device) -> list[SubCall] | None:
@@ -109,11 +108,11 @@ def _piece(
     if cut is None:
         return None
     grid, kept = cut
-    kinds = _Kinds(parts)
-    beside = [kinds.beside(seen.clone().index_fill_(0, kept, False), torch.zeros(len(seen)), None, device)]
+    kinds = KindOfTokens(parts)
+    beside = [_beside(kinds, seen.clone().index_fill_(0, kept, False), torch.zeros(len(seen)), None, device)]
     for run, row in zip(runs, bias, strict=True):
         rows = ((kept >= run.start) & (kept < run.stop)).nonzero().flatten()
-        beside.append(kinds.beside(row.isfinite() & ~seen, row, rows.to(device), device))
+        beside.append(_beside(kinds, row.isfinite() & ~seen, row, rows.to(device), device))
     flags = own[kept]
     piece = SubCall(
         grid,
@@ -126,23 +125,15 @@ def _piece(
     return piece, own.nonzero().flatten()
 
 
-class _Kinds:
-    """Which kind of part each token is of."""
-
-    def __init__(self, parts: Sequence[Part]):
-        self._names = [part.kind for part in parts]
-        self._part = torch.arange(len(parts)).repeat_interleave(torch.tensor([part.tokens for part in parts]))
-
-    def beside(self, shown: torch.Tensor, bias: torch.Tensor, rows: torch.Tensor | None, device) -> SeenBeside | None:
-        """Tokens that are ``shown``, bool ``[S]``, beside a piece; None where there are none."""
-        tokens = shown.nonzero().flatten()
-        if not len(tokens):
-            return None
-        kinds: Counter[str] = Counter()
-        for name, count in zip(self._names, self._part[tokens].bincount(minlength=len(self._names)), strict=True):
-            kinds[name] += int(count)
-        added = bias[tokens].to(device) if bias[tokens].any() else None
-        return SeenBeside(Beside(tokens.to(device), added), None, tuple((+kinds).items()), rows)
+def _beside(
+    kinds: KindOfTokens, shown: torch.Tensor, bias: torch.Tensor, rows: torch.Tensor | None, device
+) -> SeenBeside | None:
+    """Tokens that are ``shown``, bool ``[S]``, beside a piece; None where there are none."""
+    tokens = shown.nonzero().flatten()
+    if not len(tokens):
+        return None
+    added = bias[tokens].to(device) if bias[tokens].any() else None
+    return SeenBeside(Beside(tokens.to(device), added), None, kinds.counted(tokens), rows)
 
 
 def _cut(parts: Sequence[Part], seen: torch.Tensor, own: torch.Tensor) -> tuple[TokenGrid, torch.Tensor] | None:

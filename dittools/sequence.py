@@ -16,6 +16,7 @@ budget; the rows of their queries are cut from the plan.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from itertools import product
 from typing import NamedTuple
 
@@ -24,7 +25,7 @@ import torch
 from dittools.kinds import kinds_of
 from dittools.masks import Beside, KeyBias, four
 from dittools.query_rows import QueryRows
-from dittools.tokens import Layout, Part, TokenGrid, arranged
+from dittools.tokens import Layout, Part, TokenGrid, arranged, placed
 
 
 class SeenBeside(NamedTuple):
@@ -200,6 +201,25 @@ def sub_calls(layout: Layout, keys: int, found: KeyBias | None, device: torch.de
     return pieces
 
 
+class KindOfTokens:
+    """Which kind of part each token of a sequence is of.
+
+    Args:
+        parts: of the sequence, in its order.
+    """
+
+    def __init__(self, parts: Sequence[Part]):
+        self._names = [part.kind for part in parts]
+        self._part = torch.arange(len(parts)).repeat_interleave(torch.tensor([part.tokens for part in parts]))
+
+    def counted(self, tokens: torch.Tensor) -> tuple[tuple[str, int], ...]:
+        """(kind, how many) of some tokens, int64 ``[n]``; a kind that has none is left out."""
+        found: Counter[str] = Counter()
+        for name, count in zip(self._names, self._part[tokens].bincount(minlength=len(self._names)), strict=True):
+            found[name] += int(count)
+        return tuple((+found).items())
+
+
 class _Cut:
     """Cuts pieces out of a call.
 
@@ -215,17 +235,16 @@ class _Cut:
         # Keys alone that are a grid are in the grid of a piece, where a budget of their own is for them.
         self.inside = torch.tensor([part.planned for part in parts]).repeat_interleave(sizes)
         self._of_all = torch.tensor([part.seen_by is None for part in parts]).repeat_interleave(sizes)
-        self._part = torch.arange(len(parts)).repeat_interleave(sizes)
+        self._kinds = KindOfTokens(parts)
         self._query = self.asks.cumsum(0) - 1  # of each key that has one, which query it is
 
     def piece(self, bias: torch.Tensor, taken: torch.Tensor, samples: torch.Tensor | None) -> SubCall:
         """The piece of samples to whose keys ``bias``, fp32 ``[b, S]``, is added, and that takes ``taken``, bool
         ``[S]``, of what has queries or is a grid. A reference that misses tokens is no grid any more.
         """
-        left, seen, start, taken = [], [], 0, taken & self.inside
-        for part in self._parts:
-            at = start + taken[start : start + part.tokens].nonzero().flatten()
-            start += part.tokens
+        left, seen, taken = [], [], taken & self.inside
+        for part, place in placed(self._parts):
+            at = place.start + taken[place].nonzero().flatten()
             if len(at):  # what is hidden whole is no part
                 left.append(Part(part.kind, len(at), part.shape if len(at) == part.tokens else None))
                 seen.append(at)
@@ -247,9 +266,8 @@ class _Cut:
 
     def _of_some(self, bias: torch.Tensor, kept: torch.Tensor, grid: TokenGrid) -> list[SeenBeside]:
         """What some frames of the picture see beside the kept tokens, of samples that all show it."""
-        found, start, first = [], 0, grid.video_start
-        for part in self._parts:
-            at, start = slice(start, start + part.tokens), start + part.tokens
+        found, first = [], grid.video_start
+        for part, at in placed(self._parts):
             if part.seen_by is None or part.seen_by[0] >= part.seen_by[1] or bias[:, at].any():
                 continue
             tokens = torch.arange(at.start, at.stop, device=self._device)
@@ -266,11 +284,7 @@ class _Cut:
             if len(at):
                 some = None if len(rows) == 1 else (which == index).nonzero().flatten().to(self._device)
                 added = row[at].to(self._device) if row[at].any() else None
-                kinds = Counter()
-                for part, count in zip(self._parts, self._part[at].bincount(minlength=len(self._parts)), strict=True):
-                    kinds[part.kind] += int(count)
-                kinds = +kinds
-                found.append(SeenBeside(Beside(at.to(self._device), added), some, tuple(kinds.items())))
+                found.append(SeenBeside(Beside(at.to(self._device), added), some, self._kinds.counted(at)))
         return tuple(found)
 
 

@@ -24,7 +24,7 @@ from dittools.kinds import kept_by_kind
 from dittools.methods.base import AttentionCall, Plan, StayDense, compact
 from dittools.observer import AttentionEvent
 from dittools.parts import part
-from dittools.row_errors import drawn_rows, estimate, sums_of_rows
+from dittools.row_errors import drawn_rows, estimate, exact_rows, sums_of_rows
 from dittools.run import CachedPlan, Call, KeptOf, Run
 from dittools.sequence import SubCall
 from dittools.tokens import TokenGrid
@@ -227,7 +227,8 @@ class Sparse:
         """How far some rows of a piece are from their exact output, as `dittools.row_errors` has it."""
         rows = drawn_rows(taken[0], plan, self._config.exact_rows, call.generator)
         with part("errors"):
-            return sums_of_rows(*taken, out, rows, scale=call.scale, block_size=call.block_size, join=join)
+            exact = exact_rows(*taken, rows, scale=call.scale, block_size=call.block_size, join=join)
+            return sums_of_rows(out.index_select(1, rows), exact)
 
     def _kernel(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, plan: Plan) -> str:
         """The kernel for a sparse call; plain PyTorch on a GPU is noted with the reason."""

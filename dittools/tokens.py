@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import prod
 from numbers import Integral
@@ -63,6 +63,14 @@ class Placed(NamedTuple):
 
     part: Part
     at: slice
+
+
+def placed(parts: Iterable[Part]) -> Iterator[Placed]:
+    """Each part and where it is in a sequence of them."""
+    start = 0
+    for part in parts:
+        yield Placed(part, slice(start, start + part.tokens))
+        start += part.tokens
 
 
 @dataclass(frozen=True)
@@ -152,11 +160,7 @@ class TokenGrid:
         listed = [Part.of("picture", *self.shape), *self.parts]
         if self.text:
             listed.insert(0 if self.text_position == "first" else len(listed), Part("text", self.text))
-        found, start = [], 0
-        for part in listed:
-            found.append(Placed(part, slice(start, start + part.tokens)))
-            start += part.tokens
-        return found
+        return list(placed(listed))
 
     @property
     def grids(self) -> list[Placed]:

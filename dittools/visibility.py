@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 
 from dittools.masks import four, less_than_own
-from dittools.tokens import Part
+from dittools.tokens import Part, placed
 
 ROWS = 1024
 """Rows of a mask that are compared at once."""
@@ -76,14 +76,6 @@ def limits_of(mask: torch.Tensor, parts: Sequence[Part]) -> list[Limit] | None:
             return None
         found.append(limit)
     return found
-
-
-def placed(parts: Sequence[Part]) -> Iterator[tuple[Part, slice]]:
-    """Each part and where it is."""
-    start = 0
-    for part in parts:
-        yield part, slice(start, start + part.tokens)
-        start += part.tokens
 
 
 def _limit_of(mask: torch.Tensor, parts: Sequence[Part]) -> Limit | None:
