@@ -65,7 +65,7 @@ class ErrorBound:
             return self._given_up() if step < at.dense_until else f"a sparse call was above max_error {self.most:g}"
         if first and error < EASY * self.most:
             wanted = at.density * max((error / (AIM * self.most)) ** 2, 0.5)
-            at.density = max((share for share in LADDER if share <= wanted), default=LADDER[0])
+            at.density = max((share for share in LADDER if share <= wanted), default=min(at.density, LADDER[0]))
         return None
 
     def _up(self, at: _Layer, error: float, step: int) -> None:

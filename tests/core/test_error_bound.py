@@ -75,6 +75,8 @@ def test_a_layer_climbs_as_far_as_its_error_asks_and_comes_down_rung_by_rung():
     for step in range(3, 20):
         assert bound.told(3, step, Estimate(0.001, 0.0)) is None
     assert bound.density(3) == LADDER[0]
+    few = ErrorBound(0.1, 0.02)  # below the ladder: what is easy keeps no more than was asked
+    assert few.told(0, 0, Estimate(0.001, 0.0)) is None and few.density(0) == 0.02
     assert bound.told(3, 20, Estimate(0.09, 0.02)) is not None  # the uncertainty counts
     bound.told(3, 21, Estimate(0.9, 0.0))
     bound.told(3, 22, Estimate(0.9, 0.0))

@@ -92,6 +92,15 @@ def test_bytes_are_those_of_what_planning_reads_and_of_the_keys_that_a_rank_keep
         assert 2 * half * LAYERS < bytes_of(each["record"]) < 2 * half * LAYERS * (1 + 0.9 * (STEPS - 1))
 
 
+def test_an_error_that_a_ring_cannot_tell_is_said_to_be_untold(pool):
+    asked = {**case("gna"), "error_rows": 8}
+    one = found(pool, "wan", [asked], RING, asked)
+    assert one["alone"]["record"]["attention_error"]["rows"] == 8
+    for each in one["ranks"]:
+        assert each["record"]["attention_error"] is None
+        assert [note for note in each["record"]["notes"] if note.startswith("error_rows: nothing is told")]
+
+
 def test_every_rank_tells_what_all_computed(pool):
     for one in (found(pool, "wan", [*PLAIN, *MORE], RING, case(name)) for name in ("gna", "svg2", "todo")):
         first, second = (each["record"]["parallel"]["density_by_rank"] for each in one["ranks"][:2])
