@@ -1,4 +1,4 @@
-"""Block-sparse attention against dense attention: rows of kind "attention", "order" and "schedule"."""
+"""Block-sparse attention against dense attention: rows of kind "attention", "order", "sample" and "schedule"."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import torch
 from dittools.benchmarks import dense, peers
 from dittools.benchmarks.contest import Contest, breaks_the_card, line
 from dittools.kernels import block_sparse_attention, gather_tokens, scatter_tokens, schedule
+from dittools.kernels.block_sparse.sample import draw_sample
 from dittools.kernels.capability import why_not
 from dittools.kernels.masks.block_mask import BlockMask
 from dittools.kernels.proof.check import Oracle, Wrong, result_of
@@ -21,6 +22,7 @@ from dittools.kernels.timing import once
 OURS = ("hopper", "triton", "portable")
 DENSE = "dense: "
 PATIENCE = 60
+DRAWN = 16  # of so many keys that rows skip one is drawn, in rows with a sample
 
 
 class Shape:
@@ -126,6 +128,22 @@ def measure_order(job: dict[str, Any], shape: Shape, at: At) -> dict[str, Any]:
     return _result(job, shape, contest, mask, ours)
 
 
+def measure_sample(job: dict[str, Any], shape: Shape, at: At) -> dict[str, Any]:
+    """A row of kind "sample": 1/16 of the keys that rows skip are drawn, and count in the density, with an order in
+    "sample-order"."""
+    drawn = job["key_block"] // DRAWN
+    blocks = (job["density"] - 1 / DRAWN) / (1 - 1 / DRAWN)
+    mask = _mask({**job, "density": blocks}, shape)
+    mask.kept_bits()
+    sample = draw_sample(mask.key, drawn, 7, device=shape.device)
+    order = make_order(job["heads"], job["tokens"], shape.device) if job["kind"] == "sample-order" else None
+    oracle = Oracle(shape.q, shape.k, shape.v, mask, shape.scale, order, sample=sample)
+    contest = _contest(job, shape, at)
+    ours = _enter_ours(contest, job, shape, mask, oracle, order=order, sample=sample)
+    kept = mask.density().double().mean().item()
+    return _result(job, shape, contest, kept + (1 - kept) / DRAWN, ours)
+
+
 def measure_schedule(job: dict[str, Any], shape: Shape, at: At) -> dict[str, Any]:
     """A row of kind "schedule": the Triton kernel with its rows first to last, and longest first."""
     mask = _mask(job, shape)
@@ -163,7 +181,7 @@ def _mask(job: dict[str, Any], shape: Shape) -> BlockMask:
 
 
 def _enter_ours(
-    contest: Contest, job: dict[str, Any], shape: Shape, mask: BlockMask, oracle: Oracle, order=None
+    contest: Contest, job: dict[str, Any], shape: Shape, mask: BlockMask, oracle: Oracle, **more
 ) -> list[str]:
     """Our kernels that take this case, or the one that was asked for; on a card plain PyTorch only if asked for."""
     asked = job["implementation"]
@@ -175,7 +193,7 @@ def _enter_ours(
         if reason is not None:
             contest.not_run[name] = reason
             continue
-        call = {"order": order, "scale": shape.scale, "implementation": name}
+        call = {**more, "scale": shape.scale, "implementation": name}
         contest.enter(
             name,
             lambda call=call: lambda: block_sparse_attention(*tensors, mask, **call),
@@ -188,8 +206,10 @@ def _enter_ours(
     return entered
 
 
-def _result(job: dict[str, Any], shape: Shape, contest: Contest, mask: BlockMask, ours: list[str]) -> dict[str, Any]:
-    kept = mask.density().double().mean().item()
+def _result(
+    job: dict[str, Any], shape: Shape, contest: Contest, mask: BlockMask | float, ours: list[str]
+) -> dict[str, Any]:
+    kept = mask if isinstance(mask, float) else mask.density().double().mean().item()
     times = contest.time(shape.device, job)
     rates(times, job, kept)
     return {

@@ -21,6 +21,8 @@ MOST_LANES = 3  # child processes of each kernel that proves itself
 def prove(results: Results, told: Told, limit: float, command: str) -> bool:
     """Prove the kernels that have to, enter each that is right into the table, and say whether all are.
 
+    Those of which the package's table has an entry for this source, card type and Triton are left out, unless all have.
+
     Args:
         results: take every row as it comes.
         told: called with every row.
@@ -34,7 +36,13 @@ def prove(results: Results, told: Told, limit: float, command: str) -> bool:
         told(row)
 
     begun = time.monotonic()
-    whole = {kernel: proof.jobs(kernel) for kernel in proof.KERNELS}
+    capability = results.head["device"].get("capability")
+    known = [kernel for kernel in proof.KERNELS if capability and checked.find(kernel, capability) is not None]
+    if len(known) == len(proof.KERNELS):
+        known = []
+    if known:
+        print(f"proven before, from the same source: {', '.join(known)}", flush=True)
+    whole = {kernel: proof.jobs(kernel) for kernel in proof.KERNELS if kernel not in known}
     cases = [[job for job in jobs if "seconds" not in job] for jobs in whole.values()]
     lanes = max(1, min(MOST_LANES, (os.cpu_count() or 1) // len(cases)))
     run_side_by_side(cases, results, heard, limit=limit, lanes=lanes)
@@ -46,7 +54,7 @@ def prove(results: Results, told: Told, limit: float, command: str) -> bool:
         "commit": commit(), "command": command,
     }  # fmt: skip
     # One that fails does not keep the others out.
-    return all([_enter(kernel, done, facts) for kernel in proof.KERNELS])
+    return all([_enter(kernel, done, facts) for kernel in whole])
 
 
 def line_of(row: dict[str, Any]) -> str:

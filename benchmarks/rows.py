@@ -13,6 +13,8 @@ from dittools.naming import unknown
 CUDA_SHAPES = ((12, 32_768), (40, 75_648))
 WAN_720P = (40, 75_600)
 CPU_SHAPES = ((2, 4_096),)
+# Kinds of rows whose cases differ in density; of samples it counts what was drawn.
+WITH_DENSITY = ("attention", "order", "schedule", "clusters", "sample", "sample-order")
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,11 @@ ROWS = (
     Row("64x64", "64 x 64 lists", query_block=64, key_block=64, goal=0.80, floor=0.65),
     Row("hd64", "head dim 64, 128 x 128", head_dim=64, goal=0.90, floor=0.80),
     Row("order", "with an order for each head", kind="order"),
+    Row("sample", "1/16 of the skipped keys drawn beside 128 x 128 lists", kind="sample", goal=1.05, floor=1.0),
+    Row("sample-order", "the same with an order for each head", kind="sample-order"),
+    Row("sample-64x64", "1/16 of the skipped keys drawn beside 64 x 64 lists", kind="sample", query_block=64,
+        key_block=64),
+    Row("sample-hd64", "1/16 of the skipped keys drawn, head dim 64", kind="sample", head_dim=64),
     Row("schedule", "ragged rows, longest first", kind="schedule", family="ragged"),
     Row("lists", "lists and schedule", kind="lists", goal=50, floor=150, unit="µs", shapes=(CUDA_SHAPES[1],)),
     Row("permute", "permute in and out, of the attention at 20 % kept", kind="permute", goal=3, floor=8, unit="%"),
@@ -125,6 +132,6 @@ def jobs(
 
 
 def _id(job: dict[str, Any]) -> str:
-    kept = f" {job['density']:g}" if job["kind"] in ("attention", "order", "schedule", "clusters") else ""
+    kept = f" {job['density']:g}" if job["kind"] in WITH_DENSITY else ""
     only = f" {job['implementation']}" if job["implementation"] else ""
     return f"{job['name']} {job['heads']}x{job['tokens']} hd{job['head_dim']}{kept} {job['dtype']}{only}"

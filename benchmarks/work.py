@@ -15,6 +15,8 @@ from dittools.kernels.supervise import At, serve
 WITH_SHAPE = {
     "attention": attention.measure_attention,
     "order": attention.measure_order,
+    "sample": attention.measure_sample,
+    "sample-order": attention.measure_sample,
     "schedule": attention.measure_schedule,
     "permute": around.measure_permute,
     "mass": around.measure_mass,

@@ -189,9 +189,11 @@ class Sparse:
                 check_call(*taken, plan.mask, plan.order)
         elif fresh:
             check_clusters(*taken, plan.mask, plan.order, plan.key_order)
+        asked = self._asked(call.layer)
         with part("attention"):
+            sample = None if correction is None else correction.sample(plan, call, asked)
             needs_lse = join is not None or correction is not None
-            out, lse = attend(*taken, plan, call.scale, kernel, return_lse=needs_lse, known=True)
+            out, lse = attend(*taken, plan, call.scale, kernel, return_lse=needs_lse, known=True, sample=sample)
         for watch in self._result_watchers:
             watch(call, taken, plan, out)
         if join is not None:
@@ -201,8 +203,7 @@ class Sparse:
         with part("correct"):
             # A key no method uses: what the run forgets of a layer, it forgets of both.
             state = call.branch_state.setdefault(correction, {})
-            asked = self._asked(call.layer)
-            done = correction.correct(SparseCall(*taken, plan, fresh, out, lse, call, state, asked, join))
+            done = correction.correct(SparseCall(*taken, plan, fresh, out, lse, call, state, asked, sample, join))
         if plan.rows is not None:  # of which nothing was skipped
             plan.rows.copy(out, done.out)
         self.run.notes.update(dict.fromkeys(done.notes))
@@ -274,7 +275,7 @@ class Sparse:
             grid=grid,
             sparsity=self._sparsity_of_plans(layer),
             scale=inputs.scale,
-            generator=self._generator(step.step, layer),
+            generator=torch.Generator().manual_seed(self._seed(step.step, layer)),
             block_size=run.block_size,
             run_cache=run.caches[grid],
             branch_state=run.state_of((layer, step.branch, part), inputs.heads),
@@ -283,6 +284,7 @@ class Sparse:
             heads=inputs.heads,
             own=inputs.own,
             halved=run.shared is not None and run.shared.halves,
+            seed=self._seed(0, layer),
         )
 
     def _asked(self, layer: int) -> float:
@@ -380,9 +382,8 @@ class Sparse:
         )
         return plan if reason is None else StayDense(reason)
 
-    def _generator(self, step: int, layer: int) -> torch.Generator:
-        seed = (self._config.seed * 100_003 + step) * 10_007 + layer
-        return torch.Generator().manual_seed(seed % (1 << 63))
+    def _seed(self, step: int, layer: int) -> int:
+        return ((self._config.seed * 100_003 + step) * 10_007 + layer) % (1 << 63)
 
 
 def _with(more: torch.Tensor | float, kept: torch.Tensor | float) -> torch.Tensor | float:

@@ -11,6 +11,7 @@ import sys
 _HOME = {
     "Clusters": "kmeans.dispatch",
     "Runs": "kmeans.dispatch",
+    "Sample": "block_sparse.sample",
     "block_lists": "block_sparse.lists",
     "block_sparse_attention": "block_sparse.dispatch",
     "block_sparse_attention_op": "block_sparse.custom_op",
@@ -19,6 +20,7 @@ _HOME = {
     "cluster_tokens": "kmeans.dispatch",
     "dense_attention": "dense",
     "dense_kernel_name": "dense",
+    "draw_sample": "block_sparse.sample",
     "from_keep": "block_sparse.lists",
     "from_mass": "block_sparse.lists",
     "from_top_k": "block_sparse.lists",

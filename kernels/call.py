@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
+
+if TYPE_CHECKING:
+    from dittools.kernels.block_sparse.sample import Sample
 
 
 @dataclass(frozen=True)
@@ -19,6 +23,8 @@ class Call:
         scale: factor on the logits, ``1 / sqrt(D)`` by default.
         key_bias: fp32 ``[B or 1, H or 1, Nk]``, added to the scaled logits of every key in a key block; even blocks
             only.
+        sample: keys that stand for the blocks which each row skips, as more keys of the call; even blocks without a
+            ``key_bias`` only.
         return_lse: also return the log-sum-exp of each row's logits.
         implementation: "hopper", "triton", "portable" or "naive"; chosen by `dittools.kernels.choose` when None.
     """
@@ -27,6 +33,7 @@ class Call:
     key_order: torch.Tensor | None = None
     scale: float | None = None
     key_bias: torch.Tensor | None = None
+    sample: Sample | None = None
     return_lse: bool = False
     implementation: str | None = None
 

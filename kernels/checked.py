@@ -22,8 +22,9 @@ CHECK = "dittools bench kernel --check"
 FOLDER = "DITTOOLS_CACHE"  # the environment variable that names the cache folder
 # What decides the machine code and the launch of each kernel that has to prove itself.
 _BLOCKS = (
-    "block_sparse/hopper.py", "block_sparse/hopper_variants.py", "block_sparse/hopper_forward.py", "hopper_parts.py",
-    "hopper_launch.py", "gluon_names.py", "strides.py",
+    "block_sparse/hopper.py", "block_sparse/hopper_variants.py", "block_sparse/hopper_forward.py",
+    "block_sparse/sample_tiles.py", "block_sparse/sample_tiles_triton.py", "hopper_parts.py", "hopper_launch.py",
+    "gluon_names.py", "strides.py",
 )  # fmt: skip
 SOURCES = {
     "hopper": _BLOCKS,

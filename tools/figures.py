@@ -28,6 +28,7 @@ RENDER = {
         for name in ("random_kept", "adaspa_rows", "svg_ear_refresh", "svg2_iterations", "anchored", "sampled")
     },
     "report_svg2_iterations_480p": blocks.kept,
+    "report_sampled_480p": blocks.kept,
     "report_svg2_times_480p": blocks.report,
     "recall": blocks.recall,
     "gpu_tests": blocks.gpu_tests,
@@ -42,6 +43,7 @@ RENDER = {
     "report_caches_cpu": blocks.caches,
     "report_taylorseer_cpu": blocks.caches,
     "kernels": blocks.bench(figures_bench.kernels),
+    "sample": blocks.bench(figures_bench.kernels),
     "hopper": blocks.benches(figures_bench.variants),
     "mass": blocks.bench(figures_bench.mass),
     "kmeans": blocks.bench(figures_bench.parts),
@@ -52,7 +54,8 @@ RENDER = {
 # A file for each card, and more with another word behind it: kernels_h100.json, model_h100_flux.json. The value is what
 # the names of the files begin with.
 EVERY_CARD = {
-    **{name: name for name in ("kernels", "hopper", "mass", "kmeans", "antidiagonals", "model", "report_methods")},
+    **{name: name for name in ("kernels", "sample", "hopper", "mass", "kmeans", "antidiagonals", "model")},
+    "report_methods": "report_methods",
     **{name: name for name in ("report_caches_480p", "recall", "gpu_tests", "tritons", "first_use")},
     "method_costs": "model",
     "in_short": "model",

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 import torch
 
+from dittools.kernels.block_sparse.sample import Sample
 from dittools.methods.base import AttentionCall, Plan
 from dittools.options import Options
 
@@ -25,6 +26,7 @@ class SparseCall:
         state: belongs to the correction, this run, layer and branch; emptied when a forward is run again.
         sparsity: share of the pairs that a user asked to skip; ``call.sparsity`` is what the method was asked for
             (`Correction.sparsity_of_plans`).
+        sample: what `Correction.sample` gave, which ``out`` and ``lse`` have already.
         join: adds the keys beside the call, which ``out`` and ``lse`` have already, to (output, lse) of ``q=`` some of
             its rows; None where there are none.
     """
@@ -39,6 +41,7 @@ class SparseCall:
     call: AttentionCall
     state: dict[Hashable, Any]
     sparsity: float
+    sample: Sample | None = None
     join: Callable[..., tuple[torch.Tensor, torch.Tensor]] | None = None
 
 
@@ -78,6 +81,14 @@ class Correction(Options):
     def reads(self, fresh: bool) -> tuple[str, ...]:
         """Which of q, k and v it looks at beyond the pairs that were computed, with a plan that is fresh or kept."""
         return ("q", "k", "v")
+
+    def sample(self, plan: Plan, call: AttentionCall, sparsity: float) -> Sample | None:
+        """Keys that the call itself takes in place of what the plan skips; None where there are none.
+
+        Args:
+            sparsity: as in `SparseCall`.
+        """
+        return None
 
     def correct(self, done: SparseCall) -> Corrected:
         """Correct one call."""

@@ -20,6 +20,8 @@ from dittools.corrections.base import Corrected, Correction, SparseCall
 from dittools.corrections.centroids import Centroids
 from dittools.corrections.rettention import Rettention
 from dittools.corrections.sampled import Sampled
+from dittools.kernels.block_sparse.sample import Sample
+from dittools.methods.base import AttentionCall, Plan
 from dittools.options import option
 from dittools.row_errors import drawn_rows, exact_rows
 
@@ -49,6 +51,9 @@ class Fit(Correction):
 
     def sparsity_of_plans(self, sparsity: float, block_size: int) -> float:
         return sparsity if self.under is None else self.under.sparsity_of_plans(sparsity, block_size)
+
+    def sample(self, plan: Plan, call: AttentionCall, sparsity: float) -> Sample | None:
+        return None if self.under is None else self.under.sample(plan, call, sparsity)
 
     def correct(self, done: SparseCall) -> Corrected:
         first = Corrected(done.out) if self.under is None else self.under.correct(done)

@@ -2,9 +2,13 @@
 
 The softmax over all keys is a sum of large weights, which a method looks for, and of many small ones that vary little:
 of those a sample says most. r keys of a skipped block of n enter with the bias log(n / r), so that mass and output of
-what was skipped are right on average, and what the sample misses is noise that is fresh in each step and in each key
-block, where what blocks alone miss is the same from step to step. The draw is the same for all heads and guidance
-branches of a step. Pairs with sampled keys were computed, and count: of a budget, ``share`` is spent on them.
+what was skipped are right on average, and what the sample misses is noise that differs from step to step, where what
+blocks alone miss is the same. Steps that follow on one another draw keys far apart (`draw_sample`), so that what they
+miss averages out faster than by chance. The draw is the same for all heads and guidance branches of a step. Pairs with
+sampled keys were computed, and count: of a budget, ``share`` is spent on them.
+
+Of even blocks the keys are more tiles of the very kernel that attends the kept blocks; of clusters they are merged by
+LSE after it.
 
 Sources: HyperAttention (arXiv 2310.05869), sampling beside found blocks; Scatterbrain (arXiv 2110.15343), why the two
 make up for each other; MagicPIG (arXiv 2410.16179), that a sample beats the largest keys where attention is flat.
@@ -12,17 +16,20 @@ make up for each other; MagicPIG (arXiv 2410.16179), that a sample beats the lar
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 
+from dittools.attention import takes_samples
 from dittools.corrections.base import Corrected, Correction, SparseCall
+from dittools.kernels.block_sparse.sample import GOLDEN, Sample, allowed, as_means, draw_sample
 from dittools.kernels.masks.block_mask import BlockMask
 from dittools.kernels.residual.dispatch import Blocks, residual_attention
 from dittools.kernels.residual.sample import sampled_keys
 from dittools.kernels.upload import upload
-from dittools.methods.base import Plan
+from dittools.methods.base import AttentionCall, Plan
 from dittools.options import option
 
 _SALT = 0x5A3B1E
@@ -30,46 +37,84 @@ _SALT = 0x5A3B1E
 
 @dataclass(frozen=True)
 class Sampled(Correction):
-    """Skipped blocks and clusters as some of their keys, drawn anew in each step, merged by LSE."""
+    """Skipped blocks and clusters as some of their keys, drawn anew in each step."""
 
     name: ClassVar[str] = "sampled"
     summary: ClassVar[str] = "random keys of each skipped block stand for it, within the budget"
 
-    share: float = option(0.5, "of the computed pairs, how many are with sampled keys", above=0, below=1)
+    share: float = option(0.4, "of the computed pairs, how many are with sampled keys, about", above=0, below=1)
 
     def sparsity_of_plans(self, sparsity: float, block_size: int) -> float:
         rate = self.keys_of(block_size, sparsity) / block_size
         return min(1.0, sparsity / (1 - rate))
 
-    def keys_of(self, size: float, sparsity: float) -> int:
-        """Keys drawn of each skipped block of so many tokens, for so many skipped pairs in all."""
+    def keys_of(self, size: int, sparsity: float) -> int:
+        """Keys drawn of each skipped block of so many tokens, for so many skipped pairs in all: a power of two."""
         density = 1 - sparsity
-        rate = self.share * density / (1 - density * (1 - self.share))
-        return max(1, round(rate * size))
+        wanted = self.share * density / (1 - density * (1 - self.share)) * size
+        some = [per for per in allowed(size) if per < 0.9 * density * size] or [1]  # blocks have to be left
+        return min(some, key=lambda per: abs(math.log(per / max(wanted, 1.0))))
+
+    def sample(self, plan: Plan, call: AttentionCall, sparsity: float) -> Sample | None:
+        if not takes_samples(plan):
+            return None
+        return self._draw(plan.mask, call, sparsity)
+
+    def _draw(self, mask: BlockMask, call: AttentionCall, sparsity: float) -> Sample:
+        per, device = self.keys_of(mask.key.size, sparsity), mask.kv_blocks()[0].device
+        return draw_sample(mask.key, per, (call.seed ^ _SALT) % (1 << 63), call.step, device)
 
     def correct(self, done: SparseCall) -> Corrected:
-        blocks, mask = Blocks.of(done.plan, done.q), done.plan.mask
-        size = mask.key.size if isinstance(mask, BlockMask) else mask.key.length / mask.key.count
-        per = self.keys_of(size, done.sparsity)
-        seed = (done.call.generator.initial_seed() ^ _SALT) % (1 << 63)
-        draws = torch.rand(mask.key.count, per, generator=torch.Generator().manual_seed(seed))
-        keys = sampled_keys(done.k, done.v, blocks, upload(draws, done.k.device))
-        out = residual_attention(done.q, done.out, done.lse, blocks, keys, done.call.scale)
+        mask, out = done.plan.mask, done.out
+        if isinstance(mask, BlockMask):
+            sample = done.sample
+            if sample is None:  # a rank's own rows, of blocks that were cut for it
+                sample, blocks = self._draw(mask, done.call, done.sparsity), Blocks.of(done.plan, done.q)
+                means, _ = as_means(done.k, done.v, blocks, sample)
+                kept = blocks.keep.repeat_interleave(sample.per, -1)[..., : len(sample.positions)]
+                blocks = blocks._replace(keep=kept)
+                out = residual_attention(done.q, out, done.lse, blocks, means, done.call.scale)
+            per, computed = sample.per, _computed_of_blocks(done.plan, sample)
+        else:
+            size = done.call.block_size
+            rate = self.keys_of(size, done.sparsity) / size
+            per = max(1, round(rate * mask.key.length / mask.key.count))
+            made = torch.Generator().manual_seed((done.call.seed ^ _SALT) % (1 << 63))
+            draws = (torch.rand(mask.key.count, per, generator=made) + done.call.step * GOLDEN) % 1
+            blocks = Blocks.of(done.plan, done.q)
+            keys = sampled_keys(done.k, done.v, blocks, upload(draws, done.k.device))
+            out = residual_attention(done.q, out, done.lse, blocks, keys, done.call.scale)
+            computed = _computed_of_clusters(done.plan, per)
         notes = (f"sampled: each query also saw {per} random keys of every block that it skipped, which count",)
-        return Corrected(out, notes=notes, computed=_computed(done.plan, per))
+        return Corrected(out, notes=notes, computed=computed)
 
 
-def _computed(plan: Plan, per: int) -> torch.Tensor:
-    """Share of the pairs that a mask skips which are with ``per`` sampled keys of each block: a scalar tensor."""
-    place = f"sampled {per}"
-    if place not in plan.made:
-        mask = plan.mask
-        kept, count = mask.kv_blocks()[0], mask.key.count  # [B or 1, H or 1, Mq]
-        if not isinstance(mask, BlockMask):  # of empty clusters nothing is sampled, whether they are kept or not
-            filled = mask.key.run_sizes > 0
-            kept, count = (mask.keep & filled[..., None, :]).sum(-1), filled.sum(-1, keepdim=True)
-        sizes = mask.query.sizes(kept.device)
-        pairs = ((count - kept) * sizes).sum(-1).double() * per
-        skipped = (1 - mask.density().double()) * mask.query.length * mask.key.length
-        plan.made[place] = (pairs.mean() / skipped.mean().clamp_min(1)).float()
+def _computed_of_blocks(plan: Plan, sample: Sample) -> torch.Tensor:
+    """Share of the pairs that a mask skips which are with keys of a sample: a scalar tensor, kept with the plan."""
+    mask, per, drawn = plan.mask, sample.per, len(sample.positions)
+    place = f"sampled {per} {drawn}"
+    if place in plan.made:
+        return plan.made[place]
+    kept, last = mask.kv_blocks()[0], mask.key.count - 1  # [B or 1, H or 1, Mq]
+    has_last = (mask.kept_bits()[..., last // 32] >> (last % 32)) & 1
+    # Of the last block, which may be ragged, fewer may be drawn.
+    seen = drawn - kept * per + has_last * (per * mask.key.count - drawn)
+    plan.made[place] = _share(plan, (seen * mask.query.sizes(kept.device)).sum(-1).double())
     return plan.made[place]
+
+
+def _computed_of_clusters(plan: Plan, per: int) -> torch.Tensor:
+    """The same of ``per`` keys of each cluster: of empty ones nothing is drawn, whether they are kept or not."""
+    mask, place = plan.mask, f"sampled {per}"
+    if place in plan.made:
+        return plan.made[place]
+    filled = mask.key.run_sizes > 0
+    skipped = (~mask.keep & filled[..., None, :]).sum(-1)  # [B or 1, H or 1, Mq]
+    plan.made[place] = _share(plan, (skipped * per * mask.query.run_sizes).sum(-1).double())
+    return plan.made[place]
+
+
+def _share(plan: Plan, pairs: torch.Tensor) -> torch.Tensor:
+    """Pairs ``[B or 1, H or 1]`` over those that the mask skips: a scalar tensor."""
+    skipped = (1 - plan.mask.density().double()) * plan.mask.query.length * plan.mask.key.length
+    return (pairs.mean() / skipped.mean().clamp_min(1)).float()

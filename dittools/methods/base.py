@@ -144,6 +144,7 @@ class AttentionCall:
             tables read for all heads and cut (`Heads.of`).
         own: the block mask that the model brings itself, where it does.
         halved: whether other ranks have the other samples of the batch.
+        seed: of the run and this layer, the same in every step, for draws that follow on one another.
     """
 
     layer: int
@@ -163,6 +164,7 @@ class AttentionCall:
     heads: Heads = ALL
     own: BlockMask | None = None
     halved: bool = False
+    seed: int = 0
 
     @property
     def density(self) -> float:

@@ -5,12 +5,20 @@ The kernel is `hopper_forward.py`, which needs Triton with Gluon; importing this
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
 import torch
 
 from dittools.kernels.block_sparse.hopper_variants import variant_of
+from dittools.kernels.block_sparse.sample_tiles import sample_tiles
 from dittools.kernels.hopper_launch import REGISTERS, UNIT, tma_readable
 from dittools.kernels.permute.dispatch import gather_tokens
 from dittools.kernels.strides import lane_strides
+
+if TYPE_CHECKING:
+    from dittools.kernels.block_sparse.sample import Sample
 
 CONSUMER_ROWS = 64
 # With one consumer, 256 threads: two programs then take all registers of a multiprocessor, 232 a consumer's thread.
@@ -27,12 +35,15 @@ def hopper_block_sparse_attention(
     *,
     order: torch.Tensor | None = None,
     scale: float,
-    key_bias: torch.Tensor | None = None,
+    beside: torch.Tensor | Sample | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Launch the forward kernel.
 
     The kernel walks positions. With an ``order``, k and v are first copied into it in one pass, heads at a time where
     the copies of all would be large; rows of q are gathered and those of the output scattered by the kernel itself.
+    The keys of a sample are copied side by side.
+
+    ``beside``: a key bias, or a sample.
 
     Args: as `dittools.kernels.block_sparse_attention`, already validated, with D in {64, 128}, fp16 or bf16, and query
         and key blocks in {64, 128}.
@@ -43,14 +54,13 @@ def hopper_block_sparse_attention(
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     lse = torch.empty((q.shape[0], q.shape[2], q.shape[1]), dtype=torch.float32, device=q.device)
     if order is None:
-        _launch(q, k, v, mask, scale, key_bias, None, (out, lse))
+        _launch(q, k, v, mask, scale, beside, None, (out, lse))
         return out, lse
     for part in head_groups(k):
         some = _heads(order, 1, part)
         copies = gather_tokens((_heads(k, 2, part), _heads(v, 2, part)), some)
-        bias = None if key_bias is None else _heads(key_bias, 1, part)
         results = _heads(out, 2, part), _heads(lse, 1, part)
-        _launch(_heads(q, 2, part), *copies, _HeadsOf(mask, part), scale, bias, some, results)
+        _launch(_heads(q, 2, part), *copies, _HeadsOf(mask, part), scale, _beside(beside, part), some, results)
     return out, lse
 
 
@@ -66,25 +76,37 @@ def _heads(x: torch.Tensor, dim: int, part: slice) -> torch.Tensor:
     return x if x.shape[dim] == 1 else x.narrow(dim, part.start, part.stop - part.start)
 
 
+def _beside(beside: torch.Tensor | Sample | None, part: slice) -> torch.Tensor | Sample | None:
+    """A key bias or a sample for some heads."""
+    if isinstance(beside, torch.Tensor):
+        return _heads(beside, 1, part)
+    if beside is None or beside.taken is None:
+        return beside
+    return replace(beside, taken=_heads(beside.taken, 1, part))
+
+
 class _HeadsOf:
     """Some heads of a mask, as far as a launch reads it."""
 
     def __init__(self, mask, part: slice):
         self.query, self.key = mask.query, mask.key
-        self._kv_blocks = tuple(_heads(x, 1, part) for x in mask.kv_blocks())
+        self._mask, self._part = mask, part
 
     def kv_blocks(self) -> tuple[torch.Tensor, torch.Tensor]:
-        return self._kv_blocks
+        return tuple(_heads(x, 1, self._part) for x in self._mask.kv_blocks())
+
+    def kept_bits(self) -> torch.Tensor:
+        return _heads(self._mask.kept_bits(), 1, self._part)
 
 
-def _launch(q, k, v, mask, scale, key_bias, order, results) -> None:
+def _launch(q, k, v, mask, scale, beside, order, results) -> None:
     from dittools.kernels.block_sparse.hopper_forward import block_sparse_forward
 
-    programs, arguments, options = launch_arguments(q, k, v, mask, scale, key_bias, order, results)
+    programs, arguments, options = launch_arguments(q, k, v, mask, scale, beside, order, results)
     block_sparse_forward[(programs,)](*arguments, **options)
 
 
-def launch_arguments(q, k, v, mask, scale, key_bias, order, results: tuple[torch.Tensor, torch.Tensor]):
+def launch_arguments(q, k, v, mask, scale, beside, order, results: tuple[torch.Tensor, torch.Tensor]):
     """(programs, arguments, options) of a launch that fills ``results``: ``out`` and ``lse``.
 
     With an ``order``, k and v are in it already, and ``out`` and ``lse`` may be some heads of larger tensors.
@@ -93,6 +115,7 @@ def launch_arguments(q, k, v, mask, scale, key_bias, order, results: tuple[torch
     from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
     out, lse = results
+    key_bias, sample = (beside, None) if isinstance(beside, torch.Tensor) else (None, beside)
     batches, queries, heads, dim = q.shape
     keys = k.shape[1]
     rows, key_block = mask.query.size, mask.key.size
@@ -117,15 +140,23 @@ def launch_arguments(q, k, v, mask, scale, key_bias, order, results: tuple[torch
         key_bias = key_bias.contiguous()
     queue = torch.zeros(1, dtype=torch.int32, device=q.device) if variant.persistent else kv_num_blocks
     consumers, tiles = rows // CONSUMER_ROWS, mask.query.count
+    d_k, d_v = descriptor(k, *box), descriptor(v, *box)
+    d_sk, d_sv, bits, taken, drawn = d_k, d_v, None, None, 0
+    if sample is not None:
+        d_sk, d_sv = (descriptor(x, variant.slot, dim) for x in sample_tiles(k, v, sample, variant.slot))
+        bits, taken, drawn = mask.kept_bits(), sample.taken, len(sample.positions)
     programs = all_tiles = tiles * batches * heads
     if variant.persistent and q.device.type == "cuda":
         programs = min(programs, torch.cuda.get_device_properties(q.device).multi_processor_count * (2 // consumers))
     arguments = (
-        source, descriptor(k, *box), descriptor(v, *box), result, lse, kv_num_blocks, kv_indices,
+        source, d_k, d_v, result, lse, kv_num_blocks, kv_indices,
         lse if key_bias is None else key_bias, kv_num_blocks if order is None else order, queue,
-        scale, queries, keys, heads, out.stride(1) // dim, tiles, all_tiles, mask.key.count,
+        d_sk, d_sv, kv_num_blocks if bits is None else bits, kv_num_blocks if taken is None else taken,
+        scale, 0.0 if sample is None else math.log2(sample.weight),
+        queries, keys, heads, out.stride(1) // dim, tiles, all_tiles, mask.key.count,
+        0 if bits is None else bits.shape[-1], drawn,
         *lane_strides(kv_num_blocks), *lane_strides(kv_indices), *lane_strides(key_bias), *lane_strides(order),
-        *q_steps,
+        *q_steps, *lane_strides(bits), *lane_strides(taken),
     )  # fmt: skip
     options = {
         "D": dim,
@@ -135,6 +166,8 @@ def launch_arguments(q, k, v, mask, scale, key_bias, order, results: tuple[torch
         "CONSUMERS": consumers,
         "HAS_ORDER": order is not None,
         "HAS_BIAS": key_bias is not None,
+        "PER": 0 if sample is None else sample.per,
+        "HAS_TAKEN": taken is not None,
         "PERSISTENT": variant.persistent,
         "num_warps": 4,
         "maxnreg": REGISTERS if consumers == 2 else REGISTERS_NARROW,

@@ -13,6 +13,10 @@ TMA, and stores its rows of the output likewise, straight from registers.
 The softmax is the streaming one in base 2 (see README). The softmax of a slot runs while the tensor cores
 multiply the weights of the slot before with its V. Q stays in registers: the tensor cores then read only K and V from
 shared memory, whose ports have more to do than they for a tile of 64 rows.
+
+With PER a sample follows the list: copies of PER keys of each key block, in slots of their own (`sample_tiles`), of
+which those of blocks that the row keeps weigh nothing. Their weight is one number for all, so it moves the base of the
+exponentials and costs nothing an element.
 """
 
 from __future__ import annotations
@@ -104,6 +108,42 @@ def _copy_slot(
 
 
 @gluon.jit
+def _copy_any(
+    desc, s_ring, d_sample, s_slots, full, i_b, i_h, i_0, i_1, stage,
+    D: gl.constexpr, BN: gl.constexpr, KEY_BLOCK: gl.constexpr, PER: gl.constexpr,
+):  # fmt: skip
+    """`_copy_slot`, or with a negative ``i_0`` the copy of slot ``-1 - i_0`` of the sample."""
+    if PER > 0:
+        if i_0 < 0:
+            bar = full.index(stage)
+            mbarrier.expect(bar, BN * D * 2)
+            async_load(d_sample, [i_b, i_h, (-1 - i_0) * BN, 0], bar, s_slots.index(stage))
+        else:
+            _copy_slot(desc, s_ring, full, i_b, i_h, i_0, i_1, stage, D, BN, KEY_BLOCK)
+    else:
+        _copy_slot(desc, s_ring, full, i_b, i_h, i_0, i_1, stage, D, BN, KEY_BLOCK)
+
+
+@gluon.jit
+def _slot_or_sample(
+    p_list, i_slot, count, key_blocks, sampled, BN: gl.constexpr, KEY_BLOCK: gl.constexpr, PER: gl.constexpr
+):
+    """`_slot`; below the first slot the ``sampled`` ones of the sample, from its last on, as negative numbers."""
+    i_0, i_1 = _slot(p_list, i_slot, count, key_blocks, BN, KEY_BLOCK)
+    if PER > 0:
+        i_0 = gl.where(i_slot < 0, -1 - (sampled + i_slot), i_0)
+    return i_0, i_1
+
+
+@gluon.jit
+def _drawn(p_taken, drawn, i_b, i_h, strides, HAS_TAKEN: gl.constexpr):
+    """How many keys of the sample a head sees."""
+    if HAS_TAKEN:
+        return gl.load(p_taken + i_b.to(gl.int64) * strides[13] + i_h.to(gl.int64) * strides[14])
+    return drawn
+
+
+@gluon.jit
 def _announce(s_tile, t_full, i_tile, count, i_0, i_1):
     """Tell the consumers the next tile, the boxes of its list, and its first slot."""
     LANES: gl.constexpr = gl.BlockedLayout([1], [32], [1], [0])
@@ -131,12 +171,15 @@ def _copy_queries(
 
 @gluon.jit
 def _produce(
-    q, d_k, d_v, s_q, s_k, s_v, s_tile, bars, p_counts, p_indices, p_queue, tiles, all_tiles, heads, key_blocks,
-    strides, keys, D: gl.constexpr, BN: gl.constexpr, KEY_BLOCK: gl.constexpr, STAGES: gl.constexpr,
-    CONSUMERS: gl.constexpr, HAS_ORDER: gl.constexpr, PERSISTENT: gl.constexpr,
+    q, d_k, d_v, s_q, s_k, s_v, s_tile, bars, p_counts, p_indices, p_queue, sample, s_slots, tiles, all_tiles, heads,
+    key_blocks, strides, keys, D: gl.constexpr, BN: gl.constexpr, KEY_BLOCK: gl.constexpr, STAGES: gl.constexpr,
+    CONSUMERS: gl.constexpr, HAS_ORDER: gl.constexpr, PER: gl.constexpr, HAS_TAKEN: gl.constexpr,
+    PERSISTENT: gl.constexpr,
 ):  # fmt: skip
     """The producer warp: Q of each tile, and K and V in the order in which they are used: K0 K1 V0 K2 V1 ..."""
     t_full, q_full, q_empty, k_full, k_empty, v_full, v_empty = bars
+    d_sk, d_sv, _, p_taken, _, _, drawn = sample
+    s_wide_k, s_wide_v = s_slots
     k_stage, k_phase = gl.to_tensor(0), gl.to_tensor(0)
     v_stage, v_phase = gl.to_tensor(0), gl.to_tensor(0)
     q_phase = gl.to_tensor(0)
@@ -160,15 +203,19 @@ def _produce(
         _announce(s_tile, t_full.index(0), i_tile, count, i_0, i_1)
         q_phase ^= 1
 
-        n_0, n_1 = _slot(p_list, slots - 2, count, key_blocks, BN, KEY_BLOCK)
-        for j in range(1, slots):
+        sampled = gl.to_tensor(0)
+        if PER > 0:
+            sampled = (_drawn(p_taken, drawn, i_b, i_h, strides, HAS_TAKEN) + BN - 1) // BN
+        all_slots = slots + sampled
+        n_0, n_1 = _slot_or_sample(p_list, slots - 2, count, key_blocks, sampled, BN, KEY_BLOCK, PER)
+        for j in range(1, all_slots):
             # The slot after is looked up now, so that its indices are there when its copy is due.
-            m_0, m_1 = _slot(p_list, slots - 2 - j, count, key_blocks, BN, KEY_BLOCK)
+            m_0, m_1 = _slot_or_sample(p_list, slots - 2 - j, count, key_blocks, sampled, BN, KEY_BLOCK, PER)
             mbarrier.wait(k_empty.index(k_stage), k_phase ^ 1)
-            _copy_slot(d_k, s_k, k_full, i_b, i_h, n_0, n_1, k_stage, D, BN, KEY_BLOCK)
+            _copy_any(d_k, s_k, d_sk, s_wide_k, k_full, i_b, i_h, n_0, n_1, k_stage, D, BN, KEY_BLOCK, PER)
             k_stage, k_phase = advance(k_stage, k_phase, STAGES)
             mbarrier.wait(v_empty.index(v_stage), v_phase ^ 1)
-            _copy_slot(d_v, s_v, v_full, i_b, i_h, i_0, i_1, v_stage, D, BN, KEY_BLOCK)
+            _copy_any(d_v, s_v, d_sv, s_wide_v, v_full, i_b, i_h, i_0, i_1, v_stage, D, BN, KEY_BLOCK, PER)
             v_stage, v_phase = advance(v_stage, v_phase, STAGES)
             i_0, i_1, n_0, n_1 = n_0, n_1, m_0, m_1
 
@@ -181,7 +228,7 @@ def _produce(
                 KEY_BLOCK,
             )  # fmt: skip
         mbarrier.wait(v_empty.index(v_stage), v_phase ^ 1)
-        _copy_slot(d_v, s_v, v_full, i_b, i_h, i_0, i_1, v_stage, D, BN, KEY_BLOCK)
+        _copy_any(d_v, s_v, d_sv, s_wide_v, v_full, i_b, i_h, i_0, i_1, v_stage, D, BN, KEY_BLOCK, PER)
         v_stage, v_phase = advance(v_stage, v_phase, STAGES)
     if PERSISTENT:
         for w in gl.static_range(CONSUMERS):
@@ -199,6 +246,50 @@ def _block_bias(p_bias, i_0, i_1, o_n, key_blocks, KEY_BLOCK: gl.constexpr, BN: 
         return gl.where(o_n < BN, b_0, 0.0)
     b_1 = gl.load(p_bias + i_1, mask=i_1 < key_blocks, other=0.0) * LOG2_E
     return gl.where(o_n < KEY_BLOCK, b_0, b_1)
+
+
+@gluon.jit
+def _block_of(o_n, BN: gl.constexpr, PER: gl.constexpr):
+    """The block, counted from the first of the slot, of the key in each column of a slot of the sample: ``[BN]``."""
+    if (PER > 1) & (BN // PER >= 4):
+        return o_n // (4 * PER) * 4 + o_n % 8 // 2
+    return o_n // PER
+
+
+@gluon.jit
+def _number_of(o_n, o_block, BN: gl.constexpr, PER: gl.constexpr):
+    """Which key of its slot stands in each column, as `sample_tiles.numbers` has it: ``[BN]``."""
+    if (PER > 1) & (BN // PER >= 4):
+        return o_block * PER + o_n % (4 * PER) // 8 * 2 + o_n % 2
+    return o_n
+
+
+@gluon.jit
+def _bits_of(p_row, i_slot, drawn, o_block, BN: gl.constexpr, PER: gl.constexpr):
+    """Bits of the blocks of a slot of the sample that a row keeps: those of all in a word, or of the block of each key.
+
+    Nothing is read before the first slot and past the last.
+    """
+    BLOCKS: gl.constexpr = BN // PER
+    there = (i_slot >= 0) & (i_slot * BN < drawn)
+    if BLOCKS <= 32:
+        i_first = i_slot * BLOCKS
+        bits = gl.load(p_row + i_first // 32, mask=there, other=0) >> (i_first % 32)
+    else:
+        bits = gl.load(p_row + i_slot * (BLOCKS // 32), mask=there, other=0) >> (o_block % 32)
+        for i in gl.static_range(1, BLOCKS // 32):
+            there = (i_slot >= 0) & (i_slot * BN + i * 32 * PER < drawn)
+            word = gl.load(p_row + i_slot * (BLOCKS // 32) + i, mask=there, other=0)
+            bits = gl.where(o_block >= i * 32, word >> (o_block % 32), bits)
+    return bits
+
+
+@gluon.jit
+def _off(bits, o_block, BN: gl.constexpr, PER: gl.constexpr):
+    """What is subtracted from logits so that keys of blocks that the row keeps weigh nothing: ``[BN]``, 0 or inf."""
+    if BN // PER <= 32:
+        bits = bits >> o_block
+    return gl.where((bits & 1) == 0, 0.0, float("inf"))
 
 
 @gluon.jit
@@ -234,11 +325,61 @@ def _gather_queries(p_q, p_order, s_mine, i_b, i_h, o_first, queries, strides, D
 
 
 @gluon.jit
+def _attend_sample(
+    b_q, s_k, s_v, bars, b_w, b_acc, b_sum, b_max, bits, stage, phase, v_stage, v_phase, p_row, i_slot, drawn, scale,
+    weight, D: gl.constexpr, BN: gl.constexpr, PER: gl.constexpr, STAGES: gl.constexpr, PERSISTENT: gl.constexpr,
+    LAST: gl.constexpr,
+):  # fmt: skip
+    """A turn of the loop of `_consume`, for a slot of the sample whose ``bits`` are here; those of the one before
+    it come back, which is the next.
+
+    With LAST it is the sample's last slot.
+    """
+    _, _, _, k_full, k_empty, v_full, v_empty = bars
+    S_LAYOUT: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, BN, 16])
+    O_LAYOUT: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, D, 16])
+    P_LAYOUT: gl.constexpr = gl.DotOperandLayout(0, O_LAYOUT, 2)
+    SUMS: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, 8, 16])
+    o_n = gl.arange(0, BN, gl.SliceLayout(0, S_LAYOUT))
+    o_block = _block_of(o_n, BN, PER)
+    b_off = _off(bits, o_block, BN, PER)  # [BN]
+    bits = _bits_of(p_row, i_slot - 1, drawn, o_block, BN, PER)
+
+    mbarrier.wait(k_full.index(stage), phase)
+    b_s = gl.zeros([WG_ROWS, BN], gl.float32, S_LAYOUT)
+    b_s = warpgroup_mma(b_q, s_k.index(stage).permute((1, 0)), b_s, use_acc=False, is_async=True)
+    mbarrier.wait(v_full.index(v_stage), v_phase)
+    b_acc = warpgroup_mma(b_w, s_v.index(v_stage), b_acc, is_async=True)
+    b_s = warpgroup_mma_wait(1, deps=[b_s])  # [64, BN]
+    mbarrier.arrive(k_empty.index(stage))
+    stage, phase = advance(stage, phase, STAGES)
+
+    if LAST:
+        o_number = _number_of(o_n, o_block, BN, PER)
+        b_s = gl.where((o_number < drawn - i_slot * BN)[None, :], b_s, float("-inf"))
+    # Keys of blocks that the row keeps have a say in the maximum, as they had before, and none in the sums.
+    b_new = gl.maximum(b_max, gl.max(b_s, 1) * scale + weight)  # [64], never -inf: one key is there
+    b_p = gl.exp2(b_s * scale - ((b_new - weight)[:, None] + b_off[None, :]))  # [64, BN]
+    b_alpha = gl.exp2(b_max - b_new)  # [64]
+    b_sum = b_sum * gl.convert_layout(b_alpha, gl.SliceLayout(1, SUMS), assert_trivial=True)[:, None]
+    b_sum += partial_sums(b_p, BN, SUMS)
+    if not PERSISTENT:
+        mbarrier.wait(v_full.index(v_stage), v_phase)  # as in the loop of `_consume`
+    b_acc = warpgroup_mma_wait(0, deps=[b_acc])
+    mbarrier.arrive(v_empty.index(v_stage))
+    v_stage, v_phase = advance(v_stage, v_phase, STAGES)
+    b_w = gl.convert_layout(b_p.to(s_k.dtype), P_LAYOUT, assert_trivial=True)
+    b_acc = b_acc * gl.convert_layout(b_alpha, gl.SliceLayout(1, O_LAYOUT), assert_trivial=True)[:, None]  # [64, D]
+    return b_w, b_acc, b_sum, b_new, bits, stage, phase, v_stage, v_phase
+
+
+@gluon.jit
 def _consume(
-    half: gl.constexpr, q, out, p_lse, p_order, s_q, s_k, s_v, s_o, s_tile, bars, p_counts, p_indices, p_bias, tiles,
-    all_tiles, heads, out_heads, key_blocks, strides, queries, keys, scale,
+    half: gl.constexpr, q, out, p_lse, p_order, s_q, s_k, s_v, s_o, s_tile, bars, p_counts, p_indices, p_bias, sample,
+    tiles, all_tiles, heads, out_heads, key_blocks, strides, queries, keys, scale,
     D: gl.constexpr, BN: gl.constexpr, KEY_BLOCK: gl.constexpr, STAGES: gl.constexpr, CONSUMERS: gl.constexpr,
-    HAS_ORDER: gl.constexpr, HAS_BIAS: gl.constexpr, PERSISTENT: gl.constexpr,
+    HAS_ORDER: gl.constexpr, HAS_BIAS: gl.constexpr, PER: gl.constexpr, HAS_TAKEN: gl.constexpr,
+    PERSISTENT: gl.constexpr,
 ):  # fmt: skip
     """One consumer warpgroup: rows ``half * 64 ...`` of each tile."""
     t_full, q_full, q_empty, k_full, k_empty, v_full, v_empty = bars
@@ -274,6 +415,12 @@ def _consume(
                 i_tile, tiles, heads, key_blocks, p_counts, p_indices, strides, keys, BN, KEY_BLOCK
             )  # fmt: skip
             p_head_bias = p_bias + i_b.to(gl.int64) * strides[4] + i_h.to(gl.int64) * strides[5]
+        if PER > 0:
+            _, _, p_bits, p_taken, weight, words, drawn = sample
+            mine = _drawn(p_taken, drawn, i_b, i_h, strides, HAS_TAKEN)
+            p_row = p_bits + i_b.to(gl.int64) * strides[11] + i_h.to(gl.int64) * strides[12] + i_m.to(gl.int64) * words
+            last = (mine + BN - 1) // BN - 1
+            bits = _bits_of(p_row, last, mine, _block_of(o_n, BN, PER), BN, PER)
 
         if not HAS_ORDER:
             mbarrier.wait(q_full.index(half), q_phase)
@@ -338,6 +485,19 @@ def _consume(
             b_w = gl.convert_layout(b_p.to(DTYPE), P_LAYOUT, assert_trivial=True)
             b_acc = b_acc * gl.convert_layout(b_alpha, O_ROWS, assert_trivial=True)[:, None]  # [64, D]
 
+        if PER > 0:  # noqa: SIM102 (the first test is of a constant, the second of a loaded value)
+            if mine > 0:
+                # The last slot is a case apart: it alone may hold keys past the end.
+                b_w, b_acc, b_sum, b_max, bits, stage, phase, v_stage, v_phase = _attend_sample(
+                    b_q, s_k, s_v, bars, b_w, b_acc, b_sum, b_max, bits, stage, phase, v_stage, v_phase,
+                    p_row, last, mine, scale, weight, D, BN, PER, STAGES, PERSISTENT, True,
+                )  # fmt: skip
+                for j in range(1, last + 1):
+                    b_w, b_acc, b_sum, b_max, bits, stage, phase, v_stage, v_phase = _attend_sample(
+                        b_q, s_k, s_v, bars, b_w, b_acc, b_sum, b_max, bits, stage, phase, v_stage, v_phase,
+                        p_row, last - j, mine, scale, weight, D, BN, PER, STAGES, PERSISTENT, False,
+                    )  # fmt: skip
+
         mbarrier.wait(v_full.index(v_stage), v_phase)
         b_acc = warpgroup_mma(b_w, s_v.index(v_stage), b_acc, is_async=True)
         if PERSISTENT:
@@ -382,25 +542,31 @@ def _consume(
 NUMBERS = [
     "queries", "keys", "heads", "out_heads", "tiles", "all_tiles", "key_blocks",
     "stride_cb", "stride_ch", "stride_ib", "stride_ih", "stride_bb", "stride_bh", "stride_ob", "stride_oh",
-    "stride_qb", "stride_qs", "stride_qh",
+    "stride_qb", "stride_qs", "stride_qh", "stride_wb", "stride_wh", "stride_tb", "stride_th", "words", "drawn",
 ]  # fmt: skip
 
 # Read number by number; some heads of a tensor begin anywhere.
-NUMBER_BY_NUMBER = ["p_lse", "p_counts", "p_indices", "p_bias", "p_order"]
+NUMBER_BY_NUMBER = ["p_lse", "p_counts", "p_indices", "p_bias", "p_order", "p_bits", "p_taken"]
 
 
 @gluon.jit(do_not_specialize=NUMBERS, do_not_specialize_on_alignment=NUMBER_BY_NUMBER)
 def block_sparse_forward(
-    q, d_k, d_v, out, p_lse, p_counts, p_indices, p_bias, p_order, p_queue, scale, queries, keys, heads, out_heads,
-    tiles, all_tiles, key_blocks, stride_cb, stride_ch, stride_ib, stride_ih, stride_bb, stride_bh, stride_ob,
-    stride_oh, stride_qb, stride_qs, stride_qh,
+    q, d_k, d_v, out, p_lse, p_counts, p_indices, p_bias, p_order, p_queue, d_sk, d_sv, p_bits, p_taken, scale, weight,
+    queries, keys, heads, out_heads, tiles, all_tiles, key_blocks, words, drawn, stride_cb, stride_ch, stride_ib,
+    stride_ih, stride_bb, stride_bh, stride_ob, stride_oh, stride_qb, stride_qs, stride_qh, stride_wb, stride_wh,
+    stride_tb, stride_th,
     D: gl.constexpr, BN: gl.constexpr, KEY_BLOCK: gl.constexpr, STAGES: gl.constexpr, CONSUMERS: gl.constexpr,
-    HAS_ORDER: gl.constexpr, HAS_BIAS: gl.constexpr, PERSISTENT: gl.constexpr,
+    HAS_ORDER: gl.constexpr, HAS_BIAS: gl.constexpr, PER: gl.constexpr, HAS_TAKEN: gl.constexpr,
+    PERSISTENT: gl.constexpr,
 ):  # fmt: skip
     """Grid: one program a tile; if PERSISTENT any number, which draw tiles from ``p_queue``, int32 and zero before.
 
     ``q`` and ``out`` are descriptors; with HAS_ORDER the addresses of their first head here, of tensors in token order,
     ``out`` and ``p_lse`` with ``out_heads`` heads. Strides of q count units of 8 elements.
+
+    With PER, ``d_sk`` and ``d_sv`` are of whole slots of the sample's ``drawn`` keys, ``p_bits`` of the blocks that a
+    row keeps, ``words`` a row, and ``weight`` what each key stands for, log2; with HAS_TAKEN a head sees the first of
+    them. An order takes no part in it.
     """
     DTYPE: gl.constexpr = d_k.dtype
     RING: gl.constexpr = gl.NVMMASharedLayout(128, 16, rank=2)
@@ -433,8 +599,10 @@ def block_sparse_forward(
     bars = (t_full, q_full, q_empty, k_full, k_empty, v_full, v_empty)
     strides = (
         stride_cb, stride_ch, stride_ib, stride_ih, stride_bb, stride_bh, stride_ob, stride_oh, stride_qb, stride_qs,
-        stride_qh,
+        stride_qh, stride_wb, stride_wh, stride_tb, stride_th,
     )  # fmt: skip
+    sample = (d_sk, d_sv, p_bits, p_taken, weight, words, drawn)
+    s_slots = (s_k, s_v)
     # The rings as the producer sees them: pieces of one copy each.
     l_k = s_k
     l_v = s_v
@@ -446,13 +614,14 @@ def block_sparse_forward(
         gl.warp_specialize(
             [
                 (_consume, (
-                    0, q, out, p_lse, p_order, s_q, s_k, s_v, s_o, s_tile, bars, p_counts, p_indices, p_bias, tiles,
-                    all_tiles, heads, out_heads, key_blocks, strides, queries, keys, scale,
-                    D, BN, KEY_BLOCK, STAGES, CONSUMERS, HAS_ORDER, HAS_BIAS, PERSISTENT,
+                    0, q, out, p_lse, p_order, s_q, s_k, s_v, s_o, s_tile, bars, p_counts, p_indices, p_bias, sample,
+                    tiles, all_tiles, heads, out_heads, key_blocks, strides, queries, keys, scale,
+                    D, BN, KEY_BLOCK, STAGES, CONSUMERS, HAS_ORDER, HAS_BIAS, PER, HAS_TAKEN, PERSISTENT,
                 )),
                 (_produce, (
-                    q, d_k, d_v, s_q, l_k, l_v, s_tile, bars, p_counts, p_indices, p_queue, tiles, all_tiles, heads,
-                    key_blocks, strides, keys, D, BN, KEY_BLOCK, STAGES, CONSUMERS, HAS_ORDER, PERSISTENT,
+                    q, d_k, d_v, s_q, l_k, l_v, s_tile, bars, p_counts, p_indices, p_queue, sample, s_slots, tiles,
+                    all_tiles, heads, key_blocks, strides, keys, D, BN, KEY_BLOCK, STAGES, CONSUMERS, HAS_ORDER, PER,
+                    HAS_TAKEN, PERSISTENT,
                 )),
             ],
             [1],
@@ -462,18 +631,19 @@ def block_sparse_forward(
         gl.warp_specialize(
             [
                 (_consume, (
-                    0, q, out, p_lse, p_order, s_q, s_k, s_v, s_o, s_tile, bars, p_counts, p_indices, p_bias, tiles,
-                    all_tiles, heads, out_heads, key_blocks, strides, queries, keys, scale,
-                    D, BN, KEY_BLOCK, STAGES, CONSUMERS, HAS_ORDER, HAS_BIAS, PERSISTENT,
+                    0, q, out, p_lse, p_order, s_q, s_k, s_v, s_o, s_tile, bars, p_counts, p_indices, p_bias, sample,
+                    tiles, all_tiles, heads, out_heads, key_blocks, strides, queries, keys, scale,
+                    D, BN, KEY_BLOCK, STAGES, CONSUMERS, HAS_ORDER, HAS_BIAS, PER, HAS_TAKEN, PERSISTENT,
                 )),
                 (_consume, (
-                    1, q, out, p_lse, p_order, s_q, s_k, s_v, s_o, s_tile, bars, p_counts, p_indices, p_bias, tiles,
-                    all_tiles, heads, out_heads, key_blocks, strides, queries, keys, scale,
-                    D, BN, KEY_BLOCK, STAGES, CONSUMERS, HAS_ORDER, HAS_BIAS, PERSISTENT,
+                    1, q, out, p_lse, p_order, s_q, s_k, s_v, s_o, s_tile, bars, p_counts, p_indices, p_bias, sample,
+                    tiles, all_tiles, heads, out_heads, key_blocks, strides, queries, keys, scale,
+                    D, BN, KEY_BLOCK, STAGES, CONSUMERS, HAS_ORDER, HAS_BIAS, PER, HAS_TAKEN, PERSISTENT,
                 )),
                 (_produce, (
-                    q, d_k, d_v, s_q, l_k, l_v, s_tile, bars, p_counts, p_indices, p_queue, tiles, all_tiles, heads,
-                    key_blocks, strides, keys, D, BN, KEY_BLOCK, STAGES, CONSUMERS, HAS_ORDER, PERSISTENT,
+                    q, d_k, d_v, s_q, l_k, l_v, s_tile, bars, p_counts, p_indices, p_queue, sample, s_slots, tiles,
+                    all_tiles, heads, key_blocks, strides, keys, D, BN, KEY_BLOCK, STAGES, CONSUMERS, HAS_ORDER, PER,
+                    HAS_TAKEN, PERSISTENT,
                 )),
             ],
             [4, 1],

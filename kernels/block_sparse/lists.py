@@ -56,6 +56,27 @@ def to_keep(counts: torch.Tensor, indices: torch.Tensor, key_blocks: int) -> tor
     return keep.scatter_(-1, slots, True)[..., :-1].contiguous()
 
 
+def to_bits(counts: torch.Tensor, indices: torch.Tensor, *, implementation: str | None = None) -> torch.Tensor:
+    """The kept blocks of lists as bits.
+
+    Args:
+        counts: int32 ``[..., Mq]``.
+        indices: int32 ``[..., Mq, Nk]``; entries past the count are not read.
+        implementation: "portable" or "triton"; chosen when None.
+
+    Returns:
+        int32 ``[..., Mq, ceil(Nk / 32)]``: block n is bit ``n % 32`` of word ``n // 32``.
+    """
+    if picks_triton(implementation, indices, reason=why_not_triton_lists(indices.shape[-1])):
+        from dittools.kernels.block_sparse.lists_triton import triton_bits
+
+        return triton_bits(counts, indices)
+    keep = to_keep(counts, indices, indices.shape[-1])
+    keep = torch.nn.functional.pad(keep, (0, -keep.shape[-1] % 32)).unflatten(-1, (-1, 32))
+    values = torch.where(keep, 1 << torch.arange(32, device=keep.device), 0).sum(-1)  # int64, up to 2^32 - 1
+    return torch.where(values >= 1 << 31, values - (1 << 32), values).int()
+
+
 def keep_top_k(scores: torch.Tensor, k: int | torch.Tensor, force: torch.Tensor | None = None) -> torch.Tensor:
     """The mask that keeps the k best key blocks of each query block.
 

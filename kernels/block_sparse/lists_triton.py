@@ -90,3 +90,25 @@ def triton_lists(
         BN=wide, MODE=mode, HAS_FORCE=has_force, num_warps=1 if wide <= 1024 else 4,
     )  # fmt: skip
     return counts, indices
+
+
+@triton.jit
+def _bits(p_counts, p_indices, p_bits, blocks, words, BN: tl.constexpr):
+    """Grid: (rows). Every listed block sets its bit; they are apart, so adding them up is enough."""
+    i_row = tl.program_id(0).to(tl.int64)
+    o_n = tl.arange(0, BN)
+    listed = o_n < tl.load(p_counts + i_row)
+    b_n = tl.load(p_indices + i_row * blocks + o_n, mask=listed, other=0)  # [BN]
+    tl.atomic_add(p_bits + i_row * words + b_n // 32, tl.full([BN], 1, dtype=tl.int32) << (b_n % 32), mask=listed)
+
+
+def triton_bits(counts: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
+    """Launch the kernel: `to_bits`."""
+    blocks = indices.shape[-1]
+    bits = torch.zeros(*indices.shape[:-1], triton.cdiv(blocks, 32), dtype=torch.int32, device=indices.device)
+    wide = triton.next_power_of_2(max(blocks, 2))
+    _bits[(counts.numel(),)](
+        counts.contiguous(), indices.contiguous(), bits, blocks, bits.shape[-1],
+        BN=wide, num_warps=1 if wide <= 1024 else 4,
+    )  # fmt: skip
+    return bits

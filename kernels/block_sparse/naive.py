@@ -6,7 +6,7 @@ import torch
 
 
 def naive_block_sparse_attention(
-    q, k, v, mask, *, order=None, scale: float, key_bias=None
+    q, k, v, mask, *, order=None, scale: float, key_bias=None, sample=None
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """One softmax per query block over the keys it keeps, in fp32: `block_sparse_attention` with the LSE."""
     batches, queries, heads, _ = q.shape
@@ -24,12 +24,26 @@ def naive_block_sparse_attention(
                 seen = keep[b, h, m] if bias is None else keep[b, h, m] & ~bias.isneginf()
                 kept = seen[key_block]  # [Sk]
                 columns = tokens[: mask.key.length][kept]  # [n]
+                added = None if bias is None else bias[key_block][kept]
+                if sample is not None:
+                    more = _skipped(sample, seen, (b, h))
+                    added = (torch.arange(len(columns) + len(more), device=q.device) >= len(columns)) * sample.bias
+                    columns = torch.cat((columns, tokens[sample.positions[more]]))
                 if len(columns) == 0:
                     continue
                 logits = q[b, rows, h].float() @ k[b, columns, h].float().T * scale  # [bq, n]
-                if bias is not None:
-                    logits += bias[key_block][kept]
+                if added is not None:
+                    logits += added
                 total = logits.logsumexp(-1, keepdim=True)  # [bq, 1]
                 out[b, rows, h] = (logits - total).exp() @ v[b, columns, h].float()  # [bq, D]
                 lse[b, h, rows] = total[:, 0]
     return out.to(q.dtype), lse
+
+
+def _skipped(sample, kept: torch.Tensor, lane: tuple[int, int]) -> torch.Tensor:
+    """Which keys of a sample a head sees in a row that keeps ``kept`` [Nk]: those of the other blocks."""
+    number = torch.arange(len(sample.positions), device=kept.device)
+    if sample.taken is not None:
+        b, h = (i if size > 1 else 0 for i, size in zip(lane, sample.taken.shape, strict=True))
+        number = number[: int(sample.taken[b, h])]
+    return number[~kept[number // sample.per]]

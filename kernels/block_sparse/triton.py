@@ -27,11 +27,17 @@ def _block_sparse_forward(
     p_order,
     p_bias,
     p_schedule,
+    p_positions,
+    p_bits,
+    p_taken,
     scale,
+    sample_bias,
     queries,
     keys,
     heads,
     key_blocks,
+    words,
+    drawn,
     stride_qb,
     stride_qs,
     stride_qh,
@@ -54,6 +60,10 @@ def _block_sparse_forward(
     stride_bh,
     stride_sb,
     stride_sh,
+    stride_wb,
+    stride_wh,
+    stride_tb,
+    stride_th,
     D: tl.constexpr,
     BD: tl.constexpr,
     QUERY_BLOCK: tl.constexpr,
@@ -64,9 +74,14 @@ def _block_sparse_forward(
     HAS_ORDER: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     HAS_SCHEDULE: tl.constexpr,
+    PER: tl.constexpr,
+    HAS_TAKEN: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """Grid: (query tiles, lanes), tiles fastest: programs in flight share one head's K and V in L2."""
+    """Grid: (query tiles, lanes), tiles fastest: programs in flight share one head's K and V in L2.
+
+    With PER a sample follows the list: keys at ``p_positions``, PER of each key block, where bits say it is not kept.
+    """
     i_tile = tl.program_id(0)
     i_lane = tl.program_id(1)
     i_b = (i_lane // heads).to(tl.int64)
@@ -144,6 +159,23 @@ def _block_sparse_forward(
                     stride_ks, stride_vs, D, BD, True, HAS_BIAS, PRECISION,
                 )  # fmt: skip
 
+    if PER > 0:
+        if HAS_TAKEN:
+            drawn = tl.load(p_taken + i_b * stride_tb + i_h * stride_th)
+        p_row = p_bits + i_b * stride_wb + i_h * stride_wh + i_m.to(tl.int64) * words
+        for i in range(0, drawn, BN):
+            o_drawn = i + o_n
+            o_block = o_drawn // PER
+            there = o_drawn < drawn
+            b_word = tl.load(p_row + o_block // 32, mask=there, other=-1)  # [BN]
+            skipped = ((b_word >> (o_block % 32)) & 1) == 0
+            o_position = tl.load(p_positions + o_drawn, mask=there, other=0)
+            o_token = tokens_at(p_order, o_position, keys, HAS_ORDER, True)
+            b_acc, b_max, b_sum = attend_tile(
+                b_q, b_acc, b_max, b_sum, p_k, p_v, o_token, o_d, there & skipped, sample_bias, scale,
+                stride_ks, stride_vs, D, BD, True, True, PRECISION,
+            )  # fmt: skip
+
     b_total = tl.where(b_sum > 0, b_sum, 1.0)  # an empty row: zeros, and its maximum of -inf as LSE
     b_out = b_acc / b_total[:, None]  # [BM, BD]
     b_lse = (b_max + tl.log2(b_total)) * LN_2  # [BM]
@@ -152,15 +184,17 @@ def _block_sparse_forward(
 
 
 def triton_block_sparse_attention(
-    q, k, v, mask, *, order=None, scale: float, key_bias=None, schedule: torch.Tensor | None = None
+    q, k, v, mask, *, order=None, scale: float, beside=None, schedule: torch.Tensor | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Launch the forward kernel: `block_sparse_attention` with the LSE, D in {64, 96, 128}, blocks of 64 or 128.
 
+    ``beside``: a key bias or a `Sample`, of validated arguments.
     ``schedule``: int32 ``[B or 1, H or 1, Mq]``, the order in which the query blocks of each head start, as
     `dittools.kernels.schedule` makes it; first to last when None. Results are the same.
     """
     batches, queries, heads, dim = q.shape
     keys = k.shape[1]
+    key_bias, sample = (beside, None) if isinstance(beside, torch.Tensor) else (None, beside)
     q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v))
     kv_num_blocks, kv_indices = mask.kv_blocks()
     out = torch.empty((batches, queries, heads, dim), dtype=q.dtype, device=q.device)
@@ -175,16 +209,22 @@ def triton_block_sparse_attention(
     # With a schedule every query block has all its tiles: which one is ragged is not known here.
     tiles = triton.cdiv(queries, tile["BM"]) if schedule is None else mask.query.count * (mask.query.size // tile["BM"])
     grid = (tiles, batches * heads)
+    bits = positions = taken = None
+    if sample is not None:
+        bits, positions, taken = mask.kept_bits(), sample.positions, sample.taken
     _block_sparse_forward[grid](
         q, k, v, out, lse, kv_num_blocks, kv_indices,
         kv_num_blocks if order is None else order, lse if key_bias is None else key_bias,
-        kv_num_blocks if schedule is None else schedule, scale, queries, keys, heads, mask.key.count,
+        kv_num_blocks if schedule is None else schedule, kv_num_blocks if positions is None else positions,
+        kv_num_blocks if bits is None else bits, kv_num_blocks if taken is None else taken,
+        scale, 0.0 if sample is None else sample.bias * LOG2_E.value, queries, keys, heads, mask.key.count,
+        0 if bits is None else bits.shape[-1], 0 if positions is None else len(positions),
         *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *out.stride()[:3],
         *lane_strides(kv_num_blocks), *lane_strides(kv_indices), *lane_strides(order), *lane_strides(key_bias),
-        *lane_strides(schedule),
+        *lane_strides(schedule), *lane_strides(bits), *lane_strides(taken),
         D=dim, BD=triton.next_power_of_2(dim), QUERY_BLOCK=mask.query.size, KEY_BLOCK=mask.key.size,
         RAGGED_KEYS=keys % mask.key.size != 0, HAS_ORDER=order is not None, HAS_BIAS=key_bias is not None,
-        HAS_SCHEDULE=schedule is not None,
+        HAS_SCHEDULE=schedule is not None, PER=0 if sample is None else sample.per, HAS_TAKEN=taken is not None,
         # Three tf32 products keep the digits that a caller with fp32 asked for, still on the tensor cores.
         PRECISION="tf32x3" if q.dtype == torch.float32 else "tf32",
         **tile,

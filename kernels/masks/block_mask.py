@@ -9,7 +9,7 @@ from numbers import Integral
 
 import torch
 
-from dittools.kernels.block_sparse.lists import from_keep, to_keep
+from dittools.kernels.block_sparse.lists import from_keep, to_bits, to_keep
 from dittools.kernels.upload import upload
 
 
@@ -180,6 +180,15 @@ class BlockMask:
         if "lists" not in self._cache:
             self._cache["lists"] = from_keep(self.keep)
         return self._cache["lists"]
+
+    def kept_bits(self) -> torch.Tensor:
+        """Kept key blocks as bits: int32 ``[.., Mq, ceil(Nk / 32)]``, block n as bit ``n % 32`` of word ``n // 32``.
+
+        Made on the mask's device without a host sync, once.
+        """
+        if "bits" not in self._cache:
+            self._cache["bits"] = to_bits(*self.kv_blocks())
+        return self._cache["bits"]
 
     def to_tokens(self, batch: int, head: int, rows: torch.Tensor | Sequence[int]) -> torch.Tensor:
         """Rows of the position-level mask: bool ``[len(rows), key.length]``.

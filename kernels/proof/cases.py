@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
 
 from dittools.kernels import block_sparse_attention, checked
+from dittools.kernels.block_sparse.sample import Sample, draw_sample
 from dittools.kernels.masks.block_mask import BlockMask
 from dittools.kernels.masks.cluster_mask import ClusterMask, ClusterPartition
 from dittools.kernels.proof.calls import kinds_of_calls, speedup
@@ -33,6 +35,7 @@ CLUSTER_SIZES = ((1, 1, 1), (1_000, 3, 2), (4_111, 2, 1), (32_760, 2, 1))
 # How clusters share the tokens out.
 FAMILIES = ("ragged", "many empty", "one giant")
 REPEATS = 5
+SAID_BESIDE = {None: "", "bias": " with a bias", "sample": " with a sample"}
 SPEED_SHAPE = (12, 32_768)
 # Clusters as SVG2 has them at 720p, which is what they are for.
 CLUSTERS_SPEED_SHAPE, SPEED_CLUSTERS = (40, 75_600), (300, 1_000)
@@ -72,15 +75,16 @@ def _cluster_jobs() -> list[dict[str, Any]]:
 def _cases(rows: int, sizes: tuple[tuple[int, int, int], ...]) -> list[dict[str, Any]]:
     return [
         {
-            "kind": "proof", "id": f"hd{dim} {rows}x{block} {dtype} {tokens} tokens{' with a bias' if biased else ''}",
+            "kind": "proof", "id": f"hd{dim} {rows}x{block} {dtype} {tokens} tokens{SAID_BESIDE[beside]}",
             "head_dim": dim, "query_block": rows, "key_block": block, "dtype": dtype, "tokens": tokens, "heads": heads,
-            "batch": batch, "biased": biased, "device": "cuda",
+            "batch": batch, "biased": beside == "bias", "drawn": block // 16 if beside == "sample" else 0,
+            "device": "cuda",
         }
-        for (tokens, heads, batch), dim, block, dtype, biased in itertools.product(
-            sizes, (128, 64), (128, 64), ("bfloat16", "float16"), (False, True)
+        for (tokens, heads, batch), dim, block, dtype, beside in itertools.product(
+            sizes, (128, 64), (128, 64), ("bfloat16", "float16"), SAID_BESIDE
         )
-        # A bias is fp32 beside logits in fp32, whatever the dtype is: it is built for one.
-        if not (biased and dtype == "float16") and (tokens != 32_760 or (dtype == "bfloat16" and not biased))
+        # A bias and a mask are fp32 beside logits in fp32, whatever the dtype is: they are built for one.
+        if not (beside and dtype == "float16") and (tokens != 32_760 or (dtype == "bfloat16" and beside != "bias"))
     ]  # fmt: skip
 
 
@@ -120,11 +124,23 @@ def prove(job: dict[str, Any], at: At) -> dict[str, Any]:
         bias[..., ::3] = -torch.inf
     seen = mask if bias is None else BlockMask(mask.keep & bias.isfinite()[:, :, None], mask.query, mask.key)
     scale = job["head_dim"] ** -0.5
+    sample = draw_sample(mask.key, job["drawn"], 5, device=device) if job["drawn"] else None
     for order in kinds_of_calls(job, raster=None, ordered=make_order(job["heads"], job["tokens"], device)):
-        at(kernel, 60)
-        call = {"order": order, "scale": scale, "key_bias": bias, "implementation": job.get("kernel", "hopper")}
-        _right_each_time(lambda call=call: _attend(q, k, v, mask, **call), Oracle(q, k, v, seen, scale, order))
+        for drawn in _samples(sample, job["heads"]):
+            at(kernel, 60)
+            call = {"order": order, "scale": scale, "key_bias": bias, "sample": drawn}
+            call["implementation"] = job.get("kernel", "hopper")
+            oracle = Oracle(q, k, v, seen, scale, order, sample=drawn)
+            _right_each_time(lambda call=call: _attend(q, k, v, mask, **call), oracle)
     return {"right": True}
+
+
+def _samples(sample: Sample | None, heads: int) -> list[Sample | None]:
+    """A sample that all heads see, and one of which each sees another share; none where nothing was drawn."""
+    if sample is None or not len(sample.positions):
+        return [None]
+    seen = torch.linspace(0, len(sample.positions), heads, device=sample.positions.device).int()
+    return [sample, replace(sample, taken=seen[None])]
 
 
 def prove_clusters(job: dict[str, Any], at: At) -> dict[str, Any]:

@@ -38,9 +38,10 @@ class Oracle:
         scale: factor on the logits.
         order: int ``[B or 1, H or 1, S]``, position -> token.
         key_order: the same for keys where it is another.
+        sample: keys that stand for skipped blocks, a `dittools.kernels.block_sparse.sample.Sample`.
     """
 
-    def __init__(self, q, k, v, mask, scale: float, order=None, key_order=None):
+    def __init__(self, q, k, v, mask, scale: float, order=None, key_order=None, sample=None):
         self._shape, self._dtype = q.shape, q.dtype
         if mask is None:
             mask = BlockMask.full(Partition(q.shape[1], 64), Partition(k.shape[1], k.shape[1]), q.device)
@@ -52,7 +53,7 @@ class Oracle:
                 positions = _positions(mask, b, h, m)
                 if len(positions):
                     orders = [None if x is None else lane(x, b, h).long() for x in (order, key_order)]
-                    self.parts.append(_Part((q, k, v), mask, scale, positions, orders, (b, h, m)))
+                    self.parts.append(_Part((q, k, v), mask, scale, positions, orders, (b, h, m), sample))
 
     def judge(self, out: torch.Tensor, lse: torch.Tensor | None = None) -> None:
         """Raise `Wrong` unless ``out`` ``[B, S, H, D]``, and ``lse`` ``[B, H, S]`` where there is one, are right."""
@@ -76,18 +77,27 @@ def _positions(mask: Any, b: int, h: int, m: int) -> torch.Tensor:
 class _Part:
     """One query block of one head: rows, and what they should come to."""
 
-    def __init__(self, tensors, mask, scale: float, positions: torch.Tensor, orders, place):
+    def __init__(self, tensors, mask, scale: float, positions: torch.Tensor, orders, place, sample=None):
         self.place = b, h, _ = place
         (q, k, v), (order, key_order) = tensors, orders
-        kept = mask.to_tokens(b, h, positions[:1])[0].nonzero().flatten()  # [n]: rows of a block keep the same
+        seen = mask.to_tokens(b, h, positions[:1])[0]  # [Sk]: rows of a block keep the same
+        kept, bias = seen.nonzero().flatten(), None
+        if sample is not None:
+            drawn = sample.positions
+            if sample.taken is not None:
+                drawn = drawn[: int(lane(sample.taken, b, h))]
+            drawn = drawn[~seen[drawn]]
+            bias = torch.zeros(len(kept) + len(drawn), device=q.device)
+            bias[len(kept) :] = sample.bias
+            kept = torch.cat((kept, drawn))
         key_order = order if key_order is None else key_order
         positions = positions if order is None else order[positions]
         kept = kept if key_order is None else key_order[kept]
         self.rows = positions
         self.empty = len(kept) == 0
         parts = q[b, positions, h], k[b, kept, h], v[b, kept, h]
-        self.exact, self.lse = _attention(*(x.float() for x in parts), scale)
-        plain, _ = _attention(*parts, scale)
+        self.exact, self.lse = _attention(*(x.float() for x in parts), scale, bias)
+        plain, _ = _attention(*parts, scale, bias)
         self.size = self.exact.square().mean().sqrt().clamp_min(1e-12)
         full = q.dtype == torch.float32
         self.allowed = SLACK + (0.0 if full else 2 * (self._error(plain)))
@@ -110,9 +120,11 @@ class _Part:
             raise Wrong(f"the LSE is off {where}")
 
 
-def _attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float) -> tuple[torch.Tensor, torch.Tensor]:
+def _attention(q, k, v, scale: float, bias: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
     """Softmax attention of rows, every step in their dtype: q ``[n, D]``, k and v ``[m, D]``; and its LSE in fp32."""
     logits = q @ k.T * scale
+    if bias is not None:
+        logits = logits + bias.to(logits.dtype)
     return logits.softmax(-1) @ v, logits.float().logsumexp(-1)
 
 

@@ -26,6 +26,7 @@ from dittools.kernels.supervise import At, serve
 TOKENS = {proof.NARROW: 1_000, proof.BLOCKS: 4_111, proof.CLUSTERS: 4_111, proof.MASS: 4_111}
 SECONDS = 1  # of timing, for each kind of call
 # Of every kernel those cases that are built apart: (head dim, dtype, blocks of queries and keys or how clusters share).
+# The first of them with a sample too, where there are such.
 PICKED: dict[str, tuple[tuple, ...]] = {
     proof.BLOCKS: ((128, "bfloat16", 128, 128), (128, "float16", 128, 64), (64, "bfloat16", 128, 128)),
     proof.NARROW: ((128, "bfloat16", 64, 64), (128, "float16", 64, 128), (64, "bfloat16", 64, 64)),
@@ -45,6 +46,7 @@ def jobs(kernel: str) -> list[dict[str, Any]]:
     whole = proof.jobs(kernel)
     small = [job for job in whole if "seconds" not in job and job["tokens"] == TOKENS[kernel]]
     cases = [job for job in small if _kind(job) in PICKED[kernel] and not job.get("biased")]
+    cases = [job for job in cases if not job.get("drawn") or _kind(job) == PICKED[kernel][0]]
     cases = [{**job, "calls": [kind]} for job in cases for kind in CALLS[kernel]] if kernel in CALLS else cases
     timed = [{**job, "seconds": SECONDS} for job in whole if "seconds" in job]
     return [*cases, *timed]

@@ -40,14 +40,18 @@ class Blocks(NamedTuple):
     @classmethod
     def of(cls, plan, q: torch.Tensor) -> Blocks:
         """From a `dittools.methods.base.Plan` for queries ``[B, S, H, D]``."""
+        return cls.of_mask(plan.mask, q, plan.order, plan.key_order)
+
+    @classmethod
+    def of_mask(cls, mask, q: torch.Tensor, order=None, key_order=None) -> Blocks:
+        """From a mask and its orders, as `dittools.kernels.block_sparse_attention` takes them."""
         batches, _, heads, _ = q.shape
-        mask = plan.mask
         return cls(
             mask.keep.expand(batches, heads, -1, -1).flatten(0, 1),
             (batches, heads, mask.query.length, mask.key.length),
-            plan.order,
+            order,
             _offsets(mask.query, q.device),
-            plan.order if plan.key_order is None else plan.key_order,
+            order if key_order is None else key_order,
             _offsets(mask.key, q.device),
         )
 
@@ -149,9 +153,20 @@ def residual_attention(
         from dittools.kernels.residual.triton import triton_residual_attention
 
         return triton_residual_attention(q, out, lse, blocks, bias, means, scale)
+    return portable_residual_attention(q, out, lse, blocks, bias, means, scale)[0]
+
+
+def portable_residual_attention(
+    q, out, lse, blocks: Blocks, bias: torch.Tensor, means: Means, scale: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """`residual_attention` in plain PyTorch, with the merged LSE.
+
+    Args:
+        bias: fp32 ``[lanes, Mq, Nk]``, or one entry for each of the means; -inf where blocks are kept.
+    """
     tokens, heads = out.shape[1:3]
     queries, computed, base, rows = _by_lane(q), _by_lane(out), lse.flatten(0, 1), blocks.rows
-    merged = torch.empty(out.shape, dtype=out.dtype, device=out.device)
+    merged, merged_lse = torch.empty(out.shape, dtype=out.dtype, device=out.device), torch.empty_like(base)
     into = merged.transpose(1, 2)  # [B, H, S, D]
     columns = means.keys.shape[1]
     per = columns // bias.shape[-1]
@@ -163,10 +178,10 @@ def residual_attention(
         extra = (logits - own.masked_fill(own.isneginf(), 0.0)).exp() @ means.values[lane].float()
         if means.shift is not None:
             extra = extra + means.shift[lane][row]
-        into[lane // heads, lane % heads, part], _ = merge_rows(
+        into[lane // heads, lane % heads, part], merged_lse[lane, part] = merge_rows(
             computed[lane, part], base[lane, part], extra, own.squeeze(-1)
         )
-    return merged
+    return merged, merged_lse.view(lse.shape)
 
 
 def _offsets(partition, device) -> torch.Tensor:
@@ -187,6 +202,14 @@ def _labels(order, offsets, lanes: tuple[int, int], length: int) -> torch.Tensor
 def _by_lane(x: torch.Tensor) -> torch.Tensor:
     """``[B, S, H, D]`` as ``[B * H, S, D]``."""
     return x.transpose(1, 2).flatten(0, 1)
+
+
+def rows_of(x: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+    """Rows of ``[B, S, H, D]`` by tokens ``[B or 1, H or 1, n]``: ``[B * H, n, D]``."""
+    if tokens.shape[:2] == (1, 1):
+        return x.index_select(1, tokens[0, 0]).transpose(1, 2).flatten(0, 1)
+    tokens = tokens.expand(x.shape[0], x.shape[2], -1)[..., None].expand(-1, -1, -1, x.shape[-1])
+    return x.transpose(1, 2).gather(2, tokens).flatten(0, 1)
 
 
 def rows_at_a_time(columns: int, device: torch.device) -> int:

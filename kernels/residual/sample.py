@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import torch
 
-from dittools.kernels.residual.dispatch import Blocks, Means
+from dittools.kernels.residual.dispatch import Blocks, Means, rows_of
 
 
 def sampled_keys(k: torch.Tensor, v: torch.Tensor, blocks: Blocks, draws: torch.Tensor) -> Means:
@@ -37,14 +37,6 @@ def sampled_keys(k: torch.Tensor, v: torch.Tensor, blocks: Blocks, draws: torch.
         order = blocks.key_order
         lanes = [max(x, y) for x, y in zip(order.shape[:2], chosen.shape[:2], strict=True)]
         chosen = order.expand(*lanes, -1).long().gather(-1, chosen.expand(*lanes, -1))
-    keys, values = (_rows(x, chosen) for x in (k, v))
+    keys, values = (rows_of(x, chosen) for x in (k, v))
     bias = (sizes / per).log().expand(batches, heads, -1)
     return Means(keys, values, bias.flatten(0, 1)[:, None], None)
-
-
-def _rows(x: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
-    """Rows of ``[B, S, H, D]`` by tokens ``[B or 1, H or 1, n]``: ``[B * H, n, D]``."""
-    if tokens.shape[:2] == (1, 1):
-        return x.index_select(1, tokens[0, 0]).transpose(1, 2).flatten(0, 1)
-    tokens = tokens.expand(x.shape[0], x.shape[2], -1)[..., None].expand(-1, -1, -1, x.shape[-1])
-    return x.transpose(1, 2).gather(2, tokens).flatten(0, 1)

@@ -50,12 +50,12 @@ def rms_error(found, wanted):
     return ((found - wanted).square().mean().sqrt() / wanted.square().mean().sqrt().clamp_min(1e-12)).item()
 
 
-def check(implementation, q, k, v, mask, *, order=None, scale=None, key_bias=None):
+def check(implementation, q, k, v, mask, *, order=None, scale=None, key_bias=None, sample=None):
     """Run one call against the fp32 oracle; return (out, lse).
 
     The error may be at most twice that of plain low-precision attention, and 1e-5 in fp32.
     """
-    call = {"order": order, "scale": scale, "key_bias": key_bias, "return_lse": True}
+    call = {"order": order, "scale": scale, "key_bias": key_bias, "sample": sample, "return_lse": True}
     out, lse = block_sparse_attention(q, k, v, mask, implementation=implementation, **call)
     exact, exact_lse = block_sparse_attention(q.float(), k.float(), v.float(), mask, implementation="naive", **call)
     assert out.shape == q.shape and out.dtype == q.dtype
@@ -64,8 +64,8 @@ def check(implementation, q, k, v, mask, *, order=None, scale=None, key_bias=Non
     if q.dtype != torch.float32:
         plain = plain_attention(q, k, v, token_mask(mask, order, q.shape[0], q.shape[2]), scale)
         exact_without_bias = exact
-        if key_bias is not None:
-            call["key_bias"] = None
+        if key_bias is not None or sample is not None:
+            call |= {"key_bias": None, "sample": None}
             exact_without_bias, _ = block_sparse_attention(
                 q.float(), k.float(), v.float(), mask, implementation="naive", **call
             )

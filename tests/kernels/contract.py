@@ -3,6 +3,8 @@
 A test file imports these tests and says by a fixture named ``implementation`` which one it checks.
 """
 
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -11,6 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from dittools.kernels import block_sparse_attention
+from dittools.kernels.block_sparse.sample import draw_sample
 from dittools.kernels.masks.block_mask import BlockMask, Partition
 
 HALF, BF16, FULL = torch.float16, torch.bfloat16, torch.float32
@@ -108,6 +111,48 @@ def test_a_block_biased_to_minus_infinity_counts_as_skipped(implementation):
     bias = torch.tensor([-torch.inf, 0.0, -torch.inf]).view(1, 1, 3)
     _, lse = check(implementation, q, k, v, mask, key_bias=bias)
     assert lse[0, 0, :64].isneginf().all()
+
+
+@pytest.mark.parametrize(
+    ("tokens", "query_block", "key_block", "dim", "dtype", "per"),
+    [
+        (300, 64, 64, 64, FULL, 1),
+        (500, 128, 128, 128, BF16, 8),
+        (257, 128, 64, 96, HALF, 4),
+        (400, 64, 128, 64, BF16, 32),
+    ],
+    ids=name,
+)
+@pytest.mark.parametrize("ordered", [False, True], ids=["raster", "ordered"])
+def test_drawn_keys_stand_for_the_blocks_that_a_row_skips(
+    implementation, tokens, query_block, key_block, dim, dtype, per, ordered
+):
+    q, k, v = inputs(2, tokens, 2, dim, dtype)
+    mask = random_mask(tokens, query_block, key_block, batches=2, heads=2, density=0.4)
+    mask.keep[0, 0, 0], mask.keep[0, 1, 0] = False, True  # a row that sees what was drawn alone, one that sees none
+    order = random_order(1, 2, tokens) if ordered else None
+    sample = draw_sample(mask.key, per, 3)
+    for taken in (None, torch.tensor([[len(sample.positions) // 2, 0]], dtype=torch.int32)):
+        out, lse = check(implementation, q, k, v, mask, order=order, sample=replace(sample, taken=taken))
+        assert out.isfinite().all() and (taken is not None or lse.isfinite().all())
+    beside = [len(sample.positions)] * 2, [0, 3]  # batches of their own
+    check(implementation, q, k, v, mask, sample=replace(sample, taken=torch.tensor(beside, dtype=torch.int32)))
+
+
+def test_keys_neither_kept_nor_drawn_have_no_say(implementation):
+    q, k, v = inputs(1, 300, 1, 64)
+    mask = random_mask(300, 64, 64, density=0.0)
+    mask.keep[..., 1] = True
+    sample = draw_sample(mask.key, 4, 5)
+    seen = torch.zeros(300, dtype=torch.bool)
+    seen[sample.positions], seen[64:128] = True, True
+    for x in (k, v):
+        x[:, ~seen] = torch.nan
+    call = {"sample": sample, "implementation": implementation}
+    out = block_sparse_attention(q, k, v, mask, **call)
+    assert out.isfinite().all()
+    v[:, sample.positions[-1]] = torch.nan
+    assert block_sparse_attention(q, k, v, mask, **call).isnan().any()
 
 
 @pytest.mark.parametrize("layout", ["packed", "heads first", "dim first"])

@@ -22,6 +22,7 @@ QUERY_BLOCKS = (128, 64)
 def attend(q, k, v, mask, **call):
     """One call at the usual scale: (out, lse). The fixture in conftest fills fresh memory with NaN before."""
     call.setdefault("order", None)
+    call.setdefault("beside", call.pop("key_bias", None))
     return hopper_block_sparse_attention(q, k, v, mask, scale=q.shape[-1] ** -0.5, **call)
 
 

@@ -1,5 +1,6 @@
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from dittools.kernels import (
     choose,
     dense_attention,
     dense_kernel_name,
+    draw_sample,
     implementations,
 )
 from dittools.kernels.masks.block_mask import BlockMask
@@ -98,6 +100,7 @@ def wrong_calls():
     mask, order = random_mask(130, 64, 64, 2, 2), random_order(1, 2, 130)
     bias = torch.zeros(1, 1, 3)
     short = random_mask(128, 64, 64)
+    sample = draw_sample(mask.key, 4, 0)
     three = BlockMask(torch.ones(1, 3, 3, 3, dtype=torch.bool), mask.query, mask.key)
     return {
         "ndim": ((q[0], k, v, mask), {}, r"q must be \[B, S, H, D\], got \[130, 2, 64\]"),
@@ -119,6 +122,19 @@ def wrong_calls():
         "order dtype": ((q, k, v, mask), {"order": order.float()}, "order must be int32, got torch.float32"),
         "bias": ((q, k, v, mask), {"key_bias": bias[..., :2]}, "key_bias must have shape"),
         "bias dtype": ((q, k, v, mask), {"key_bias": bias.half()}, "key_bias must be torch.float32"),
+        **{
+            f"sample {what}": ((q, k, v, mask), {"sample": replace(sample, **wrong)}, message)
+            for what, wrong, message in (
+                ("per", {"per": 3}, r"sample.per must be one of \[1, 2, 4, 8, 16, 32\] for blocks of 64, got 3"),
+                ("dtype", {"positions": sample.positions.int()}, "sample.positions must be int64, at most 12 of them"),
+                ("count", {"per": 2}, "sample.positions must be int64, at most 6 of them, got torch.int64"),
+                ("weight", {"weight": 0.0}, "sample.weight must be a positive number, got 0.0"),
+                ("device", {"positions": sample.positions.to("meta")}, "sample.positions are on meta"),
+                ("taken", {"taken": torch.ones(1, 3, dtype=torch.int32)}, "sample.taken must have shape"),
+                ("taken dtype", {"taken": torch.ones(1, 2)}, "sample.taken must be torch.int32, got torch.float32"),
+            )
+        },
+        "sample and bias": ((q, k, v, mask), {"key_bias": bias, "sample": sample}, "do not go together: leave one out"),
         "scale": ((q, k, v, mask), {"scale": -1.0}, "scale must be a positive number, got -1.0"),
         "order on cross": (
             (q, *(x[:, :100] for x in (k, v)), random_mask(130, 64, 64, keys=100)),

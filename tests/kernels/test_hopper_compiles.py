@@ -24,36 +24,41 @@ from dittools.kernels.capability import why_no_gluon
 
 pytestmark = pytest.mark.skipif(why_no_gluon() is not None, reason=str(why_no_gluon()))
 
-# name: rows of a tile, head dim, key block, dtype, with an order, with a bias
+# name: rows of a tile, head dim, key block, dtype, with an order, with a bias, keys drawn of each block
 BUILDS = {
-    "hd128-default": (128, 128, 128, "bfloat16", False, False),
-    "hd128-default-keys64": (128, 128, 64, "float16", False, False),
-    "hd128-default-biased": (128, 128, 64, "bfloat16", False, True),
-    "hd128-ordered": (128, 128, 128, "bfloat16", True, False),
-    "hd128-ordered-keys64": (128, 128, 64, "float16", True, False),
-    "hd128-ordered-biased": (128, 128, 128, "bfloat16", True, True),
-    "hd64": (128, 64, 128, "bfloat16", False, False),
-    "hd64-ordered": (128, 64, 128, "bfloat16", True, False),
-    "rows64": (64, 128, 64, "bfloat16", False, False),
-    "rows64-keys128": (64, 128, 128, "bfloat16", False, False),
-    "rows64-biased": (64, 128, 64, "bfloat16", False, True),
-    "rows64-keys128-biased": (64, 128, 128, "bfloat16", False, True),
-    "rows64-ordered": (64, 128, 64, "bfloat16", True, False),
-    "rows64-ordered-keys128": (64, 128, 128, "float16", True, False),
-    "rows64-ordered-biased": (64, 128, 64, "bfloat16", True, True),
-    "rows64-hd64": (64, 64, 64, "bfloat16", False, False),
-    "rows64-hd64-keys128": (64, 64, 128, "float16", False, False),
-    "rows64-hd64-ordered": (64, 64, 64, "bfloat16", True, False),
-    "rows64-hd64-biased": (64, 64, 64, "bfloat16", False, True),
+    "hd128-default": (128, 128, 128, "bfloat16", False, False, 0),
+    "hd128-default-keys64": (128, 128, 64, "float16", False, False, 0),
+    "hd128-default-biased": (128, 128, 64, "bfloat16", False, True, 0),
+    "hd128-ordered": (128, 128, 128, "bfloat16", True, False, 0),
+    "hd128-ordered-keys64": (128, 128, 64, "float16", True, False, 0),
+    "hd128-ordered-biased": (128, 128, 128, "bfloat16", True, True, 0),
+    "hd64": (128, 64, 128, "bfloat16", False, False, 0),
+    "hd64-ordered": (128, 64, 128, "bfloat16", True, False, 0),
+    "rows64": (64, 128, 64, "bfloat16", False, False, 0),
+    "rows64-keys128": (64, 128, 128, "bfloat16", False, False, 0),
+    "rows64-biased": (64, 128, 64, "bfloat16", False, True, 0),
+    "rows64-keys128-biased": (64, 128, 128, "bfloat16", False, True, 0),
+    "rows64-ordered": (64, 128, 64, "bfloat16", True, False, 0),
+    "rows64-ordered-keys128": (64, 128, 128, "float16", True, False, 0),
+    "rows64-ordered-biased": (64, 128, 64, "bfloat16", True, True, 0),
+    "rows64-hd64": (64, 64, 64, "bfloat16", False, False, 0),
+    "rows64-hd64-keys128": (64, 64, 128, "float16", False, False, 0),
+    "rows64-hd64-ordered": (64, 64, 64, "bfloat16", True, False, 0),
+    "rows64-hd64-biased": (64, 64, 64, "bfloat16", False, True, 0),
+    "hd128-sampled": (128, 128, 128, "bfloat16", False, False, 8),
+    "hd128-ordered-sampled": (128, 128, 128, "bfloat16", True, False, 8),
+    "hd64-sampled": (128, 64, 128, "bfloat16", False, False, 16),
+    "rows64-sampled": (64, 128, 64, "bfloat16", False, False, 4),
 }  # fmt: skip
 
 
-def build(rows, head_dim, key_block, dtype, ordered, biased):
+def build(rows, head_dim, key_block, dtype, ordered, biased, per):
     """Compile one build from the arguments of a real call; return its resources and SASS."""
     import torch
 
     from dittools.kernels.block_sparse.hopper import launch_arguments
     from dittools.kernels.block_sparse.hopper_forward import block_sparse_forward
+    from dittools.kernels.block_sparse.sample import draw_sample
     from dittools.kernels.masks.block_mask import BlockMask, Partition
 
     q = torch.empty(2, 1000, 3, head_dim, dtype=getattr(torch, dtype))
@@ -61,7 +66,8 @@ def build(rows, head_dim, key_block, dtype, ordered, biased):
     bias = torch.zeros(1, 3, mask.key.count) if biased else None
     order = torch.arange(1000, dtype=torch.int32).expand(1, 3, -1) if ordered else None
     results = torch.empty_like(q), torch.empty(2, 3, 1000)
-    _, arguments, options = launch_arguments(q, q, q, mask, 0.1, bias, order, results)
+    sample = draw_sample(mask.key, per, 0) if per else None
+    _, arguments, options = launch_arguments(q, q, q, mask, 0.1, sample or bias, order, results)
     return machine_code(block_sparse_forward.warmup(*arguments, **options, grid=(1,)))
 
 
@@ -72,7 +78,7 @@ def builds(tmp_path_factory):
 
 def of(name):
     """(rows, head dim, with an order, variant) of a build."""
-    rows, head_dim, _, _, ordered, _ = BUILDS[name]
+    rows, head_dim, _, _, ordered, _, _ = BUILDS[name]
     return rows, head_dim, ordered, variant_of(head_dim, rows, ordered)
 
 
@@ -94,8 +100,14 @@ def test_nothing_spills_and_it_fits(builds, name):
     build, (rows, *_) = builds[name], BUILDS[name]
     assert (build["warps"], build["resources"]["REG"]) == ((12, 168) if rows == 128 else (8, 128))
     assert build["shared"] <= SHARED_MEMORY
-    # With a bias two pointers wait in memory while the kernel of 128 rows starts.
-    assert kept_in_memory(build) <= (4 if BUILDS[name][5] and rows == 128 else 0)
+    # With a bias two pointers wait in memory while the kernel of 128 rows starts; with an order and a sample a few
+    # numbers of a tile, outside of the loops.
+    *_, ordered, biased, drawn = BUILDS[name]
+    assert kept_in_memory(build) <= (12 if ordered and drawn else 4 if biased and rows == 128 else 0)
+    if drawn:
+        inner = [loop for loop in loops(build) if len(loop) < 600]
+        assert len(inner) == 2 * (rows // 64)
+        assert not [line for loop in inner for line in loop if re.search(r"\b(LDL|STL)\b", line)]
     # 240 registers for each of two consumers or 232 for one, and 24 for the producer.
     limits = register_limits(build)
     assert {240 if rows == 128 else 232, 24} <= limits
@@ -112,16 +124,18 @@ def test_two_programs_of_64_rows_share_a_multiprocessor(builds, name):
 @pytest.mark.parametrize("name", BUILDS)
 def test_products_run_on_the_tensor_cores_and_copies_on_tma(builds, name):
     build, (rows, head_dim, ordered, variant) = builds[name], of(name)
-    consumers = rows // 64
+    # A sample has a loop, and its last slot apart.
+    consumers, loops = rows // 64, 3 if BUILDS[name][6] else 1
     products = [build["sass"][i] for i in instructions(build, "HGMMA")]
-    # Each consumer: QK and PV in the loop, and the first QK and the last PV outside it.
-    assert len(products) == 2 * consumers * (head_dim // 16 + variant.slot // 16)
+    # Each consumer: QK and PV in each loop, and the first QK and the last PV outside.
+    of_each = (1 + loops) * consumers
+    assert len(products) == of_each * (head_dim // 16 + variant.slot // 16)
     # Weights come from registers: their A operand is no descriptor. Q does where it is held.
     by_register = [re.search(r"R\d+, R\d+, gdesc", x) is not None for x in products]
     assert sum("tnspB" in x and yes for x, yes in zip(products, by_register, strict=True)) == (
-        2 * consumers * variant.slot // 16
+        of_each * variant.slot // 16
     )
-    assert sum(by_register) == 2 * consumers * (variant.slot // 16 + head_dim // 16)
+    assert sum(by_register) == of_each * (variant.slot // 16 + head_dim // 16)
     assert instructions(build, "UTMALDG")
     # By an order the output leaves row by row, else as one box of each consumer.
     assert len(instructions(build, "UTMASTG")) == (0 if ordered else consumers)

@@ -1,5 +1,6 @@
 """The Hopper kernel's source, run in `gluon_emulator` against the oracle."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -13,12 +14,13 @@ from dittools.kernels.block_sparse import hopper
 from dittools.kernels.block_sparse.hopper import launch_arguments
 from dittools.kernels.block_sparse.hopper_variants import tile_bytes, variant_of
 from dittools.kernels.block_sparse.naive import naive_block_sparse_attention
+from dittools.kernels.block_sparse.sample import draw_sample
 from dittools.kernels.capability import why_no_gluon
 
 pytestmark = pytest.mark.skipif(why_no_gluon() is not None, reason=str(why_no_gluon()))
 
 
-def run(q, k, v, mask, *, order=None, scale=0.1, key_bias=None, programs=None, seed=0):
+def run(q, k, v, mask, *, order=None, scale=0.1, key_bias=None, sample=None, programs=None, seed=0):
     from gluon_emulator import emulate
 
     from dittools.kernels.block_sparse.hopper_forward import block_sparse_forward
@@ -26,10 +28,12 @@ def run(q, k, v, mask, *, order=None, scale=0.1, key_bias=None, programs=None, s
     out = torch.full_like(q, torch.nan, memory_format=torch.contiguous_format)
     lse = torch.full((q.shape[0], q.shape[2], q.shape[1]), torch.nan)
     placed = (k, v) if order is None else gather_tokens((k, v), order)
-    tiles, arguments, options = launch_arguments(q, *placed, mask, scale, key_bias, order, (out, lse))
+    tiles, arguments, options = launch_arguments(
+        q, *placed, mask, scale, key_bias if sample is None else sample, order, (out, lse)
+    )
     emulate(block_sparse_forward, programs or tiles, arguments, options, seed)
     exact, exact_lse = naive_block_sparse_attention(
-        q.float(), k.float(), v.float(), mask, order=order, scale=scale, key_bias=key_bias
+        q.float(), k.float(), v.float(), mask, order=order, scale=scale, key_bias=key_bias, sample=sample
     )
     assert rms_error(out, exact) < 2.0**-7, rms_error(out, exact)
     # The RMS over all would forgive a few rows.
@@ -51,7 +55,8 @@ def run(q, k, v, mask, *, order=None, scale=0.1, key_bias=None, programs=None, s
     key_block=st.sampled_from([64, 128]),
     density=st.sampled_from([0.0, 0.15, 0.5, 1.0]),
     ordered=st.booleans(),
-    biased=st.booleans(),
+    beside=st.sampled_from([None, "bias", 1, 2, 4, 8, 16, 32]),
+    some=st.booleans(),
     programs=st.sampled_from([None, 1, 2, 5]),
     seed=st.integers(0, 99),
 )
@@ -64,11 +69,16 @@ def any_shape(case):
     q, k, v = inputs(1, queries, heads, case.dim, torch.bfloat16, keys=keys, seed=seed)
     blocks = case.query_block, case.key_block
     mask = random_mask(queries, *blocks, heads=heads, density=case.density, keys=keys, seed=seed)
-    bias = torch.randn(1, heads, mask.key.count) if case.biased else None
+    bias = torch.randn(1, heads, mask.key.count) if case.beside == "bias" else None
+    sample = None
+    if isinstance(case.beside, int) and len(draw_sample(mask.key, case.beside, seed).positions):
+        sample = draw_sample(mask.key, case.beside, seed)
+        if case.some:  # one head sees none of them, the other a part
+            sample = replace(sample, taken=torch.tensor([[0, len(sample.positions) * 2 // 3]], dtype=torch.int32))
     order = random_order(1, heads, queries, seed) if case.ordered else None
     # A program a tile where they draw none from a queue.
     programs = case.programs if variant_of(case.dim, case.query_block, case.ordered).persistent else None
-    run(q, k, v, mask, order=order, key_bias=bias, programs=programs, seed=seed)
+    run(q, k, v, mask, order=order, key_bias=bias, sample=sample, programs=programs, seed=seed)
 
 
 @pytest.mark.parametrize("ordered", [False, True])
@@ -127,14 +137,14 @@ def test_a_call_with_an_order_copies_k_and_v_some_heads_at_a_time(monkeypatch, l
     def launch(*call):
         programs, arguments, options = launch_arguments(*call)
         launched.append(call[0].shape[2])
-        call[-1][0].fill_(torch.nan)
+        call[7][0].fill_(torch.nan)
         emulate(block_sparse_forward, programs, arguments, options)
 
     monkeypatch.setattr(hopper, "_launch", launch)
     monkeypatch.setattr(hopper, "COPY_BYTES", 2 * 2 * k.numel() * heads_at_a_time // 3)
-    call = {"order": order, "scale": 0.125, "key_bias": bias}
-    out, lse = hopper.hopper_block_sparse_attention(q, k, v, mask, **call)
-    wanted = naive_block_sparse_attention(q.float(), k.float(), v.float(), mask, **call)
+    call = {"order": order, "scale": 0.125}
+    out, lse = hopper.hopper_block_sparse_attention(q, k, v, mask, beside=bias, **call)
+    wanted = naive_block_sparse_attention(q.float(), k.float(), v.float(), mask, key_bias=bias, **call)
     assert launched == {1: [1, 1, 1], 2: [2, 1], 3: [3]}[heads_at_a_time]
     assert rms_error(out, wanted[0]) < 2.0**-7
     torch.testing.assert_close(lse, wanted[1], atol=1e-4, rtol=1e-5)

@@ -15,6 +15,7 @@ from dittools.kernels import (
     schedule,
     to_keep,
 )
+from dittools.kernels.block_sparse.lists import to_bits
 from dittools.kernels.masks.block_mask import BlockMask, Partition
 
 MANY = 8 if INTERPRETED else 30
@@ -52,6 +53,21 @@ def same_lists(make, place, *args, keep, **kwargs):
 
 def best_first(scores, force):
     return sorted(range(len(scores)), key=lambda j: (not force[j], -scores[j], j))
+
+
+@everywhere
+@settings(max_examples=MANY, **quietly)
+@given(rows=st.integers(1, 5), columns=st.integers(1, 100), density=st.floats(0, 1), seed=st.integers(0, 99))
+def test_bits_say_which_blocks_are_kept(place, rows, columns, density, seed):
+    implementation, device = place
+    generator = torch.Generator().manual_seed(seed)
+    keep = torch.rand(2, 1, rows, columns, generator=generator) < density
+    counts, indices = from_keep(keep)
+    indices = torch.where(torch.arange(columns) < counts[..., None], indices, columns - 1)  # what follows means nothing
+    bits = to_bits(counts.to(device), indices.to(device), implementation=implementation).cpu()
+    assert bits.dtype == torch.int32 and bits.shape == (2, 1, rows, -(-columns // 32))
+    block = torch.arange(columns)
+    assert torch.equal(((bits[..., block // 32] >> (block % 32)) & 1).bool(), keep)
 
 
 @everywhere

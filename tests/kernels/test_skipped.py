@@ -7,6 +7,8 @@ from places import GPU, everywhere, no_sync
 from test_clustered import random_clusters
 
 from dittools.kernels import block_sparse_attention
+from dittools.kernels.block_sparse.sample import draw_sample
+from dittools.kernels.masks.block_mask import Partition
 from dittools.kernels.residual.dispatch import Blocks, calibrate_at_centroid, residual_attention, summarise
 from dittools.kernels.residual.naive import naive_residual_attention
 from dittools.kernels.residual.sample import sampled_keys
@@ -103,6 +105,36 @@ def test_every_key_of_a_block_is_drawn_as_often_as_any_other(kind):
         assert torch.equal(blocks.columns.gather(1, keys.keys[..., 0].long())[filled], _owners(blocks, per)[filled])
     expected = (per / blocks.key_sizes.float()).gather(1, blocks.columns)
     assert ((times / many - expected).abs() < 5 * (expected / many).sqrt()).all()
+
+
+def test_turns_are_uniform_each_and_their_mean_nears_that_of_all_keys_faster_than_free_draws():
+    key, per, turns = Partition(16 * 40 + 5, 16), 2, 12
+    values = torch.randn(key.length, generator=torch.Generator().manual_seed(0)).cumsum(0)  # neighbours are alike
+
+    def total(sample):
+        return float(values[sample.positions].sum() * sample.weight)
+
+    off = {"turns": [], "free": []}
+    first_turn_or_later = torch.zeros(2, key.length)
+    for seed in range(200):
+        made = [draw_sample(key, per, seed, turn) for turn in range(turns)]
+        free = [draw_sample(key, per, 1_000 * seed + turn) for turn in range(turns)]
+        off["turns"].append(sum(map(total, made)) / turns - float(values.sum()))
+        off["free"].append(sum(map(total, free)) / turns - float(values.sum()))
+        for which, sample in enumerate((made[0], made[7])):
+            first_turn_or_later[which, sample.positions] += 1
+    rms = {name: torch.tensor(found).square().mean().sqrt() for name, found in off.items()}
+    assert rms["turns"] < 0.6 * rms["free"]
+    expected = 200 * per / key.size
+    assert (first_turn_or_later - expected).abs().max() < 5 * expected**0.5
+    again = draw_sample(key, per, 3, 4)
+    assert torch.equal(again.positions, draw_sample.__wrapped__(key, per, 3, 4).positions)
+
+
+@pytest.mark.parametrize("per", [3, 32, 0])
+def test_a_number_of_keys_that_no_kernel_takes_is_refused(per):
+    with pytest.raises(ValueError, match=r"keys drawn of a block of 16 must be one of \[1, 2, 4, 8, 16\]"):
+        draw_sample(Partition(100, 16), per, 0)
 
 
 def _owners(blocks, per):
