@@ -52,7 +52,10 @@ class Baselines:
                 notes.append(
                     "the equal-time baseline was not drawn: without times only --fewer-steps can say its steps"
                 )
-        if self._plan.steps < 2:
+        fewest = self._plan.fewest_steps
+        if self._plan.steps <= fewest and fewest > 1:
+            notes.append(f"the equal-time baseline was not drawn: at this --strength a run has at least {fewest} steps")
+        elif self._plan.steps < 2:
             notes.append("the equal-time baseline was not drawn: a run of one step cannot be shorter")
         self._keep(Decided(found[0], other, None, tuple(notes)))
 
@@ -70,7 +73,7 @@ class Baselines:
                 ids = [case_of(plan, setting, prompt, seed).id for setting in known]
                 times = {case_id: seconds for case_id in ids if (seconds := self._seconds(case_id)) is not None}
                 if base is not None and times and times.keys() | failed >= set(ids):
-                    return equal_time_steps(plan.steps, base, min(times.values()))
+                    return equal_time_steps(plan.steps, base, min(times.values()), plan.fewest_steps)
         return None
 
     def _seconds(self, case_id: str) -> float | None:

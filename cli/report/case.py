@@ -17,9 +17,11 @@ from dittools.cli.progress import Progress, Stages
 from dittools.cli.report.profiles import check_model
 from dittools.cli.request import Request, Scene
 from dittools.config import Config
-from dittools.pipelines import dense_kernels, saving
+from dittools.pipelines import dense_kernels, saving, strides
 from dittools.pipelines.errors import BadInput, DiskFull, RunFailed
 from dittools.pipelines.families import transformers_of
+from dittools.pipelines.sizes import size_rule
+from dittools.pipelines.tasks.whole import Drawn
 from dittools.report.folder import FRAMES, RECORD, VIDEO, Folder
 from dittools.report.plan import Case, Plan, Setting
 from dittools.report.schedule import Unit
@@ -60,7 +62,9 @@ class Cases:
         self.opened = generation.open_model(self.request, stages, self.output, self.chosen)
         self.load_seconds, self.progress = stages.seconds["load"], progress
         block_size = 128 if self.opened.device.type == "cuda" else 64
-        check_model(checked, self.opened.pipe, self._grid(), self.plan.steps, block_size)
+        grid = self._grid()
+        if grid is not None:  # else its cases tell
+            check_model(checked, self.opened.pipe, grid, self.plan.steps, block_size)
 
     def model(self, measured: bool) -> Model:
         """What the model tells.
@@ -72,8 +76,9 @@ class Cases:
         for number, prompt in enumerate(self.plan.prompts, 1):
             said = generation.prompt_notes(self.opened, self.opened.scene.of(prompt))
             notes += [f"prompt {number}: {note}" for note in said]
-        tokens = self._grid().tokens
-        return Model(notes, self._kernels(tokens, measured), tokens, self._model().config.num_attention_heads)
+        grid = self._grid()
+        tokens = grid.tokens if grid is not None else 0
+        return Model(notes, self._kernels(tokens, measured), tokens, self._heads()[0])
 
     def draw(self, unit: Unit, kernel: str) -> float:
         """Draw and keep a unit; its denoise seconds.
@@ -147,6 +152,7 @@ class Cases:
                 acceleration=facts,
                 quality=None,
                 output=Path("cases") / case.id / frames_file,
+                drawn=None if scene.task is None else dict(zip(records.SIZES, pixels.shape[:3], strict=True)),
             ).record()
             files.write_json(part / RECORD, {**record, "case": extra})
 
@@ -178,25 +184,44 @@ class Cases:
 
     def _kernels(self, tokens: int, measured: bool) -> list[str]:
         """Dense kernels, fastest first: measured on a GPU, PyTorch's own choice on a CPU."""
-        device, dtype, model = self.opened.device, self.opened.dtype, self._model().config
-        found = dense_kernels.names(device, dtype, model.attention_head_dim)
-        if not measured or device.type == "cpu" or len(found) < 2:
+        device, dtype = self.opened.device, self.opened.dtype
+        heads, head_dim = self._heads()
+        found = dense_kernels.names(device, dtype, head_dim)
+        if not measured or not tokens or device.type == "cpu" or len(found) < 2:
             return found
-        shape = (1, model.num_attention_heads, tokens, model.attention_head_dim)
+        shape = (1, heads, tokens, head_dim)
         return dense_kernels.fastest_first(found, shape, device, dtype)
 
     def _model(self) -> Any:
         return transformers_of(self.opened.pipe, self.request.family)[0][1]
 
-    def _grid(self) -> TokenGrid:
-        """The token grid of every case, without text that shares its sequence."""
+    def _heads(self) -> tuple[int, int]:
+        """Heads of the self-attention, and their width."""
+        model = self._model().config
+        count = next(model[name] for name in ("num_attention_heads", "n_heads", "num_heads") if name in model)
+        width = (
+            model.get("attention_head_dim")
+            or next(model[name] for name in ("dim", "hidden_size", "inner_dim") if name in model) // count
+        )
+        return count, width
+
+    def _grid(self) -> TokenGrid | None:
+        """The token grid of every case, without text that shares its sequence; None where only the pipeline knows."""
         import torch
 
+        if self.request.task is not None:
+            return self._grid_of_sizes()
         plan, vae = self.plan, self.opened.pipe.vae.config
         stride, side = vae.scale_factor_temporal, vae.scale_factor_spatial
         shape = (1, 0, (plan.frames - 1) // stride + 1, plan.height // side, plan.width // side)
         family, latents = self.request.family, torch.empty(shape, device="meta")
         return family.token_grid(family.layout(self._model().config, {family.latents: latents}.get), lambda name: None)
+
+    def _grid_of_sizes(self) -> TokenGrid | None:
+        plan, family = self.plan, self.request.family
+        if family.name not in strides.READ or None in (plan.height, plan.width):
+            return None
+        return size_rule(family, self.chosen.folder).layout(plan.frames or 1, plan.height, plan.width).grid()
 
     def _dense_facts(self, steps: int) -> dict[str, Any]:
         """What an acceleration would have told of a run that had none."""
@@ -205,6 +230,8 @@ class Cases:
 
 def _fingerprint(latents: Any) -> str:
     """The same for the same bits."""
+    if isinstance(latents, Drawn):
+        return hashlib.sha256(latents.frames.tobytes()).hexdigest()[:16]
     return hashlib.sha256(latents.detach().float().cpu().contiguous().numpy().tobytes()).hexdigest()[:16]
 
 

@@ -6,12 +6,13 @@ from dataclasses import dataclass, fields
 from typing import Annotated
 
 from dittools.cli import _flags as f
+from dittools.cli.tasks.flags import Inputs
 
 REPORT = "Report"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Flags(f.Settings, f.Run):
+class Flags(f.Settings, f.Run, Inputs):
     """The flags of `report`; settings are those of what is not swept."""
 
     output: Annotated[str, f.flag("--output -o", "Folder of the report.", f.RESULT, "FOLDER")] = "report"

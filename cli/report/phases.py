@@ -15,10 +15,11 @@ from dittools.cli.report.join import GROUND, check, join
 from dittools.cli.report.profiles import check_files, check_swept, named
 from dittools.cli.report.request import ReportRequest
 from dittools.cli.report.run import Drawer
+from dittools.cli.tasks import request as whole
 from dittools.config import Config
 from dittools.pipelines import saving
 from dittools.pipelines.errors import BadInput, RunFailed, first_line
-from dittools.report import coverage
+from dittools.report import coverage, text
 from dittools.report.folder import MANIFEST, Folder, InUse, Unreadable
 from dittools.report.plan import Plan, swept
 from dittools.report.results import gather
@@ -33,7 +34,7 @@ def run_phases(
 ) -> None:
     """Do what the phase says, or join parts in place of drawing; raises RunFailed at the end when cases failed."""
     folder = Folder(path)
-    made, notes = _checked(wanted, folder) if wanted is not None else (None, [])
+    made, notes = _checked(wanted, folder, output) if wanted is not None else (None, [])
     try:
         if parts:
             check(folder, parts)
@@ -57,7 +58,7 @@ def run_phases(
         raise BadInput(str(error)) from None
 
 
-def _checked(wanted: ReportRequest, folder: Folder) -> tuple[request.Request, list[str]]:
+def _checked(wanted: ReportRequest, folder: Folder, output: Output) -> tuple[request.Request, list[str]]:
     """The request, and notes on its sweeps, before anything is fetched or written."""
     notes: list[str] = []
 
@@ -72,14 +73,30 @@ def _checked(wanted: ReportRequest, folder: Folder) -> tuple[request.Request, li
         check_swept(wanted.sweep.get("profile", ()), found)
         for setting in found:
             with named(setting):
+                if wanted.general:
+                    continue
                 request.check_sizes(wanted.flags, Config.from_dict(setting.config))
         if not (folder.path / MANIFEST).exists():  # what is drawn already needs its profiles no more
             check_files(found)
 
-    made = request.check(wanted.flags, None, also=check_sweeps)
+    if wanted.general:
+        made = whole.check(wanted.flags, wanted.given, [], output.note, also=check_sweeps)
+        _check_whole(made, wanted)
+    else:
+        made = request.check(wanted.flags, None, also=check_sweeps)
     if (wanted.flags.gpus or 1) > 1:
         ranks.check_gpus(wanted.flags.device, wanted.flags.gpus, alike=True)
     return made, notes
+
+
+def _check_whole(made: request.Request, wanted: ReportRequest) -> None:
+    """Raises BadInput for what a report of whole calls cannot be of."""
+    if made.family.why_not is not None:
+        raise BadInput(
+            f"{made.family.name} draws densely alone, since {made.family.why_not}: there is nothing to report"
+        )
+    if "prompts" in wanted.given and "prompt" not in made.task.one.parameters:
+        raise BadInput(f"--prompts: {made.task.one.name} takes none: leave it out")
 
 
 def _draw(
@@ -91,6 +108,9 @@ def _draw(
     for setting in swept(plan.base, plan.sweep, plan.steps)[0]:
         with named(setting):
             config = Config.from_dict(setting.config)
+            if made.task is not None:
+                whole.check_method(made, config, chosen.folder, shot, chosen.device)
+                continue
             grid = request.grid_of(made.family, chosen.folder, shot.frames, shot.height, shot.width)
             request.check_method(config, grid, request.block_of(chosen.device))
     manifest = folder.manifest()
@@ -133,14 +153,16 @@ def _plan(made: request.Request, wanted: ReportRequest, chosen: generation.Chose
     cpu, builtin = chosen.device.type == "cpu", wanted.prompts is None
     shot, scene = chosen.scene.shot, chosen.scene
     prompts = wanted.prompts
-    if builtin:
+    if builtin and made.task is not None and (made.task.inputs.given or "prompt" not in made.task.one.parameters):
+        builtin, prompts = False, (scene.prompt,)  # ours say nothing of what is given
+    elif builtin:
         prompts = builtin_prompts(chosen.weights.embedded, wanted.count or (CPU_PROMPTS if cpu else GPU_PROMPTS))
     steps = CPU_STEPS if builtin and cpu and wanted.flags.steps is None else shot.steps
-    steps = min(steps, shot.steps)
+    steps = steps if shot.steps is None else min(steps, shot.steps)
     fewer = wanted.flags.fewer_steps
     if fewer is not None and fewer >= steps:
         raise BadInput(f"--fewer-steps {fewer} is not fewer than the {steps} steps of a run: lower it")
-    return Plan(
+    plan = Plan(
         model=made.family.name,
         weights=chosen.weights.name,
         prompts=tuple(prompts),
@@ -161,7 +183,11 @@ def _plan(made: request.Request, wanted: ReportRequest, chosen: generation.Chose
         repeats=wanted.flags.repeats,
         fewer_steps=wanted.flags.fewer_steps,
         timed=wanted.timed,
+        task=None if made.task is None else made.task.facts(),
     )
+    if fewer is not None and fewer < plan.fewest_steps:
+        raise BadInput(f"--fewer-steps {fewer}: at this --strength a run has at least {plan.fewest_steps}: raise one")
+    return plan
 
 
 def _ground(device: Any) -> dict[str, Any]:
@@ -183,9 +209,7 @@ def _same(manifest: dict[str, Any], plan: Plan, device: Any, folder: Folder) -> 
     before = Plan.from_dict(manifest["plan"])
     changed = plan.difference(before)
     if changed:
-        told = ", ".join(
-            f"{name} {_short(getattr(before, name))}, now {_short(getattr(plan, name))}" for name in changed
-        )
+        told = ", ".join(_change(name, before, plan) for name in changed)
         raise BadInput(
             f"{folder.path} holds a report with other settings ({told}): give them again, or another --output"
         )
@@ -196,6 +220,16 @@ def _same(manifest: dict[str, Any], plan: Plan, device: Any, folder: Folder) -> 
                 f"{folder.path} was begun with another {name} ({_short(manifest[name])}, now {_short(now[name])}): "
                 "one report needs one machine and one set of versions; give another --output"
             )
+
+
+def _change(name: str, before: Plan, now: Plan) -> str:
+    """What one field of a plan was and is."""
+    if name != "task":
+        return f"{name} {_short(getattr(before, name))}, now {_short(getattr(now, name))}"
+    was, mine = (text.inputs_by_flag(plan.task) for plan in (before, now))
+    changed = [flag for flag in {**was, **mine} if was.get(flag) != mine.get(flag)]
+    told = [[_short(plan.get(flag, "not given")) for plan in (was, mine)] for flag in changed]
+    return ", ".join(f"{flag} {one}, now {other}" for flag, (one, other) in zip(changed, told, strict=True))
 
 
 def _short(value: Any) -> str:

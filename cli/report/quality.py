@@ -123,7 +123,9 @@ def _verdict(plan: Plan, row: Row, frames: Callable[[], Any]) -> dict[str, Any]:
         return {"why_not": "the judge knows only the embedded model's world"}
     if importlib.util.find_spec("dittools.training") is None:
         return {"why_not": "the judge is not in the installed package, but in the repository (training/)"}
-    if plan.frames < _MOTION_FRAMES:
+    if plan.task is not None and plan.task["inputs"]:
+        return {"why_not": "the judge knows no pictures that are given beside a prompt"}
+    if (plan.frames or 1) < _MOTION_FRAMES:
         return {"why_not": f"{plan.frames} frames are too few to see every motion (at least {_MOTION_FRAMES})"}
     from dittools.pipelines.embedded import captions
     from dittools.training import judge
@@ -147,7 +149,7 @@ def read_frames(folder: Folder, plan: Plan, case_id: str) -> Any:
     try:
         frames = reading.read(path).frames
         why = f"{path} holds {len(frames)} of {plan.frames} frames"
-        if len(frames) >= plan.frames:
+        if len(frames) >= (plan.frames or 1):
             return frames
     except BadInput as error:
         why = str(error).rpartition(": ")[0]

@@ -13,6 +13,7 @@ from dittools import files
 from dittools.cli.flag_checks import check_run, check_seed
 from dittools.cli.prompts import prompts_of
 from dittools.cli.report.flags import ABOUT, PLANNED, Flags
+from dittools.cli.tasks.request import routed
 from dittools.naming import unknown
 from dittools.pipelines import places
 from dittools.pipelines.errors import BadInput, first_line
@@ -21,8 +22,10 @@ from dittools.report.folder import LOCK, MANIFEST, is_report
 PHASES = ("run", "quality", "render", "all")
 SWEEP = {"sparsity": [0.5, 0.8, 0.9]}
 _TEXTS = ("model", "weights", "negative_prompt", "config", "device", "dtype", "offload")
+_TEXTS += ("image", "last_image", "video", "control", "mask", "quantize")
+_LISTS = ("reference", "lora", "set")
 _WHOLE = ("repeats", "fewer_steps", "steps", "height", "width", "frames")
-_NUMBERS = ("guidance",)
+_NUMBERS = ("guidance", "strength", "fps", "shift")
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,8 @@ class ReportRequest:
         sweep: values by setting.
         share: the first number of the prompts to generate, and the step to the next.
         timed: whether times count.
+        given: names of the flags that the command line or the YAML holds.
+        general: whether whole calls of a pipeline draw, not one in stages.
     """
 
     flags: Flags
@@ -44,6 +49,8 @@ class ReportRequest:
     sweep: dict[str, list]
     share: tuple[int, int] | None = None
     timed: bool = True
+    given: frozenset[str] = frozenset()
+    general: bool = False
 
     @classmethod
     def read(cls, flags: Flags, given: Collection[str]) -> ReportRequest:
@@ -70,7 +77,10 @@ class ReportRequest:
         flags = dataclasses.replace(
             flags, **{name: found[name] for name in found.keys() - {"sweep", "seeds", "prompts"}}
         )
-        check_run(flags)
+        given = frozenset((*given, *found))
+        flags, general = routed(flags, given, listed_videos=False)
+        if not general:
+            check_run(flags)
         for number, seed in enumerate(seeds):
             check_seed("--seeds", seed)
             if seed in seeds[:number]:
@@ -85,7 +95,7 @@ class ReportRequest:
                 f"--device {flags.device} names one GPU, and --gpus {flags.gpus} takes more: use --device cuda"
             )
         share = None if flags.share is None else _share(flags.share)
-        return cls(flags, prompts, count, seeds, sweep, share, not flags.untimed)
+        return cls(flags, prompts, count, seeds, sweep, share, not flags.untimed, given, general)
 
 
 def _one_sparsity(found: Mapping[str, Any]) -> dict[str, list] | None:
@@ -186,12 +196,18 @@ def _types(found: dict[str, Any]) -> None:
         (_TEXTS, str, "a text"),
         (_WHOLE, int, "a whole number"),
         (_NUMBERS, (int, float), "a number"),
-        (("compile", "untimed"), bool, "true or false"),
+        (("compile", "untimed", "vae_tiling"), bool, "true or false"),
     ):
         for name in names:
             value = found.get(name)
             if value is not None and (not isinstance(value, kinds) or (isinstance(value, bool) and kinds is not bool)):
                 raise BadInput(f"{name} must be {what}, got {value!r}")
+    for name in _LISTS:
+        value = found.get(name)
+        if isinstance(value, str):
+            found[name] = [value]
+        elif value is not None and not (isinstance(value, list) and all(isinstance(one, str) for one in value)):
+            raise BadInput(f"{name} must be a text or a list of texts, got {value!r}")
     for seed in found.get("seeds", ()):
         if not isinstance(seed, int) or isinstance(seed, bool):
             raise BadInput(f"seeds must be whole numbers, got {seed!r}")

@@ -59,4 +59,5 @@ class Lists:
     ] = None
 
 
+INPUTS = tuple(field.name for field in fields(Inputs))
 NAMES = tuple(field.name for field in (*fields(Inputs), *fields(Lists)))

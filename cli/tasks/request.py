@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from dittools.cli.flag_checks import check_flags
 from dittools.cli.prompts import PROMPTS
 from dittools.cli.request import Request, Scene
 from dittools.cli.settings import config_of
-from dittools.cli.tasks.flags import NAMES
+from dittools.cli.tasks.flags import INPUTS, NAMES
 from dittools.config import Config
 from dittools.naming import unknown
 from dittools.pipelines import components, loading, places, quantizing, saving, stages, strides, weights
@@ -44,13 +44,14 @@ class Asked:
     one: PipelineClass
 
 
-def routed(flags: Any, given: Collection[str]) -> tuple[Any, bool]:
+def routed(flags: Any, given: Collection[str], listed_videos: bool = True) -> tuple[Any, bool]:
     """Flags with the model that a folder names, and whether a whole call of its pipeline draws, not one in stages.
 
     Args:
         given: names of the flags that the command line holds.
+        listed_videos: whether a list of prompts or seeds asks for whole calls.
     """
-    more = any(_is_given(getattr(flags, name, None)) for name in MORE)
+    more = any(_is_given(getattr(flags, name, None)) for name in (MORE if listed_videos else INPUTS))
     index = _index(flags.weights)
     family = None if index is None else classes.family_in(index)
     if family is None:
@@ -79,7 +80,12 @@ def _index(asked: str) -> dict[str, Any] | None:
 
 
 def check(
-    flags: Any, given: Collection[str], reads: list[places.Read], note: Any, listed_videos: bool = False
+    flags: Any,
+    given: Collection[str],
+    reads: list[places.Read],
+    note: Any,
+    listed_videos: bool = False,
+    also: Callable[[Config], None] = lambda config: None,
 ) -> Request:
     """A request that is drawn by whole calls. Raises BadInput.
 
@@ -88,6 +94,7 @@ def check(
         reads: files of this run's flags.
         note: told what is worth knowing.
         listed_videos: whether the output's name is that of a list, and no file's.
+        also: what else to check of the config before PyTorch is asked for the device.
     """
     check_flags(flags)
     _numbers(flags)
@@ -113,6 +120,7 @@ def check(
     config, notes = config_of(flags) if hasattr(flags, "method") else (Config(method="dense"), ())
     _check_sparse(family, flags, config, note)
     requests.check_files(config)
+    also(config)
     output = None
     if hasattr(flags, "overwrite"):
         output = saving.plan(_output_name(flags, given, one), 1 if one.draws == "image" else flags.frames)
@@ -272,7 +280,7 @@ def complete(request: Request, folder: Path, device: Any) -> Scene:
     if rule is not None and task.one.draws == family.draws:
         rule.check(None if family.draws == "image" else shot.frames, shot.height, shot.width)
         if None not in (shot.height, shot.width):
-            _check_method(request, folder, shot, device)
+            check_method(request, request.config, folder, shot, device)
     prompt = getattr(flags, "prompt", None)
     if prompt is None:
         prompt = defaults["prompt"] or ("" if task.inputs.given else PROMPTS[0])
@@ -280,11 +288,14 @@ def complete(request: Request, folder: Path, device: Any) -> Scene:
     return Scene(prompt, negative or "", shot, _fps(flags, task, defaults), defaults["max_sequence_length"], task)
 
 
-def _check_method(request: Request, folder: Path, shot: stages.Shot, device: Any) -> None:
+def check_method(request: Request, config: Config, folder: Path, shot: stages.Shot, device: Any) -> None:
+    """Raises BadInput for a method or profile that does not fit the size; one that only the pipeline knows passes."""
+    if request.family.name not in strides.READ or None in (shot.height, shot.width):
+        return
     frames = shot.frames or 1
     grid = requests.grid_of(request.family, folder, frames, shot.height, shot.width)
-    requests.check_method(request.config, grid, requests.block_of(device))
-    requests.check_profile(request.config, request.family, folder, grid, shot.steps)
+    requests.check_method(config, grid, requests.block_of(device))
+    requests.check_profile(config, request.family, folder, grid, shot.steps)
 
 
 def _size(flags: Any, task: Task, defaults: dict[str, Any], multiples: tuple[int, int]) -> dict[str, int | None]:

@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import itertools
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -48,6 +49,8 @@ class Plan:
         repeats: how often every case is timed.
         fewer_steps: steps of the equal-time baseline; None takes the time of the fastest setting.
         timed: whether times count: not where the device did other work as well.
+        task: what a whole call of a pipeline is given, as the run record has it; None where it is run in stages.
+            Then sizes, steps and guidance that are left to the pipeline are None.
     """
 
     model: str
@@ -57,11 +60,11 @@ class Plan:
     seeds: tuple[int, ...]
     base: dict[str, Any]
     sweep: dict[str, list]
-    frames: int
-    height: int
-    width: int
+    frames: int | None
+    height: int | None
+    width: int | None
     steps: int
-    guidance: float
+    guidance: float | None
     fps: float
     dtype: str
     device: str
@@ -70,6 +73,7 @@ class Plan:
     repeats: int = 1
     fewer_steps: int | None = None
     timed: bool = True
+    task: dict[str, Any] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         return json.loads(json.dumps(dataclasses.asdict(self)))
@@ -84,9 +88,15 @@ class Plan:
         return cls(**{**values, "prompts": tuple(values["prompts"]), "seeds": tuple(values["seeds"])})
 
     def difference(self, other: Plan) -> list[str]:
-        """Names of the fields in which two plans differ."""
-        mine, theirs = self.to_dict(), other.to_dict()
+        """Names of the fields in which two plans differ; files that were given are known by what is in them."""
+        mine, theirs = ({**plan.to_dict(), "task": _content(plan.task)} for plan in (self, other))
         return [name for name in mine if mine[name] != theirs[name]]
+
+    @property
+    def fewest_steps(self) -> int:
+        """Steps of the shortest run: of those asked for, a pipeline takes the share that --strength says."""
+        strength = (self.task or {}).get("inputs", {}).get("strength", 1)
+        return math.ceil(1 / strength - 1e-9)
 
     def other_seed(self, seed: int) -> int:
         """The seed whose dense video shows how far apart two equally good videos are: the next one asked for."""
@@ -248,6 +258,7 @@ def case_of(plan: Plan, setting: Setting, prompt: int, seed: int) -> Case:
         "steps": setting.steps,
         "config": setting.config,
         "kernel": setting.kernel,
+        **({} if plan.task is None else {"task": _content(plan.task)}),
     }
     return Case(_hash(content), prompt, drawn, setting)
 
@@ -264,14 +275,17 @@ def rows(plan: Plan, found: Iterable[Setting]) -> list[Row]:
     ]
 
 
-def equal_time_steps(steps: int, dense_seconds: float, fastest_seconds: float) -> int | None:
+def equal_time_steps(steps: int, dense_seconds: float, fastest_seconds: float, fewest: int = 1) -> int | None:
     """How many dense steps fit into the time of the fastest setting; None when a run has only one step.
 
     At most one step less than the full run: what is no faster than dense is compared with the nearest there is.
+
+    Args:
+        fewest: steps that a run has at least.
     """
-    if steps < 2 or dense_seconds <= 0:
+    if steps <= fewest or dense_seconds <= 0:
         return None
-    return max(1, min(steps - 1, round(steps * fastest_seconds / dense_seconds)))
+    return max(fewest, min(steps - 1, round(steps * fastest_seconds / dense_seconds)))
 
 
 def read_sweeps(texts: Sequence[str]) -> dict[str, list]:
@@ -288,6 +302,13 @@ def read_sweeps(texts: Sequence[str]) -> dict[str, list]:
                 raise ValueError(f"--sweep {name.strip()}: {shortened(part)} is given twice: give it once")
             values.append(value_of(part))
     return found
+
+
+def _content(given: Any) -> Any:
+    """What was given, without the names of its files."""
+    if isinstance(given, dict):
+        return {key: _content(value) for key, value in given.items() if not (key == "file" and "sha256" in given)}
+    return [_content(one) for one in given] if isinstance(given, list | tuple) else given
 
 
 def _hash(content: Any) -> str:

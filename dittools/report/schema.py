@@ -10,8 +10,10 @@ NONE = type(None)
 
 PLAN = {
     **dict.fromkeys(("model", "weights", "negative_prompt", "dtype", "device"), TEXT),
-    **dict.fromkeys(("frames", "height", "width", "steps"), int),
-    **dict.fromkeys(("guidance", "fps"), NUMBER),
+    **dict.fromkeys(("frames", "height", "width"), (int, NONE)),
+    "steps": int,
+    "guidance": (*NUMBER, NONE),
+    "fps": NUMBER,
     "prompts": [TEXT],
     "seeds": [int],
     "base": dict,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from dittools.naming import with_options
@@ -197,11 +198,59 @@ def subject(results: Results) -> str:
     if not results.whole:
         pairs = f"asked for {pairs}, compared over {_of_pairs(results)}"
     return (
-        f"{plan.model}, weights {plan.weights}; {plan.frames} x {plan.height} x {plan.width}, {plan.steps} steps, "
-        f"guidance {plan.guidance:g}, {plan.dtype}; {pairs}, {timed}; on {device['name']} ({device['type']}"
+        f"{plan.model}, weights {plan.weights}; {_size(results)}, {plan.steps} steps, "
+        + ("" if plan.guidance is None else f"guidance {plan.guidance:g}, ")
+        + f"{plan.dtype}; {pairs}, {timed}; on {device['name']} ({device['type']}"
         + (f", {limit:g} W" if limit else "")
         + f"); dense kernel {results.decided.dense_kernel or 'not chosen yet'}"
     )
+
+
+def _size(results: Results) -> str:
+    """Frames x height x width; what the pipeline decided is taken from the first case."""
+    sizes = [results.plan.frames, results.plan.height, results.plan.width]
+    first = next((outcome.record for outcome in results.outcomes if outcome.record), None)
+    if None in sizes and first is not None:
+        sizes = [first["run"].get(name) for name in ("frames", "height", "width")]
+    return " x ".join("?" if size is None else str(size) for size in sizes)
+
+
+def given(results: Results) -> list[str]:
+    """What every case was drawn from beside its prompt, one line for each; nothing where that is all."""
+    task = results.plan.task
+    if task is None:
+        return []
+    pipeline = task["pipeline"]
+    drawn = pipeline if pipeline == task["weights_of"] else f"{pipeline} with the weights of {task['weights_of']}"
+    said = [f"{flag}: {value}" for flag, value in inputs_by_flag(task).items() if flag not in ("pipeline", "weights")]
+    return [f"Drawn by {drawn}.", *said]
+
+
+def inputs_by_flag(task: Mapping[str, Any] | None) -> dict[str, str]:
+    """What a task was given, for people, by the flag that gave it."""
+    if task is None:
+        return {}
+    found = {"pipeline": task["pipeline"], "weights": task["weights_of"]}
+    for name, value in task["inputs"].items():
+        shown_as = ", ".join(map(_file, value)) if isinstance(value, list) else value
+        found["--" + name.replace("_", "-")] = _file(value) if isinstance(value, dict) else str(shown_as)
+    if task["set"]:
+        found["--set"] = " ".join(f"{name}={value}" for name, value in task["set"].items())
+    if task["lora"]:
+        scaled = [(f"{one['file']}:{one['scale']:g}", one["sha256"][:12]) for one in task["lora"]]
+        found["--lora"] = ", ".join(f"{name} (sha256 {digest})" for name, digest in scaled)
+    if task["quantize"] != "none":
+        found["--quantize"] = task["quantize"]
+    if task["vae_tiling"]:
+        found["--vae-tiling"] = "yes"
+    if task["shift"] is not None:
+        found["--shift"] = f"{task['shift']:g}"
+    return found
+
+
+def _file(one: Mapping[str, Any]) -> str:
+    frames = "" if one["frames"] == 1 else f"{one['frames']} frames of "
+    return f"{one['file']} ({frames}{one['height']} x {one['width']}, sha256 {one['sha256'][:12]})"
 
 
 def _timed(results: Results) -> str:

@@ -127,9 +127,6 @@ class Task:
         Args:
             scene, request: of `dittools.cli.request`.
         """
-        facts = self.facts()
-        inputs = {flag: _digests(value) for flag, value in facts.pop("inputs").items()}
-        loras = [[one["sha256"], one["scale"]] for one in facts.pop("lora")]
         shot = {name: getattr(scene.shot, name) for name in scene.shot.__dataclass_fields__}
         return {
             "weights": request.weights.name,
@@ -138,9 +135,7 @@ class Task:
             **shot,
             "fps": scene.fps,
             "dtype": dtype,
-            **facts,
-            "inputs": inputs,
-            "lora": loras,
+            **content(self.facts()),
             "config": request.config.to_dict(),
         }
 
@@ -221,6 +216,13 @@ class Task:
                 argument = _argument(one, flag)
                 found[argument] = _shaped(one, argument, clip, shot)
         return found
+
+
+def content(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Of a task's facts, what does not change with the names of files."""
+    inputs = {flag: _digests(value) for flag, value in facts["inputs"].items()}
+    loras = [[one["sha256"], one["scale"]] for one in facts["lora"]]
+    return {**facts, "inputs": inputs, "lora": loras}
 
 
 def _digests(value: Any) -> Any:

@@ -202,3 +202,12 @@ def test_a_swept_name_may_carry_its_options():
 def test_a_cache_option_is_swept_by_its_old_name_too():
     found, _ = swept(Config(method="svg", cache="sea").to_dict(), {"cache_max_skips": [1, 2]}, 4)
     assert [setting.config["cache_options"] for setting in found] == [{"max_consecutive_skips": k} for k in (1, 2)]
+
+
+@pytest.mark.parametrize(("strength", "fewest", "steps"), [(None, 1, 3), (1, 1, 3), (0.3, 4, 4), (0.2, 5, 5)])
+def test_fewer_steps_are_no_fewer_than_a_strength_leaves(strength, fewest, steps):
+    inputs = {} if strength is None else {"strength": strength}
+    plan = dataclasses.replace(PLAN, task={"inputs": inputs})
+    assert plan.fewest_steps == fewest
+    assert equal_time_steps(10, 10.0, 3.0, plan.fewest_steps) == steps
+    assert equal_time_steps(fewest, 10.0, 3.0, plan.fewest_steps) is None
