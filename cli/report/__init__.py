@@ -25,6 +25,7 @@ Examples:
   dittools report --prompts prompts.txt --seeds 0,1,2 --repeats 3
   dittools report --sweep method=dense,svg --sweep cache=none,easycache
   dittools report --sweep method=svg,sparge correction=none,centroids
+  dittools report --weights ./wan-i2v --image dog.png --prompts prompts.txt
   dittools report --plan report.yaml --output report
   dittools report --output report --phase render
   dittools report --prompts prompts.txt --sweep method=svg --gpus 4
