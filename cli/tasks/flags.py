@@ -34,7 +34,13 @@ class Inputs:
     ] = None
     lora: Annotated[
         list[str] | None,
-        f.flag("--lora", "Adapters laid over the weights, .safetensors alone; several.", f.MODEL, "PATH[:SCALE]..."),
+        f.flag(
+            "--lora",
+            "Adapters laid over the weights, .safetensors alone; several. PATH@transformer_2 is for the second of a "
+            "pair.",
+            f.MODEL,
+            "PATH[:SCALE]...",
+        ),
     ] = None
     shift: Annotated[
         float | None, f.flag("--shift", "Of the noise schedule.  [default: the folder's]", f.VIDEO, "X")

@@ -159,7 +159,7 @@ def _held(flags: Any, one: PipelineClass, folder: Path) -> Held:
     if flags.quantize not in quantizing.KINDS:
         raise BadInput(unknown("--quantize", flags.quantize, quantizing.KINDS))
     loras = adapters.read(flags.lora or [])
-    adapters.check_class(one, loras)
+    adapters.check_class(one, loras, pair=bool(listed(read_index(folder)).get(adapters.SECOND, ("", ""))[1]))
     if flags.vae_tiling:
         name = listed(read_index(folder)).get("vae", ("", ""))[1]
         if not hasattr(classes.part_named(name), "enable_tiling"):
@@ -241,7 +241,7 @@ def files_of(flags: Any) -> list[places.Read]:
     single = [(flag, value) for flag, value in found if isinstance(value, str)]
     many = [(flag, each) for flag, value in found if isinstance(value, list) for each in value]
     named = [*single, *many, ("--prompts", getattr(flags, "prompts", None))]
-    loras = [("--lora", each) for text in flags.lora or () for each in (text, text.rpartition(":")[0])]
+    loras = [("--lora", each) for text in flags.lora or () for each in adapters.paths(text)]
     return [(flag, Path(value).expanduser()) for flag, value in (*named, *loras) if value]
 
 

@@ -29,7 +29,7 @@ def block_sparse_attention_op(
         kv_num_blocks: int32 ``[B or 1, H or 1, Mq]``, and kv_indices: int32 ``[B or 1, H or 1, Mq, L]``, as
             `dittools.kernels.block_sparse.lists` makes them.
         query_block, key_block: positions in a block; the last block may be ragged.
-        options: as in `dittools.kernels.block_sparse_attention`, but ``key_order``.
+        options: as in `dittools.kernels.block_sparse_attention`, but ``key_order`` and ``sample``.
 
     Returns:
         out ``[B, Sq, H, D]``, contiguous, in the dtype of q. With ``return_lse``: (out, lse), lse fp32
@@ -41,6 +41,8 @@ def block_sparse_attention_op(
     call = Call(**options)
     if call.key_order is not None:
         raise ValueError("key_order goes with a ClusterMask, and the operator takes even blocks: leave it out")
+    if call.sample is not None:
+        raise ValueError("the operator takes no sample: call dittools.kernels.block_sparse_attention, or leave it out")
     scale = q.shape[-1] ** -0.5 if call.scale is None else float(call.scale)
     lists = kv_num_blocks, kv_indices, query_block, key_block
     out, lse = _op(q, k, v, *lists, scale, call.order, call.key_bias, call.implementation)

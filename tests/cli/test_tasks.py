@@ -1,5 +1,6 @@
 """The tasks of docs/tasks.md: each a command on tiny random weights, its file and its record looked at."""
 
+import copy
 import json
 import re
 import shlex
@@ -15,7 +16,7 @@ from safetensors.torch import save_file
 
 from dittools.cli.app import command
 from dittools.pipelines import saving
-from dittools.pipelines.tasks import whole
+from dittools.pipelines.tasks import adapters, whole
 from tests.cli.tasks_tiny import SIZE, VIDEO, clip, lora, mask, picture, saved
 from tests.cli.test_bad_input import one_error
 
@@ -251,6 +252,8 @@ def test_several_videos_of_one_prompt(cli, shelf, tmp_path):
         (("--lora", "one.safetensors:x"), "the scale must be a number, got 'x'"),
         (("--lora", "plain.safetensors"), "holds the tensors of no LoRA"),
         (("--lora", "one.safetensors", "one.safetensors"), "is given twice"),
+        (("--lora", "one.safetensors@transformer_3"), "there is no file one.safetensors@transformer_3"),
+        (("--lora", "one.safetensors@transformer_2:0.5"), "this folder has one transformer: leave @transformer_2 out"),
         (("--quantize", "int9"), "'int9'"),
         (("--quantize", "nf4"), "--quantize nf4 runs on a CUDA GPU"),
         (("--shift", "0"), "--shift must be above 0"),
@@ -273,6 +276,29 @@ def test_a_lora_of_another_model_is_one_line(cli, shelf, tmp_path, made, says):
     lora(tmp_path / "other.safetensors", **made)
     done = cli("generate", "--weights", saved("wan", shelf), *VIDEO, "--lora", "other.safetensors", "-q")
     assert done.code == 2 and says in one_error(done) and done.err.count("\n") == 1
+
+
+def test_loras_for_either_transformer_of_a_pair(shelf, tmp_path):
+    from diffusers import WanPipeline
+
+    one, two = (lora(tmp_path / f"{name}.safetensors", seed, width=128) for name, seed in (("one", 0), ("two", 5)))
+    asked = adapters.read([f"{one}:0.5", f"{two}@transformer_2:0.25", f"{one}@transformer_2", f"{two}@transformer:2"])
+    assert [lora.facts().get("onto") for lora in asked] == [None, "transformer_2", "transformer_2", None]
+    pipe, notes = WanPipeline.from_pretrained(saved("wan", shelf)), []
+    pipe.register_modules(transformer_2=copy.deepcopy(pipe.transformer))
+    adapters.put_on(pipe, asked, notes.append)
+    assert not notes
+    held = [part.blocks[0].attn1.to_q for part in (pipe.transformer, pipe.transformer_2)]
+    assert [dict(sorted(layer.scaling.items())) for layer in held] == [
+        {"lora_0": 0.5, "lora_3": 2.0},
+        {"lora_1": 0.25, "lora_2": 1.0},
+    ]
+    assert [sorted(layer.active_adapters) for layer in held] == [["lora_0", "lora_3"], ["lora_1", "lora_2"]]
+    alone = WanPipeline.from_pretrained(saved("wan", shelf))
+    alone.register_modules(transformer_2=copy.deepcopy(alone.transformer))
+    adapters.put_on(alone, asked[:1], notes.append)
+    assert notes == ["--lora is on the first transformer (high noise) of two: PATH@transformer_2 puts one on the other"]
+    assert not hasattr(alone.transformer_2.blocks[0].attn1.to_q, "scaling")
 
 
 def test_the_call_is_the_pipelines_own(draw, shelf, tmp_path):

@@ -4,8 +4,15 @@ from cases import inputs, random_mask, random_order
 from places import GPU
 from torch._dynamo.testing import CompileCounterWithBackend
 
-from dittools.kernels import block_sparse_attention, block_sparse_attention_op, from_mass, from_top_k, pool_blocks
-from dittools.kernels.masks.block_mask import BlockMask
+from dittools.kernels import (
+    block_sparse_attention,
+    block_sparse_attention_op,
+    draw_sample,
+    from_mass,
+    from_top_k,
+    pool_blocks,
+)
+from dittools.kernels.masks.block_mask import BlockMask, Partition
 
 BLOCKS = {"query_block": 64, "key_block": 32}
 
@@ -85,6 +92,8 @@ def test_wrong_lists_are_refused_when_the_op_runs():
     counts, indices = random_mask(100, 64, 32).kv_blocks()
     with pytest.raises(ValueError, match="lists have 2 rows of 4 blocks, but their partitions have 3 x 5"):
         block_sparse_attention_op(q, k, v, counts, indices, **BLOCKS)
+    with pytest.raises(ValueError, match="the operator takes no sample"):
+        block_sparse_attention_op(q, k, v, counts, indices, sample=draw_sample(Partition(150, 32), 4, 0), **BLOCKS)
     with pytest.raises(ValueError, match="implementation 'triton' cannot run this call"):
         block_sparse_attention_op(
             q, k, v, *random_mask(150, 64, 32).kv_blocks(), implementation="triton", query_block=64, key_block=32
