@@ -16,6 +16,7 @@ CASE_OF = {
     "block_mass/triton": "mass",
     "block_sparse/hopper_forward": "hopper",
     "block_sparse/lists_triton": "lists",
+    "block_sparse/sample_tiles_triton": "hopper",
     "block_sparse/triton": "triton",
     "clusters/hopper_forward": "hopper-clusters",
     "clusters/hopper_lists": "hopper-clusters",

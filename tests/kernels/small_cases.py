@@ -13,6 +13,7 @@ from cases import inputs, random_mask, random_order, rms_error
 from dittools.kernels import (
     block_sparse_attention,
     cluster_tokens,
+    draw_sample,
     from_mass,
     from_top_k,
     gather_tokens,
@@ -32,7 +33,8 @@ def attention(name, key_block=128, dims=(64, 128), query_block=128):
         mask = random_mask(TOKENS, query_block, key_block, heads=HEADS, density=0.6, device="cuda")
         bias = torch.randn(1, HEADS, mask.key.count, device="cuda")
         order = random_order(1, HEADS, TOKENS, device="cuda")
-        for call in ({}, {"key_bias": bias}, {"order": order}):
+        sample = draw_sample(mask.key, key_block // 16, 1, device="cuda")
+        for call in ({}, {"key_bias": bias}, {"order": order}, {"sample": sample}, {"sample": sample, "order": order}):
             found = block_sparse_attention(q, k, v, mask, implementation=name, **call)
             same(found, block_sparse_attention(q, k, v, mask, implementation="naive", **call))
 

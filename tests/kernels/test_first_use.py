@@ -231,8 +231,9 @@ def test_a_compiled_model_proves_it_when_it_runs(card, monkeypatch):
     monkeypatch.setitem(capability.REASONS, "hopper", lambda *_: None)
     taken = []
 
-    def attend(q, k, v, mask, **call):
+    def attend(q, k, v, mask, *, beside, **call):
         taken.append("hopper")
+        assert beside is None
         return naive.naive_block_sparse_attention(q, k, v, mask, **call)
 
     monkeypatch.setattr(dispatch, "hopper_block_sparse_attention", attend)
@@ -255,7 +256,9 @@ def test_the_short_proof_is_part_of_the_whole_and_times_every_kind_of_call(kerne
     jobs, whole = short.jobs(kernel), {job["id"]: job for job in proof.jobs(kernel)}
     cases, timed = ([job for job in jobs if ("seconds" in job) == speed] for speed in (False, True))
     ids, calls = {job["id"] for job in cases}, {str(job.get("calls")) for job in cases}
-    assert len(ids) == len(short.PICKED[kernel]) and len(cases) == len(ids) * len(calls)
+    samples = [job for job in cases if job.get("drawn")]
+    assert len({job["id"] for job in samples}) == (kernel in (proof.BLOCKS, proof.NARROW))
+    assert len(ids) == len(short.PICKED[kernel]) + bool(samples) and len(cases) == len(ids) * len(calls)
     assert {job["head_dim"] for job in cases} == {64, 128}
     assert {job["dtype"] for job in cases} == {"bfloat16", "float16"}
     assert all(whole[job["id"]].items() <= job.items() and job.keys() - whole[job["id"]] <= {"calls"} for job in cases)

@@ -10,8 +10,9 @@ from dittools.kernels import checked
 ROOM = Path(checked.__file__).parent
 FILES = {path.relative_to(ROOM).as_posix(): ast.parse(path.read_text(encoding="utf-8")) for path in ROOM.rglob("*.py")}
 OPERATIONS = sorted({name.split("/")[0] for name in FILES if name.endswith("/dispatch.py")})
-# A Triton kernel with a launch of its own, which runs before the kernel that proves itself.
-APART = {"permute/dispatch.py"}
+# A Triton kernel with a launch of its own, which runs before the kernel that proves itself; who chooses between Triton
+# and plain PyTorch; and a type.
+APART = {"permute/dispatch.py", "choice.py", "block_sparse/sample.py"}
 
 
 def imports(name):
