@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mimetypes
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -75,7 +76,13 @@ def _read(path: Path) -> tuple[list[Image], float | None]:
                     return [ImageOps.exif_transpose(image).convert("RGB")], None
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
             raise BadInput(f"{path} cannot be read as a picture ({first_line(error)}): give a whole file") from None
-    video = reading.read(path)
+    try:
+        video = reading.read(path)
+    except BadInput as error:
+        kind = mimetypes.guess_type(path.name)[0] or ""
+        if path.is_dir() or path.suffix.lower() == ".npy" or kind.startswith(("image/", "video/")):
+            raise
+        raise BadInput(f"{path} can be read neither as a picture nor as a video: give a .png, .jpg or .mp4") from error
     return [Image.fromarray(frame) for frame in video.frames], video.fps
 
 

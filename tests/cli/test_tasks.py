@@ -334,6 +334,7 @@ def test_sparse_and_compared_with_dense(draw):
         ("wan", ("--image", "a.png"), "its weights also take --video, --strength as WanVideoToVideoPipeline"),
         ("wan-i2v", ("--image", "a.png", "--mask", "a.png"), "--mask: WanImageToVideoPipeline in"),
         ("wan-i2v", ("--image", "none.png"), "--image: there is no none.png"),
+        ("wan-i2v", ("--image", "words.txt"), "words.txt can be read neither as a picture nor as a video"),
         ("wan-i2v", ("--image", "v.npy"), "--image v.npy holds 9 frames, and one picture is wanted"),
         ("wan-i2v", ("--image", "a.png", "--set", "steps"), "--set must be NAME=VALUE, got 'steps'"),
         ("wan-i2v", ("--image", "a.png", "--set", "num_inference_steps=3"), "--set num_inference_steps: use --steps"),
@@ -346,7 +347,10 @@ def test_sparse_and_compared_with_dense(draw):
         ("wan-i2v", ("--image", "a.png", "--gpus", "2"), "leave --gpus and --parallel out"),
     ],
 )
-def test_what_a_pipeline_does_not_take_is_said_before_weights_are_loaded(refused, monkeypatch, name, flags, says):
+def test_what_a_pipeline_does_not_take_is_said_before_weights_are_loaded(
+    refused, monkeypatch, tmp_path, name, flags, says
+):
+    (tmp_path / "words.txt").write_text("no picture")
     monkeypatch.setattr("dittools.pipelines.loading.load", lambda *_, **__: pytest.fail("a model was loaded"))
     assert says in refused(name, *flags)
 
