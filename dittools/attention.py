@@ -56,6 +56,8 @@ def attend(
 
 
 def _attend(taken: tuple[torch.Tensor, ...], plan: Plan, how: How) -> tuple[torch.Tensor, torch.Tensor | None]:
+    if how.sample is not None and not takes_samples(plan):
+        raise ValueError("a sample stands for skipped even blocks of all keys, which this plan has not: leave it out")
     if plan.own is not None:
         return _attend_own(taken, plan, how)
     if plan.keys is not None:
@@ -93,7 +95,7 @@ def _attend_own(taken: tuple[torch.Tensor, ...], plan: Plan, how: How) -> tuple[
         return _attend(taken, replace(plan, mask=cut.mask, own=None), how)
     # Even blocks that were cut are clusters, for which another kernel may be the fastest.
     name = None if isinstance(plan.mask, BlockMask) else how.implementation
-    call = {"order": cut.order, "key_order": cut.key_order, "implementation": name, "sample": how.sample}
+    call = {"order": cut.order, "key_order": cut.key_order, "implementation": name}
     call |= {"scale": how.scale, "return_lse": how.return_lse}
     result = block_sparse_attention(q.index_select(1, own.tokens), k, v, cut.mask, **call)
     mine, mine_lse = result if how.return_lse else (result, None)
@@ -108,8 +110,6 @@ def _attend_own(taken: tuple[torch.Tensor, ...], plan: Plan, how: How) -> tuple[
 
 def _attend_to_fewer(q, k, v, plan: Plan, asked: How) -> tuple[torch.Tensor, torch.Tensor | None]:
     """`attend` for a plan with keys of its own: the queries they are for, then the others over every key."""
-    if asked.sample is not None:
-        raise ValueError("a sample stands for skipped blocks, and this plan takes fewer keys instead: leave it out")
     keys = plan.keys
     how = {"scale": asked.scale, "return_lse": True, "implementation": asked.implementation}
     few_k, few_v = keys.take(k, v)

@@ -62,24 +62,22 @@ class Sampled(Correction):
 
     def _draw(self, mask: BlockMask, call: AttentionCall, sparsity: float) -> Sample:
         per, device = self.keys_of(mask.key.size, sparsity), mask.kv_blocks()[0].device
-        return draw_sample(mask.key, per, (call.seed ^ _SALT) % (1 << 63), call.step, device)
+        return draw_sample(mask.key, per, _seed(call), call.step, device)
 
     def correct(self, done: SparseCall) -> Corrected:
         mask, out = done.plan.mask, done.out
         if isinstance(mask, BlockMask):
             sample = done.sample
             if sample is None:  # a rank's own rows, of blocks that were cut for it
-                sample, blocks = self._draw(mask, done.call, done.sparsity), Blocks.of(done.plan, done.q)
-                means, _ = as_means(done.k, done.v, blocks, sample)
-                kept = blocks.keep.repeat_interleave(sample.per, -1)[..., : len(sample.positions)]
-                blocks = blocks._replace(keep=kept)
-                out = residual_attention(done.q, out, done.lse, blocks, means, done.call.scale)
+                sample = self._draw(mask, done.call, done.sparsity)
+                means, each = as_means(done.k, done.v, Blocks.of(done.plan, done.q), sample)
+                out = residual_attention(done.q, out, done.lse, each, means, done.call.scale)
             per, computed = sample.per, _computed_of_blocks(done.plan, sample)
         else:
             size = done.call.block_size
             rate = self.keys_of(size, done.sparsity) / size
             per = max(1, round(rate * mask.key.length / mask.key.count))
-            made = torch.Generator().manual_seed((done.call.seed ^ _SALT) % (1 << 63))
+            made = torch.Generator().manual_seed(_seed(done.call))
             draws = (torch.rand(mask.key.count, per, generator=made) + done.call.step * GOLDEN) % 1
             blocks = Blocks.of(done.plan, done.q)
             keys = sampled_keys(done.k, done.v, blocks, upload(draws, done.k.device))
@@ -87,6 +85,11 @@ class Sampled(Correction):
             computed = _computed_of_clusters(done.plan, per)
         notes = (f"sampled: each query also saw {per} random keys of every block that it skipped, which count",)
         return Corrected(out, notes=notes, computed=computed)
+
+
+def _seed(call: AttentionCall) -> int:
+    """Of the draws of a layer, which turn with the step."""
+    return (call.seed ^ _SALT) % (1 << 63)
 
 
 def _computed_of_blocks(plan: Plan, sample: Sample) -> torch.Tensor:

@@ -106,12 +106,13 @@ def join_sample(tensors, out, lse, blocks: Blocks, sample: Sample, scale: float)
         (out, lse), as `block_sparse_attention` gives them with this sample.
     """
     q, k, v = tensors
-    means, bias = as_means(k, v, blocks, sample)
-    return portable_residual_attention(q, out, lse, blocks, bias, means, scale)
+    means, each = as_means(k, v, blocks, sample)
+    bias = means.bias.masked_fill(each.keep, -torch.inf)
+    return portable_residual_attention(q, out, lse, each, bias, means, scale)
 
 
-def as_means(k, v, blocks: Blocks, sample: Sample) -> tuple[Means, torch.Tensor]:
-    """A sample as `residual_attention` takes keys that stand for blocks, and their bias fp32 ``[lanes, Mq, n]``."""
+def as_means(k, v, blocks: Blocks, sample: Sample) -> tuple[Means, Blocks]:
+    """A sample as `residual_attention` takes keys that stand for blocks: each key as a block of its own."""
     lanes, count = blocks.sizes[:2], len(sample.positions)
     tokens = sample.positions[None, None]
     if blocks.key_order is not None:
@@ -123,5 +124,4 @@ def as_means(k, v, blocks: Blocks, sample: Sample) -> tuple[Means, torch.Tensor]
         bias = bias.masked_fill(numbers >= sample.taken.expand(lanes).flatten()[:, None], -torch.inf)
     bias = bias.expand(lanes[0] * lanes[1], -1)[:, None]  # [lanes, 1, n]
     kept = blocks.keep.repeat_interleave(sample.per, -1)[..., :count]
-    means = Means(rows_of(k, tokens), rows_of(v, tokens), bias, None)
-    return means, bias.masked_fill(kept, -torch.inf)
+    return Means(rows_of(k, tokens), rows_of(v, tokens), bias, None), blocks._replace(keep=kept)

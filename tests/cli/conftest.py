@@ -89,3 +89,9 @@ def embedded_model(tiny_weights, monkeypatch):
     monkeypatch.setattr(
         embedded, "unknown_words", lambda prompt: [w for w in prompt.split() if w not in words], raising=False
     )
+
+
+@pytest.fixture(scope="session")
+def shelf(tmp_path_factory):
+    """The folder that pipelines are saved in."""
+    return tmp_path_factory.mktemp("shelf")

@@ -14,11 +14,6 @@ CLIP = ("--frames", 5, "--height", 48, "--width", 64, "--steps", 2)
 STILL = ("--height", 208, "--width", 256, "--steps", 2, "--strength", 1, "--method", "draft", "--sparsity", 0.5)
 
 
-@pytest.fixture(scope="session")
-def shelf(tmp_path_factory):
-    return tmp_path_factory.mktemp("shelf")
-
-
 @pytest.fixture
 def report(cli, shelf, tmp_path):
     """Run `dittools report` on a tiny folder, with pictures and a LoRA at hand."""

@@ -25,12 +25,6 @@ FAST = ("--method", "dense", "--guidance", "1")
 QUIET = ("stg_scale=0", "modality_scale=1", "audio_stg_scale=0", "audio_modality_scale=1", "audio_guidance_scale=1")
 
 
-@pytest.fixture(scope="session")
-def shelf(tmp_path_factory):
-    """The folder that pipelines are saved in."""
-    return tmp_path_factory.mktemp("shelf")
-
-
 @pytest.fixture
 def draw(cli, shelf, tmp_path):
     """Run `dittools generate` on a tiny folder; the result has frames and record where it drew."""

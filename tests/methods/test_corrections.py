@@ -219,6 +219,16 @@ def test_keys_that_were_neither_kept_nor_drawn_have_no_say(apart):
     assert found().isnan().any()
 
 
+def test_a_plan_that_takes_no_sample_is_refused_one_also_where_nothing_is_asked_again():
+    q, k, v = alike(GRID)
+    clusters, blocks = (plans(q, k, v)[kind] for kind in ("clusters", "raster"))
+    sample = Sampled().sample(blocks, call(), 0.7)
+    assert Sampled().sample(clusters, call(), 0.7) is None
+    for known in (False, True):
+        with pytest.raises(ValueError, match="which this plan has not: leave it out"):
+            attend(q, k, v, clusters, SCALE, "portable", sample=sample, known=known)
+
+
 @pytest.mark.parametrize("kind", ["blocks", "raster"])
 def test_a_sample_taken_by_the_call_is_the_one_merged_after_it(kind):
     q, k, v = alike(GRID, batches=2)
