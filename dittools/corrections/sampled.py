@@ -4,8 +4,9 @@ The softmax over all keys is a sum of large weights, which a method looks for, a
 of those a sample says most. r keys of a skipped block of n enter with the bias log(n / r), so that mass and output of
 what was skipped are right on average, and what the sample misses is noise that differs from step to step, where what
 blocks alone miss is the same. Steps that follow on one another draw keys far apart (`draw_sample`), so that what they
-miss averages out faster than by chance. The draw is the same for all heads and guidance branches of a step. Pairs with
-sampled keys were computed, and count: of a budget, ``share`` is spent on them.
+miss averages out faster than by chance, and query blocks take turns at several draws of a step, so that they do not
+all miss the same. Draws are those of all heads and guidance branches of a step. Pairs with sampled keys were computed,
+and count: of a budget, ``share`` is spent on them.
 
 Of even blocks the keys are more tiles of the very kernel that attends the kept blocks; of clusters they are merged by
 LSE after it.
@@ -24,7 +25,7 @@ import torch
 
 from dittools.attention import takes_samples
 from dittools.corrections.base import Corrected, Correction, SparseCall
-from dittools.kernels.block_sparse.sample import GOLDEN, Sample, allowed, as_means, draw_sample
+from dittools.kernels.block_sparse.sample import DRAWS, GOLDEN, Sample, allowed, draw_sample, join_sample
 from dittools.kernels.masks.block_mask import BlockMask
 from dittools.kernels.residual.dispatch import Blocks, residual_attention
 from dittools.kernels.residual.sample import sampled_keys
@@ -43,6 +44,7 @@ class Sampled(Correction):
     summary: ClassVar[str] = "random keys of each skipped block stand for it, within the budget"
 
     share: float = option(0.4, "of the computed pairs, how many are with sampled keys, about", above=0, below=1)
+    draws: int = option(DRAWS, "different draws in a step, at which query blocks take turns, at most", min=1)
 
     def sparsity_of_plans(self, sparsity: float, block_size: int) -> float:
         rate = self.keys_of(block_size, sparsity) / block_size
@@ -62,7 +64,7 @@ class Sampled(Correction):
 
     def _draw(self, mask: BlockMask, call: AttentionCall, sparsity: float) -> Sample:
         per, device = self.keys_of(mask.key.size, sparsity), mask.kv_blocks()[0].device
-        return draw_sample(mask.key, per, _seed(call), call.step, device)
+        return draw_sample(mask.key, per, _seed(call), call.step, device, draws=self.draws)
 
     def correct(self, done: SparseCall) -> Corrected:
         mask, out = done.plan.mask, done.out
@@ -70,8 +72,8 @@ class Sampled(Correction):
             sample = done.sample
             if sample is None:  # a rank's own rows, of blocks that were cut for it
                 sample = self._draw(mask, done.call, done.sparsity)
-                means, each = as_means(done.k, done.v, Blocks.of(done.plan, done.q), sample)
-                out = residual_attention(done.q, out, done.lse, each, means, done.call.scale)
+                tensors = done.q, done.k, done.v
+                out, _ = join_sample(tensors, out, done.lse, mask, done.plan.order, sample, done.call.scale)
             per, computed = sample.per, _computed_of_blocks(done.plan, sample)
         else:
             size = done.call.block_size
@@ -94,16 +96,19 @@ def _seed(call: AttentionCall) -> int:
 
 def _computed_of_blocks(plan: Plan, sample: Sample) -> torch.Tensor:
     """Share of the pairs that a mask skips which are with keys of a sample: a scalar tensor, kept with the plan."""
-    mask, per, drawn = plan.mask, sample.per, len(sample.positions)
-    place = f"sampled {per} {drawn}"
-    if place in plan.made:
-        return plan.made[place]
+    known = plan.made.get("sampled")
+    if known is not None and known[0] is sample:
+        return known[1]
+    mask, per = plan.mask, sample.per
     kept, last = mask.kv_blocks()[0], mask.key.count - 1  # [B or 1, H or 1, Mq]
     has_last = (mask.kept_bits()[..., last // 32] >> (last % 32)) & 1
+    row = torch.arange(mask.query.count, device=kept.device)
+    drawn = sample.counts.long()[row % len(sample.counts)]  # [Mq]
     # Of the last block, which may be ragged, fewer may be drawn.
     seen = drawn - kept * per + has_last * (per * mask.key.count - drawn)
-    plan.made[place] = _share(plan, (seen * mask.query.sizes(kept.device)).sum(-1).double())
-    return plan.made[place]
+    share = _share(plan, (seen * mask.query.sizes(kept.device)).sum(-1).double())
+    plan.made["sampled"] = sample, share
+    return share
 
 
 def _computed_of_clusters(plan: Plan, per: int) -> torch.Tensor:

@@ -12,7 +12,6 @@ from dittools.kernels.call import Call
 from dittools.kernels.checks import check_lanes, check_tensors
 from dittools.kernels.choice import choose
 from dittools.kernels.clusters.dispatch import check_clusters, cluster_sparse_attention
-from dittools.kernels.residual.dispatch import Blocks
 
 
 def block_sparse_attention(
@@ -63,7 +62,7 @@ def attend_by(
     callers that asked `choose` and `check_call` before: nothing is asked again.
     """
     q, k, v = tensors
-    if sample is not None and not len(sample.positions):
+    if sample is not None and not sample.positions.shape[1]:
         sample = None
     call = {"order": order, "scale": float(scale)}
     beside = key_bias if sample is None else sample
@@ -77,7 +76,7 @@ def attend_by(
         needed = return_lse or sample is not None
         out, lse = portable_block_sparse_attention(q, k, v, mask, return_lse=needed, key_bias=key_bias, **call)
         if sample is not None:
-            out, lse = join_sample((q, k, v), out, lse, Blocks.of_mask(mask, q, order), sample, call["scale"])
+            out, lse = join_sample((q, k, v), out, lse, mask, order, sample, call["scale"])
     else:
         out, lse = naive_block_sparse_attention(q, k, v, mask, key_bias=key_bias, sample=sample, **call)
     return (out, lse) if return_lse else out

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from dittools.kernels.block_sparse.hopper_variants import variant_of
-from dittools.kernels.block_sparse.sample_tiles import sample_tiles
+from dittools.kernels.block_sparse.sample_tiles import sample_tiles, slots_of
 from dittools.kernels.hopper_launch import REGISTERS, UNIT, tma_readable
 from dittools.kernels.permute.dispatch import gather_tokens
 from dittools.kernels.strides import lane_strides
@@ -141,10 +141,11 @@ def launch_arguments(q, k, v, mask, scale, beside, order, results: tuple[torch.T
     queue = torch.zeros(1, dtype=torch.int32, device=q.device) if variant.persistent else kv_num_blocks
     consumers, tiles = rows // CONSUMER_ROWS, mask.query.count
     d_k, d_v = descriptor(k, *box), descriptor(v, *box)
-    d_sk, d_sv, bits, taken, drawn = d_k, d_v, None, None, 0
+    d_sk, d_sv, bits, taken, counts, draws = d_k, d_v, None, None, None, (1, 0)
     if sample is not None:
         d_sk, d_sv = (descriptor(x, variant.slot, dim) for x in sample_tiles(k, v, sample, variant.slot))
-        bits, taken, drawn = mask.kept_bits(), sample.taken, len(sample.positions)
+        bits, taken, counts = mask.kept_bits(), sample.taken, sample.counts.contiguous()
+        draws = len(sample.positions), slots_of(sample, variant.slot)
     programs = all_tiles = tiles * batches * heads
     if variant.persistent and q.device.type == "cuda":
         programs = min(programs, torch.cuda.get_device_properties(q.device).multi_processor_count * (2 // consumers))
@@ -152,9 +153,9 @@ def launch_arguments(q, k, v, mask, scale, beside, order, results: tuple[torch.T
         source, d_k, d_v, result, lse, kv_num_blocks, kv_indices,
         lse if key_bias is None else key_bias, kv_num_blocks if order is None else order, queue,
         d_sk, d_sv, kv_num_blocks if bits is None else bits, kv_num_blocks if taken is None else taken,
-        scale, 0.0 if sample is None else math.log2(sample.weight),
+        kv_num_blocks if counts is None else counts, scale, 0.0 if sample is None else math.log2(sample.weight),
         queries, keys, heads, out.stride(1) // dim, tiles, all_tiles, mask.key.count,
-        0 if bits is None else bits.shape[-1], drawn,
+        0 if bits is None else bits.shape[-1], *draws,
         *lane_strides(kv_num_blocks), *lane_strides(kv_indices), *lane_strides(key_bias), *lane_strides(order),
         *q_steps, *lane_strides(bits), *lane_strides(taken),
     )  # fmt: skip

@@ -126,20 +126,22 @@ def _copy_any(
 
 @gluon.jit
 def _slot_or_sample(
-    p_list, i_slot, count, key_blocks, sampled, BN: gl.constexpr, KEY_BLOCK: gl.constexpr, PER: gl.constexpr
+    p_list, i_slot, count, key_blocks, end, BN: gl.constexpr, KEY_BLOCK: gl.constexpr, PER: gl.constexpr
 ):
-    """`_slot`; below the first slot the ``sampled`` ones of the sample, from its last on, as negative numbers."""
+    """`_slot`; below the first slot those of the sample before slot ``end``, from the last on, as negative numbers."""
     i_0, i_1 = _slot(p_list, i_slot, count, key_blocks, BN, KEY_BLOCK)
     if PER > 0:
-        i_0 = gl.where(i_slot < 0, -1 - (sampled + i_slot), i_0)
+        i_0 = gl.where(i_slot < 0, -1 - (end + i_slot), i_0)
     return i_0, i_1
 
 
 @gluon.jit
-def _drawn(p_taken, drawn, i_b, i_h, strides, HAS_TAKEN: gl.constexpr):
-    """How many keys of the sample a head sees."""
+def _drawn(p_taken, p_drawn, draws, i_b, i_h, i_m, strides, HAS_TAKEN: gl.constexpr):
+    """How many keys of its draw of the sample a query block of a head sees."""
+    drawn = gl.load(p_drawn + i_m % draws)
     if HAS_TAKEN:
-        return gl.load(p_taken + i_b.to(gl.int64) * strides[13] + i_h.to(gl.int64) * strides[14])
+        taken = gl.load(p_taken + i_b.to(gl.int64) * strides[13] + i_h.to(gl.int64) * strides[14])
+        drawn = gl.minimum(drawn, taken)
     return drawn
 
 
@@ -178,7 +180,7 @@ def _produce(
 ):  # fmt: skip
     """The producer warp: Q of each tile, and K and V in the order in which they are used: K0 K1 V0 K2 V1 ..."""
     t_full, q_full, q_empty, k_full, k_empty, v_full, v_empty = bars
-    d_sk, d_sv, _, p_taken, _, _, drawn = sample
+    d_sk, d_sv, _, p_taken, _, _, p_drawn, draws, slots_each = sample
     s_wide_k, s_wide_v = s_slots
     k_stage, k_phase = gl.to_tensor(0), gl.to_tensor(0)
     v_stage, v_phase = gl.to_tensor(0), gl.to_tensor(0)
@@ -203,14 +205,14 @@ def _produce(
         _announce(s_tile, t_full.index(0), i_tile, count, i_0, i_1)
         q_phase ^= 1
 
-        sampled = gl.to_tensor(0)
+        all_slots, end = slots, gl.to_tensor(0)
         if PER > 0:
-            sampled = (_drawn(p_taken, drawn, i_b, i_h, strides, HAS_TAKEN) + BN - 1) // BN
-        all_slots = slots + sampled
-        n_0, n_1 = _slot_or_sample(p_list, slots - 2, count, key_blocks, sampled, BN, KEY_BLOCK, PER)
+            sampled = (_drawn(p_taken, p_drawn, draws, i_b, i_h, i_m, strides, HAS_TAKEN) + BN - 1) // BN
+            all_slots, end = slots + sampled, i_m % draws * slots_each + sampled
+        n_0, n_1 = _slot_or_sample(p_list, slots - 2, count, key_blocks, end, BN, KEY_BLOCK, PER)
         for j in range(1, all_slots):
             # The slot after is looked up now, so that its indices are there when its copy is due.
-            m_0, m_1 = _slot_or_sample(p_list, slots - 2 - j, count, key_blocks, sampled, BN, KEY_BLOCK, PER)
+            m_0, m_1 = _slot_or_sample(p_list, slots - 2 - j, count, key_blocks, end, BN, KEY_BLOCK, PER)
             mbarrier.wait(k_empty.index(k_stage), k_phase ^ 1)
             _copy_any(d_k, s_k, d_sk, s_wide_k, k_full, i_b, i_h, n_0, n_1, k_stage, D, BN, KEY_BLOCK, PER)
             k_stage, k_phase = advance(k_stage, k_phase, STAGES)
@@ -416,8 +418,8 @@ def _consume(
             )  # fmt: skip
             p_head_bias = p_bias + i_b.to(gl.int64) * strides[4] + i_h.to(gl.int64) * strides[5]
         if PER > 0:
-            _, _, p_bits, p_taken, weight, words, drawn = sample
-            mine = _drawn(p_taken, drawn, i_b, i_h, strides, HAS_TAKEN)
+            _, _, p_bits, p_taken, weight, words, p_drawn, draws, _ = sample
+            mine = _drawn(p_taken, p_drawn, draws, i_b, i_h, i_m, strides, HAS_TAKEN)
             p_row = p_bits + i_b.to(gl.int64) * strides[11] + i_h.to(gl.int64) * strides[12] + i_m.to(gl.int64) * words
             last = (mine + BN - 1) // BN - 1
             bits = _bits_of(p_row, last, mine, _block_of(o_n, BN, PER), BN, PER)
@@ -542,19 +544,20 @@ def _consume(
 NUMBERS = [
     "queries", "keys", "heads", "out_heads", "tiles", "all_tiles", "key_blocks",
     "stride_cb", "stride_ch", "stride_ib", "stride_ih", "stride_bb", "stride_bh", "stride_ob", "stride_oh",
-    "stride_qb", "stride_qs", "stride_qh", "stride_wb", "stride_wh", "stride_tb", "stride_th", "words", "drawn",
+    "stride_qb", "stride_qs", "stride_qh", "stride_wb", "stride_wh", "stride_tb", "stride_th", "words", "draws",
+    "slots_each",
 ]  # fmt: skip
 
 # Read number by number; some heads of a tensor begin anywhere.
-NUMBER_BY_NUMBER = ["p_lse", "p_counts", "p_indices", "p_bias", "p_order", "p_bits", "p_taken"]
+NUMBER_BY_NUMBER = ["p_lse", "p_counts", "p_indices", "p_bias", "p_order", "p_bits", "p_taken", "p_drawn"]
 
 
 @gluon.jit(do_not_specialize=NUMBERS, do_not_specialize_on_alignment=NUMBER_BY_NUMBER)
 def block_sparse_forward(
-    q, d_k, d_v, out, p_lse, p_counts, p_indices, p_bias, p_order, p_queue, d_sk, d_sv, p_bits, p_taken, scale, weight,
-    queries, keys, heads, out_heads, tiles, all_tiles, key_blocks, words, drawn, stride_cb, stride_ch, stride_ib,
-    stride_ih, stride_bb, stride_bh, stride_ob, stride_oh, stride_qb, stride_qs, stride_qh, stride_wb, stride_wh,
-    stride_tb, stride_th,
+    q, d_k, d_v, out, p_lse, p_counts, p_indices, p_bias, p_order, p_queue, d_sk, d_sv, p_bits, p_taken, p_drawn, scale,
+    weight, queries, keys, heads, out_heads, tiles, all_tiles, key_blocks, words, draws, slots_each, stride_cb,
+    stride_ch, stride_ib, stride_ih, stride_bb, stride_bh, stride_ob, stride_oh, stride_qb, stride_qs, stride_qh,
+    stride_wb, stride_wh, stride_tb, stride_th,
     D: gl.constexpr, BN: gl.constexpr, KEY_BLOCK: gl.constexpr, STAGES: gl.constexpr, CONSUMERS: gl.constexpr,
     HAS_ORDER: gl.constexpr, HAS_BIAS: gl.constexpr, PER: gl.constexpr, HAS_TAKEN: gl.constexpr,
     PERSISTENT: gl.constexpr,
@@ -564,9 +567,10 @@ def block_sparse_forward(
     ``q`` and ``out`` are descriptors; with HAS_ORDER the addresses of their first head here, of tensors in token order,
     ``out`` and ``p_lse`` with ``out_heads`` heads. Strides of q count units of 8 elements.
 
-    With PER, ``d_sk`` and ``d_sv`` are of whole slots of the sample's ``drawn`` keys, ``p_bits`` of the blocks that a
-    row keeps, ``words`` a row, and ``weight`` what each key stands for, log2; with HAS_TAKEN a head sees the first of
-    them. An order takes no part in it.
+    With PER, ``d_sk`` and ``d_sv`` are of the sample's ``draws``, ``slots_each`` slots of each, at which query blocks
+    take turns, and ``p_drawn`` of how many keys each has; ``p_bits`` are of the blocks that a row keeps, ``words`` a
+    row, and ``weight`` is what each key stands for, log2. With HAS_TAKEN a head sees the first of them. An order takes
+    no part in it.
     """
     DTYPE: gl.constexpr = d_k.dtype
     RING: gl.constexpr = gl.NVMMASharedLayout(128, 16, rank=2)
@@ -601,7 +605,7 @@ def block_sparse_forward(
         stride_cb, stride_ch, stride_ib, stride_ih, stride_bb, stride_bh, stride_ob, stride_oh, stride_qb, stride_qs,
         stride_qh, stride_wb, stride_wh, stride_tb, stride_th,
     )  # fmt: skip
-    sample = (d_sk, d_sv, p_bits, p_taken, weight, words, drawn)
+    sample = (d_sk, d_sv, p_bits, p_taken, weight, words, p_drawn, draws, slots_each)
     s_slots = (s_k, s_v)
     # The rings as the producer sees them: pieces of one copy each.
     l_k = s_k

@@ -26,9 +26,10 @@ def naive_block_sparse_attention(
                 columns = tokens[: mask.key.length][kept]  # [n]
                 added = None if bias is None else bias[key_block][kept]
                 if sample is not None:
-                    more = _skipped(sample, seen, (b, h))
+                    more = sample.seen(m, b, h)
+                    more = more[~seen[more // mask.key.size]]
                     added = (torch.arange(len(columns) + len(more), device=q.device) >= len(columns)) * sample.bias
-                    columns = torch.cat((columns, tokens[sample.positions[more]]))
+                    columns = torch.cat((columns, tokens[more]))
                 if len(columns) == 0:
                     continue
                 logits = q[b, rows, h].float() @ k[b, columns, h].float().T * scale  # [bq, n]
@@ -38,12 +39,3 @@ def naive_block_sparse_attention(
                 out[b, rows, h] = (logits - total).exp() @ v[b, columns, h].float()  # [bq, D]
                 lse[b, h, rows] = total[:, 0]
     return out.to(q.dtype), lse
-
-
-def _skipped(sample, kept: torch.Tensor, lane: tuple[int, int]) -> torch.Tensor:
-    """Which keys of a sample a head sees in a row that keeps ``kept`` [Nk]: those of the other blocks."""
-    number = torch.arange(len(sample.positions), device=kept.device)
-    if sample.taken is not None:
-        b, h = (i if size > 1 else 0 for i, size in zip(lane, sample.taken.shape, strict=True))
-        number = number[: int(sample.taken[b, h])]
-    return number[~kept[number // sample.per]]

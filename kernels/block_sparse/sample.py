@@ -3,8 +3,13 @@
 Positions are cut into stretches of equal length, r of them a key block, and one position is drawn in each. A row sees
 those of the blocks that it skips, each with the weight of a stretch; one drawn past the end is no key. Every key is
 drawn once in as many times as a stretch is long, ragged block included, so mass and output of what was skipped are
-right on average. Sources: HyperAttention (arXiv 2310.05869) samples beside found blocks; stretches, the one weight of
-all, and turns by the golden section (a Kronecker sequence) are ours.
+right on average.
+
+There are several draws, and query blocks take turns at them: what all rows miss alike adds up in the layers after it,
+and what each misses by itself averages out. Draws have no key in common, as long as a stretch has enough of them.
+
+Sources: HyperAttention (arXiv 2310.05869) samples beside found blocks; stretches, the one weight of all, draws by turns
+and the turns of steps by the golden section (a Kronecker sequence) are ours.
 """
 
 from __future__ import annotations
@@ -15,12 +20,14 @@ from functools import lru_cache
 
 import torch
 
+from dittools.kernels.attn_merge import merge_rows
 from dittools.kernels.checks import check_lanes
 from dittools.kernels.masks.block_mask import Partition
-from dittools.kernels.residual.dispatch import Blocks, Means, portable_residual_attention, rows_of
+from dittools.kernels.residual.dispatch import rows_at_a_time, rows_of
 from dittools.kernels.upload import upload
 
 MOST_OF_A_BLOCK = 32  # keys that may be drawn of one
+DRAWS = 4  # more make a copy of more keys: 16 took 6 % of a call, 4 under 1 %
 GOLDEN = (5**0.5 - 1) / 2
 
 
@@ -29,14 +36,16 @@ class Sample:
     """Keys that stand for skipped blocks.
 
     Args:
-        positions: int64 ``[n]``, ascending, in the order of the call where it has one; number i belongs to key block
-            ``i // per``. There may be none.
+        positions: int64 ``[draws, n]``, in the order of the call where it has one. Query block m sees draw m modulo
+            their number; number i of a draw belongs to key block ``i // per``, and numbers ascend.
+        counts: int32 ``[draws]``: how many of each draw are keys, from the first on; the others are some of these.
         per: keys drawn of each key block, a power of two; the last block may have fewer.
         weight: keys that each stands for.
-        taken: int32 ``[B or 1, H or 1]``: how many of them, from the first on, a head sees. None: all.
+        taken: int32 ``[B or 1, H or 1]``: how many of them, from the first on, a head sees at most. None: all.
     """
 
     positions: torch.Tensor
+    counts: torch.Tensor
     per: int
     weight: float
     taken: torch.Tensor | None = None
@@ -46,16 +55,35 @@ class Sample:
         """What is added to their scaled logits: the natural logarithm of the weight."""
         return math.log(self.weight)
 
+    def seen(self, row: int, batch: int = 0, head: int = 0) -> torch.Tensor:
+        """Positions that a query block of a head sees, those of blocks that it keeps among them: int64. Waits."""
+        draw = row % len(self.positions)
+        count = int(self.counts[draw])
+        if self.taken is not None:
+            b, h = (i if size > 1 else 0 for i, size in zip((batch, head), self.taken.shape, strict=True))
+            count = min(count, int(self.taken[b, h]))
+        return self.positions[draw, :count]
+
 
 @lru_cache(maxsize=8)
-def draw_sample(key: Partition, per: int, seed: int, turn: int = 0, device: torch.device | str = "cpu") -> Sample:
-    """Draw ``per`` keys of each block of a partition, on the host: every head, branch and rank gets the same.
+def draw_sample(
+    key: Partition,
+    per: int,
+    seed: int,
+    turn: int = 0,
+    device: torch.device | str = "cpu",
+    *,
+    draws: int = DRAWS,
+) -> Sample:
+    """Draw ``per`` keys of each block by numbers of the host: every head, guidance branch and rank gets the same.
 
     Args:
         seed: of what belongs together.
         turn: of the draws with one seed. They shift each point of the first by so many golden sections of its stretch,
             so that those which follow on one another fall far apart, and their mean nears that of all keys faster than
             that of as many free draws. Each turn by itself is as random as the first.
+        draws: how many at most. They share a stretch evenly, so there are a power of two of them, and no more than it
+            has keys.
 
     Raises:
         ValueError: when ``per`` is no power of two, or more than a block holds.
@@ -63,12 +91,21 @@ def draw_sample(key: Partition, per: int, seed: int, turn: int = 0, device: torc
     if per not in allowed(key.size):
         raise ValueError(f"keys drawn of a block of {key.size} must be one of {allowed(key.size)}, got {per}")
     stretch = key.size / per
-    points = torch.rand(key.count * per, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-    points = (points + turn * GOLDEN) % 1
-    positions = ((torch.arange(key.count * per) + points) * stretch).long()
-    positions = positions[positions < key.length]  # those past the end are the last: stretches ascend
+    count = -(-key.length * per // key.size)  # stretches with a key
+    draws = 1 << (max(1, min(draws, int(stretch))).bit_length() - 1)
+    made = torch.Generator().manual_seed(seed)
+    points = (torch.rand(count, generator=made, dtype=torch.float64) + turn * GOLDEN) % 1
+    # Which of its parts each draw has in a stretch: d -> (odd * d + first) mod draws.
+    first = torch.randint(draws, (2, count), generator=made)
+    numbers = upload(torch.stack((points, first[0].double(), first[1] // 2 * 2 + 1.0)), torch.device(device))
     with torch.inference_mode(False):
-        return Sample(upload(positions, torch.device(device)), per, stretch)
+        points, first, odd = numbers.clone()
+        parts = (torch.arange(draws, device=device)[:, None] * odd + first) % draws
+        points = (points + parts / draws) % 1
+        positions = ((torch.arange(count, device=device) + points) * stretch).long()
+        there = positions < key.length  # only of the last stretch some are not
+        before = positions.roll(1, 1) if count > 1 else torch.zeros_like(positions)
+        return Sample(torch.where(there, positions, before), there.sum(1).int(), per, stretch)
 
 
 def allowed(size: int) -> list[int]:
@@ -81,12 +118,15 @@ def check_sample(sample: Sample, mask, lanes: tuple[int, int], device: torch.dev
     key = mask.key
     if sample.per not in allowed(key.size):
         raise ValueError(f"sample.per must be one of {allowed(key.size)} for blocks of {key.size}, got {sample.per}")
-    shape, dtype = list(sample.positions.shape), sample.positions.dtype
-    if dtype != torch.int64 or len(shape) != 1 or shape[0] > key.count * sample.per:
-        most = key.count * sample.per
-        raise ValueError(f"sample.positions must be int64, at most {most} of them, got {dtype} {shape}")
-    if sample.positions.device != device:
-        raise ValueError(f"sample.positions are on {sample.positions.device}, but q, k and v on {device}")
+    shape, dtype, most = list(sample.positions.shape), sample.positions.dtype, key.count * sample.per
+    if dtype != torch.int64 or len(shape) != 2 or not shape[0] or shape[1] > most:
+        raise ValueError(f"sample.positions must be int64 [draws, at most {most}], got {dtype} {shape}")
+    if sample.counts.dtype != torch.int32 or sample.counts.shape != (shape[0],):
+        found = f"{sample.counts.dtype} {list(sample.counts.shape)}"
+        raise ValueError(f"sample.counts must be torch.int32 [{shape[0]}], got {found}")
+    for name in ("positions", "counts"):
+        if (at := getattr(sample, name).device) != device:
+            raise ValueError(f"sample.{name} are on {at}, but q, k and v on {device}")
     if not 0 < sample.weight < math.inf:
         raise ValueError(f"sample.weight must be a positive number, got {sample.weight}")
     if sample.taken is not None:
@@ -95,33 +135,47 @@ def check_sample(sample: Sample, mask, lanes: tuple[int, int], device: torch.dev
         check_lanes("sample.taken", sample.taken[..., None], (*lanes, 1), device)
 
 
-def join_sample(tensors, out, lse, blocks: Blocks, sample: Sample, scale: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """Merge a sample into what was computed without it, in a pass of its own in plain PyTorch.
+def join_sample(tensors, out, lse, mask, order, sample: Sample, scale: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """Merge a sample into what was computed without it, in a pass of its own in plain PyTorch. Nothing waits.
 
     Args:
         tensors: q, k and v, and out: ``[B, S, H, D]``. lse: fp32 ``[B, H, S]``, that of ``out``.
-        blocks: of the mask and its orders.
+        mask, order: of the call.
 
     Returns:
         (out, lse), as `block_sparse_attention` gives them with this sample.
     """
     q, k, v = tensors
-    means, each = as_means(k, v, blocks, sample)
-    bias = means.bias.masked_fill(each.keep, -torch.inf)
-    return portable_residual_attention(q, out, lse, each, bias, means, scale)
+    (batches, queries, heads, _), count, draws = q.shape, sample.positions.shape[1], len(sample.positions)
+    taken = None if sample.taken is None else sample.taken.expand(batches, heads).flatten()[:, None]  # [lanes, 1]
+    number = torch.arange(count, device=k.device)
+    keep = mask.keep.expand(batches, heads, -1, -1).flatten(0, 1)[..., number // sample.per]  # [lanes, Mq, n]
+    merged, merged_lse = out.transpose(1, 2).flatten(0, 1).clone(), lse.flatten(0, 1).clone()
+    most = max(1, rows_at_a_time(count, q.device) // (batches * heads))
+    every = torch.arange(queries)
+    for draw in range(min(draws, mask.query.count)):
+        keys, values = (rows_of(x, _tokens(order, sample.positions[draw])) for x in (k, v))  # [lanes, n, D]
+        seen = sample.counts[draw] if taken is None else sample.counts[draw].minimum(taken)
+        past = number >= seen  # [n] or [lanes, n]
+        for some in every[every // mask.query.size % draws == draw].split(most):
+            positions = upload(some, q.device)
+            tokens = _tokens(order, positions)
+            logits = rows_of(q, tokens).float() @ keys.float().transpose(1, 2) * scale + sample.bias  # [lanes, r, n]
+            gone = keep[:, positions // mask.query.size] | past.expand(len(keep), count)[:, None]
+            logits.masked_fill_(gone, -torch.inf)
+            own = logits.logsumexp(-1, keepdim=True)
+            extra = (logits - own.masked_fill(own.isneginf(), 0.0)).exp() @ values.float()
+            at = tokens.expand(batches, heads, -1).flatten(0, 1)  # [lanes, r]
+            to = at[..., None].expand(-1, -1, merged.shape[-1])
+            both = merge_rows(merged.gather(1, to), merged_lse.gather(1, at), extra, own.squeeze(-1))
+            merged.scatter_(1, to, both[0])
+            merged_lse.scatter_(1, at, both[1])
+    merged = merged.view(batches, heads, queries, -1).transpose(1, 2).contiguous()
+    return merged, merged_lse.view(lse.shape)
 
 
-def as_means(k, v, blocks: Blocks, sample: Sample) -> tuple[Means, Blocks]:
-    """A sample as `residual_attention` takes keys that stand for blocks: each key as a block of its own."""
-    lanes, count = blocks.sizes[:2], len(sample.positions)
-    tokens = sample.positions[None, None]
-    if blocks.key_order is not None:
-        order = blocks.key_order
-        tokens = order.long().gather(-1, tokens.expand(*order.shape[:2], -1))
-    bias = torch.full((1, count), sample.bias, device=k.device)
-    if sample.taken is not None:
-        numbers = torch.arange(count, device=k.device)
-        bias = bias.masked_fill(numbers >= sample.taken.expand(lanes).flatten()[:, None], -torch.inf)
-    bias = bias.expand(lanes[0] * lanes[1], -1)[:, None]  # [lanes, 1, n]
-    kept = blocks.keep.repeat_interleave(sample.per, -1)[..., :count]
-    return Means(rows_of(k, tokens), rows_of(v, tokens), bias, None), blocks._replace(keep=kept)
+def _tokens(order: torch.Tensor | None, positions: torch.Tensor) -> torch.Tensor:
+    """Tokens at positions: int64 ``[B or 1, H or 1, n]``."""
+    if order is None:
+        return positions[None, None]
+    return order.long().gather(-1, positions.expand(*order.shape[:2], -1))

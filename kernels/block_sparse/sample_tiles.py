@@ -32,21 +32,26 @@ def interleaved(slot: int, per: int) -> bool:
 
 
 def sample_tiles(k: torch.Tensor, v: torch.Tensor, sample: Sample, slot: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Copies of the keys and values of a sample.
+    """Copies of the keys and values of a sample, draw after draw.
 
     Args:
         k, v: ``[B, S, H, D]``, in the order of the call.
         slot: keys in a slot of the kernel's rings.
 
     Returns:
-        ``[B, n, H, D]`` each, n the next multiple of the slot; past the end the last key comes again.
+        ``[B, draws * n, H, D]`` each, n the next multiple of the slot; past the end of a draw its last key comes again.
     """
     if picks_triton(None, k, v):
         from dittools.kernels.block_sparse.sample_tiles_triton import triton_sample_tiles
 
         return triton_sample_tiles(k, v, sample.positions, slot, sample.per, interleaved(slot, sample.per))
-    count = len(sample.positions)
+    count = sample.positions.shape[1]
     first = torch.arange(0, count, slot, device=k.device)[:, None]
     number = (first + numbers(slot, sample.per).to(k.device)).flatten().clamp_max(count - 1)
-    positions = sample.positions[number]
+    positions = sample.positions[:, number].flatten()
     return k.index_select(1, positions), v.index_select(1, positions)
+
+
+def slots_of(sample: Sample, slot: int) -> int:
+    """Slots of each draw."""
+    return -(-sample.positions.shape[1] // slot)

@@ -28,6 +28,7 @@ def _block_sparse_forward(
     p_bias,
     p_schedule,
     p_positions,
+    p_drawn,
     p_bits,
     p_taken,
     scale,
@@ -37,7 +38,8 @@ def _block_sparse_forward(
     heads,
     key_blocks,
     words,
-    drawn,
+    draws,
+    most,
     stride_qb,
     stride_qs,
     stride_qh,
@@ -80,7 +82,8 @@ def _block_sparse_forward(
 ):
     """Grid: (query tiles, lanes), tiles fastest: programs in flight share one head's K and V in L2.
 
-    With PER a sample follows the list: keys at ``p_positions``, PER of each key block, where bits say it is not kept.
+    With PER a sample follows the list: keys at ``p_positions``, PER of each key block, where bits say it is not kept;
+    of its ``draws``, each at most ``most`` keys, query blocks take turns.
     """
     i_tile = tl.program_id(0)
     i_lane = tl.program_id(1)
@@ -160,8 +163,11 @@ def _block_sparse_forward(
                 )  # fmt: skip
 
     if PER > 0:
+        i_draw = i_m % draws
+        drawn = tl.load(p_drawn + i_draw)
         if HAS_TAKEN:
-            drawn = tl.load(p_taken + i_b * stride_tb + i_h * stride_th)
+            drawn = tl.minimum(drawn, tl.load(p_taken + i_b * stride_tb + i_h * stride_th))
+        p_positions += i_draw * most
         p_row = p_bits + i_b * stride_wb + i_h * stride_wh + i_m.to(tl.int64) * words
         for i in range(0, drawn, BN):
             o_drawn = i + o_n
@@ -209,16 +215,18 @@ def triton_block_sparse_attention(
     # With a schedule every query block has all its tiles: which one is ragged is not known here.
     tiles = triton.cdiv(queries, tile["BM"]) if schedule is None else mask.query.count * (mask.query.size // tile["BM"])
     grid = (tiles, batches * heads)
-    bits = positions = taken = None
+    bits = positions = taken = counts = None
     if sample is not None:
-        bits, positions, taken = mask.kept_bits(), sample.positions, sample.taken
+        bits, positions, counts = mask.kept_bits(), sample.positions.contiguous(), sample.counts.contiguous()
+        taken = sample.taken
     _block_sparse_forward[grid](
         q, k, v, out, lse, kv_num_blocks, kv_indices,
         kv_num_blocks if order is None else order, lse if key_bias is None else key_bias,
         kv_num_blocks if schedule is None else schedule, kv_num_blocks if positions is None else positions,
+        kv_num_blocks if counts is None else counts,
         kv_num_blocks if bits is None else bits, kv_num_blocks if taken is None else taken,
         scale, 0.0 if sample is None else sample.bias * LOG2_E.value, queries, keys, heads, mask.key.count,
-        0 if bits is None else bits.shape[-1], 0 if positions is None else len(positions),
+        0 if bits is None else bits.shape[-1], *((0, 0) if positions is None else positions.shape),
         *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *out.stride()[:3],
         *lane_strides(kv_num_blocks), *lane_strides(kv_indices), *lane_strides(order), *lane_strides(key_bias),
         *lane_strides(schedule), *lane_strides(bits), *lane_strides(taken),

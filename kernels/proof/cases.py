@@ -137,9 +137,9 @@ def prove(job: dict[str, Any], at: At) -> dict[str, Any]:
 
 def _samples(sample: Sample | None, heads: int) -> list[Sample | None]:
     """A sample that all heads see, and one of which each sees another share; none where nothing was drawn."""
-    if sample is None or not len(sample.positions):
+    if sample is None or not sample.positions.shape[1]:
         return [None]
-    seen = torch.linspace(0, len(sample.positions), heads, device=sample.positions.device).int()
+    seen = torch.linspace(0, sample.positions.shape[1], heads, device=sample.positions.device).int()
     return [sample, replace(sample, taken=seen[None])]
 
 

@@ -78,14 +78,12 @@ class _Part:
     """One query block of one head: rows, and what they should come to."""
 
     def __init__(self, tensors, mask, scale: float, positions: torch.Tensor, orders, place, sample=None):
-        self.place = b, h, _ = place
+        self.place = b, h, m = place
         (q, k, v), (order, key_order) = tensors, orders
         seen = mask.to_tokens(b, h, positions[:1])[0]  # [Sk]: rows of a block keep the same
         kept, bias = seen.nonzero().flatten(), None
         if sample is not None:
-            drawn = sample.positions
-            if sample.taken is not None:
-                drawn = drawn[: int(lane(sample.taken, b, h))]
+            drawn = sample.seen(m, b, h)
             drawn = drawn[~seen[drawn]]
             bias = torch.zeros(len(kept) + len(drawn), device=q.device)
             bias[len(kept) :] = sample.bias

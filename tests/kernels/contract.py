@@ -132,10 +132,10 @@ def test_drawn_keys_stand_for_the_blocks_that_a_row_skips(
     mask.keep[0, 0, 0], mask.keep[0, 1, 0] = False, True  # a row that sees what was drawn alone, one that sees none
     order = random_order(1, 2, tokens) if ordered else None
     sample = draw_sample(mask.key, per, 3)
-    for taken in (None, torch.tensor([[len(sample.positions) // 2, 0]], dtype=torch.int32)):
+    for taken in (None, torch.tensor([[sample.positions.shape[1] // 2, 0]], dtype=torch.int32)):
         out, lse = check(implementation, q, k, v, mask, order=order, sample=replace(sample, taken=taken))
         assert out.isfinite().all() and (taken is not None or lse.isfinite().all())
-    beside = [len(sample.positions)] * 2, [0, 3]  # batches of their own
+    beside = [sample.positions.shape[1]] * 2, [0, 3]  # batches of their own
     check(implementation, q, k, v, mask, sample=replace(sample, taken=torch.tensor(beside, dtype=torch.int32)))
 
 
@@ -145,14 +145,18 @@ def test_keys_neither_kept_nor_drawn_have_no_say(implementation):
     mask.keep[..., 1] = True
     sample = draw_sample(mask.key, 4, 5)
     seen = torch.zeros(300, dtype=torch.bool)
-    seen[sample.positions], seen[64:128] = True, True
+    seen[64:128] = True
+    for row in range(mask.query.count):
+        seen[sample.seen(row)] = True
+    assert not seen.all()
     for x in (k, v):
         x[:, ~seen] = torch.nan
     call = {"sample": sample, "implementation": implementation}
     out = block_sparse_attention(q, k, v, mask, **call)
     assert out.isfinite().all()
-    v[:, sample.positions[-1]] = torch.nan
-    assert block_sparse_attention(q, k, v, mask, **call).isnan().any()
+    v[:, sample.seen(2)[-1]] = torch.nan
+    rows = block_sparse_attention(q, k, v, mask, **call).isnan().any((0, 2, 3)).view(-1)
+    assert rows.nonzero().flatten().tolist() == list(range(128, 192))  # no other block saw that draw
 
 
 @pytest.mark.parametrize("layout", ["packed", "heads first", "dim first"])

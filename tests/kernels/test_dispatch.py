@@ -126,10 +126,14 @@ def wrong_calls():
             f"sample {what}": ((q, k, v, mask), {"sample": replace(sample, **wrong)}, message)
             for what, wrong, message in (
                 ("per", {"per": 3}, r"sample.per must be one of \[1, 2, 4, 8, 16, 32\] for blocks of 64, got 3"),
-                ("dtype", {"positions": sample.positions.int()}, "sample.positions must be int64, at most 12 of them"),
-                ("count", {"per": 2}, "sample.positions must be int64, at most 6 of them, got torch.int64"),
+                ("dtype", {"positions": sample.positions.int()}, r"int64 \[draws, at most 12\], got torch.int32"),
+                ("count", {"per": 2}, r"sample.positions must be int64 \[draws, at most 6\], got torch.int64"),
+                ("draws", {"positions": sample.positions[0]}, r"must be int64 \[draws, at most 12\], got torch.int64"),
+                ("counts", {"counts": sample.counts[:1]}, r"sample.counts must be torch.int32 \[4\], got"),
+                ("counts' dtype", {"counts": sample.counts.long()}, r"must be torch.int32 \[4\], got torch.int64"),
                 ("weight", {"weight": 0.0}, "sample.weight must be a positive number, got 0.0"),
                 ("device", {"positions": sample.positions.to("meta")}, "sample.positions are on meta"),
+                ("counts' device", {"counts": sample.counts.to("meta")}, "sample.counts are on meta"),
                 ("taken", {"taken": torch.ones(1, 3, dtype=torch.int32)}, "sample.taken must have shape"),
                 ("taken dtype", {"taken": torch.ones(1, 2)}, "sample.taken must be torch.int32, got torch.float32"),
             )

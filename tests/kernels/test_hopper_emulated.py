@@ -71,10 +71,10 @@ def any_shape(case):
     mask = random_mask(queries, *blocks, heads=heads, density=case.density, keys=keys, seed=seed)
     bias = torch.randn(1, heads, mask.key.count) if case.beside == "bias" else None
     sample = None
-    if isinstance(case.beside, int) and len(draw_sample(mask.key, case.beside, seed).positions):
+    if isinstance(case.beside, int) and draw_sample(mask.key, case.beside, seed).positions.shape[1]:
         sample = draw_sample(mask.key, case.beside, seed)
         if case.some:  # one head sees none of them, the other a part
-            sample = replace(sample, taken=torch.tensor([[0, len(sample.positions) * 2 // 3]], dtype=torch.int32))
+            sample = replace(sample, taken=torch.tensor([[0, sample.positions.shape[1] * 2 // 3]], dtype=torch.int32))
     order = random_order(1, heads, queries, seed) if case.ordered else None
     # A program a tile where they draw none from a queue.
     programs = case.programs if variant_of(case.dim, case.query_block, case.ordered).persistent else None

@@ -112,7 +112,7 @@ def test_turns_are_uniform_each_and_their_mean_nears_that_of_all_keys_faster_tha
     values = torch.randn(key.length, generator=torch.Generator().manual_seed(0)).cumsum(0)  # neighbours are alike
 
     def total(sample):
-        return float(values[sample.positions].sum() * sample.weight)
+        return float(values[sample.seen(3)].sum() * sample.weight)
 
     off = {"turns": [], "free": []}
     first_turn_or_later = torch.zeros(2, key.length)
@@ -122,13 +122,33 @@ def test_turns_are_uniform_each_and_their_mean_nears_that_of_all_keys_faster_tha
         off["turns"].append(sum(map(total, made)) / turns - float(values.sum()))
         off["free"].append(sum(map(total, free)) / turns - float(values.sum()))
         for which, sample in enumerate((made[0], made[7])):
-            first_turn_or_later[which, sample.positions] += 1
+            first_turn_or_later[which, sample.seen(3)] += 1
     rms = {name: torch.tensor(found).square().mean().sqrt() for name, found in off.items()}
     assert rms["turns"] < 0.6 * rms["free"]
     expected = 200 * per / key.size
     assert (first_turn_or_later - expected).abs().max() < 5 * expected**0.5
     again = draw_sample(key, per, 3, 4)
     assert torch.equal(again.positions, draw_sample.__wrapped__(key, per, 3, 4).positions)
+
+
+@pytest.mark.parametrize("size,per", [(16, 2), (16, 1), (64, 32), (128, 2), (24, 4)])
+@pytest.mark.parametrize("turn", [0, 5])
+def test_draws_have_no_key_in_common_and_what_follows_the_last_key_is_none(size, per, turn):
+    key = Partition(size * 6 + size // 3 + 1, size)
+    sample = draw_sample(key, per, 1, turn, draws=16)
+    draws, most = sample.positions.shape
+    assert draws == len(sample.counts) == min(16, 1 << (size // per).bit_length() - 1)
+    drawn = [sample.seen(row) for row in range(draws)]
+    assert torch.equal(sample.seen(draws + 1), drawn[1 % draws])
+    every = torch.cat(drawn)
+    assert len(every.unique()) == len(every) and int(every.max()) < key.length
+    stretch = torch.arange(most)
+    for positions in drawn:
+        number = stretch[: len(positions)]
+        assert torch.equal((positions * per) // size, number) and torch.equal(positions // size, number // per)
+    if draws == size // per:  # then they are all keys there are
+        assert torch.equal(every.sort().values, torch.arange(key.length))
+    assert len(draw_sample(key, per, 1, turn, draws=1).positions) == 1
 
 
 @pytest.mark.parametrize("per", [3, 32, 0])
