@@ -47,7 +47,7 @@ def accelerate(
     dense_steps: float | int = 0.2,
     *,
     cache: str = "none",
-    correction: str = "none",
+    correction: str = "auto",
     config: Config | Mapping[str, Any] | None = None,
     **settings: Any,
 ) -> Acceleration:

@@ -49,8 +49,9 @@ class Config(Options):
         options: settings of the method itself, for example ``{"probe_rows": 64}`` for svg.
         cache: which steps are reused instead of computed, a name from `dittools.caches.names()`.
         cache_options: settings of the cache itself.
-        correction: what makes up for skipped pairs, a name from `dittools.corrections.names()`. With "none" a method
-            that brings a correction along (svg_ear) still has it.
+        correction: what makes up for skipped pairs, a name from `dittools.corrections.names()`. "auto" is what the
+            method brings along, and "sampled" where the method is auto too. With "none" svg_ear still has its own, a
+            part of it.
         correction_options: settings of the correction itself, for example ``{"every": 4}`` for rettention.
         profile: file of a profile, or the name of one that ships, for methods that decide from measurements; None
             finds a shipped one that fits where the method needs one.
@@ -79,7 +80,7 @@ class Config(Options):
     options: dict[str, Any] = option({}, "options of the method", kind="mapping")
     cache: str = option("none", "reuse steps", kind="text")
     cache_options: dict[str, Any] = option({}, "options of the cache", kind="mapping")
-    correction: str = option("none", "what makes up for what is skipped", kind="text")
+    correction: str = option("auto", "what makes up for what is skipped", kind="text")
     correction_options: dict[str, Any] = option({}, "options of the correction", kind="mapping")
     profile: str | None = option(None, "of dittools calibrate, or a name that ships", kind="file")
     share_branches: bool = option(True, "one choice for both guidance branches of a step")
@@ -110,7 +111,7 @@ class Config(Options):
             raise ValueError(f"method {self.method} takes no profile: drop it, or use one of {takers}")
         corrections.CORRECTIONS.check(self.correction)
         corrections.create(self.correction_of(method), self.correction_options)
-        if self.correction != "none" and not method.takes_corrections:
+        if self.correction not in ("none", corrections.AUTO) and not method.takes_corrections:
             raise ValueError(
                 f"correction {self.correction} makes up for skipped blocks, and method {self.method} takes fewer keys "
                 "instead: use correction none"
@@ -145,7 +146,16 @@ class Config(Options):
 
     def correction_of(self, method: methods.Method) -> str:
         """Name of the correction that runs with a method: the one asked for, else what the method brings along."""
-        return method.correction if self.correction == "none" else self.correction
+        if self.correction not in ("none", "auto"):
+            return self.correction
+        from dittools.methods import auto
+
+        return auto.CORRECTION if self.picks_correction else method.correction
+
+    @property
+    def picks_correction(self) -> bool:
+        """Whether the correction is that of method auto, which may do without."""
+        return self.method == self.correction == "auto"
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values with a "version", as `from_dict` reads them."""

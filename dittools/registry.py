@@ -19,7 +19,7 @@ _NAME = re.compile(r"[a-z][a-z0-9_]*")
 
 @dataclass(frozen=True)
 class Placeholder:
-    """A name that stands for no class of its own: "auto" for methods, "none" for caches and corrections.
+    """A name that stands for no class of its own: "auto" for methods and corrections, "none" for these and caches.
 
     Args:
         make: gives what runs in its place.
@@ -41,31 +41,34 @@ class Registry(MutableMapping[str, type]):
         kind: "method", "cache" or "correction".
         base: the class they derive from.
         shipped: those of dittools.
-        placeholder: the name that comes first.
+        placeholders: the names that come first; the first of them is the default.
         listed: the command that lists them.
     """
 
     def __init__(
-        self, kind: str, base: type[Options], shipped: Iterable[type], placeholder: Placeholder, listed: str
+        self, kind: str, base: type[Options], shipped: Iterable[type], placeholders: Iterable[Placeholder], listed: str
     ) -> None:
-        self.kind, self.base, self.placeholder, self.listed = kind, base, placeholder, listed
+        self.kind, self.base, self.listed = kind, base, listed
+        self._placeholders = {one.name: one for one in placeholders}
+        self.default = next(iter(self._placeholders))
         self.group = f"dittools.{kind}s"
         self._classes: dict[str, type] = {cls.name: cls for cls in shipped}
         self._shipped = frozenset(self._classes)
 
     def names(self) -> list[str]:
-        """Every name that `Config` takes, the placeholder first."""
-        return [*dict.fromkeys((self.placeholder.name, *self._classes, *self._foreign))]
+        """Every name that `Config` takes, the placeholders first."""
+        return [*dict.fromkeys((*self._placeholders, *self._classes, *self._foreign))]
 
     def options(self, name: str) -> dict[str, tuple[Any, str]]:
         """Options: name -> (default, help); none for a placeholder, whose options belong to what it stands for."""
-        if name == self.placeholder.name:
+        if name in self._placeholders:
             return {}
         return {f.name: (f.default, f.metadata.get("help", "")) for f in dataclasses.fields(self[name])}
 
     def describe(self) -> list[tuple[str, str, dict[str, tuple[Any, str]]]]:
         """(name, one line, options) of all that can be used, the placeholder first."""
-        lines = {self.placeholder.name: self.placeholder.summary} | {name: cls.summary for name, cls in self.items()}
+        lines = {name: one.summary for name, one in self._placeholders.items()}
+        lines |= {name: cls.summary for name, cls in self.items()}
         return [(name, line, self.options(name)) for name, line in lines.items()]
 
     def create(self, name: str, given: Mapping[str, Any], also_known: Iterable[str] = ()) -> Any:
@@ -81,15 +84,15 @@ class Registry(MutableMapping[str, type]):
         """
         self.check(name)
         given = self.renewed(name, given)
-        if name == self.placeholder.name == "none" and given:
+        if name in self._placeholders and self.kind != "method" and given:  # those of auto's method name it as they are
             told = ", ".join(given)
-            raise ValueError(f"{self.kind} is none, and options of one are given ({told}): name the {self.kind}")
+            raise ValueError(f"{self.kind} is {name}, and options of one are given ({told}): name the {self.kind}")
         known = self.options(name)
         for option in given:
             if option not in known:
                 listed = f"{self.listed} {name}"
                 raise ValueError(unknown(f"option of {self.kind} {name}", option, known, also_known, listed))
-        return self.placeholder.make() if name == self.placeholder.name else self[name](**given)
+        return self._placeholders[name].make() if name in self._placeholders else self[name](**given)
 
     def renewed(self, name: str, given: Mapping[str, Any]) -> dict[str, Any]:
         """Option values by the names that options have now, with a `Renamed` warning for each old one.
@@ -97,7 +100,7 @@ class Registry(MutableMapping[str, type]):
         Raises:
             ValueError: when an option is given by both names.
         """
-        cls = self[name] if name in self and name != self.placeholder.name else self.base
+        cls = self[name] if name in self and name not in self._placeholders else self.base
         known, found = self.options(name) if name in self else {}, {}
         for option, value in given.items():
             new = cls.renamed.get(option) if option not in known else None
@@ -143,7 +146,7 @@ class Registry(MutableMapping[str, type]):
 
     def source(self, name: str) -> str:
         """Where a class comes from: "dittools", or package and version, or the module that registered it."""
-        if name in self._shipped or name == self.placeholder.name:
+        if name in self._shipped or name in self._placeholders:
             return "dittools"
         if name in self._foreign:
             return " and ".join(_package(point) for point in self._foreign[name])
@@ -153,7 +156,7 @@ class Registry(MutableMapping[str, type]):
         """What is wrong with entry points of other packages, a line each."""
         found = []
         for name, points in self._foreign.items():
-            if name in self._shipped or name == self.placeholder.name:
+            if name in self._shipped or name in self._placeholders:
                 brings = ", ".join(_package(point) for point in points)
                 found.append(f"{self.kind} {name} of {brings} is left out: dittools has one of that name")
                 continue
@@ -193,10 +196,9 @@ class Registry(MutableMapping[str, type]):
         if "__dataclass_fields__" not in vars(cls):
             raise ValueError(f"{what} is no dataclass: put @dataclass(frozen=True) on it, below a register")
         name, summary = getattr(cls, "name", None), getattr(cls, "summary", None)
-        if not isinstance(name, str) or not _NAME.fullmatch(name) or name == self.placeholder.name:
-            raise ValueError(
-                f"{what}.name must be small letters, digits and _ (not {self.placeholder.name}), got {name!r}"
-            )
+        if not isinstance(name, str) or not _NAME.fullmatch(name) or name in self._placeholders:
+            taken = " or ".join(self._placeholders)
+            raise ValueError(f"{what}.name must be small letters, digits and _ (not {taken}), got {name!r}")
         if not isinstance(summary, str) or not summary or "\n" in summary:
             raise ValueError(f"{what}.summary must say in one line what it does, got {summary!r}")
 
@@ -218,7 +220,7 @@ class Registry(MutableMapping[str, type]):
 
     def __iter__(self) -> Iterator[str]:
         for name in self._foreign:
-            if name not in self._classes and name != self.placeholder.name:
+            if name not in self._classes and name not in self._placeholders:
                 try:
                     self[name]
                 except ValueError:

@@ -136,6 +136,7 @@ class Run:
         self.exchanged = Exchanged()
         self.kept_by_rank: list[tuple[list[float], torch.Tensor]] = []  # by forward, as `dittools.agreement` has it
         self.kept_elsewhere: list[tuple[list[float], torch.Tensor]] = []  # the same of ranks that make other branches
+        self.picked_correction = False  # by method auto
         self.shared: Branches | None = None  # who makes which branch, where groups of ranks share them
         self._sums: list[tuple[int, torch.Tensor]] = []  # of the outputs of this forward, with their layers
         self.head_costs: list[tuple[int, Heads, torch.Tensor]] = []  # of this forward, pairs by head ``[h]``

@@ -74,7 +74,7 @@ class RunSetup:
         self._note_dense(run, step, clock)
         if config.max_error is not None:
             run.bound = ErrorBound(config.max_error, 1 - config.sparsity)
-        if run.correction is None and config.correction != "none":
+        if run.correction is None and config.correction not in ("none", corrections.AUTO):
             run.notes[f"a dense run skips nothing that correction {config.correction} could make up for"] = None
         if config.method != "dense" and config.dense_layers > max(layer.depth for layer in self.layers):
             run.notes[f"dense_layers {config.dense_layers} leaves no layer to run sparse"] = None
@@ -105,7 +105,7 @@ class RunSetup:
             return
         if config.method == "auto":
             runs = step.steps - step.first
-            method = auto.pick(runs, grid.frames, info.device.type)
+            method = auto.pick(runs, grid, info.device.type)
             why = auto.why_dense(grid, config.sparsity, size, info.device, runs)
         else:
             method = methods.create(config.method, config.options)
@@ -123,6 +123,7 @@ class RunSetup:
             run.sparse_layers = self._sparse_layers()
         if config.method != "dense":
             run.correction = corrections.create(config.correction_of(method), config.correction_options)
+            run.picked_correction = config.picks_correction
 
     def _load(self, run: Run, step: StepInfo) -> None:
         """A file decides the pairs: the method is known by name and is not asked."""

@@ -86,6 +86,9 @@ class Sparse:
                     pieces = [(number, index) for index in range(len(parts))]
                     run.recorded.stays(step.step, layer, step.branch, pieces, why)
                 return None
+        if shared is not None and run.picked_correction:
+            run.notes[f"correction {run.correction.name} is left out: a ring would bring all keys together"] = None
+            run.correction, run.picked_correction = None, False
         if shared is not None and (not parts[0].whole or self._plan_watchers or self._result_watchers):
             shared.whole("q", "k", "v")
         heads = inputs.heads.total(q.shape[2])

@@ -28,7 +28,10 @@ RENDER = {
         for name in ("random_kept", "adaspa_rows", "svg_ear_refresh", "svg2_iterations", "anchored", "sampled")
     },
     "report_svg2_iterations_480p": blocks.kept,
-    "report_sampled_480p": blocks.kept,
+    **{
+        f"report_{name}_480p": blocks.kept
+        for name in ("sampled", "default", "one_dense_step", "draws", "sampled_orders")
+    },
     "report_svg2_times_480p": blocks.report,
     "recall": blocks.recall,
     "gpu_tests": blocks.gpu_tests,

@@ -34,7 +34,7 @@ CACHES = Registry(
     "cache",
     Cache,
     (TeaCache, FirstBlock, MagCache, TaylorSeer, EasyCache, PyramidAttentionBroadcast, FasterCache, Sea),
-    Placeholder(NONE, "compute every step"),
+    (Placeholder(NONE, "compute every step"),),
     "dittools caches",
 )
 names, options, describe, create, read = CACHES.names, CACHES.options, CACHES.describe, CACHES.create, CACHES.read

@@ -9,13 +9,18 @@ from dittools.corrections.rettention import Rettention
 from dittools.corrections.sampled import Sampled
 from dittools.registry import Placeholder, Registry
 
-__all__ = ["CORRECTIONS", "Corrected", "Correction", "SparseCall", "create", "describe", "names", "options"]
+AUTO = "auto"
+
+__all__ = ["AUTO", "CORRECTIONS", "Corrected", "Correction", "SparseCall", "create", "describe", "names", "options"]
 
 CORRECTIONS = Registry(
     "correction",
     Correction,
     (Rettention, Centroids, Sampled, Fit),
-    Placeholder("none", "what is skipped is lost"),
+    (
+        Placeholder(AUTO, "what the method brings along, and sampled with method auto"),
+        Placeholder("none", "what is skipped is lost"),
+    ),
     "dittools methods",
 )
 names, options, describe, create = CORRECTIONS.names, CORRECTIONS.options, CORRECTIONS.describe, CORRECTIONS.create

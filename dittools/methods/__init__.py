@@ -40,7 +40,7 @@ METHODS = Registry(
     "method",
     Method,
     (Dense, *_ONLINE, *STATIC, *_PROFILED, *_YARDSTICKS),
-    Placeholder("auto", auto.SUMMARY, lambda: auto.CANDIDATES[0]()),
+    (Placeholder("auto", auto.SUMMARY, lambda: auto.CANDIDATES[0]()),),
     "dittools methods",
 )
 names, options, describe, create = METHODS.names, METHODS.options, METHODS.describe, METHODS.create

@@ -173,7 +173,7 @@ def swept(base: Mapping[str, Any], sweep: Mapping[str, list], steps: int) -> tup
 def _named(part: str, base: Mapping[str, Any], sweep: Mapping[str, list]) -> list[str]:
     """Names of methods, caches or corrections that a sweep may come to. Raises ValueError for an unknown one."""
     registry = _PARTS[part][0]
-    values = [base.get(part, registry.placeholder.name), *sweep.get(part, ())]
+    values = [base.get(part, registry.default), *sweep.get(part, ())]
     found = [registry.read(str(value))[0] for value in values]
     for name in found:
         registry.check(name)
@@ -189,7 +189,7 @@ def _config(base: Mapping[str, Any], chosen: Mapping[str, Any]) -> Config:
     if kind.profile_use == "none":
         single["profile"] = None
     skips = method != "dense" and kind.takes_corrections  # else there are no blocks to make up for
-    correction, correction_options = _part("correction", base, chosen) if skips else ("none", {})
+    correction, correction_options = _part("correction", base, chosen) if skips else (corrections.AUTO, {})
     cache, cache_options = _part("cache", base, chosen)
     parts = {"method": method, "cache": cache, "correction": correction}
     of_parts = {"options": options, "cache_options": cache_options, "correction_options": correction_options}
@@ -199,7 +199,7 @@ def _config(base: Mapping[str, Any], chosen: Mapping[str, Any]) -> Config:
 def _part(part: str, base: Mapping[str, Any], chosen: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     """The chosen method, cache or correction with its options; one that was swept apart goes to what has it alone."""
     registry, prefix = _PARTS[part]
-    before = base.get(part, registry.placeholder.name)
+    before = base.get(part, registry.default)
     name, inline = registry.read(str(chosen.get(part, before)))
     known = registry.options(name)
     held = base.get("options" if part == "method" else f"{part}_options", {})
@@ -215,8 +215,10 @@ def _name(config: Config, chosen: Mapping[str, Any]) -> str:
     parts += [f"sparsity {config.sparsity:g}"] if config.method != "dense" else []
     if config.cache != caches.NONE:
         parts.append(" ".join((config.cache, *(f"{k} {_short(v)}" for k, v in config.cache_options.items()))))
-    if config.correction != "none":
+    if config.correction not in ("none", "auto"):
         parts.append(" ".join((config.correction, *(f"{k} {_short(v)}" for k, v in config.correction_options.items()))))
+    elif config.correction == "none" and config.method == "auto":
+        parts.append("no correction")
     if "profile" in chosen and config.profile is not None:
         parts.append(f"profile {_short(config.profile)}")
     known = methods.options(config.method)

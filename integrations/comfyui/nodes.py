@@ -53,8 +53,8 @@ class SparseAttention:
                 "dense_last_steps": _share(0.0, "The same at its end."),
                 "dense_layers": ("INT", {"default": 1, "min": 0, "tooltip": "First layers that stay dense."}),
                 "correction": (
-                    ["none", *(name for name in corrections.names() if name != "none")],
-                    {"default": "none", "tooltip": "What makes up for skipped pairs."},
+                    corrections.names(),
+                    {"default": corrections.AUTO, "tooltip": "What makes up for skipped pairs."},
                 ),
                 "cache": (
                     list(CACHES),

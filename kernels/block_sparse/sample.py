@@ -27,7 +27,7 @@ from dittools.kernels.residual.dispatch import rows_at_a_time, rows_of
 from dittools.kernels.upload import upload
 
 MOST_OF_A_BLOCK = 32  # keys that may be drawn of one
-DRAWS = 4  # more make a copy of more keys: 16 took 6 % of a call, 4 under 1 %
+DRAWS = 4  # at which query blocks take turns; more make a copy of more keys
 GOLDEN = (5**0.5 - 1) / 2
 
 
