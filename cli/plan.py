@@ -104,7 +104,7 @@ def _facts(family: Any, flags: Flags, config: Any) -> dict:
         block_size=block,
     )
     if config.method == "auto":
-        method = auto.pick(steps, grid.frames, place.type)
+        method = auto.pick(steps, grid, place.type)
         why_dense = auto.why_dense(grid, config.sparsity, block, place, steps)
     else:
         method = methods.create(config.method, config.options)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from typing import NamedTuple
 
@@ -326,7 +327,7 @@ class Sparse:
             known = self._known(place, shape, call, refresh)
         if known is not None:
             return known
-        plan = self._made_alike(q, k, v, call, tokens)
+        plan = self._corrected_plan(q, k, v, call, tokens)
         if isinstance(plan, StayDense):
             return plan
         by_kind = kept_by_kind(plan, call.grid)
@@ -340,9 +341,32 @@ class Sparse:
                 run.shared.tell_plan(place, made, plan)
         if leader is not None:
             return self._known(place, shape, call, refresh)
-        run.facts.append((call.layer, plan.facts))
+        more = {} if run.correction is None else run.correction.facts(call)
+        run.facts.append((call.layer, {**plan.facts, **more}))
         run.notes.update(dict.fromkeys(plan.notes))
         return Planned(plan, plan.share, by_kind, True)
+
+    def _corrected_plan(self, q, k, v, call: AttentionCall, tokens: SharedTokens | None) -> Plan | StayDense:
+        """The method's answer, with which the correction may do something of its own."""
+        run = self.run
+
+        def make(sparsity: float = call.sparsity) -> Plan | StayDense:
+            if sparsity == call.sparsity:
+                return self._made_alike(q, k, v, call, tokens)
+            state = call.branch_state.setdefault("at another sparsity", {})
+            drawn = torch.Generator().manual_seed(call.generator.initial_seed())
+            other = replace(call, sparsity=sparsity, branch_state=state, generator=drawn)
+            return self._made_alike(q, k, v, other, tokens)
+
+        def whole() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+            if tokens is not None:
+                tokens.whole("q", "k", "v")
+            return q, k, v
+
+        # A plan that goes to a file or to another rank does not tell of heads that differ.
+        if run.correction is None or run.shared is not None or run.recorded is not None:
+            return make()
+        return run.correction.plan(make, call, whole, self._asked(call.layer))
 
     def _known(self, place: tuple, shape: tuple, call: AttentionCall, refresh: int) -> Planned | None:
         """A kept plan that serves this call too."""

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
 from dittools.kernels.block_sparse.sample import Sample
-from dittools.methods.base import AttentionCall, Plan
+from dittools.methods.base import AttentionCall, Plan, StayDense
 from dittools.options import Options
+
+if TYPE_CHECKING:  # a look into PyTorch, which flags alone are checked without
+    Whole = Callable[[], tuple[torch.Tensor, torch.Tensor, torch.Tensor]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,6 +84,23 @@ class Correction(Options):
     def reads(self, fresh: bool) -> tuple[str, ...]:
         """Which of q, k and v it looks at beyond the pairs that were computed, with a plan that is fresh or kept."""
         return ("q", "k", "v")
+
+    def plan(self, make: Callable[..., Plan | StayDense], call: AttentionCall, whole: Whole, sparsity: float):
+        """The method's plan of a call, which is ``make()``, or one made of several of its plans.
+
+        Args:
+            make: the method's answer; ``make(sparsity=...)`` at another sparsity than ``call.sparsity``.
+            whole: gives q, k and v of all tokens.
+            sparsity: as in `SparseCall`.
+
+        Returns:
+            A `Plan`, or the method's `StayDense`.
+        """
+        return make()
+
+    def facts(self, call: AttentionCall) -> dict[str, torch.Tensor]:
+        """What it decided of a call's plan, named as `Plan.facts`."""
+        return {}
 
     def sample(self, plan: Plan, call: AttentionCall, sparsity: float) -> Sample | None:
         """Keys that the call itself takes in place of what the plan skips; None where there are none.

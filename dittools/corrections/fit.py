@@ -11,8 +11,9 @@ next to none the map fits the rows and hurts the others. Source: the residual th
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 
@@ -21,9 +22,12 @@ from dittools.corrections.centroids import Centroids
 from dittools.corrections.rettention import Rettention
 from dittools.corrections.sampled import Sampled
 from dittools.kernels.block_sparse.sample import Sample
-from dittools.methods.base import AttentionCall, Plan
+from dittools.methods.base import AttentionCall, Plan, StayDense
 from dittools.options import option
 from dittools.row_errors import drawn_rows, exact_rows
+
+if TYPE_CHECKING:
+    from dittools.corrections.base import Whole
 
 _SALT = 0xF17
 _UNDER: dict[str, type[Correction]] = {one.name: one for one in (Centroids, Sampled, Rettention)}
@@ -51,6 +55,12 @@ class Fit(Correction):
 
     def sparsity_of_plans(self, sparsity: float, block_size: int) -> float:
         return sparsity if self.under is None else self.under.sparsity_of_plans(sparsity, block_size)
+
+    def plan(self, make: Callable[..., Plan | StayDense], call: AttentionCall, whole: Whole, sparsity: float):
+        return make() if self.under is None else self.under.plan(make, call, whole, sparsity)
+
+    def facts(self, call: AttentionCall) -> dict[str, torch.Tensor]:
+        return {} if self.under is None else self.under.facts(call)
 
     def sample(self, plan: Plan, call: AttentionCall, sparsity: float) -> Sample | None:
         return None if self.under is None else self.under.sample(plan, call, sparsity)

@@ -18,22 +18,29 @@ make up for each other; MagicPIG (arXiv 2410.16179), that a sample beats the lar
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import ClassVar
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 
 from dittools.attention import takes_samples
 from dittools.corrections.base import Corrected, Correction, SparseCall
+from dittools.corrections.by_head import heads_that_gain, merged
 from dittools.kernels.block_sparse.sample import DRAWS, GOLDEN, Sample, allowed, draw_sample, join_sample
 from dittools.kernels.masks.block_mask import BlockMask
 from dittools.kernels.residual.dispatch import Blocks, residual_attention
 from dittools.kernels.residual.sample import sampled_keys
 from dittools.kernels.upload import upload
-from dittools.methods.base import AttentionCall, Plan
+from dittools.methods.base import AttentionCall, Plan, StayDense
 from dittools.options import option
 
+if TYPE_CHECKING:
+    from dittools.corrections.base import Whole
+
 _SALT = 0x5A3B1E
+ALL, SOME, NONE = "all", "some", "none"
+EVERY = 8  # steps for which heads keep what they chose
 
 
 @dataclass(frozen=True)
@@ -45,6 +52,7 @@ class Sampled(Correction):
 
     share: float = option(0.4, "of the computed pairs, how many are with sampled keys, about", above=0, below=1)
     draws: int = option(DRAWS, "different draws in a step, at which query blocks take turns, at most", min=1)
+    by_head: bool = option(True, "heads that are nearer to dense without a sample do without")
 
     def sparsity_of_plans(self, sparsity: float, block_size: int) -> float:
         rate = self.keys_of(block_size, sparsity) / block_size
@@ -57,10 +65,58 @@ class Sampled(Correction):
         some = [per for per in allowed(size) if per < 0.9 * density * size] or [1]  # blocks have to be left
         return min(some, key=lambda per: abs(math.log(per / max(wanted, 1.0))))
 
+    def plan(self, make: Callable[..., Plan | StayDense], call: AttentionCall, whole: Whole, sparsity: float):
+        if not self.by_head:
+            return make()
+        kept = self._kept(call)
+        due = kept.step is None or call.step - kept.step >= EVERY
+        if kept.some == NONE and not due:
+            return make(sparsity=sparsity)
+        plan = make()
+        if isinstance(plan, StayDense) or not takes_samples(plan):
+            return plan
+        if due:
+            self._choose(kept, plan, call, whole, sparsity)
+        if kept.some == ALL:
+            return plan
+        plain = make(sparsity=sparsity)
+        if kept.some == NONE or isinstance(plain, StayDense):
+            return plain
+        return merged(plan, plain, call.heads.of(kept.heads, 0))
+
+    def _choose(self, kept: _Heads, plan: Plan, call: AttentionCall, whole: Whole, sparsity: float) -> None:
+        """Which heads take a sample from this step on. Waits for the device, once a layer and so many steps."""
+        if plan.rows is None:
+            sample = self._draw(plan.mask, call, sparsity)
+            gain = heads_that_gain(whole(), plan, sample, call.scale, _generator(call)).int()
+        else:  # rows of several plans would not be of one
+            gain = torch.full((whole()[0].shape[2],), 2)
+        gain = call.heads.gather(gain, 0)
+        least, most = int(gain.min()), int(gain.max())
+        kept.step, kept.heads = call.step, gain > 0
+        kept.some = ALL if least > 0 or most > 1 else NONE if most == 0 else SOME
+
+    def facts(self, call: AttentionCall) -> dict[str, torch.Tensor]:
+        heads = self._kept(call).heads
+        heads = None if heads is None else call.heads.of(heads, 0)
+        return {} if heads is None else {"sampled": heads, "not sampled": ~heads}
+
     def sample(self, plan: Plan, call: AttentionCall, sparsity: float) -> Sample | None:
-        if not takes_samples(plan):
+        return self._of_heads(plan.mask, call, sparsity) if takes_samples(plan) else None
+
+    def _of_heads(self, mask: BlockMask, call: AttentionCall, sparsity: float) -> Sample | None:
+        """The sample of the heads that take one."""
+        kept = self._kept(call)
+        if kept.some == NONE:
             return None
-        return self._draw(plan.mask, call, sparsity)
+        sample = self._draw(mask, call, sparsity)
+        if kept.some == ALL:
+            return sample
+        heads = call.heads.of(kept.heads, 0)
+        return replace(sample, taken=(heads * sample.positions.shape[1]).int()[None])
+
+    def _kept(self, call: AttentionCall) -> _Heads:
+        return call.run_cache.get_or_make((self, call.layer), _Heads)
 
     def _draw(self, mask: BlockMask, call: AttentionCall, sparsity: float) -> Sample:
         per, device = self.keys_of(mask.key.size, sparsity), mask.kv_blocks()[0].device
@@ -71,12 +127,14 @@ class Sampled(Correction):
         if isinstance(mask, BlockMask):
             sample = done.sample
             if sample is None:  # a rank's own rows, of blocks that were cut for it
-                sample = self._draw(mask, done.call, done.sparsity)
+                sample = self._of_heads(mask, done.call, done.sparsity)
+                if sample is None:
+                    return Corrected(out)
                 tensors = done.q, done.k, done.v
                 out, _ = join_sample(tensors, out, done.lse, mask, done.plan.order, sample, done.call.scale)
             per, computed = sample.per, _computed_of_blocks(done.plan, sample)
         else:
-            size = done.call.block_size
+            sample, size = None, done.call.block_size
             rate = self.keys_of(size, done.sparsity) / size
             per = max(1, round(rate * mask.key.length / mask.key.count))
             made = torch.Generator().manual_seed(_seed(done.call))
@@ -85,13 +143,28 @@ class Sampled(Correction):
             keys = sampled_keys(done.k, done.v, blocks, upload(draws, done.k.device))
             out = residual_attention(done.q, out, done.lse, blocks, keys, done.call.scale)
             computed = _computed_of_clusters(done.plan, per)
-        notes = (f"sampled: each query also saw {per} random keys of every block that it skipped, which count",)
+        who = "each query" if sample is None or sample.taken is None else "each query of heads that gain by it"
+        notes = (f"sampled: {who} also saw {per} random keys of every block that it skipped, which count",)
         return Corrected(out, notes=notes, computed=computed)
 
 
 def _seed(call: AttentionCall) -> int:
     """Of the draws of a layer, which turn with the step."""
     return (call.seed ^ _SALT) % (1 << 63)
+
+
+@dataclass
+class _Heads:
+    """Which of a layer's heads take a sample, since which step."""
+
+    step: int | None = None
+    heads: torch.Tensor | None = None  # bool [H], of all ranks
+    some: str = ALL
+
+
+def _generator(call: AttentionCall) -> torch.Generator:
+    """Of the rows on which heads are judged."""
+    return torch.Generator().manual_seed((call.generator.initial_seed() ^ _SALT) % (1 << 63))
 
 
 def _computed_of_blocks(plan: Plan, sample: Sample) -> torch.Tensor:
@@ -106,6 +179,8 @@ def _computed_of_blocks(plan: Plan, sample: Sample) -> torch.Tensor:
     drawn = sample.counts.long()[row % len(sample.counts)]  # [Mq]
     # Of the last block, which may be ragged, fewer may be drawn.
     seen = drawn - kept * per + has_last * (per * mask.key.count - drawn)
+    if sample.taken is not None:  # all of them, or none
+        seen = seen * (sample.taken > 0)[..., None]
     share = _share(plan, (seen * mask.query.sizes(kept.device)).sum(-1).double())
     plan.made["sampled"] = sample, share
     return share

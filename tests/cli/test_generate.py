@@ -176,7 +176,8 @@ def test_the_options_that_auto_chose_are_in_the_record_and_in_the_last_lines(gen
     record = result.json
     assert (record["config"]["method"], record["config"]["options"]) == ("auto", {})
     assert (record["method"], record["method_options"]) == ("adaspa", {"rows": 8})
-    assert "method adaspa (rows=8): skipped " in result.err
+    assert (record["config"]["correction"], record["correction"]) == ("auto", "sampled")
+    assert "method adaspa (rows=8) with sampled: skipped " in result.err
 
 
 def test_every_suffix_holds_every_frame(generate, tmp_path):

@@ -30,8 +30,13 @@ def test_wan_at_720p_has_the_tokens_of_its_grid_and_the_kernel_of_the_device(cli
 @pytest.mark.parametrize(
     ("flags", "method", "options", "said"),
     [
-        (["--device", "cpu"], "adaspa", {"rows": 8}, "adaspa (rows=8), which auto takes here"),
-        (["--device", "cuda"], "adaspa", {}, "adaspa, which auto takes here"),
+        (
+            ["--device", "cpu"],
+            "adaspa",
+            {"rows": 8, "order": "cubes"},
+            "adaspa (rows=8, order=cubes), which auto takes here",
+        ),
+        (["--device", "cuda"], "adaspa", {"order": "cubes"}, "adaspa (order=cubes), which auto takes here"),
         (["--device", "cuda", "--steps", 4], "svg", {}, "svg, which auto takes here"),
         (["--device", "cuda", "--method", "draft"], "draft", {}, "draft"),
     ],

@@ -219,20 +219,11 @@ def test_plain_pytorch_on_a_gpu_is_warned_about_with_the_reason(table, on_hopper
 
 
 SHIPPED = [(kernel, triton) for triton in ("3.6.0", "3.7.1", "3.9.0") for kernel in checked.SOURCES]
-# Not proven anew with this Triton since they take samples: there they prove themselves at first use.
-AT_FIRST_USE = [("hopper", "3.9.0"), ("hopper-64", "3.9.0")]
 
 
-@pytest.mark.parametrize(("kernel", "triton"), [pair for pair in SHIPPED if pair not in AT_FIRST_USE])
+@pytest.mark.parametrize(("kernel", "triton"), SHIPPED)
 def test_what_ships_is_proved_as_it_is_with_every_triton_that_it_names(monkeypatch, kernel, triton):
     monkeypatch.setattr(checked, "triton_version", lambda: triton)
     entry = checked.find(kernel, "9.0")
     assert entry["cases"] >= 28 and checked.why_unchecked(kernel, "9.0") is None
     assert entry["versions"]["triton"] == triton
-
-
-@pytest.mark.parametrize(("kernel", "triton"), AT_FIRST_USE)
-def test_what_was_not_proved_with_a_triton_does_not_ship_for_it(monkeypatch, kernel, triton):
-    monkeypatch.setattr(checked, "triton_version", lambda: triton)
-    assert checked.find(kernel, "9.0") is None
-    assert "not yet checked with Triton 3.9 on this card type" in checked.why_unchecked(kernel, "9.0")

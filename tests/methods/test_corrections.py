@@ -420,8 +420,16 @@ def test_after_a_bad_result_the_correction_starts_anew():
     assert all(e < 1 for e in errors.values())
 
 
-def test_svg_ear_brings_centroids_along_and_svg2_does_not():
-    assert Config("svg_ear").correction_of(SVG2()) == "none"
+def test_auto_brings_a_sample_along_svg_ear_centroids_and_others_nothing():
+    assert Config("auto").correction_of(SVG2()) == "sampled"
+    assert Config("auto", correction="none").correction_of(SVG2()) == "none"
+    assert Config("auto", correction="fit").correction_of(SVG2()) == "fit"
+    assert Config("svg_ear").correction_of(SVG2()) == Config("svg2").correction_of(SVG2()) == "none"
+    assert Config("auto", correction_options={"share": 0.3}).correction_options == {"share": 0.3}
+    with pytest.raises(ValueError, match="unknown option of correction sampled 'shar'"):
+        Config("auto", correction_options={"shar": 0.3})
+    with pytest.raises(ValueError, match=r"correction is none, and options of one are given \(share\)"):
+        Config("auto", correction="none", correction_options={"share": 0.3})
     runtime, errors = play(method="svg_ear")
     assert isinstance(runtime.run.correction, Centroids)
     _, bare = play(method="svg2")
@@ -430,7 +438,7 @@ def test_svg_ear_brings_centroids_along_and_svg2_does_not():
 
 
 def test_corrections_are_listed_and_checked():
-    assert corrections.names() == ["none", "rettention", "centroids", "sampled", "fit"]
+    assert corrections.names() == ["auto", "none", "rettention", "centroids", "sampled", "fit"]
     assert all(line and "\n" not in line for _, line, _ in corrections.describe())
     assert Config(correction="centroids") == Config.from_json(Config(correction="centroids").to_json())
     for settings, says in (
@@ -439,7 +447,9 @@ def test_corrections_are_listed_and_checked():
         ({"correction": "rettention", "correction_options": {"every": 0}}, "every must be a whole number"),
         ({"correction": "rettention", "correction_options": {"ramp": 2}}, "ramp must be a number from 0 to 1"),
         ({"correction": "centroids", "correction_options": {"anchored": 1}}, "anchored must be True or False"),
-        ({"correction_options": {"every": 3}}, "correction is none, and options of one are given (every)"),
+        ({"correction": "none", "correction_options": {"every": 3}}, "is none, and options of one are given (every)"),
+        ({"correction_options": {"every": 3}}, "unknown option of correction sampled 'every'"),
+        ({"method": "svg", "correction_options": {"every": 3}}, "is none, and options of one are given (every)"),
         ({"correction_options": [1]}, "correction_options must map"),
         ({"correction": "centroids", "method": "todo"}, "todo takes fewer keys instead: use correction none"),
     ):
@@ -449,7 +459,7 @@ def test_corrections_are_listed_and_checked():
 
 
 @pytest.mark.parametrize(
-    "correction, within", [("rettention", 1e-5), ("centroids", 0.9), ("sampled", 0.7), ("fit", 0.95)]
+    "correction, within", [("rettention", 1e-5), ("centroids", 0.9), ("sampled:by_head=false", 0.7), ("fit", 0.95)]
 )
 def test_keys_that_a_mask_favours_less_are_weighed_against_all_that_was_restored(correction, within):
     # Half of the text counts less, as padding does in Chroma: a sparse call leaves it to be added.
@@ -467,6 +477,6 @@ def test_keys_that_a_mask_favours_less_are_weighed_against_all_that_was_restored
         return runtime.attend(0, q, k, v, dense=pytest.fail, mask=mask)
 
     # A sample is right on average alone.
-    outs = [found(correction, seed) for seed in range(16 if correction == "sampled" else 1)]
+    outs = [found(correction, seed) for seed in range(16 if "sampled" in correction else 1)]
     wrong = [(out - want.transpose(1, 2)).square().mean().sqrt() for out in (sum(outs) / len(outs), found("none", 0))]
     assert wrong[0] < within * wrong[1]

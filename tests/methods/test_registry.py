@@ -26,8 +26,8 @@ def test_an_unknown_method_names_the_nearest():
 
 @pytest.mark.parametrize(("steps", "name"), [(50, "adaspa"), (12, "adaspa"), (11, "svg"), (4, "svg")])
 def test_auto_searches_where_the_run_is_long_enough_to_pay_for_it(steps, name):
-    assert auto.pick(steps, 21, "cuda").name == name
-    assert auto.pick(steps, 21, "cpu") == AdaSpa(rows=8)  # where a search costs little
+    assert auto.pick(steps, TokenGrid(21, 30, 52), "cuda").name == name
+    assert auto.pick(steps, TokenGrid(9, 16, 16), "cpu") == AdaSpa(rows=8)  # where a search costs little
     assert auto.why_dense(TokenGrid(9, 16, 16), 0.8, 64, CPU, steps) is None
     assert auto.why_dense(TokenGrid(21, 30, 52), 0.8, 128, CUDA, steps) is None
 
@@ -35,7 +35,14 @@ def test_auto_searches_where_the_run_is_long_enough_to_pay_for_it(steps, name):
 def test_auto_runs_images_too():
     image = TokenGrid(1, 128, 128)
     assert auto.why_dense(image, 0.8, 128, CUDA, 28) is None and auto.why_dense(image, 0.8, 128, CUDA, 4) is None
-    assert auto.pick(4, 1, "cuda").name == "draft"
+    assert auto.pick(4, image, "cuda").name == "draft"
+
+
+def test_auto_takes_cubes_for_long_videos_alone():
+    for device, rows in (("cuda", 0), ("cpu", 8)):
+        assert auto.pick(16, TokenGrid(21, 30, 52), device) == AdaSpa(rows=rows, order="cubes")
+        assert auto.pick(16, TokenGrid(21, 24, 24, text=9_000, text_position="last"), device) == AdaSpa(rows=rows)
+        assert auto.pick(16, TokenGrid(1, 256, 256), device) == AdaSpa(rows=rows)
 
 
 def test_options_belong_to_a_method_that_is_named():

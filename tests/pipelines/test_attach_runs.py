@@ -109,6 +109,11 @@ def test_auto_runs_sparse_where_there_are_enough_tokens(shared):
         draw(shared, frames=17, height=288, width=288, steps=2)
     assert fast.record()["method"] == "adaspa" and fast.record()["calls"]["sparse"] > 0
     assert fast.record()["method_options"] == {"rows": 8}
+    assert fast.summary().startswith("method    adaspa (rows=8), asked auto, correction sampled\n")
+    assert fast.record()["correction"] == "sampled"
+    assert fast.record()["sparsity"]["sparse_calls"] == pytest.approx(0.7, abs=0.02)
+    with dittools.accelerate(shared, sparsity=0.7, correction="none") as fast:
+        draw(shared, frames=17, height=288, width=288, steps=2)
     assert fast.summary().startswith("method    adaspa (rows=8), asked auto\n")
 
 
@@ -116,11 +121,11 @@ def test_whatever_auto_picks_its_options_are_told(shared, monkeypatch):
     enough = {"frames": 17, "height": 288, "width": 288, "steps": 2}
     for options, told in (({}, "svg"), ({"probe_rows": 20, "sink": False}, "svg (probe_rows=20, sink=False)")):
         picked = methods.create("svg", options)
-        monkeypatch.setattr(methods.auto, "pick", lambda steps, frames, device, method=picked: method)
+        monkeypatch.setattr(methods.auto, "pick", lambda steps, grid, device, method=picked: method)
         with dittools.accelerate(shared, sparsity=0.7) as fast:
             draw(shared, **enough)
         assert fast.record()["method"] == "svg" and fast.record()["method_options"] == options
-        assert fast.summary().startswith(f"method    {told}, asked auto\n")
+        assert fast.summary().startswith(f"method    {told}, asked auto, correction sampled\n")
 
 
 def test_options_of_a_method_asked_for_by_name_are_told_too(shared):

@@ -1,0 +1,130 @@
+"""Which heads a sample pays for: judged on a few query blocks, at as many pairs.
+
+A sample takes pairs from blocks. Where attention is spread it is worth far more than they are, and where a head looks
+at few places it is worth less. Of some rows of some query blocks all weights are computed. The kept blocks with the
+sample are then set against these blocks and the best others, for as many pairs, in place of the sample; each head takes
+what comes nearer to its exact rows.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+
+from dittools.kernels.block_sparse.sample import Sample
+from dittools.kernels.masks.block_mask import BlockMask
+from dittools.kernels.residual.dispatch import rows_at_a_time
+from dittools.kernels.upload import upload
+from dittools.methods.base import Plan
+from dittools.selection.sampled import stratified_rows
+
+QUERY_BLOCKS = 8
+ROWS = 8  # of each
+
+
+def heads_that_gain(
+    tensors: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
+    plan: Plan,
+    sample: Sample,
+    scale: float,
+    generator: torch.Generator,
+) -> torch.Tensor:
+    """The heads that a sample brings nearer to dense than as many pairs in blocks: bool ``[H]``. Nothing waits.
+
+    Args:
+        tensors: q, k and v, ``[B, S, H, D]``; heads are judged by all batch elements together.
+        plan: of even blocks, which leaves out the pairs that the sample takes.
+        generator: draws the rows.
+    """
+    q, k, v = tensors
+    (batches, _, heads, _), query, key = q.shape, plan.mask.query, plan.mask.key
+    blocks = stratified_rows(query.length // query.size, QUERY_BLOCKS, generator)  # whole ones alone
+    within = stratified_rows(query.size, ROWS, generator)
+    positions = upload((blocks[:, None] * query.size + within).flatten(), q.device)
+    blocks = upload(blocks, q.device)
+    draw = blocks % len(sample.positions)
+    drawn, counts = sample.positions[draw], sample.counts[draw]  # [R, n], [R]
+    block = torch.arange(key.length, device=q.device) // key.size  # [S]
+    judge = _Judge(block, key.count, drawn, counts, sample)
+    wrong = torch.zeros(heads, 2, device=q.device)
+    most = max(1, rows_at_a_time(key.length, q.device) // len(positions))
+    keep = plan.mask.keep.expand(batches, heads, -1, -1)
+    for b in range(batches):
+        for some in torch.arange(heads).split(most):
+            part = slice(int(some[0]), int(some[-1]) + 1)
+            at = _tokens(plan.order, positions, b, part)
+            every = _tokens(plan.order, None, b, part)
+            rows, keys, values = (_rows(x[b, :, part], at_) for x, at_ in ((q, at), (k, every), (v, every)))
+            weights = (rows @ keys.transpose(1, 2) * scale).softmax(-1)  # [h, R * ROWS, S]
+            wrong[part] += judge(weights, values, keep[b, part][:, blocks])
+    return wrong[:, 0] <= wrong[:, 1]
+
+
+class _Judge:
+    """Squared errors of some rows, with a sample and with blocks in its place."""
+
+    def __init__(self, block: torch.Tensor, count: int, drawn: torch.Tensor, counts: torch.Tensor, sample: Sample):
+        self._block, self._count, self._sample = block, count, sample
+        there = torch.arange(drawn.shape[1], device=drawn.device) < counts[:, None]
+        self._drawn, self._there = drawn, there  # [R, n]
+
+    def __call__(self, weights: torch.Tensor, values: torch.Tensor, keep: torch.Tensor) -> torch.Tensor:
+        """``[h, 2]`` of weights ``[h, R * ROWS, S]``, values ``[h, S, D]`` and what the blocks keep, ``[h, R, Nk]``."""
+        heads, blocks = keep.shape[:2]
+        each = weights.view(heads, blocks, -1, weights.shape[-1])  # [h, R, rows, S]
+        exact = weights @ values
+        kept = keep[..., self._block]  # [h, R, S]
+        mass = torch.zeros(*each.shape[:3], self._count, device=weights.device)
+        mass = mass.index_add_(-1, self._block, each).mean(2)  # [h, R, Nk]
+        skipped = ~keep.gather(-1, (self._drawn // self._key_size).expand(heads, -1, -1)) & self._there
+        # With the sample: its keys weigh what they stand for.
+        many = skipped * (self._sample.weight - 0.0)
+        with_sample = kept.float().scatter_add_(-1, self._drawn.expand(heads, -1, -1), many)
+        # With blocks: the best others for as many pairs.
+        more = (skipped.sum(-1, keepdim=True) / self._key_size).round()  # [h, R, 1]
+        rank = mass.masked_fill(keep, -1.0).argsort(-1, descending=True).argsort(-1)
+        with_blocks = (keep | (rank < more))[..., self._block].float()
+        return torch.stack([_error(each * one[:, :, None], values, exact) for one in (with_sample, with_blocks)], -1)
+
+    @property
+    def _key_size(self) -> int:
+        return round(self._sample.weight * self._sample.per)
+
+
+def _error(weights: torch.Tensor, values: torch.Tensor, exact: torch.Tensor) -> torch.Tensor:
+    """``[h]``, of weights ``[h, R, rows, S]`` that sum to anything."""
+    weights = weights.flatten(1, 2)
+    out = weights @ values / weights.sum(-1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
+    return (out - exact).square().sum((1, 2))
+
+
+def _tokens(
+    order: torch.Tensor | None, positions: torch.Tensor | None, batch: int, heads: slice
+) -> torch.Tensor | None:
+    """Tokens at positions of some heads: ``[h or 1, n]``; None: all, in their own order."""
+    if order is None:
+        return None if positions is None else positions[None]
+    order = order[batch if len(order) > 1 else 0]
+    order = (order if len(order) == 1 else order[heads]).long()
+    return order if positions is None else order[:, positions]
+
+
+def _rows(x: torch.Tensor, tokens: torch.Tensor | None) -> torch.Tensor:
+    """Rows of ``[S, h, D]`` by tokens ``[h or 1, n]``: fp32 ``[h, n, D]``."""
+    x = x.transpose(0, 1)
+    if tokens is not None:
+        tokens = tokens.expand(len(x), -1)[..., None].expand(-1, -1, x.shape[-1])
+        x = x.gather(1, tokens)
+    return x.float()
+
+
+def merged(sampled: Plan, plain: Plan, heads: torch.Tensor) -> Plan:
+    """One plan of two over the same blocks: that of the first for ``heads``, bool ``[H]``, else that of the second."""
+    keep = torch.where(heads[None, :, None, None], sampled.mask.keep, plain.mask.keep)
+    order = sampled.order
+    if order is not None and order is not plain.order:
+        order = torch.where(heads[None, :, None], order, plain.order)
+    notes = tuple(dict.fromkeys((*sampled.notes, *plain.notes)))
+    mask = BlockMask(keep, sampled.mask.query, sampled.mask.key)
+    return replace(sampled, order=order, mask=mask, pack=None, notes=notes)
