@@ -2,8 +2,7 @@
 
 A sample takes pairs from blocks. Where attention is spread it is worth far more than they are, and where a head looks
 at few places it is worth less. Of some rows of some query blocks all weights are computed. The kept blocks with the
-sample are then set against these blocks and the best others, for as many pairs, in place of the sample; each head takes
-what comes nearer to its exact rows.
+sample are then set against these blocks and the best others, for as many pairs, in place of the sample.
 """
 
 from __future__ import annotations
@@ -23,14 +22,14 @@ QUERY_BLOCKS = 8
 ROWS = 8  # of each
 
 
-def heads_that_gain(
+def errors_by_head(
     tensors: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
     plan: Plan,
     sample: Sample,
     scale: float,
     generator: torch.Generator,
 ) -> torch.Tensor:
-    """The heads that a sample brings nearer to dense than as many pairs in blocks: bool ``[H]``. Nothing waits.
+    """Squared errors of each head with a sample, and with as many pairs in blocks: fp32 ``[H, 2]``. Nothing waits.
 
     Args:
         tensors: q, k and v, ``[B, S, H, D]``; heads are judged by all batch elements together.
@@ -58,7 +57,7 @@ def heads_that_gain(
             rows, keys, values = (_rows(x[b, :, part], at_) for x, at_ in ((q, at), (k, every), (v, every)))
             weights = (rows @ keys.transpose(1, 2) * scale).softmax(-1)  # [h, R * ROWS, S]
             wrong[part] += judge(weights, values, keep[b, part][:, blocks])
-    return wrong[:, 0] <= wrong[:, 1]
+    return wrong
 
 
 class _Judge:

@@ -26,7 +26,7 @@ import torch
 
 from dittools.attention import takes_samples
 from dittools.corrections.base import Corrected, Correction, SparseCall
-from dittools.corrections.by_head import heads_that_gain, merged
+from dittools.corrections.by_head import errors_by_head, merged
 from dittools.kernels.block_sparse.sample import DRAWS, GOLDEN, Sample, allowed, draw_sample, join_sample
 from dittools.kernels.masks.block_mask import BlockMask
 from dittools.kernels.residual.dispatch import Blocks, residual_attention
@@ -86,15 +86,17 @@ class Sampled(Correction):
 
     def _choose(self, kept: _Heads, plan: Plan, call: AttentionCall, whole: Whole, sparsity: float) -> None:
         """Which heads take a sample from this step on. Waits for the device, once a layer and so many steps."""
-        if plan.rows is None:
-            sample = self._draw(plan.mask, call, sparsity)
-            gain = heads_that_gain(whole(), plan, sample, call.scale, _generator(call)).int()
-        else:  # rows of several plans would not be of one
-            gain = torch.full((whole()[0].shape[2],), 2)
-        gain = call.heads.gather(gain, 0)
-        least, most = int(gain.min()), int(gain.max())
-        kept.step, kept.heads = call.step, gain > 0
-        kept.some = ALL if least > 0 or most > 1 else NONE if most == 0 else SOME
+        sample = self._draw(plan.mask, call, sparsity)
+        wrong = errors_by_head(whole(), plan, sample, call.scale, _generator(call))  # [H, 2]
+        density = plan.density().expand(-1, len(wrong)).mean(0)
+        found = call.heads.gather(torch.cat((wrong, density[:, None]), 1), 0).cpu()
+        # Where heads share a budget, a plan of some heads of each would not keep to it: then all do the same.
+        shared = float(found[:, 2].max() - found[:, 2].min()) > 0.05 * float(found[:, 2].mean())
+        if shared or plan.rows is not None:
+            found = found.sum(0, keepdim=True).expand(len(found), -1)
+        heads = found[:, 0] <= _worth(call) * found[:, 1]
+        kept.step, kept.heads = call.step, heads.to(wrong.device)
+        kept.some = ALL if heads.all() else SOME if heads.any() else NONE
 
     def facts(self, call: AttentionCall) -> dict[str, torch.Tensor]:
         heads = self._kept(call).heads
@@ -151,6 +153,13 @@ class Sampled(Correction):
 def _seed(call: AttentionCall) -> int:
     """Of the draws of a layer, which turn with the step."""
     return (call.seed ^ _SALT) % (1 << 63)
+
+
+def _worth(call: AttentionCall) -> float:
+    """How much larger the squared error of a call with a sample may be: of as many steps as are left, one adds what
+    blocks leave out, which is much the same in each of them, and averages out what a sample misses.
+    """
+    return float(max(1, call.steps - call.step))
 
 
 @dataclass

@@ -9,7 +9,7 @@ from dittools.attention import attend
 from dittools.call_info import CallInfo, Timing
 from dittools.config import Config
 from dittools.corrections import SparseCall
-from dittools.corrections.by_head import heads_that_gain
+from dittools.corrections.by_head import errors_by_head
 from dittools.corrections.fit import Fit
 from dittools.corrections.sampled import ALL, EVERY, NONE, SOME, Sampled
 from dittools.methods.base import StayDense
@@ -64,7 +64,8 @@ def test_spread_heads_gain_by_a_sample_and_sharp_ones_do_not(order, batches):
     one = call(GRID, sampled.sparsity_of_plans(SPARSITY, BLOCK), block=BLOCK)
     plan = Oracle(order=order).plan(q, k, v, one)
     sample = dataclasses.replace(sampled, by_head=False).sample(plan, one, SPARSITY)
-    found = heads_that_gain((q, k, v), plan, sample, SCALE, torch.Generator().manual_seed(1))
+    wrong = errors_by_head((q, k, v), plan, sample, SCALE, torch.Generator().manual_seed(1))
+    found = wrong[:, 0] < wrong[:, 1]
     # In cubes the runs of keys that sharp heads look at are torn apart: there nobody is asked of them.
     assert found[[0, 2]].all() and (order == "cubes" or not found[[1, 3]].any())
 
@@ -108,6 +109,15 @@ def test_what_was_chosen_holds_for_some_steps_and_no_plan_is_made_in_vain(sharp,
         assert done.notes == () and done.computed == 0 and torch.equal(done.out, attend(*flat, plan, SCALE)[0])
     planned(sampled, *flat, step=2 + EVERY, run_cache=cache)
     assert sampled._kept(one).some == ALL
+
+
+def test_heads_that_share_a_budget_do_the_same_and_what_averages_out_over_more_steps_may_be_larger():
+    q, k, v = made([True, False, True], seed=1)
+    _, one, asked = planned(Sampled(), q, k, v, method=Oracle(scope="layer"))
+    assert len(set(Sampled()._kept(one).heads.tolist())) == 1 and len(asked) == (Sampled()._kept(one).some != ALL) + 1
+    q, k, v = torch.randn(3, 1, GRID.tokens, 2, 64, generator=torch.Generator().manual_seed(0))  # a draw, in one call
+    chosen = [Sampled()._kept(planned(Sampled(), q, k, v, step=step)[1]).some for step in (0, 9)]
+    assert chosen[0] == ALL != chosen[1]
 
 
 def test_a_method_that_stays_dense_is_asked_no_more_and_fit_hands_the_choice_on():
