@@ -8,7 +8,7 @@ from dittools.pipelines.tasks import classes
 from dittools.pipelines.tasks.presets import defaults_of, preset_of, presets
 from dittools.pipelines.tasks.values import guidance_of
 
-WITHOUT = {"wan-animate-2", "consisid", "minimax-h3"}  # which diffusers draws with no pipeline class of its own here
+WITHOUT = {"wan-animate-2", "minimax-h3"}  # which diffusers draws with no pipeline class of its own here
 
 
 def test_every_family_has_presets_of_classes_around_its_transformer():
