@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import torch
+from torch.nn import functional
 
 from dittools.kernels.block_sparse.sample import Sample
 from dittools.kernels.masks.block_mask import BlockMask
@@ -47,11 +48,11 @@ def errors_by_head(
     block = torch.arange(key.length, device=q.device) // key.size  # [S]
     judge = _Judge(block, key.count, drawn, counts, sample)
     wrong = torch.zeros(heads, 2, device=q.device)
-    most = max(1, rows_at_a_time(key.length, q.device) // len(positions))
+    most = max(1, rows_at_a_time(key.length, q.device) // (4 * len(positions)))  # heads at a time
     keep = plan.mask.keep.expand(batches, heads, -1, -1)
     for b in range(batches):
-        for some in torch.arange(heads).split(most):
-            part = slice(int(some[0]), int(some[-1]) + 1)
+        for first in range(0, heads, most):  # none, of a rank that has no head
+            part = slice(first, min(first + most, heads))
             at = _tokens(plan.order, positions, b, part)
             every = _tokens(plan.order, None, b, part)
             rows, keys, values = (_rows(x[b, :, part], at_) for x, at_ in ((q, at), (k, every), (v, every)))
@@ -74,11 +75,11 @@ class _Judge:
         each = weights.view(heads, blocks, -1, weights.shape[-1])  # [h, R, rows, S]
         exact = weights @ values
         kept = keep[..., self._block]  # [h, R, S]
-        mass = torch.zeros(*each.shape[:3], self._count, device=weights.device)
-        mass = mass.index_add_(-1, self._block, each).mean(2)  # [h, R, Nk]
+        filled = functional.pad(each.mean(2), (0, self._count * self._key_size - each.shape[-1]))
+        mass = filled.unflatten(-1, (self._count, -1)).sum(-1)  # [h, R, Nk]
         skipped = ~keep.gather(-1, (self._drawn // self._key_size).expand(heads, -1, -1)) & self._there
         # With the sample: its keys weigh what they stand for.
-        many = skipped * (self._sample.weight - 0.0)
+        many = skipped * self._sample.weight
         with_sample = kept.float().scatter_add_(-1, self._drawn.expand(heads, -1, -1), many)
         # With blocks: the best others for as many pairs.
         more = (skipped.sum(-1, keepdim=True) / self._key_size).round()  # [h, R, 1]

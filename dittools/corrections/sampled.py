@@ -94,7 +94,7 @@ class Sampled(Correction):
         shared = float(found[:, 2].max() - found[:, 2].min()) > 0.05 * float(found[:, 2].mean())
         if shared or plan.rows is not None:
             found = found.sum(0, keepdim=True).expand(len(found), -1)
-        heads = found[:, 0] <= _worth(call) * found[:, 1]
+        heads = ~(found[:, 0] > _worth(call) * found[:, 1])  # one whose values are no numbers says nothing
         kept.step, kept.heads = call.step, heads.to(wrong.device)
         kept.some = ALL if heads.all() else SOME if heads.any() else NONE
 

@@ -12,6 +12,7 @@ from dittools.corrections import SparseCall
 from dittools.corrections.by_head import errors_by_head
 from dittools.corrections.fit import Fit
 from dittools.corrections.sampled import ALL, EVERY, NONE, SOME, Sampled
+from dittools.kernels.masks.block_mask import BlockMask
 from dittools.methods.base import StayDense
 from dittools.methods.oracle import Oracle
 from dittools.runtime import Layer, Runtime
@@ -118,6 +119,17 @@ def test_heads_that_share_a_budget_do_the_same_and_what_averages_out_over_more_s
     q, k, v = torch.randn(3, 1, GRID.tokens, 2, 64, generator=torch.Generator().manual_seed(0))  # a draw, in one call
     chosen = [Sampled()._kept(planned(Sampled(), q, k, v, step=step)[1]).some for step in (0, 9)]
     assert chosen[0] == ALL != chosen[1]
+
+
+def test_values_that_are_no_numbers_decide_nothing_and_no_heads_have_no_errors():
+    q, k, v = made([True, True])
+    v[:, 3] = torch.nan
+    assert Sampled()._kept(planned(Sampled(), q, k, v)[1]).some == ALL
+    plan, one, _ = planned(Sampled(by_head=False), q, k, v)
+    sample = Sampled(by_head=False).sample(plan, one, SPARSITY)
+    none = [x[:, :, :0] for x in (q, k, v)]
+    plan = dataclasses.replace(plan, mask=BlockMask(plan.mask.keep[:, :0], plan.mask.query, plan.mask.key))
+    assert errors_by_head(none, plan, sample, SCALE, torch.Generator()).shape == (0, 2)
 
 
 def test_a_method_that_stays_dense_is_asked_no_more_and_fit_hands_the_choice_on():
