@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import statistics
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -35,7 +36,7 @@ class Unordered:
         self._device = device
         self.ordered = self.raster = 0.0
 
-    def __call__(self, call, taken, plan: Plan, out) -> None:
+    def __call__(self, call, taken, plan: Plan, out, sample) -> None:
         if plan.keys is not None or (plan.order is None and plan.key_order is None):
             return
         kernel = choose(*taken, plan.mask, order=plan.order)
@@ -43,7 +44,8 @@ class Unordered:
         found: dict[str, list[float]] = {"ordered": [], "raster": []}
         for _ in range(1 + PAIRS):
             for name, one in (("ordered", plan), ("raster", bare)):
-                found[name].append(once(lambda one=one: attend(*taken, one, call.scale, kernel), self._device) / 1000)
+                attending = partial(attend, *taken, one, call.scale, kernel, sample=sample)
+                found[name].append(once(attending, self._device) / 1000)
         # A kernel may have been compiled in the first pair.
         self.ordered += statistics.median(found["ordered"][1:])
         self.raster += statistics.median(found["raster"][1:])

@@ -35,9 +35,9 @@ class Witness:
         self._layer = layer
         self.seen = False
 
-    def __call__(self, call, taken, plan, out) -> None:
+    def __call__(self, call, taken, plan, out, sample) -> None:
         if call.layer == self._layer:
-            Oracle(*taken, plan.mask, call.scale, plan.order, getattr(plan, "key_order", None)).judge(out)
+            Oracle(*taken, plan.mask, call.scale, plan.order, plan.key_order, sample=sample).judge(out)
             self.seen = True
 
 

@@ -16,6 +16,7 @@ from dittools.clock import StepInfo
 from dittools.config import Config
 from dittools.corrections import SparseCall
 from dittools.kernels.block_sparse.dispatch import check_call
+from dittools.kernels.block_sparse.sample import Sample
 from dittools.kernels.capability import why_not
 from dittools.kernels.choice import choose, why_slower
 from dittools.kernels.clusters.dispatch import check_clusters
@@ -30,8 +31,9 @@ from dittools.run import CachedPlan, Call, KeptOf, Run
 from dittools.sequence import SubCall
 from dittools.tokens import TokenGrid
 
-OnResult = Callable[[AttentionCall, tuple[torch.Tensor, ...], Plan, torch.Tensor], None]
-"""Is told of (call, (q, k, v), plan, output) as soon as the attention of a sparse call is done; ``[B, S, H, D]``."""
+OnResult = Callable[[AttentionCall, tuple[torch.Tensor, ...], Plan, torch.Tensor, Sample | None], None]
+"""Is told of (call, (q, k, v), plan, output, sample) as soon as the attention of a sparse call is done, the keys of a
+sample among what was attended; ``[B, S, H, D]``."""
 
 
 class Planned(NamedTuple):
@@ -199,7 +201,7 @@ class Sparse:
             needs_lse = join is not None or correction is not None
             out, lse = attend(*taken, plan, call.scale, kernel, return_lse=needs_lse, known=True, sample=sample)
         for watch in self._result_watchers:
-            watch(call, taken, plan, out)
+            watch(call, taken, plan, out, sample)
         if join is not None:
             out, lse = join(out, lse)
         if correction is None:

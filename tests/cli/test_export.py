@@ -47,7 +47,7 @@ def test_a_run_from_plans_is_the_exported_one_to_the_bit(cli, tiny_weights, plan
     assert result.code == 0, result.err
     assert np.array_equal(np.load(tmp_path / "a.npy"), np.load(tmp_path / "b.npy"))
     one, two = (json.loads((tmp_path / name).read_text()) for name in ("a.json", "b.json"))
-    assert two["config"] == one["config"] | {"plans": "p.json", "block_size": 64}
+    assert two["config"] == one["config"] | {"plans": "p.json", "block_size": 64, "correction": "none"}
     assert any(note.startswith("plans p.json, which method svg2 made with") for note in two["notes"])
     assert two["sparsity"] == one["sparsity"] and two["method"] == "svg2"
     assert [one["cache"][key] for key in ("name", "reused_steps")] == [

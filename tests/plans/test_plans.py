@@ -337,7 +337,7 @@ def test_a_run_that_ranks_shared_is_not_exported_and_plans_are_cut_for_ranks(pat
     exported(path, method="draft", share_branches=False)
     whole = Drawer(plans=str(path))
     seen = []
-    whole.runtime.result_watchers.append(lambda call, taken, plan, out: seen.append((call, taken, plan)))
+    whole.runtime.result_watchers.append(lambda call, taken, plan, out, sample: seen.append((call, taken, plan)))
     whole.draw()
     call, (q, _, _), plan = next(one for one in seen if one[0].layer == 2 and one[0].step == 3)
     ranks = Ranks()
