@@ -154,17 +154,19 @@ def join_sample(tensors, out, lse, mask, order, sample: Sample, scale: float) ->
     most = max(1, rows_at_a_time(count, q.device) // (batches * heads))
     every = torch.arange(queries)
     for draw in range(min(draws, mask.query.count)):
-        keys, values = (rows_of(x, _tokens(order, sample.positions[draw])) for x in (k, v))  # [lanes, n, D]
+        keys, values = (rows_of(x, _tokens(order, sample.positions[draw])).float() for x in (k, v))  # [lanes, n, D]
         seen = sample.counts[draw] if taken is None else sample.counts[draw].minimum(taken)
-        past = number >= seen  # [n] or [lanes, n]
+        gone = keep | (number >= seen).expand(len(keep), count)[:, None]
+        added = torch.where(gone, -torch.inf, sample.bias)  # [lanes, Mq, n]
         for some in every[every // mask.query.size % draws == draw].split(most):
             positions = upload(some, q.device)
             tokens = _tokens(order, positions)
-            logits = rows_of(q, tokens).float() @ keys.float().transpose(1, 2) * scale + sample.bias  # [lanes, r, n]
-            gone = keep[:, positions // mask.query.size] | past.expand(len(keep), count)[:, None]
-            logits.masked_fill_(gone, -torch.inf)
-            own = logits.logsumexp(-1, keepdim=True)
-            extra = (logits - own.masked_fill(own.isneginf(), 0.0)).exp() @ values.float()
+            logits = added[:, positions // mask.query.size].baddbmm_(rows_of(q, tokens).float(), keys.mT, alpha=scale)
+            top = logits.amax(-1, keepdim=True)
+            top = top.masked_fill(top.isneginf(), 0.0)  # of a row that sees none
+            weights = logits.sub_(top).exp_()  # [lanes, r, n]
+            total = weights.sum(-1, keepdim=True)
+            extra, own = weights @ values / total.clamp_min(torch.finfo(total.dtype).tiny), top + total.log()
             at = tokens.expand(batches, heads, -1).flatten(0, 1)  # [lanes, r]
             to = at[..., None].expand(-1, -1, merged.shape[-1])
             both = merge_rows(merged.gather(1, to), merged_lse.gather(1, at), extra, own.squeeze(-1))
