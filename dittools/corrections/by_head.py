@@ -10,7 +10,6 @@ from __future__ import annotations
 from dataclasses import replace
 
 import torch
-from torch.nn import functional
 
 from dittools.kernels.block_sparse.sample import Sample
 from dittools.kernels.masks.block_mask import BlockMask
@@ -75,7 +74,7 @@ class _Judge:
         each = weights.view(heads, blocks, -1, weights.shape[-1])  # [h, R, rows, S]
         exact = weights @ values
         kept = keep[..., self._block]  # [h, R, S]
-        filled = functional.pad(each.mean(2), (0, self._count * self._key_size - each.shape[-1]))
+        filled = torch.nn.functional.pad(each.mean(2), (0, self._count * self._key_size - each.shape[-1]))
         mass = filled.unflatten(-1, (self._count, -1)).sum(-1)  # [h, R, Nk]
         skipped = ~keep.gather(-1, (self._drawn // self._key_size).expand(heads, -1, -1)) & self._there
         # With the sample: its keys weigh what they stand for.
