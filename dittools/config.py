@@ -111,7 +111,7 @@ class Config(Options):
             raise ValueError(f"method {self.method} takes no profile: drop it, or use one of {takers}")
         corrections.CORRECTIONS.check(self.correction)
         corrections.create(self.correction_of(method), self.correction_options)
-        if self.correction not in ("none", corrections.AUTO) and not method.takes_corrections:
+        if self.names_correction and not method.takes_corrections:
             raise ValueError(
                 f"correction {self.correction} makes up for skipped blocks, and method {self.method} takes fewer keys "
                 "instead: use correction none"
@@ -146,11 +146,16 @@ class Config(Options):
 
     def correction_of(self, method: methods.Method) -> str:
         """Name of the correction that runs with a method: the one asked for, else what the method brings along."""
-        if self.correction not in ("none", "auto"):
+        if self.names_correction:
             return self.correction
         from dittools.methods import auto
 
         return auto.CORRECTION if self.picks_correction else method.correction
+
+    @property
+    def names_correction(self) -> bool:
+        """Whether a correction is asked for by its name."""
+        return self.correction not in ("none", "auto")
 
     @property
     def picks_correction(self) -> bool:

@@ -74,7 +74,7 @@ class RunSetup:
         self._note_dense(run, step, clock)
         if config.max_error is not None:
             run.bound = ErrorBound(config.max_error, 1 - config.sparsity)
-        if run.correction is None and config.correction not in ("none", corrections.AUTO):
+        if run.correction is None and config.names_correction:
             run.notes[f"a dense run skips nothing that correction {config.correction} could make up for"] = None
         if config.method != "dense" and config.dense_layers > max(layer.depth for layer in self.layers):
             run.notes[f"dense_layers {config.dense_layers} leaves no layer to run sparse"] = None

@@ -209,9 +209,7 @@ def _check_sparse(family: Family, flags: Any, config: Config, note: Any) -> None
     """Raises BadInput where a method or cache is asked for that the model's attention has no place for."""
     if family.why_not is None:
         return
-    named = (
-        config.method not in ("auto", "dense") or config.cache != "none" or config.correction not in ("none", "auto")
-    )
+    named = config.method not in ("auto", "dense") or config.cache != "none" or config.names_correction
     if named:
         raise BadInput(f"{family.name} draws densely alone, since {family.why_not}: leave --method and --cache out")
     if getattr(flags, "compare_dense", False):

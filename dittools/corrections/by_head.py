@@ -11,9 +11,9 @@ from dataclasses import replace
 
 import torch
 
-from dittools.kernels.block_sparse.sample import Sample
+from dittools.kernels.block_sparse.sample import Sample, tokens_at
 from dittools.kernels.masks.block_mask import BlockMask
-from dittools.kernels.residual.dispatch import rows_at_a_time
+from dittools.kernels.residual.dispatch import rows_at_a_time, rows_of
 from dittools.kernels.upload import upload
 from dittools.methods.base import Plan
 from dittools.selection.sampled import stratified_rows
@@ -36,7 +36,7 @@ def errors_by_head(
         plan: of even blocks, which leaves out the pairs that the sample takes.
         generator: draws the rows.
     """
-    q, k, v = tensors
+    q = tensors[0]
     (batches, _, heads, _), query, key = q.shape, plan.mask.query, plan.mask.key
     blocks = stratified_rows(query.length // query.size, QUERY_BLOCKS, generator)  # whole ones alone
     within = stratified_rows(query.size, ROWS, generator)
@@ -44,17 +44,19 @@ def errors_by_head(
     blocks = upload(blocks, q.device)
     draw = blocks % len(sample.positions)
     drawn, counts = sample.positions[draw], sample.counts[draw]  # [R, n], [R]
-    block = torch.arange(key.length, device=q.device) // key.size  # [S]
-    judge = _Judge(block, key.count, drawn, counts, sample)
+    positions_of_all = torch.arange(key.length, device=q.device)
+    judge = _Judge(positions_of_all // key.size, key.count, drawn, counts, sample)
     wrong = torch.zeros(heads, 2, device=q.device)
     most = max(1, rows_at_a_time(key.length, q.device) // (4 * len(positions)))  # heads at a time
     keep = plan.mask.keep.expand(batches, heads, -1, -1)
     for b in range(batches):
         for first in range(0, heads, most):  # none, of a rank that has no head
             part = slice(first, min(first + most, heads))
-            at = _tokens(plan.order, positions, b, part)
-            every = _tokens(plan.order, None, b, part)
-            rows, keys, values = (_rows(x[b, :, part], at_) for x, at_ in ((q, at), (k, every), (v, every)))
+            order = _of_heads(plan.order, b, part)
+            every = positions_of_all[None, None] if order is None else order.long()
+            mine = (x[b : b + 1, :, part] for x in tensors)
+            at = (tokens_at(order, positions), every, every)
+            rows, keys, values = (rows_of(x, tokens).float() for x, tokens in zip(mine, at, strict=True))
             weights = (rows @ keys.transpose(1, 2) * scale).softmax(-1)  # [h, R * ROWS, S]
             wrong[part] += judge(weights, values, keep[b, part][:, blocks])
     return wrong
@@ -98,24 +100,12 @@ def _error(weights: torch.Tensor, values: torch.Tensor, exact: torch.Tensor) -> 
     return (out - exact).square().sum((1, 2))
 
 
-def _tokens(
-    order: torch.Tensor | None, positions: torch.Tensor | None, batch: int, heads: slice
-) -> torch.Tensor | None:
-    """Tokens at positions of some heads: ``[h or 1, n]``; None: all, in their own order."""
+def _of_heads(order: torch.Tensor | None, batch: int, heads: slice) -> torch.Tensor | None:
+    """The order of some heads of a batch element: ``[1, h or 1, S]``."""
     if order is None:
-        return None if positions is None else positions[None]
-    order = order[batch if len(order) > 1 else 0]
-    order = (order if len(order) == 1 else order[heads]).long()
-    return order if positions is None else order[:, positions]
-
-
-def _rows(x: torch.Tensor, tokens: torch.Tensor | None) -> torch.Tensor:
-    """Rows of ``[S, h, D]`` by tokens ``[h or 1, n]``: fp32 ``[h, n, D]``."""
-    x = x.transpose(0, 1)
-    if tokens is not None:
-        tokens = tokens.expand(len(x), -1)[..., None].expand(-1, -1, x.shape[-1])
-        x = x.gather(1, tokens)
-    return x.float()
+        return None
+    order = order[batch : batch + 1] if len(order) > 1 else order
+    return order if order.shape[1] == 1 else order[:, heads]
 
 
 def merged(sampled: Plan, plain: Plan, heads: torch.Tensor) -> Plan:

@@ -215,7 +215,7 @@ def _name(config: Config, chosen: Mapping[str, Any]) -> str:
     parts += [f"sparsity {config.sparsity:g}"] if config.method != "dense" else []
     if config.cache != caches.NONE:
         parts.append(" ".join((config.cache, *(f"{k} {_short(v)}" for k, v in config.cache_options.items()))))
-    if config.correction not in ("none", "auto"):
+    if config.names_correction:
         parts.append(" ".join((config.correction, *(f"{k} {_short(v)}" for k, v in config.correction_options.items()))))
     elif config.correction == "none" and config.method == "auto":
         parts.append("no correction")

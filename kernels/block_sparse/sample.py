@@ -154,13 +154,13 @@ def join_sample(tensors, out, lse, mask, order, sample: Sample, scale: float) ->
     most = max(1, rows_at_a_time(count, q.device) // (batches * heads))
     every = torch.arange(queries)
     for draw in range(min(draws, mask.query.count)):
-        keys, values = (rows_of(x, _tokens(order, sample.positions[draw])).float() for x in (k, v))  # [lanes, n, D]
+        keys, values = (rows_of(x, tokens_at(order, sample.positions[draw])).float() for x in (k, v))  # [lanes, n, D]
         seen = sample.counts[draw] if taken is None else sample.counts[draw].minimum(taken)
         gone = keep | (number >= seen).expand(len(keep), count)[:, None]
         added = torch.where(gone, -torch.inf, sample.bias)  # [lanes, Mq, n]
         for some in every[every // mask.query.size % draws == draw].split(most):
             positions = upload(some, q.device)
-            tokens = _tokens(order, positions)
+            tokens = tokens_at(order, positions)
             logits = added[:, positions // mask.query.size].baddbmm_(rows_of(q, tokens).float(), keys.mT, alpha=scale)
             top = logits.amax(-1, keepdim=True)
             top = top.masked_fill(top.isneginf(), 0.0)  # of a row that sees none
@@ -176,7 +176,7 @@ def join_sample(tensors, out, lse, mask, order, sample: Sample, scale: float) ->
     return merged, merged_lse.view(lse.shape)
 
 
-def _tokens(order: torch.Tensor | None, positions: torch.Tensor) -> torch.Tensor:
+def tokens_at(order: torch.Tensor | None, positions: torch.Tensor) -> torch.Tensor:
     """Tokens at positions: int64 ``[B or 1, H or 1, n]``."""
     if order is None:
         return positions[None, None]

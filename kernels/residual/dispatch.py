@@ -153,20 +153,16 @@ def residual_attention(
         from dittools.kernels.residual.triton import triton_residual_attention
 
         return triton_residual_attention(q, out, lse, blocks, bias, means, scale)
-    return portable_residual_attention(q, out, lse, blocks, bias, means, scale)[0]
+    return _portable_residual_attention(q, out, lse, blocks, bias, means, scale)
 
 
-def portable_residual_attention(
+def _portable_residual_attention(
     q, out, lse, blocks: Blocks, bias: torch.Tensor, means: Means, scale: float
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """`residual_attention` in plain PyTorch, with the merged LSE.
-
-    Args:
-        bias: fp32 ``[lanes, Mq, Nk]``, or one entry for each of the means; -inf where blocks are kept.
-    """
+) -> torch.Tensor:
+    """`residual_attention` in plain PyTorch, by a bias ``[lanes, Mq, Nk]`` that is -inf where blocks are kept."""
     tokens, heads = out.shape[1:3]
     queries, computed, base, rows = _by_lane(q), _by_lane(out), lse.flatten(0, 1), blocks.rows
-    merged, merged_lse = torch.empty(out.shape, dtype=out.dtype, device=out.device), torch.empty_like(base)
+    merged = torch.empty(out.shape, dtype=out.dtype, device=out.device)
     into = merged.transpose(1, 2)  # [B, H, S, D]
     columns = means.keys.shape[1]
     per = columns // bias.shape[-1]
@@ -178,10 +174,9 @@ def portable_residual_attention(
         extra = (logits - own.masked_fill(own.isneginf(), 0.0)).exp() @ means.values[lane].float()
         if means.shift is not None:
             extra = extra + means.shift[lane][row]
-        into[lane // heads, lane % heads, part], merged_lse[lane, part] = merge_rows(
-            computed[lane, part], base[lane, part], extra, own.squeeze(-1)
-        )
-    return merged, merged_lse.view(lse.shape)
+        one, _ = merge_rows(computed[lane, part], base[lane, part], extra, own.squeeze(-1))
+        into[lane // heads, lane % heads, part] = one
+    return merged
 
 
 def _offsets(partition, device) -> torch.Tensor:
