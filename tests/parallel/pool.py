@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 import traceback
@@ -66,10 +67,26 @@ def _serve(rank: int, store: str, end: Any) -> None:
     dist.init_process_group(
         "gloo", init_method=f"file://{store}", rank=rank, world_size=SIZE, timeout=timedelta(seconds=PATIENCE)
     )
+    gc.freeze()  # what was imported stays
     while (asked := end.recv()) is not None:
         job, args = asked
         try:
             end.send((True, job(*args)))
         except Exception:
             end.send((False, f"rank {rank}\n{traceback.format_exc()}"))
+        _let_go_of_groups()
     dist.destroy_process_group()
+
+
+def _let_go_of_groups() -> None:
+    """End all groups but that of all ranks: each has threads of gloo's, which wake up all the time."""
+    import torch.distributed as dist
+    from torch.distributed import distributed_c10d as state
+
+    from tests.parallel import scenes
+
+    scenes.mesh.cache_clear()
+    for group in list(state._world.pg_map):
+        if group is not dist.group.WORLD:
+            dist.destroy_process_group(group)
+    gc.collect()  # what holds on to them may be a circle
