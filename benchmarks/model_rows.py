@@ -32,7 +32,8 @@ def jobs_of(job: dict[str, Any], settings: list[dict[str, Any]], compiled: bool)
     where = f"{what}, {frames} x {height} x {width} {job['dtype']}"
     jobs = [{**job, "kind": f"dense{way}", "id": f"dense{way}, {where}"} for way in ways]
     for one in settings:
-        how = f"{one['method']} {one['sparsity']:g}" + (f", {job['dense_layers']} dense" if job["dense_layers"] else "")
+        how = f"{one['method']} {one['sparsity']:g}" + (f", {one['correction']}" if "correction" in one else "")
+        how += f", {job['dense_layers']} dense" if job["dense_layers"] else ""
         jobs += [{**job, **one, "kind": f"sparse{way}", "id": f"sparse{way} {how}, {where}"} for way in ways]
     return jobs
 
@@ -57,13 +58,13 @@ def measure_missing(jobs, missing, settings, results: Any, out: Any, make: Any) 
 
     def told(name: str, values: dict[str, Any]) -> None:
         job = by_id[name]
-        label = job["kind"] + (f" {job['method']}" if "method" in job else "")
+        label = " ".join((job["kind"], *(job[name] for name in ("method", "correction") if name in job)))
         out.line(line_of(label, results.add(job, values if "method" in job else {**values, **facts})))
 
     blocks = bench.Blocks(pipe.transformer)
     first = True
     for setting in settings:
-        group = [one for one in jobs if one.get("method") == setting["method"] or (first and "method" not in one)]
+        group = [one for one in jobs if setting.items() <= one.items() or (first and "method" not in one)]
         group = [one for one in group if one["id"] in wanted]
         if group:
             if setting.get("profile") == MEASURED:

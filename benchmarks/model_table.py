@@ -32,7 +32,8 @@ def cost_cells_of(row: dict[str, Any]) -> list[Any]:
     """A row of results as a line of the table of what methods cost besides attention."""
     costs = row["costs"]
     shares = (f"{100 * costs[name]:.1f} %" if name in costs else None for name in COST_COLUMNS[1:-1])
-    return [row["job"]["method"] + _taken(row), *shares, f"{1000 * row['parts']['attention']:.1f}"]
+    made_up = f", {row['job']['correction']}" if "correction" in row["job"] else ""
+    return [row["job"]["method"] + _taken(row) + made_up, *shares, f"{1000 * row['parts']['attention']:.1f}"]
 
 
 def _taken(row: dict[str, Any]) -> str:

@@ -165,6 +165,15 @@ class ModelFlags(f.Common):
             "NAME[:OPTION=VALUE...],...",
         ),
     ] = None
+    correction: Annotated[
+        list[str] | None,
+        f.flag(
+            "--correction",
+            "What makes up for what is skipped, each with every method.  [default: what the method brings]",
+            f.SETTINGS,
+            "NAME[:OPTION=VALUE...],...",
+        ),
+    ] = None
     profile: Annotated[
         str | None,
         f.flag(

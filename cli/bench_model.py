@@ -41,7 +41,11 @@ def measure(flags: ModelFlags, path: Path | None, command: list[str], out: Outpu
     grid = size.grid(*shape)
     if flags.dense_layers >= size.layers:
         raise BadInput(f"--dense-layers {flags.dense_layers} leaves none of {size.layers} layers sparse: give fewer")
-    settings = [settings_of(flags, name) for name in dict.fromkeys(flags.method or [record.method])]
+    settings = [
+        settings_of(flags, name, correction)
+        for name in dict.fromkeys(flags.method or [record.method])
+        for correction in dict.fromkeys(flags.correction or [None])
+    ]
     check_profile(flags, settings)
     device = loading.pick_device(flags.device)
     dtype = loading.pick_dtype(flags.dtype, device)
@@ -80,11 +84,11 @@ def _readable(rows: list[dict[str, Any]]) -> str:
     return f"{text}\n\n{table(COST_COLUMNS, told)}" if told else text
 
 
-def settings_of(flags: ModelFlags, given: str) -> dict[str, Any]:
-    """The settings of a method; `accelerated_by` makes of them what `dittools.accelerate` is given.
+def settings_of(flags: ModelFlags, given: str, correction: str | None = None) -> dict[str, Any]:
+    """The settings of a method with a correction; `accelerated_by` makes of them what `dittools.accelerate` is given.
 
     Raises:
-        BadInput: when the method does not exist, or has no such option.
+        BadInput: when method or correction do not exist, or have no such option.
     """
     from dittools import methods
     from dittools.benchmarks.model_table import MEASURED
@@ -101,6 +105,8 @@ def settings_of(flags: ModelFlags, given: str) -> dict[str, Any]:
         settings["profile"] = flags.profile
     elif use == "needed":
         settings["profile"] = MEASURED
+    if correction is not None:
+        settings["correction"] = correction
     try:
         Config(**{**settings, "method": name, "options": options})
     except ValueError as error:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 VERSION = 1
 BLOCK_SIZES = ("auto", 64, 128)
+ROWS_OF_BOUND = 128
 FREE = ("plans", "strict", "error_rows")
 """What a run may have of its own that goes by the plans of another."""
 
@@ -60,9 +61,10 @@ class Config(Options):
         error_rows: query rows of each sparse call that are computed over all keys as well: the record then has the
             relative error of what attention gives, by layer and step, with its uncertainty. 64 of them cost
             64 / S of a dense call.
-        max_error: relative error of the attention's output that no sparse call may exceed, by exact rows (64 where
+        max_error: relative error of the attention's output that no sparse call may exceed, by exact rows (128 where
             ``error_rows`` is 0): a call above it runs dense and its layer keeps more pairs from then on, and where
-            the error is small it skips more. ``sparsity`` is where layers begin. The host waits for each sparse call.
+            the error is small it skips more. A choice is used for as long as its error stays, whatever ``refresh``
+            says. ``sparsity`` is where layers begin. The host waits for each sparse call.
 
     Raises:
         ValueError: one line that says what was asked and what would be right.
@@ -142,7 +144,7 @@ class Config(Options):
     @property
     def exact_rows(self) -> int:
         """Query rows of a sparse call that are computed exactly."""
-        return self.error_rows or (0 if self.max_error is None else 64)
+        return self.error_rows or (0 if self.max_error is None else ROWS_OF_BOUND)
 
     def correction_of(self, method: methods.Method) -> str:
         """Name of the correction that runs with a method: the one asked for, else what the method brings along."""

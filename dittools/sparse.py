@@ -220,7 +220,7 @@ class Sparse:
         bound = self.run.bound
         before = bound.density(layer)
         why = bound.told(layer, step, estimate(sums.tolist()))
-        if bound.density(layer) != before and self._config.refresh > 1:  # a plan that is kept has the old budget
+        if bound.density(layer) != before:  # a plan that is kept has the old budget
             for key in [key for key in self.run.plans if key[0] == layer]:
                 del self.run.plans[key]
         return why
@@ -317,6 +317,8 @@ class Sparse:
             plan = run.method.plan(q, k, v, call)
             return Planned(plan, plan.share, kept_by_kind(plan, call.grid), True)
         refresh = max(self._config.refresh, run.correction.keeps_plans if run.correction else 1)
+        if run.bound is not None and run.bound.keeps_plan(call.layer):
+            refresh = call.steps + 1
         # In the first step nobody knows yet whether there will be another branch.
         shared = self._config.share_branches and (len(run.branches) > 1 or call.step == run.first_step)
         alone = None if shared else run.plans.pop((call.layer, "", part), None)
@@ -335,7 +337,9 @@ class Sparse:
         by_kind = kept_by_kind(plan, call.grid)
         # What reads nothing is the same in all branches, and need not be told.
         leader = run.shared.leader if shared and run.shared is not None and not run.method.reads else None
-        if refresh > 1 or shared:
+        if run.bound is not None:
+            run.bound.planned(call.layer)
+        if refresh > 1 or shared or run.bound is not None:
             packed = compact(plan, q.shape, run.layers)
             made = CachedPlan(call.step, leader or call.branch, shape, packed, plan.share, by_kind)
             run.plans[place] = made

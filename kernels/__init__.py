@@ -21,6 +21,7 @@ _HOME = {
     "dense_attention": "dense",
     "dense_kernel_name": "dense",
     "draw_sample": "block_sparse.sample",
+    "draw_samples": "block_sparse.sample",
     "from_keep": "block_sparse.lists",
     "from_mass": "block_sparse.lists",
     "from_top_k": "block_sparse.lists",

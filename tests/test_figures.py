@@ -282,3 +282,31 @@ def test_ways_to_deal_heads_stand_in_one_cell_for_each_layout(tmp_path):
     assert lines[2] == "| wan | nabla | 0.200 | 0.100 | 0.900 | 0.500 |"
     assert lines[3].startswith("| wan, 40 heads a layer | 8: `ulysses:8` | 64: `ulysses:8,ring:8` | worst of 8 |")
     assert lines[5] == ("| nabla | 1.300 / 1.100 / 1.000 | 1.400 / 1.100 / 1.000 | 2.00 / 1.50 / 1.25 | 1.30x |")
+
+
+def test_true_errors_stand_beside_told_ones_and_bounds_beside_what_is_above_them(tmp_path):
+    run = {"cells": [[3, 1, 0.1, 0.11, 0.01], [4, 1, 0.2, 0.1, 0.01], [5, 1, 0.0, 0.0, 0.0]], "largest_error": 0.2,
+           "above_bound": 1}  # fmt: skip
+    row = {"sharper": {"factor": 64.0, "heads": 1, "best_block": [0.95, 0.1]}, "psnr": "inf", "skipped": None,
+           "skipped_of_all": 0.4, "error": 0.15, "runs": [run],
+           "setting": {"method": "adaspa", "sparsity": 0.8, "correction": "none", "max_error": 0.19}}  # fmt: skip
+    facts = {"size": [81, 480, 832], "steps": 16, "prompts": ["a star"], "seeds": [0]}
+    (tmp_path / "errors_h200_x.json").write_text(json.dumps(result([row], **facts)))
+    page = figures.filled("<!-- errors -->\n<!-- end -->", tmp_path)
+    line = next(line for line in page.splitlines() if "adaspa" in line)
+    assert line == (
+        "| x 64 in 1 heads | 95 % | adaspa 0.8 | none | 0.19 | 1 of 3 | inf | 0.150 | 0.200 |  | 0.400 | 36 % | 50 % |"
+    )
+
+
+def test_methods_stand_with_and_without_a_correction_best_first(tmp_path):
+    lines = {"draft order cubes, sparsity 0.8": 30.0, "svg, sparsity 0.8": 29.0, "svg, sparsity 0.9, sampled": 41.5}
+    (tmp_path / "report_equal_pairs_480p.json").write_text(json.dumps(report_result(lines, [])))
+    page = figures.filled("<!-- report_equal_pairs_480p -->\n<!-- end -->", tmp_path)
+    assert page.splitlines()[1:5] == [
+        "| method | 0.8: alone | 0.9: sampled |",
+        "| --- | --- | --- |",
+        "| svg | 29.00 | 41.50 |",
+        "| draft order cubes | 30.00 |  |",
+    ]
+    assert "dense, another seed 20.00 dB" in page

@@ -11,7 +11,7 @@ import re
 import sys
 from pathlib import Path
 
-from dittools.tools import figures_bench, figures_reports, findings
+from dittools.tools import figures_bench, figures_errors, figures_reports, findings
 from dittools.tools import figures_blocks as blocks
 
 ROOT = Path(__file__).parent.parent
@@ -33,6 +33,8 @@ RENDER = {
         for name in ("sampled", "default", "one_dense_step", "draws", "sampled_orders")
     },
     "report_svg2_times_480p": blocks.report,
+    "report_equal_pairs_480p": figures_errors.equal_pairs,
+    "errors": figures_errors.errors,
     "recall": blocks.recall,
     "gpu_tests": blocks.gpu_tests,
     "tritons": blocks.tritons,
@@ -59,7 +61,7 @@ RENDER = {
 EVERY_CARD = {
     **{name: name for name in ("kernels", "sample", "hopper", "mass", "kmeans", "antidiagonals", "model")},
     "report_methods": "report_methods",
-    **{name: name for name in ("report_caches_480p", "recall", "gpu_tests", "tritons", "first_use")},
+    **{name: name for name in ("report_caches_480p", "recall", "gpu_tests", "tritons", "first_use", "errors")},
     "method_costs": "model",
     "in_short": "model",
 }  # fmt: skip
@@ -67,6 +69,7 @@ TOGETHER = {
     "report_methods": figures_reports.together,
     **dict.fromkeys(("report_caches_480p", "recall", "gpu_tests", "tritons", "first_use"), blocks.all_at_once),
     "in_short": lambda results: blocks.all_at_once(blocks.by_card(results)),
+    "errors": list,
 }
 
 

@@ -232,7 +232,12 @@ def _place(row: dict) -> tuple:
 def _how(row: dict) -> str:
     job = row["job"]
     first = job.get("dense_layers")
-    return f"{job['method']} {job['sparsity']:g}" + (f", first {first} dense" if first else "")
+    return _setting(job) + (f", first {first} dense" if first else "")
+
+
+def _setting(job: dict) -> str:
+    """Method, sparsity, and the correction where one was named."""
+    return f"{job['method']} {job['sparsity']:g}" + (f", {job['correction']}" if "correction" in job else "")
 
 
 def _model_row(place: tuple, how: str, rows: dict[str, dict]) -> list:
@@ -271,7 +276,7 @@ def costs(result: dict) -> tuple[list[str], list[list]]:
         model, pixels, tokens, _ = _place(row)
         shares = (f"{100 * row['costs'][name]:.1f} %" if name in row["costs"] else "" for name in COSTS)
         rows.append([
-            f"{row['job']['method']} {row['job']['sparsity']:g}", model, pixels, f"{tokens:,}" if tokens else "",
+            _setting(row["job"]), model, pixels, f"{tokens:,}" if tokens else "",
             f"{1000 * row['parts']['attention']:.1f}", *shares,
         ])  # fmt: skip
     return head, rows

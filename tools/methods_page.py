@@ -76,8 +76,8 @@ def measured(name: str, folder: Path) -> str:
     """What the committed results say of a method or correction, in a line each; a table is in measured/methods.md."""
     lines, beside = [], []
     for path in sorted(folder.glob("*.json")):
-        if path.name.startswith("report_caches"):
-            continue  # whose rows without a cache are of fewer prompts than those of other reports
+        if path.name.startswith(("report_caches", "report_equal_pairs")):
+            continue  # the rows without a cache, or all, are of fewer prompts than those of other reports
         result = json.loads(path.read_text())
         if path.name.startswith("report_methods"):
             beside.append(result)

@@ -3,7 +3,7 @@
 The softmax over all keys is a sum of large weights, which a method looks for, and of many small ones that vary little:
 of those a sample says most. r keys of a skipped block of n enter with the bias log(n / r), so that mass and output of
 what was skipped are right on average, and what the sample misses is noise that differs from step to step, where what
-blocks alone miss is the same. Steps that follow on one another draw keys far apart (`draw_sample`), so that what they
+blocks alone miss is the same. Steps that follow on one another draw keys far apart (`draw_samples`), so that what they
 miss averages out faster than by chance, and query blocks take turns at several draws of a step, so that they do not
 all miss the same. Draws are those of all heads and guidance branches of a step. Pairs with sampled keys were computed,
 and count: of a budget, ``share`` is spent on them.
@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
@@ -27,7 +27,7 @@ import torch
 from dittools.attention import takes_samples
 from dittools.corrections.base import Corrected, Correction, SparseCall
 from dittools.corrections.by_head import errors_by_head, merged
-from dittools.kernels.block_sparse.sample import DRAWS, GOLDEN, Sample, allowed, draw_sample, join_sample
+from dittools.kernels.block_sparse.sample import DRAWS, GOLDEN, Sample, allowed, draw_samples, join_sample
 from dittools.kernels.masks.block_mask import BlockMask
 from dittools.kernels.residual.dispatch import Blocks, residual_attention
 from dittools.kernels.residual.sample import sampled_keys
@@ -121,8 +121,16 @@ class Sampled(Correction):
         return call.run_cache.get_or_make((self, call.layer), _Heads)
 
     def _draw(self, mask: BlockMask, call: AttentionCall, sparsity: float) -> Sample:
-        per, device = self.keys_of(mask.key.size, sparsity), mask.kv_blocks()[0].device
-        return draw_sample(mask.key, per, _seed(call), call.step, device, draws=self.draws)
+        per = self.keys_of(mask.key.size, sparsity)
+        drawn = call.run_cache.get_or_make((self, mask.key, per), _Drawn)
+        if drawn.step != call.step:
+            drawn.step, drawn.samples = call.step, {}
+        if (seed := _seed(call)) not in drawn.samples:
+            drawn.seeds[seed] = None
+            seeds = tuple(one for one in drawn.seeds if one not in drawn.samples)
+            made = draw_samples(mask.key, per, seeds, call.step, mask.kv_blocks()[0].device, draws=self.draws)
+            drawn.samples.update(zip(seeds, made, strict=True))
+        return drawn.samples[seed]
 
     def correct(self, done: SparseCall) -> Corrected:
         mask, out = done.plan.mask, done.out
@@ -134,7 +142,7 @@ class Sampled(Correction):
                     return Corrected(out)
                 tensors = done.q, done.k, done.v
                 out, _ = join_sample(tensors, out, done.lse, mask, done.plan.order, sample, done.call.scale)
-            per, computed = sample.per, _computed_of_blocks(done.plan, sample)
+            per, computed = sample.per, _computed_of_blocks(done.plan, sample, self._kept(done.call).step)
         else:
             sample, size = None, done.call.block_size
             rate = self.keys_of(size, done.sparsity) / size
@@ -171,28 +179,39 @@ class _Heads:
     some: str = ALL
 
 
+@dataclass
+class _Drawn:
+    """Samples of a step. What layers draw is drawn for all that were there before at once: few small kernels."""
+
+    step: int | None = None
+    seeds: dict[int, None] = field(default_factory=dict)
+    samples: dict[int, Sample] = field(default_factory=dict)
+
+
 def _generator(call: AttentionCall) -> torch.Generator:
     """Of the rows on which heads are judged."""
     return torch.Generator().manual_seed((call.generator.initial_seed() ^ _SALT) % (1 << 63))
 
 
-def _computed_of_blocks(plan: Plan, sample: Sample) -> torch.Tensor:
-    """Share of the pairs that a mask skips which are with keys of a sample: a scalar tensor, kept with the plan."""
-    known = plan.made.get("sampled")
-    if known is not None and known[0] is sample:
-        return known[1]
+def _computed_of_blocks(plan: Plan, sample: Sample, heads: int | None) -> torch.Tensor:
+    """Share of the pairs that a mask skips which are with keys of a sample: a scalar tensor, kept with the plan.
+
+    Args:
+        heads: the step in which those that take it were chosen.
+    """
+    place = f"sampled {sample.per} by heads of step {heads}"
+    if place in plan.made:
+        return plan.made[place]
     mask, per = plan.mask, sample.per
     kept, last = mask.kv_blocks()[0], mask.key.count - 1  # [B or 1, H or 1, Mq]
     has_last = (mask.kept_bits()[..., last // 32] >> (last % 32)) & 1
-    row = torch.arange(mask.query.count, device=kept.device)
-    drawn = sample.counts.long()[row % len(sample.counts)]  # [Mq]
-    # Of the last block, which may be ragged, fewer may be drawn.
-    seen = drawn - kept * per + has_last * (per * mask.key.count - drawn)
+    # Of the last block, which may be ragged, fewer are drawn: so many on average over steps.
+    fewer = per * (1 - (mask.key.length - last * mask.key.size) / mask.key.size)
+    seen = per * (mask.key.count - kept) - fewer * (1 - has_last)
     if sample.taken is not None:  # all of them, or none
         seen = seen * (sample.taken > 0)[..., None]
-    share = _share(plan, (seen * mask.query.sizes(kept.device)).sum(-1).double())
-    plan.made["sampled"] = sample, share
-    return share
+    plan.made[place] = _share(plan, (seen * mask.query.sizes(kept.device)).sum(-1).double())
+    return plan.made[place]
 
 
 def _computed_of_clusters(plan: Plan, per: int) -> torch.Tensor:

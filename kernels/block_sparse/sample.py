@@ -65,7 +65,6 @@ class Sample:
         return self.positions[draw, :count]
 
 
-@lru_cache(maxsize=8)
 def draw_sample(
     key: Partition,
     per: int,
@@ -75,10 +74,24 @@ def draw_sample(
     *,
     draws: int = DRAWS,
 ) -> Sample:
+    """`draw_samples` with one seed."""
+    return draw_samples(key, per, (seed,), turn, device, draws=draws)[0]
+
+
+@lru_cache(maxsize=8)
+def draw_samples(
+    key: Partition,
+    per: int,
+    seeds: tuple[int, ...],
+    turn: int = 0,
+    device: torch.device | str = "cpu",
+    *,
+    draws: int = DRAWS,
+) -> tuple[Sample, ...]:
     """Draw ``per`` keys of each block by numbers of the host: every head, guidance branch and rank gets the same.
 
     Args:
-        seed: of what belongs together.
+        seeds: each of what belongs together, such as a layer. Those of many layers cost little more than one.
         turn: of the draws with one seed. They shift each point of the first by so many golden sections of its stretch,
             so that those which follow on one another fall far apart, and their mean nears that of all keys faster than
             that of as many free draws. Each turn by itself is as random as the first.
@@ -93,19 +106,23 @@ def draw_sample(
     stretch = key.size / per
     count = -(-key.length * per // key.size)  # stretches with a key
     draws = 1 << (max(1, min(draws, int(stretch))).bit_length() - 1)
-    made = torch.Generator().manual_seed(seed)
-    points = (torch.rand(count, generator=made, dtype=torch.float64) + turn * GOLDEN) % 1
-    # Which of its parts each draw has in a stretch: d -> (odd * d + first) mod draws.
-    first = torch.randint(draws, (2, count), generator=made)
-    numbers = upload(torch.stack((points, first[0].double(), first[1] // 2 * 2 + 1.0)), torch.device(device))
+    drawn = []
+    for seed in seeds:
+        made = torch.Generator().manual_seed(seed)
+        points = (torch.rand(count, generator=made, dtype=torch.float64) + turn * GOLDEN) % 1
+        # Which of its parts each draw has in a stretch: d -> (odd * d + first) mod draws.
+        first = torch.randint(draws, (2, count), generator=made)
+        drawn.append(torch.stack((points, first[0].double(), first[1] // 2 * 2 + 1.0)))
+    numbers = upload(torch.stack(drawn, 1), torch.device(device))  # [3, seeds, count]
     with torch.inference_mode(False):
-        points, first, odd = numbers.clone()
+        points, first, odd = numbers.clone()[:, :, None]
         parts = (torch.arange(draws, device=device)[:, None] * odd + first) % draws
         points = (points + parts / draws) % 1
-        positions = ((torch.arange(count, device=device) + points) * stretch).long()
+        positions = ((torch.arange(count, device=device) + points) * stretch).long()  # [seeds, draws, count]
         there = positions < key.length  # only of the last stretch some are not
-        before = positions.roll(1, 1) if count > 1 else torch.zeros_like(positions)
-        return Sample(torch.where(there, positions, before), there.sum(1).int(), per, stretch)
+        before = positions.roll(1, 2) if count > 1 else torch.zeros_like(positions)
+        positions, counts = torch.where(there, positions, before), there.sum(2).int()
+        return tuple(Sample(one, many, per, stretch) for one, many in zip(positions, counts, strict=True))
 
 
 def allowed(size: int) -> list[int]:

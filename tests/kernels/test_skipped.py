@@ -7,7 +7,7 @@ from places import GPU, everywhere, no_sync
 from test_clustered import random_clusters
 
 from dittools.kernels import block_sparse_attention
-from dittools.kernels.block_sparse.sample import draw_sample
+from dittools.kernels.block_sparse.sample import draw_sample, draw_samples
 from dittools.kernels.masks.block_mask import Partition
 from dittools.kernels.residual.dispatch import Blocks, calibrate_at_centroid, residual_attention, summarise
 from dittools.kernels.residual.naive import naive_residual_attention
@@ -128,7 +128,7 @@ def test_turns_are_uniform_each_and_their_mean_nears_that_of_all_keys_faster_tha
     expected = 200 * per / key.size
     assert (first_turn_or_later - expected).abs().max() < 5 * expected**0.5
     again = draw_sample(key, per, 3, 4)
-    assert torch.equal(again.positions, draw_sample.__wrapped__(key, per, 3, 4).positions)
+    assert torch.equal(again.positions, draw_samples.__wrapped__(key, per, (3,), 4)[0].positions)
 
 
 @pytest.mark.parametrize("size,per", [(16, 2), (16, 1), (64, 32), (128, 2), (24, 4)])

@@ -254,13 +254,17 @@ def test_sampled_pairs_are_counted(kind):
         per = max(1, round(Sampled().keys_of(size, 0.7) / size * key.length / key.count))
         drawn = ((~keep & (sizes > 0)[..., None, :]).sum(-1) * per * rows).sum(-1).double()
     else:
-        sample = Sampled().sample(plan, call(), 0.7)
-        blocks = [sample.seen(row) // key.size for row in range(plan.mask.query.count)]
-        seen = torch.stack([(~keep)[..., row, at].sum(-1) for row, at in enumerate(blocks)], -1)
-        drawn = (seen * rows).sum(-1).double()
+        counted = []
+        for step in range(40):
+            sample = Sampled().sample(plan, call(step), 0.7)
+            blocks = [sample.seen(row) // key.size for row in range(plan.mask.query.count)]
+            seen = torch.stack([(~keep)[..., row, at].sum(-1) for row, at in enumerate(blocks)], -1)
+            counted.append((seen * rows).sum(-1).double())
+        drawn = torch.stack(counted).mean(0)  # of a ragged block not as many in each step
     pairs = GRID.tokens**2
     kept = plan.density().double()
-    assert float((kept + (1 - kept) * done.computed).mean()) == pytest.approx(float((kept + drawn / pairs).mean()))
+    told, true = kept + (1 - kept) * done.computed, kept + drawn / pairs
+    assert float(told.mean()) == pytest.approx(float(true.mean()), rel=1e-6 if kind == "clusters" else 1e-4)
 
 
 @pytest.mark.parametrize("sparsity", [0.5, 0.8, 0.9, 0.95])
