@@ -6,6 +6,7 @@ import dataclasses
 import warnings
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dittools.cli.member import Member
@@ -14,6 +15,7 @@ from dittools.pipelines.families import find_family
 from dittools.pipelines.parallel import setup
 from dittools.pipelines.parallel.plans import needs_ours
 from dittools.pipelines.parallel.setup import Spec
+from dittools.pipelines.weights import EMBEDDED
 
 if TYPE_CHECKING:
     from dittools.cli.generation import Chosen
@@ -24,11 +26,12 @@ MOST_ON_A_CPU = 64
 """Processes: more of them only take each other's time."""
 
 
-def spec_of(flags: Any, member: Member | None) -> Spec | None:
+def spec_of(flags: Any, member: Member | None, general: bool = False) -> Spec | None:
     """How the ranks of this command share its video, by its flags alone; None for one process.
 
     Args:
         member: this process, where others were started beside it.
+        general: whether a whole call of a pipeline of any class draws it.
 
     Raises:
         BadInput: for flags that do not go together, or with the model.
@@ -43,7 +46,7 @@ def spec_of(flags: Any, member: Member | None) -> Spec | None:
     world = member.place.size if member is not None else flags.gpus or 1
     if world == 1 and flags.parallel is None:
         return None
-    spec = setup.parse(flags.parallel, world, _heads(flags))
+    spec = setup.parse(flags.parallel, world, _heads(flags, general))
     if spec.ranks == 1:
         return None
     setup.check_guidance(spec, flags.guidance)
@@ -61,10 +64,12 @@ def check_config(config: Config) -> None:
         )
 
 
-def _heads(flags: Any) -> int | None:
+def _heads(flags: Any, general: bool) -> int | None:
     from dittools.cli.flag_checks import weights_folder
 
-    return setup.heads_of(find_family(flags.model), weights_folder(flags))
+    whole = general and flags.weights != EMBEDDED
+    folder = Path(flags.weights).expanduser() if whole else weights_folder(flags)
+    return setup.heads_of(find_family(flags.model), folder)
 
 
 def on_device(flags: Any, member: Member) -> Any:
@@ -74,6 +79,13 @@ def on_device(flags: Any, member: Member) -> Any:
     if loading.pick_device(flags.device).type == "cpu":
         return flags
     return dataclasses.replace(flags, device=f"cuda:{member.place.local}")
+
+
+def check_family(spec: Spec, request: Request) -> None:
+    """Refuse ranks for a model that cannot be split, before any is started. Raises BadInput."""
+    setup.check_diffusers(spec, request.family)
+    if request.weights is not None:
+        setup.check_folder(spec, request.family, request.weights.folder)
 
 
 def launch(request: Request, spec: Spec, command: Sequence[str]) -> int:
@@ -161,6 +173,9 @@ class Together:
         setup.check_folder(self.spec, self._family, chosen.folder)
         shot = chosen.scene.shot
         setup.check_guidance(self.spec, shot.guidance)
+        if chosen.scene.task is not None:  # whose pictures may bring tokens of their own, and the call decides sizes
+            self._uneven = self.spec.ulysses == 1 or self.spec.ring == 1
+            return
         grid = grid_of(self._family, chosen.folder, shot.frames, shot.height, shot.width)
         heads = setup.heads_of(self._family, chosen.folder)
         gloo = self._world.device.type == "cpu"

@@ -338,7 +338,9 @@ def test_sparse_and_compared_with_dense(draw):
         ("wan-i2v", ("--image", "a.png", "--set", "latents=1"), "no value that a command line can hold"),
         ("wan-i2v", ("--image", "a.png", "--strength", "2"), "--strength must be above 0 and at most 1, got 2"),
         ("wan-i2v", ("--image", "a.png", "--fps", "0"), "--fps must be above 0"),
-        ("wan-i2v", ("--image", "a.png", "--gpus", "2"), "leave --gpus and --parallel out"),
+        ("wan-i2v", ("--image", "a.png", "--gpus", "2", "--seeds", "1", "2"), "several GPUs share one video"),
+        ("wan-i2v", ("--image", "a.png", "--gpus", "7", "--parallel", "ulysses:7"), "at most ulysses:"),
+        ("wan-i2v", ("--image", "a.png", "--gpus", "2", "--max-error", "0.1"), "max_error 0.1 is held on one device"),
     ],
 )
 def test_what_a_pipeline_does_not_take_is_said_before_weights_are_loaded(

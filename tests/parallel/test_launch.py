@@ -136,6 +136,23 @@ def test_two_ranks_draw_what_one_draws_and_the_first_one_speaks(together, tiny_w
     assert json.loads(Path("one.json").read_text())["parallel"] is None
 
 
+def test_two_ranks_draw_on_from_a_picture_as_one_does(together, tmp_path, tmp_path_factory):
+    from tests.cli.tasks_tiny import picture, saved
+
+    weights = saved("wan-i2v", tmp_path_factory.mktemp("weights"))
+    picture(tmp_path / "a.png")
+    asked = ("--prompt", "a red circle", "--image", "a.png", "--method", "gna", "--sparsity", 0.5)
+    code, out, err = together(*asked, "-o", "two.npy", weights=weights)
+    assert code == 0 and errors(err) == [] and out == "two.npy\n", err
+    assert left(tmp_path) == ["a.png", "two.json", "two.npy"]
+    record = json.loads(Path("two.json").read_text())
+    assert record["parallel"]["ranks"] == 2 and record["task"]["pipeline"] == "WanImageToVideoPipeline"
+    assert record["calls"]["dense"] + record["calls"]["sparse"] == record["calls"]["expected"]
+    alone = ("generate", "--weights", weights, *SMALL, *asked, "-o", "one.npy", "-q", "--device", "cpu")
+    assert main.main([str(part) for part in alone]) == 0
+    assert abs(np.load("one.npy").astype(int) - np.load("two.npy").astype(int)).max() <= 1
+
+
 @pytest.mark.parametrize(
     ("fault", "code", "line"),
     [
