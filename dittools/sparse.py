@@ -369,8 +369,12 @@ class Sparse:
                 tokens.whole("q", "k", "v")
             return q, k, v
 
-        # A plan that goes to a file or to another rank does not tell of heads that differ.
-        if run.correction is None or run.shared is not None or run.recorded is not None:
+        if run.correction is None:
+            return make()
+        if run.shared is not None or run.recorded is not None:
+            if run.correction.differs_by_head:
+                why = "is told to another rank" if run.recorded is None else "goes to a file"
+                run.notes[f"{run.correction.name}: all heads alike, as a plan that {why} tells of none"] = None
             return make()
         return run.correction.plan(make, call, whole, self._asked(call.layer))
 

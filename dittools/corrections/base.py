@@ -77,6 +77,11 @@ class Correction(Options):
         """For how many steps a plan has to stay what it is; 1 asks for nothing."""
         return 1
 
+    @property
+    def differs_by_head(self) -> bool:
+        """Whether `plan` gives other plans than the method's own, by what heads gain."""
+        return False
+
     def sparsity_of_plans(self, sparsity: float, block_size: int) -> float:
         """What a method is asked to skip, so that with the pairs this computes ``sparsity`` of all are skipped."""
         return sparsity

@@ -54,6 +54,10 @@ class Sampled(Correction):
     draws: int = option(DRAWS, "different draws in a step, at which query blocks take turns, at most", min=1)
     by_head: bool = option(True, "heads that are nearer to dense without a sample do without")
 
+    @property
+    def differs_by_head(self) -> bool:
+        return self.by_head
+
     def sparsity_of_plans(self, sparsity: float, block_size: int) -> float:
         rate = self.keys_of(block_size, sparsity) / block_size
         return min(1.0, sparsity / (1 - rate))

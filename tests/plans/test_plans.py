@@ -164,6 +164,8 @@ def test_a_call_that_stayed_dense_stays_dense_and_one_that_was_run_again_is_not(
 def test_a_bound_on_errors_holds_for_other_prompts_too(correction, path):
     out, _, one = exported(path, method="svg", max_error=0.3, correction=correction)
     assert any("max_error" in reason for reason in one.runtime.run.fallbacks)
+    alike = "sampled: all heads alike, as a plan that goes to a file tells of none"
+    assert (alike in one.runtime.run.notes) == (correction == "sampled")
     again = Drawer(plans=str(path))
     assert torch.equal(again.draw(), out) and again.runtime.run.fallbacks == one.runtime.run.fallbacks
     again.draw(prompt=3)
