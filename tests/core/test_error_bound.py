@@ -85,6 +85,30 @@ def test_a_layer_climbs_as_far_as_its_error_asks_and_comes_down_rung_by_rung():
     assert bound.why_dense(3, 23) and bound.why_dense(3, 22 + PATIENCE) is None
 
 
+def test_a_choice_is_kept_for_as_long_as_its_error_stays():
+    bound = ErrorBound(0.2, 0.2)
+    assert not bound.keeps_plan(0)  # nothing is known of it
+    assert bound.told(0, 0, Estimate(0.15, 0.0)) is None and bound.keeps_plan(0) and not bound.keeps_plan(1)
+    assert bound.told(0, 1, Estimate(0.199, 0.0)) is None and not bound.keeps_plan(0)
+    bound.planned(0)
+    assert not bound.keeps_plan(0)
+    assert bound.told(0, 2, Estimate(0.199, 0.0)) is None and bound.keeps_plan(0)
+
+
+def test_what_another_branch_had_with_the_budget_before_says_nothing_of_the_new_one():
+    bound = ErrorBound(0.1, 0.2)
+    assert bound.told(0, 0, Estimate(0.12, 0.01)) is not None and bound.density(0) > 0.2
+    assert bound.told(0, 0, Estimate(0.05, 0.02)) is None and not bound.keeps_plan(0)
+    assert bound.told(0, 1, Estimate(0.08, 0.01)) is None and bound.keeps_plan(0)
+
+
+def test_calls_with_a_budget_are_read_together():
+    bound = ErrorBound(0.1, 0.2)
+    assert bound.told(0, 0, Estimate(0.08, 0.008)) is None
+    assert bound.told(0, 1, Estimate(0.092, 0.008)) is None  # by itself it might be above
+    assert ErrorBound(0.1, 0.2).told(0, 1, Estimate(0.092, 0.008)) is not None
+
+
 def test_kept_plans_do_not_outlive_their_budget():
     runtime, true = play(max_error=0.3, refresh=100)
     kept = {float(call.density) for call in runtime.run.calls if call.density is not None and call.layer == 1}

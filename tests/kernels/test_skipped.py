@@ -129,6 +129,9 @@ def test_turns_are_uniform_each_and_their_mean_nears_that_of_all_keys_faster_tha
     assert (first_turn_or_later - expected).abs().max() < 5 * expected**0.5
     again = draw_sample(key, per, 3, 4)
     assert torch.equal(again.positions, draw_samples.__wrapped__(key, per, (3,), 4)[0].positions)
+    together = draw_samples(key, per, (7, 3), 4)
+    assert torch.equal(together[1].positions, again.positions) and torch.equal(together[1].counts, again.counts)
+    assert not torch.equal(together[0].positions, again.positions)
 
 
 @pytest.mark.parametrize("size,per", [(16, 2), (16, 1), (64, 32), (128, 2), (24, 4)])

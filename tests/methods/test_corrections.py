@@ -241,6 +241,24 @@ def test_a_sample_taken_by_the_call_is_the_one_merged_after_it(kind):
     torch.testing.assert_close(within, apart.out, atol=1e-5, rtol=1e-4)
 
 
+def test_layers_draw_their_own_keys_anew_in_each_step_whoever_draws_first():
+    plan = plans(*alike(GRID))["blocks"]
+
+    def drawn(layers, steps):
+        one = call()
+        return {
+            (step, layer): Sampled().sample(plan, dataclasses.replace(one, step=step, seed=layer), 0.7).positions
+            for step in steps
+            for layer in layers
+        }
+
+    found, turned = drawn((0, 1), (3, 4)), drawn((1, 0), (3, 4))
+    assert len({tuple(positions.flatten().tolist()) for positions in found.values()}) == 4
+    assert all(torch.equal(found[at], turned[at]) for at in found)
+    late = drawn((1,), (4,))
+    assert torch.equal(late[4, 1], found[4, 1])
+
+
 @pytest.mark.parametrize("kind", ["blocks", "raster", "clusters"])
 def test_sampled_pairs_are_counted(kind):
     q, k, v = alike(GRID, batches=2)
